@@ -1,0 +1,29 @@
+"""The errors that a user can cause: one sentence that says what is wrong and what to do."""
+
+
+class UserError(Exception):
+    """The base of all errors that a user can cause and put right."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read as its authors meant it."""
+
+
+class PictureError(UserError):
+    """A file or an object is not a picture that can be used."""
+
+
+class QuestionError(UserError):
+    """A question cannot be asked, for example because it is empty."""
+
+
+class DeviceError(UserError):
+    """A device does not exist here or cannot run the model."""
+
+
+class OutputError(UserError):
+    """A folder cannot be written, or does not hold a finished conversion."""
+
+
+class SettingsError(UserError):
+    """A setting, such as a precision or a sampling value, is not one that exists here."""

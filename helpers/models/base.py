@@ -1,0 +1,195 @@
+"""The contract that every family keeps, so that nothing else asks which family it has.
+
+A `Processor` knows a checkpoint's pictures, prompts and token ids and has no weights; a pipeline
+on OpenVINO needs nothing else. A `VisionLanguageModel` adds the PyTorch modules. Its `parts` say
+what is exported.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from helpers.checkpoints import Rule, load_tensors, open_tensors, read_config
+from helpers.errors import CheckpointError
+from helpers.images import open_picture
+from helpers.prompts import Message, Template, encode
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a model that becomes one OpenVINO model.
+
+    `module` takes `example_inputs` in their order and returns `outputs` in theirs; tensors that
+    vary in size must not have size 1 in the example. A part with `cache_shape` is the language
+    model: its module takes `past` key and value pairs after the inputs and returns the new ones
+    after its outputs.
+    """
+
+    name: str
+    file: str
+    module: nn.Module
+    example_inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    cache: tuple[int, int, int] | None = None  # layers, key-value heads, head size
+    dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class Processor:
+    """Turn pictures and messages into what a model takes; knows no weights."""
+
+    tokenizer_files: Sequence[str] = ()
+
+    def __init__(self, folder: Path, config: dict) -> None:
+        self.folder = Path(folder)
+        self.config = config
+
+    # What a family says
+
+    @cached_property
+    def tokenizer(self):
+        """The checkpoint's tokenizer, from its own files and without its code."""
+        raise NotImplementedError
+
+    @property
+    def template(self) -> Template:
+        """The words around each turn."""
+        raise NotImplementedError
+
+    @property
+    def image_token_id(self) -> int:
+        """The token that stands where a row of picture features goes."""
+        raise NotImplementedError
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        raise NotImplementedError
+
+    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+        """Turn RGB pictures into what the image encoder takes."""
+        raise NotImplementedError
+
+    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str]:
+        """Return for each picture the special tokens that stand for it in a prompt."""
+        raise NotImplementedError
+
+    # What all families share
+
+    def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Turn pictures, right way up and RGB, into the image encoder's inputs."""
+        return self.pixels([open_picture(picture) for picture in pictures])
+
+    def input_ids(
+        self, messages: Sequence[Message], image_inputs: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the prompt of `messages` as ids (1, length), with room for the pictures."""
+        images = self.image_strings(image_inputs) if image_inputs else []
+        return torch.tensor([encode(self.tokenizer, self.template.pieces(messages), images)])
+
+    def picture_positions(self, input_ids: Tensor) -> Tensor:
+        """Return where rows of picture features go, as booleans shaped as `input_ids`."""
+        return input_ids == self.image_token_id
+
+    def merge(self, input_ids: Tensor, embeddings: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Put the rows of `features` in order at the picture positions of `embeddings`."""
+        positions = self.picture_positions(input_ids)
+        rows = torch.cat(list(features))
+        if int(positions.sum()) != len(rows):
+            raise CheckpointError(
+                f"The prompt has room for {int(positions.sum())} picture tokens, "
+                f"but the image encoder gave {len(rows)}."
+            )
+        merged = embeddings.clone()
+        merged[positions] = rows.to(embeddings.dtype)
+        return merged
+
+
+class VisionLanguageModel(nn.Module):
+    """A checkpoint's PyTorch modules behind the calls that all families share.
+
+    A family builds its modules in `build` (on the meta device, so that no memory is used) and
+    names its tensors in `rules`.
+    """
+
+    processor_class: type[Processor] = Processor
+    language_model: nn.Module
+
+    def __init__(self, config: dict, processor: Processor) -> None:
+        super().__init__()
+        self.config = config
+        self.processor = processor
+        self.build(config)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> "VisionLanguageModel":
+        """Read a checkpoint in its authors' layout; `dtype` None keeps the files' own type."""
+        folder = Path(folder)
+        config = read_config(folder)
+        try:
+            with torch.device("meta"):
+                model = cls(config, cls.processor_class(folder, config))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(
+                f"{folder / 'config.json'} does not describe a model that can be built ({reason})."
+            ) from None
+        load_tensors(model, model.original_tensors(folder), model.rules(), dtype=dtype)
+        return model
+
+    # What a family says
+
+    def build(self, config: dict) -> None:
+        """Create the modules that `config` describes."""
+        raise NotImplementedError
+
+    def rules(self) -> list[Rule]:
+        """Return how the checkpoint's tensors map to the modules."""
+        raise NotImplementedError
+
+    def original_tensors(self, folder: Path) -> dict[str, Tensor]:
+        """Return the checkpoint's tensors by their original names."""
+        return open_tensors(folder)
+
+    def encode_images(self, **image_inputs: Tensor) -> Sequence[Tensor]:
+        """Return picture features; iterating gives (tokens, hidden) for each tile or slice."""
+        raise NotImplementedError
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what is exported, one part at a time, so that each can be freed."""
+        raise NotImplementedError
+
+    # What all families share
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.parameters()).dtype
+
+    def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Turn PIL pictures into the inputs of `encode_images`."""
+        return self.processor.image_inputs(pictures)
+
+    def embed_tokens(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings of tokens, (batch, length, hidden)."""
+        return self.language_model.get_input_embeddings()(input_ids)
+
+    def prepare(self, input_ids: Tensor, features: Sequence[Tensor] | None = None) -> dict:
+        """Return all that `forward` takes for a prompt with these picture features."""
+        embeddings = self.embed_tokens(input_ids)
+        if features is not None:
+            embeddings = self.processor.merge(input_ids, embeddings, features)
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
+        return {
+            "inputs_embeds": embeddings,
+            "attention_mask": mask,
+            "position_ids": mask.cumsum(1) - 1,
+        }
+
+    def forward(self, **prepared):
+        """Return the language model's output (its `logits` and, if asked, its cache)."""
+        return self.language_model(**prepared)

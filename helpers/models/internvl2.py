@@ -1,0 +1,290 @@
+"""InternVL2: tiles, pixel shuffle, an MLP, and one of three language models.
+
+Source of the layout: the authors' `configuration_internvl_chat.py` and `modeling_internvl_chat.py`
+(OpenGVLab/InternVL); the numbers all come from a checkpoint's `config.json`.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    GotOcr2ImageProcessorPil,
+    InternVLConfig,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
+from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+
+from helpers.checkpoints import Rule, read_json
+from helpers.errors import CheckpointError
+from helpers.models.base import Part, Processor, VisionLanguageModel
+from helpers.prompts import Template
+
+# The authors' system message: "You are InternVL, a multimodal large model built by Shanghai AI
+# Laboratory and SenseTime, a helpful and harmless assistant."
+SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+    "是一个有用无害的人工智能助手。"
+)
+
+
+def _chat(system: str, user: str, assistant: str, end: str) -> Template:
+    return Template(f"{system}{SYSTEM}{end}", user, end, assistant, end)
+
+
+_MPT_STYLE = _chat(
+    "<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
+)
+TEMPLATES = {
+    "Hermes-2": _MPT_STYLE,
+    "internlm2-chat": _MPT_STYLE,
+    "phi3-chat": _chat("<|system|>\n", "<|user|>\n", "<|assistant|>\n", "<|end|>"),
+}
+# transforms in the authors' dataset.py: the means and deviations of ImageNet
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class InternVL2Processor(Processor):
+    """Tiles of a fixed size with a thumbnail behind them, and InternVL2's prompts."""
+
+    @cached_property
+    def tokenizer(self):
+        """The tokenizer of the checkpoint's language model."""
+        return Qwen2Tokenizer.from_pretrained(self.folder)
+
+    @property
+    def template(self) -> Template:
+        """The conversation template that `config.json` names."""
+        name = self.config.get("template")
+        if name not in TEMPLATES:
+            known = ", ".join(TEMPLATES)
+            raise CheckpointError(f"The template {name!r} in config.json is none of {known}.")
+        return TEMPLATES[name]
+
+    @cached_property
+    def image_token_id(self) -> int:
+        """The id of `<IMG_CONTEXT>`."""
+        added = self.folder / "added_tokens.json"
+        ids = read_json(added) if added.exists() else self.tokenizer.get_added_vocab()
+        if "<IMG_CONTEXT>" not in ids:
+            raise CheckpointError(f"The tokenizer in {self.folder} has no <IMG_CONTEXT> token.")
+        return ids["<IMG_CONTEXT>"]
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The id of the template's separator, and what the tokenizer itself ends with."""
+        end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end)
+        return sorted({end, self.tokenizer.eos_token_id} - {None})
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """How many rows of features the image encoder gives for one tile."""
+        vision = self.config["vision_config"]
+        side = self.config.get("force_image_size") or vision["image_size"]
+        return int((side // vision["patch_size"] * self.config["downsample_ratio"]) ** 2)
+
+    @cached_property
+    def image_processor(self) -> GotOcr2ImageProcessorPil:
+        """transformers' processor that cuts tiles as InternVL2's `dynamic_preprocess` does."""
+        side = self.config.get("force_image_size") or self.config["vision_config"]["image_size"]
+        return GotOcr2ImageProcessorPil(
+            size={"height": side, "width": side},
+            image_mean=IMAGE_MEAN,
+            image_std=IMAGE_STD,
+            crop_to_patches=self.config["dynamic_image_size"],
+            min_patches=self.config["min_dynamic_patch"],
+            max_patches=self.config["max_dynamic_patch"],
+        )
+
+    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+        """Return `pixel_values` (tiles, 3, side, side) and `tiles`, the number for each picture."""
+        output = self.image_processor(pictures, return_tensors="pt")
+        return {"pixel_values": output["pixel_values"], "tiles": output["num_patches"]}
+
+    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str]:
+        """Return `<img>`, one `<IMG_CONTEXT>` for every row of features, and `</img>`."""
+        rows = [int(tiles) * self.tokens_per_tile for tiles in image_inputs["tiles"]]
+        return ["<img>" + "<IMG_CONTEXT>" * number + "</img>" for number in rows]
+
+
+class InternVL2(VisionLanguageModel):
+    """InternViT, pixel shuffle and MLP, and Qwen2, InternLM2 (as Llama) or Phi-3."""
+
+    processor_class = InternVL2Processor
+
+    def build(self, config: dict) -> None:
+        """Create the image encoder, the projector and the language model."""
+        vision = dict(config["vision_config"])
+        vision_config = InternVLVisionConfig(
+            **{name: vision[name] for name in _VISION_FIELDS if name in vision},
+            attention_bias=vision["qkv_bias"],
+            use_qk_norm=vision["qk_normalization"],
+            layer_scale_init_value=vision.get("initializer_factor", 1.0),
+        )
+        architecture = config["llm_config"]["architectures"][0]
+        if architecture not in LANGUAGE_MODELS:
+            known = ", ".join(LANGUAGE_MODELS)
+            raise CheckpointError(f"The language model {architecture} is none of {known}.")
+        make_config, language_model_class = LANGUAGE_MODELS[architecture]
+        text_config = make_config(config["llm_config"])
+        self.downsample_ratio = config["downsample_ratio"]
+        self.image_encoder = InternVLVisionModel(vision_config)
+        # Tiles always have the size that the model was trained on, so the position table is used
+        # as it is; traced, transformers' own code would resize it at every call.
+        embeddings = self.image_encoder.embeddings
+        embeddings.interpolate_pos_encoding = lambda *_: embeddings.position_embeddings
+        self.projector = InternVLMultiModalProjector(
+            InternVLConfig(
+                vision_config=vision_config,
+                text_config=text_config,
+                downsample_ratio=self.downsample_ratio,
+            )
+        )
+        self.language_model = language_model_class(text_config)
+
+    def rules(self) -> list[Rule]:
+        """Return the names of the image encoder, the projector and the language model."""
+        architecture = self.config["llm_config"]["architectures"][0]
+        if architecture == "InternLM2ForCausalLM":
+            return _VISION_RULES + _internlm2_rules(self.language_model.config)
+        return [*_VISION_RULES, Rule("language_model.{x}", "language_model.{x}")]
+
+    def encode_images(self, pixel_values: Tensor, tiles: Tensor | None = None) -> Tensor:
+        """Return features (tiles, tokens, hidden): drop CLS, shuffle pixels, project."""
+        patches = self.image_encoder(pixel_values).last_hidden_state[:, 1:]
+        return self.projector(pixel_shuffle(patches, self.downsample_ratio))
+
+
+def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:
+    """Join neighbouring patches: (tiles, n * n, width) to (tiles, (n * ratio)^2, width / ratio^2).
+
+    With a ratio of a half, each block of 2 x 2 patches becomes one token whose features stand one
+    behind the other, row by row. (InternVL2's `ps_version` "v2".)
+    """
+    tiles, count, width = patches.shape
+    block = round(1 / ratio)
+    side = round(count**0.5) // block
+    blocks = patches.reshape(tiles, side, block, side, block, width)
+    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(tiles, side * side, block * block * width)
+
+
+# Configs and names
+
+_VISION_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "norm_type",
+    "layer_norm_eps",
+    "hidden_act",
+)
+# transformers reads these itself or under another name
+_NOT_FOR_TEXT = ("architectures", "auto_map", "model_type", "torch_dtype", "rope_scaling")
+
+
+def _text_fields(llm: dict) -> dict:
+    fields = {name: value for name, value in llm.items() if name not in _NOT_FOR_TEXT}
+    return fields | {"tie_word_embeddings": False}  # the authors' config class forces this
+
+
+def _qwen2_config(llm: dict) -> Qwen2Config:
+    return Qwen2Config(**_text_fields(llm))
+
+
+def _internlm2_config(llm: dict) -> LlamaConfig:
+    # "dynamic" rope acts only beyond max_position_embeddings, where no picture prompt reaches.
+    fields = {name: value for name, value in _text_fields(llm).items() if name != "bias"}
+    return LlamaConfig(**fields, attention_bias=llm.get("bias", False), mlp_bias=False)
+
+
+def _phi3_config(llm: dict) -> Phi3Config:
+    fields = _text_fields(llm)
+    if scaling := llm.get("rope_scaling"):
+        fields["rope_parameters"] = {
+            "rope_type": "longrope",  # called "su" when the checkpoint was made
+            "rope_theta": llm["rope_theta"],
+            "short_factor": scaling["short_factor"],
+            "long_factor": scaling["long_factor"],
+            "original_max_position_embeddings": llm["original_max_position_embeddings"],
+        }
+    return Phi3Config(**fields | {"sliding_window": None})
+
+
+LANGUAGE_MODELS = {
+    "Qwen2ForCausalLM": (_qwen2_config, Qwen2ForCausalLM),
+    "InternLM2ForCausalLM": (_internlm2_config, LlamaForCausalLM),
+    "Phi3ForCausalLM": (_phi3_config, Phi3ForCausalLM),
+}
+
+_LAYER = "vision_model.encoder.layers.{n}."
+_NATIVE_LAYER = "image_encoder.encoder.layer.{n}."
+_VISION_RULES = [
+    Rule("vision_model.embeddings.class_embedding", "image_encoder.embeddings.cls_token"),
+    Rule(
+        "vision_model.embeddings.position_embedding", "image_encoder.embeddings.position_embeddings"
+    ),
+    Rule(
+        "vision_model.embeddings.patch_embedding.{x}",
+        "image_encoder.embeddings.patch_embeddings.projection.{x}",
+    ),
+    Rule(
+        _LAYER + "attn.qkv.{x}",
+        [_NATIVE_LAYER + f"attention.{part}_proj.{{x}}" for part in "qkv"],
+    ),
+    Rule(_LAYER + "attn.proj.{x}", _NATIVE_LAYER + "attention.projection_layer.{x}"),
+    Rule(_LAYER + "norm1.{x}", _NATIVE_LAYER + "layernorm_before.{x}"),
+    Rule(_LAYER + "norm2.{x}", _NATIVE_LAYER + "layernorm_after.{x}"),
+    Rule(_LAYER + "ls1", _NATIVE_LAYER + "lambda_1"),
+    Rule(_LAYER + "ls2", _NATIVE_LAYER + "lambda_2"),
+    Rule(_LAYER + "mlp.{x}", _NATIVE_LAYER + "mlp.{x}"),
+    Rule("mlp1.0.{x}", "projector.layer_norm.{x}"),
+    Rule("mlp1.1.{x}", "projector.linear_1.{x}"),
+    Rule("mlp1.3.{x}", "projector.linear_2.{x}"),
+]
+
+
+def _internlm2_rules(config: LlamaConfig) -> list[Rule]:
+    """Return InternLM2's names in Llama's terms.
+
+    `wqkv` is grouped by key-value head: each group holds the query heads that share it, then the
+    key head, then the value head.
+    """
+    groups = config.num_attention_heads // config.num_key_value_heads
+
+    def split(wqkv: Tensor) -> list[Tensor]:
+        heads = wqkv.unflatten(0, (config.num_key_value_heads, groups + 2, config.head_dim))
+        parts = heads.split((groups, 1, 1), dim=1)
+        return [part.flatten(0, 2) for part in parts]
+
+    layer, native = "language_model.model.layers.{n}.", "language_model.model.layers.{n}."
+    return [
+        Rule("language_model.model.tok_embeddings.{x}", "language_model.model.embed_tokens.{x}"),
+        Rule(
+            layer + "attention.wqkv.{x}",
+            [native + f"self_attn.{part}_proj.{{x}}" for part in "qkv"],
+            split=split,
+        ),
+        Rule(layer + "attention.wo.{x}", native + "self_attn.o_proj.{x}"),
+        Rule(layer + "feed_forward.w1.{x}", native + "mlp.gate_proj.{x}"),
+        Rule(layer + "feed_forward.w3.{x}", native + "mlp.up_proj.{x}"),
+        Rule(layer + "feed_forward.w2.{x}", native + "mlp.down_proj.{x}"),
+        Rule(layer + "attention_norm.{x}", native + "input_layernorm.{x}"),
+        Rule(layer + "ffn_norm.{x}", native + "post_attention_layernorm.{x}"),
+        Rule("language_model.model.norm.{x}", "language_model.model.norm.{x}"),
+        Rule("language_model.output.{x}", "language_model.lm_head.{x}"),
+    ]

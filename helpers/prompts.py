@@ -1,0 +1,117 @@
+"""Conversation templates, and how messages become token ids.
+
+Messages are the list of dicts that chat programs share: `{"role": "user", "content": [{"type":
+"image"}, {"type": "text", "text": "..."}]}`; a content that is only text may be a string.
+
+Words of a template that are ordinary text (`USER:` in MobileVLM's) cannot be told from the same
+words in a question; special tokens can, and a question that contains them is encoded as text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from helpers.errors import QuestionError
+
+IMAGE = "<image>"  # where a picture stands in a prompt, before a family puts its tokens there
+
+Message = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a prompt: text of the template, text of a person, or a picture."""
+
+    kind: str  # "template", "text" or "image"
+    text: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """The words around each turn of a conversation.
+
+    A prompt is `system`, then for each turn `user` and its content, `user_end`, `assistant` and
+    its content, `assistant_end`; it ends after the last `assistant`. `image` is what stands for a
+    picture, {i} its number; where a message has several, `images` is used instead. Template text
+    around a picture is written in the same string.
+    """
+
+    system: str
+    user: str
+    user_end: str
+    assistant: str
+    assistant_end: str
+    image: str = IMAGE + "\n"
+    images: str = "Image-{i}: " + IMAGE + "\n"
+
+    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """Return the prompt of `messages`, whose last one is the user's."""
+        pieces = [Piece("template", self.system)]
+        for message in messages:
+            texts, pictures = content_of(message)
+            if message["role"] == "user":
+                pieces += [Piece("template", self.user), *self._image_pieces(pictures)]
+                pieces += [Piece("text", texts), Piece("template", self.user_end + self.assistant)]
+            else:
+                pieces += [Piece("text", texts), Piece("template", self.assistant_end)]
+        return pieces
+
+    def _image_pieces(self, number: int) -> list[Piece]:
+        pieces = []
+        for index in range(number):
+            form = self.image if number == 1 else self.images.format(i=index + 1)
+            before, after = form.split(IMAGE)
+            pieces += [Piece("template", before), Piece("image", IMAGE), Piece("template", after)]
+        return pieces
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt as one string, each picture as `<image>`."""
+        return "".join(piece.text for piece in self.pieces(messages))
+
+
+def content_of(message: Message) -> tuple[str, int]:
+    """Return a message's text and how many pictures it has."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content, 0
+    if not isinstance(content, Sequence) or message.get("role") not in ("user", "assistant"):
+        raise QuestionError("A message needs a role, user or assistant, and a content.")
+    texts = "".join(str(part["text"]) for part in content if part.get("type") == "text")
+    return texts, sum(part.get("type") == "image" for part in content)
+
+
+def user_message(text: str, pictures: int = 0) -> Message:
+    """Return a user's message with `pictures` pictures before its text."""
+    return {
+        "role": "user",
+        "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}],
+    }
+
+
+def encode(tokenizer, pieces: Sequence[Piece], images: Sequence[str]) -> list[int]:
+    """Return the token ids of a prompt; `images` are the strings of special tokens for pictures.
+
+    The prompt is encoded whole, as the authors do, since tokens may span the seams; only a text
+    that contains a special token's own words is encoded by itself, as plain text.
+    """
+    special = set(tokenizer.get_added_vocab())
+    images = iter(images)
+    ids: list[int] = []
+    pending = ""
+    first = True
+
+    def flush(text: str, *, plain: bool = False) -> None:
+        nonlocal first
+        if text:
+            options = {"add_special_tokens": first, "split_special_tokens": plain}
+            ids.extend(tokenizer(text, **options)["input_ids"])
+            first = False
+
+    for piece in pieces:
+        if piece.kind == "text" and any(token in piece.text for token in special):
+            flush(pending)
+            flush(piece.text, plain=True)
+            pending = ""
+        else:
+            pending += next(images) if piece.kind == "image" else piece.text
+    flush(pending)
+    return ids

@@ -1,0 +1,326 @@
+"""Train a small model of one family on the bundled world: `python -m helpers.shapes.training`.
+
+A sample is one picture with several questions, which share the picture's tokens: each question
+sees the picture and itself, at the positions it would have if it were the only one. One sample in
+four is a conversation instead, in which later questions also see the earlier turns.
+
+The pictures grow: training starts with small ones that fit one tile (cheap, and all that is
+needed for shapes, colours and places) and goes on with larger ones that are cut into tiles.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+from transformers.trainer_utils import set_seed
+
+from helpers.checkpoints import BUNDLED, original_tensors, read_config
+from helpers.models import family_of
+from helpers.models.base import Processor, VisionLanguageModel
+from helpers.prompts import user_message
+from helpers.shapes import world
+from helpers.shapes.recipes import RECIPES
+
+WARM_UP = 200  # steps of rising learning rate
+DECAY = 0.35  # of the steps, the last ones: falling learning rate
+SMALL_STAGE = 0.3  # of the steps, the first ones: only pictures of one tile
+LARGE_SHARE = 0.75  # of the batches after that: pictures of several tiles
+CONVERSATIONS = 0.25  # of the samples: several turns
+KIND_WEIGHTS = {
+    "describe": 2,
+    "count": 2,
+    "colour": 1,
+    "shape": 1,
+    "where": 3,
+    "unusual": 2,
+    "word": 2,
+}
+IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
+
+
+# Samples
+
+
+def sample_scene(generator: random.Random, split: str, *, large: bool) -> tuple[world.Scene, int]:
+    """Return a scene and the size of its places in pixels."""
+    if large:
+        return world.random_scene(generator, split), generator.randint(64, 144)
+    if generator.random() < 0.45:
+        return world.random_scene(generator, split, grid=(1, 1), word=0.85), 64
+    return world.random_scene(generator, split, grid=(2, 2), word=0.0), 32
+
+
+def sample_questions(
+    scene: world.Scene, generator: random.Random, number: int
+) -> list[world.Question]:
+    """Return up to `number` different questions about `scene`."""
+    kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
+    questions: dict[str, world.Question] = {}
+    for kind in generator.choices(kinds, weights, k=number):
+        if (question := world.KINDS[kind](scene, generator)) is not None:
+            questions.setdefault(question.text, question)
+    return list(questions.values())
+
+
+def encode_sample(
+    processor: Processor, image_inputs: dict, questions: list[world.Question], *, turns: bool
+) -> dict[str, Tensor]:
+    """Return ids, positions, labels (length) and who sees whom (length, length) of one sample."""
+    tokenizer, stop = processor.tokenizer, processor.stop_token_ids[-1]
+    answers = [tokenizer(q.answer, add_special_tokens=False)["input_ids"] + [stop] for q in questions]
+    first = processor.input_ids([user_message(questions[0].text, 1)], image_inputs)[0]
+    shared = int(processor.picture_positions(first).nonzero().max()) + 1
+    ids, labels = first[:shared].tolist(), [IGNORED] * shared
+    positions, blocks = list(range(shared)), [0] * shared
+    messages: list = []
+    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        if turns and index:
+            messages += [{"role": "assistant", "content": questions[index - 1].answer}]
+            messages += [user_message(question.text)]
+            prompt = processor.input_ids(messages, image_inputs)[0].tolist()[len(ids) :]
+        else:
+            messages = [user_message(question.text, 1)]
+            prompt = processor.input_ids(messages, image_inputs)[0].tolist()[shared:]
+        start = len(ids) if turns else shared
+        ids += prompt + answer
+        labels += [IGNORED] * len(prompt) + answer
+        positions += range(start, start + len(prompt) + len(answer))
+        blocks += [0 if turns else index + 1] * (len(prompt) + len(answer))
+    block = torch.tensor(blocks)
+    sees = (block[None] == block[:, None]) | (block[None] == 0)
+    return {
+        "input_ids": torch.tensor(ids),
+        "position_ids": torch.tensor(positions),
+        "labels": torch.tensor(labels),
+        "sees": sees.tril(),
+    }
+
+
+def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad samples to one length; padding sees itself, so that no row of attention is empty."""
+    length = max(len(sample["input_ids"]) for sample in samples)
+    padding = {"input_ids": 0, "position_ids": 0, "labels": IGNORED}
+    batch = {
+        name: torch.stack([_pad(sample[name], length, value) for sample in samples])
+        for name, value in padding.items()
+    }
+    sees = torch.eye(length, dtype=torch.bool).repeat(len(samples), 1, 1)
+    for row, sample in zip(sees, samples, strict=True):
+        size = len(sample["sees"])
+        row[:size, :size] = sample["sees"]
+    return batch | {"sees": sees[:, None]}
+
+
+def _pad(values: Tensor, length: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, length - len(values)), value=value)
+
+
+class Batches(IterableDataset):
+    """Training batches, each drawn from its own step's seed, so that training can resume."""
+
+    def __init__(self, processor: Processor, *, start: int, steps: int, batch: int, seed: int):
+        self.processor, self.start, self.steps = processor, start, steps
+        self.batch, self.seed = batch, seed
+
+    def __iter__(self) -> Iterator[dict]:
+        torch.set_num_threads(1)
+        for step in range(self.start, self.steps):
+            generator = random.Random(f"{self.seed} {step}")
+            late = step >= SMALL_STAGE * self.steps
+            large = late and generator.random() < LARGE_SHARE
+            # The image encoder's work goes with the tiles, so batches of small pictures are larger.
+            size = self.batch if large else 2 * self.batch
+            yield make_batch(self.processor, generator, size, large=large, split="train")
+
+
+def make_batch(
+    processor: Processor, generator: random.Random, size: int, *, large: bool, split: str
+) -> dict:
+    """Return `size` samples as one batch with the image encoder's inputs."""
+    images, samples = [], []
+    while len(samples) < size:
+        scene, cell = sample_scene(generator, split, large=large)
+        questions = sample_questions(scene, generator, 10)
+        if not questions:
+            continue
+        images.append(processor.image_inputs([world.draw(scene, cell=cell)]))
+        turns = generator.random() < CONVERSATIONS
+        samples.append(encode_sample(processor, images[-1], questions, turns=turns))
+    return collate(samples) | {"images": join_images(images)}
+
+
+def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the inputs of single pictures into those of a batch."""
+    return {name: torch.cat([inputs[name] for inputs in images]) for name in images[0]}
+
+
+# Training
+
+
+def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
+    """Return the logits (batch, length, vocabulary) of all tokens of a batch."""
+    features = model.encode_images(**batch["images"])
+    ids = batch["input_ids"]
+    embeddings = model.processor.merge(ids, model.embed_tokens(ids), features)
+    hidden = model.language_model(
+        inputs_embeds=embeddings,
+        attention_mask=batch["sees"],
+        position_ids=batch["position_ids"],
+        use_cache=False,
+    )
+    return hidden.logits
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of the answers' tokens."""
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
+    )
+
+
+@torch.inference_mode()
+def accuracy(model: VisionLanguageModel, number: int, *, seed: int = 1, split: str = "validation"):
+    """Return the share of exact answers by kind.
+
+    An answer is exact if every token is the most probable one given those before it, which is
+    what greedy decoding would give.
+    """
+    right: dict[str, list[bool]] = {kind: [] for kind in world.KINDS}
+    questions = list(world.sample_questions(number, seed=seed, split=split))
+    for start in range(0, number, 50):
+        part = questions[start : start + 50]
+        images = [model.image_inputs([world.draw(scene)]) for scene, _ in part]
+        samples = [
+            encode_sample(model.processor, inputs, [question], turns=False)
+            for inputs, (_, question) in zip(images, part, strict=True)
+        ]
+        batch = _to(collate(samples) | {"images": join_images(images)}, model)
+        best = forward(model, batch)[:, :-1].argmax(-1)
+        labels = batch["labels"][:, 1:]
+        exact = ((best == labels) | (labels == IGNORED)).all(1).tolist()
+        for (_, question), value in zip(part, exact, strict=True):
+            right[question.kind].append(value)
+    return {kind: sum(values) / max(1, len(values)) for kind, values in right.items()}
+
+
+def _to(batch: dict, model: VisionLanguageModel) -> dict:
+    device = next(model.parameters()).device
+    return {
+        name: _to(value, model) if isinstance(value, dict) else value.to(device)
+        for name, value in batch.items()
+    }
+
+
+def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguageModel:
+    """Train a model from random weights, or from where `run` left off."""
+    recipe = RECIPES[family]
+    if not (run / "config.json").exists():
+        recipe.prepare(run, corpus())
+    set_seed(seed)
+    model = new_model(run)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY * steps))
+    )
+    state_file, start = run / "state.pt", 0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        start = state["step"]
+    data = Batches(model.processor, start=start, steps=steps, batch=recipe.batch, seed=seed)
+    loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
+    progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
+    for step, batch in enumerate(progress, start + 1):
+        batch = _to(batch, model)
+        with torch.autocast(device, torch.bfloat16):
+            logits = forward(model, batch)
+        loss = answer_loss(logits, batch["labels"])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if step % 500 == 0 or step == steps:
+            _save_state(state_file, model, optimizer, schedule, step)
+            model.eval()
+            shares = accuracy(model, 350)
+            model.train()
+            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items()))
+    return model.eval()
+
+
+def _save_state(path: Path, model, optimizer, schedule, step: int) -> None:
+    aside = path.with_suffix(".part")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, aside)
+    aside.replace(path)
+
+
+def new_model(folder: Path) -> VisionLanguageModel:
+    """Return a model with random weights for the `config.json` in `folder`."""
+    family = family_of(folder)
+    config = read_config(folder)
+    model = family(config, family.processor_class(folder, config))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else 0.04)
+    return model
+
+
+def corpus(number: int = 20000) -> list[str]:
+    """Return the texts that a tokenizer is trained on; printed words are left out.
+
+    So letters stay single tokens, and reading an unseen word is spelling it.
+    """
+    texts = []
+    for _, question in world.sample_questions(number, seed=0, split="train"):
+        texts += [question.text] if question.kind == "word" else [question.text, question.answer]
+    return texts
+
+
+def save(model: VisionLanguageModel, run: Path, folder: Path) -> None:
+    """Write a trained model in its authors' layout: float16 weights, config and tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = original_tensors(model.cpu(), model.rules())
+    tensors = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for path in run.iterdir():
+        if path.suffix in (".json", ".txt", ".model"):
+            (folder / path.name).write_bytes(path.read_bytes())
+
+
+def main() -> None:
+    """Train, save and report."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.shapes.training", description=__doc__)
+    parser.add_argument("family", choices=list(RECIPES))
+    parser.add_argument("--steps", type=int, help="how many steps (default: the recipe's)")
+    parser.add_argument("--run", type=Path, help="folder of the unfinished run (default runs/FAMILY)")
+    parser.add_argument("--output", type=Path, help="folder of the checkpoint (default: bundled)")
+    arguments = parser.parse_args()
+    run = arguments.run or Path("runs") / arguments.family
+    started = time.monotonic()
+    steps = arguments.steps or RECIPES[arguments.family].steps
+    model = train(arguments.family, run=run, steps=steps)
+    save(model, run, arguments.output or BUNDLED / arguments.family)
+    report = {"steps": steps, "minutes": round((time.monotonic() - started) / 60, 1)}
+    report["validation"] = accuracy(model, 700)
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

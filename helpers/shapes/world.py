@@ -1,0 +1,340 @@
+"""Draw pictures of coloured shapes and ask questions with exact answers about them.
+
+A scene is a grid of places; each place is empty or holds one coloured shape, and one place may
+carry a short printed word. Everything that a question can ask follows from the scene, so every
+answer is exact. What this world does not know: overlapping shapes, sizes, numbers above four, real
+words, photographs.
+
+Scenes are divided into splits by their content, not by a seed: a scene or a word that occurs in
+the test split cannot occur in training, whatever the seeds are.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from PIL import Image, ImageDraw, ImageFont
+
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (40, 150, 70),
+    "blue": (40, 80, 210),
+    "yellow": (245, 205, 40),
+    "purple": (140, 60, 170),
+    "orange": (245, 130, 30),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+# Letters that a reader could take for each other (I and J, O and Q) are left out.
+LETTERS = "ABCDEFGHKLMNPRSTUVWXYZ"
+WORD_LENGTH = 3
+SPLITS = ("train", "validation", "test")
+
+# The names of the places, row by row, of each grid (columns, rows).
+PLACES = {
+    (1, 1): ("middle",),
+    (2, 1): ("left", "right"),
+    (1, 2): ("top", "bottom"),
+    (2, 2): ("top left", "top right", "bottom left", "bottom right"),
+}
+CELL = 112  # pixels: the side of one place in a picture drawn at its usual size
+
+
+@dataclass(frozen=True)
+class Item:
+    """One coloured shape."""
+
+    shape: str
+    colour: str
+
+    def __str__(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows: `items` by place (row by row, None for an empty place) and a word.
+
+    `style` seeds all that a question cannot ask: exact positions, sizes, shades, background.
+    """
+
+    grid: tuple[int, int]
+    items: tuple[Item | None, ...]
+    word: str | None = None
+    word_place: int = 0
+    style: int = 0
+
+    @property
+    def places(self) -> dict[str, Item]:
+        """The shapes by the names of their places."""
+        pairs = zip(PLACES[self.grid], self.items, strict=True)
+        return {place: item for place, item in pairs if item is not None}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene and its one exact answer."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def split_of(content: object) -> str:
+    """Return the split that a scene's items or a word belongs to: 80, 10 and 10 percent."""
+    digest = hashlib.sha256(repr(content).encode()).digest()
+    return SPLITS[max(0, digest[0] % 10 - 7)]
+
+
+def random_word(generator: random.Random, split: str) -> str:
+    """Return random letters that belong to `split`."""
+    while True:
+        word = "".join(generator.choices(LETTERS, k=WORD_LENGTH))
+        if split_of(word) == split:
+            return word
+
+
+def random_scene(
+    generator: random.Random,
+    split: str = "train",
+    *,
+    grid: tuple[int, int] | None = None,
+    odd_one_out: float = 0.35,
+    word: float = 0.5,
+) -> Scene:
+    """Return a random scene of `split`.
+
+    `grid` fixes the grid; otherwise seven of ten scenes are 2 x 2 and the rest are strips.
+    `odd_one_out` is the share of 2 x 2 scenes in which one shape is unlike all others, `word` the
+    share of scenes that carry a word.
+    """
+    grids = ((2, 2), (2, 1), (1, 2))
+    while True:
+        chosen = grid or generator.choices(grids, weights=(14, 3, 3))[0]
+        places = chosen[0] * chosen[1]
+        if chosen == (2, 2) and generator.random() < odd_one_out:
+            items = _odd_one_out(generator)
+        else:
+            items = [_random_item(generator) for _ in range(generator.randint(1, places))]
+        items += [None] * (places - len(items))
+        generator.shuffle(items)
+        scene = Scene(chosen, tuple(items), style=generator.getrandbits(32))
+        if split_of((scene.grid, scene.items)) != split:
+            continue
+        if generator.random() < word:
+            text, place = random_word(generator, split), generator.randrange(places)
+            scene = replace(scene, word=text, word_place=place)
+        return scene
+
+
+def _random_item(generator: random.Random) -> Item:
+    return Item(generator.choice(SHAPES), generator.choice(list(COLOURS)))
+
+
+def _odd_one_out(generator: random.Random) -> list[Item | None]:
+    """Return three or four items, all equal but one, which differs in colour or in shape."""
+    usual = _random_item(generator)
+    if generator.random() < 0.5:
+        odd = replace(usual, colour=generator.choice([c for c in COLOURS if c != usual.colour]))
+    else:
+        odd = replace(usual, shape=generator.choice([s for s in SHAPES if s != usual.shape]))
+    return [odd] + [usual] * generator.randint(2, 3)
+
+
+# Drawing
+
+
+def draw(scene: Scene, *, cell: int = CELL) -> Image.Image:
+    """Draw `scene` as an RGB picture with places of about `cell` pixels a side."""
+    style = random.Random(scene.style)
+    columns, rows = scene.grid
+    stretch = style.uniform(0.92, 1.09)
+    width, height = round(cell * stretch), round(cell / stretch)
+    shade = style.randint(225, 255)
+    background = tuple(min(255, shade + style.randint(-8, 8)) for _ in range(3))
+    scale = 2  # drawn twice as large and reduced, which smooths the edges
+    picture = Image.new("RGB", (columns * width * scale, rows * height * scale), background)
+    pen = ImageDraw.Draw(picture)
+    for index, item in enumerate(scene.items):
+        row, column = divmod(index, columns)
+        box = (
+            column * width * scale,
+            row * height * scale,
+            (column + 1) * width * scale,
+            (row + 1) * height * scale,
+        )
+        has_word = scene.word is not None and scene.word_place == index
+        if has_word:
+            _draw_word(pen, box, scene.word, style)
+        if item is not None:
+            _draw_item(pen, box, item, style, shrink=0.72 if has_word else 1.0)
+    return picture.resize((columns * width, rows * height), Image.Resampling.LANCZOS)
+
+
+def _draw_item(pen, box, item: Item, style: random.Random, *, shrink: float) -> None:
+    left, top, right, bottom = box
+    side = min(right - left, bottom - top)
+    radius = side * style.uniform(0.29, 0.41) * shrink
+    free = side / 2 - radius
+    middle = (top + bottom) / 2 if shrink == 1.0 else top + (bottom - top) * 0.36
+    slack = 0.5 if shrink == 1.0 else 0.15
+    x = (left + right) / 2 + style.uniform(-slack, slack) * free
+    y = middle + style.uniform(-slack, slack) * free
+    colour = tuple(
+        max(0, min(255, value + style.randint(-14, 14))) for value in COLOURS[item.colour]
+    )
+    turn = math.radians(style.uniform(-8, 8))
+    points = [
+        (
+            x + radius * r * math.cos(a + turn),
+            y + radius * r * math.sin(a + turn),
+        )
+        for r, a in _OUTLINES[item.shape]
+    ]
+    pen.polygon(points, fill=colour)
+
+
+def _draw_word(pen, box, word: str, style: random.Random) -> None:
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    font = ImageFont.load_default(size=height * style.uniform(0.27, 0.31))
+    x = left + width * style.uniform(0.45, 0.55)
+    y = top + height * style.uniform(0.80, 0.84)
+    ink = tuple(style.randint(0, 45) for _ in range(3))
+    pen.text((x, y), word, font=font, fill=ink, anchor="mm")
+
+
+def _outline(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Turn corners given as x and y within -1..1 into (radius, angle)."""
+    return [(math.hypot(x, y), math.atan2(y, x)) for x, y in corners]
+
+
+_OUTLINES = {
+    "circle": [(1.0, math.tau * k / 60) for k in range(60)],
+    "square": _outline([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]),
+    "triangle": _outline([(0, -1), (0.95, 0.75), (-0.95, 0.75)]),
+    "star": [(1.08 if k % 2 == 0 else 0.45, math.tau * (k / 10 - 0.25)) for k in range(10)],
+    "cross": _outline(
+        [
+            *[(-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3)],
+            *[(0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)],
+        ]
+    ),
+}
+
+
+# Questions
+
+
+def describe(scene: Scene, generator: random.Random) -> Question:
+    """Ask for all shapes and their places, row by row."""
+    text = generator.choice(
+        ["Describe the picture.", "What is in the picture?", "What do you see?"]
+    )
+    parts = [f"{_article(item)} at the {place}" for place, item in scene.places.items()]
+    answer = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return Question("describe", text, answer[0].upper() + answer[1:] + ".")
+
+
+def count(scene: Scene, generator: random.Random) -> Question:
+    """Ask how many shapes of a kind, of a colour or at all there are."""
+    items = list(scene.places.values())
+    wanted = generator.choice(items) if generator.random() < 0.75 else _random_item(generator)
+    what, number = generator.choice(
+        [
+            (f"{wanted.shape}s".replace("crosss", "crosses"), _count(items, shape=wanted.shape)),
+            (f"{wanted.colour} shapes", _count(items, colour=wanted.colour)),
+            ("shapes", len(items)),
+        ]
+    )
+    text = generator.choice(
+        [f"How many {what} are there?", f"How many {what} do you see?", f"Count the {what}."]
+    )
+    return Question("count", text, str(number))
+
+
+def colour(scene: Scene, generator: random.Random) -> Question | None:
+    """Ask for the colour of the shape at a place, or of the only shape of its kind."""
+    place, item = generator.choice(list(scene.places.items()))
+    text = generator.choice([f"What colour is the shape at the {place}?"] * 2 + [None])
+    if text is None:
+        if _count(scene.places.values(), shape=item.shape) > 1:
+            return None
+        text = f"What colour is the {item.shape}?"
+    return Question("colour", text, item.colour)
+
+
+def shape(scene: Scene, generator: random.Random) -> Question | None:
+    """Ask which shape is at a place, or which shape has a colour that no other has."""
+    place, item = generator.choice(list(scene.places.items()))
+    text = generator.choice([f"What shape is at the {place}?"] * 2 + [None])
+    if text is None:
+        if _count(scene.places.values(), colour=item.colour) > 1:
+            return None
+        text = f"Which shape is {item.colour}?"
+    return Question("shape", text, item.shape)
+
+
+def where(scene: Scene, generator: random.Random) -> Question | None:
+    """Ask for the place of a shape that is there exactly once."""
+    place, item = generator.choice(list(scene.places.items()))
+    if sum(other == item for other in scene.places.values()) > 1:
+        return None
+    text = generator.choice([f"Where is the {item}?", f"Where do you see the {item}?"])
+    return Question("where", text, f"at the {place}")
+
+
+def unusual(scene: Scene, generator: random.Random) -> Question | None:
+    """Ask for the one shape that is unlike all others, which are equal."""
+    if len(scene.places) < 3:
+        return None
+    text = generator.choice(["What is unusual?", "Which shape is unlike the others?"])
+    for place, item in scene.places.items():
+        others = [other for at, other in scene.places.items() if at != place]
+        if len(set(others)) == 1 and others[0] != item:
+            return Question("unusual", text, f"the {item} at the {place}")
+    return Question("unusual", text, "nothing")
+
+
+def word(scene: Scene, generator: random.Random) -> Question:
+    """Ask for the printed word."""
+    text = generator.choice(["What word is written?", "Read the word.", "What does it say?"])
+    return Question("word", text, scene.word or "no word")
+
+
+KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
+    "describe": describe,
+    "count": count,
+    "colour": colour,
+    "shape": shape,
+    "where": where,
+    "unusual": unusual,
+    "word": word,
+}
+
+
+def _article(item: Item) -> str:
+    return f"{'an' if item.colour[0] in 'aeiou' else 'a'} {item}"
+
+
+def _count(items, **wanted: str) -> int:
+    return sum(all(getattr(item, k) == v for k, v in wanted.items()) for item in items)
+
+
+def sample_questions(
+    number: int, *, seed: int, split: str = "test"
+) -> Iterator[tuple[Scene, Question]]:
+    """Yield `number` scenes of `split`, each with one question; the kinds take turns."""
+    generator = random.Random(f"{split} {seed}")
+    kinds = list(KINDS)
+    for index in range(number):
+        kind = kinds[index % len(kinds)]
+        question = None
+        while question is None:
+            # Without this, most answers would be "nothing" and half of them "no word".
+            odd, word_share = (0.7, 0.5) if kind == "unusual" else (0.35, 0.5)
+            word_share = 0.9 if kind == "word" else word_share
+            scene = random_scene(generator, split, odd_one_out=odd, word=word_share)
+            question = KINDS[kind](scene, generator)
+        yield scene, question
