@@ -35,9 +35,13 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}; give a checkpoint's folder.") from None
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; give a checkpoint's folder."
+        ) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again.") from None
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}); download it again."
+        ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} should hold a JSON object; download it again.")
     return content
@@ -62,7 +66,9 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(Path(folder)):
-        tensors.update(_open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path))
+        tensors.update(
+            _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
+        )
     return tensors
 
 
@@ -182,7 +188,9 @@ def load_tensors(
     tied = _tied_names(module)
     problems += [f"missing {name}" for name in expected if name not in native and name not in tied]
     if problems:
-        shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if problems[12:] else "")
+        shown = "; ".join(problems[:12]) + (
+            f"; and {len(problems) - 12} more" if problems[12:] else ""
+        )
         raise CheckpointError(f"The checkpoint does not fit its config.json: {shown}.")
     module.load_state_dict(native, strict=False, assign=True)
     for part in module.modules():
@@ -197,7 +205,9 @@ def _tied_names(module: nn.Module) -> set[str]:
     names: set[str] = set()
     for prefix, part in module.named_modules():
         config = getattr(part, "config", None)
-        if getattr(config, "tie_word_embeddings", False) and getattr(part, "_tied_weights_keys", None):
+        if getattr(config, "tie_word_embeddings", False) and getattr(
+            part, "_tied_weights_keys", None
+        ):
             names |= {f"{prefix}.{name}".lstrip(".") for name in part._tied_weights_keys}
     return names
 

@@ -6,7 +6,6 @@ what is exported.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,25 +17,7 @@ from helpers.checkpoints import Rule, load_tensors, open_tensors, read_config
 from helpers.errors import CheckpointError
 from helpers.images import open_picture
 from helpers.prompts import Message, Template, encode
-
-
-@dataclass(frozen=True)
-class Part:
-    """One piece of a model that becomes one OpenVINO model.
-
-    `module` takes `example_inputs` in their order and returns `outputs` in theirs; tensors that
-    vary in size must not have size 1 in the example. A part with `cache_shape` is the language
-    model: its module takes `past` key and value pairs after the inputs and returns the new ones
-    after its outputs.
-    """
-
-    name: str
-    file: str
-    module: nn.Module
-    example_inputs: dict[str, Tensor]
-    outputs: tuple[str, ...]
-    cache: tuple[int, int, int] | None = None  # layers, key-value heads, head size
-    dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
+from helpers.tracing import TEXT_EMBEDDINGS, Part, Traceable, language_model_part
 
 
 class Processor:
@@ -159,8 +140,8 @@ class VisionLanguageModel(nn.Module):
         """Return picture features; iterating gives (tokens, hidden) for each tile or slice."""
         raise NotImplementedError
 
-    def parts(self) -> Iterator[Part]:
-        """Yield what is exported, one part at a time, so that each can be freed."""
+    def image_encoder_part(self) -> Part:
+        """Return the image encoder with its projector, as it is exported."""
         raise NotImplementedError
 
     # What all families share
@@ -189,6 +170,30 @@ class VisionLanguageModel(nn.Module):
             "attention_mask": mask,
             "position_ids": mask.cumsum(1) - 1,
         }
+
+    def parts(self) -> Iterator[Part]:
+        """Yield what is exported, one part at a time, so that each can be freed."""
+        yield self.image_encoder_part()
+        yield self.text_embeddings_part()
+        yield self.language_model_part()
+
+    def text_embeddings_part(self) -> Part:
+        """Return `embed_tokens` as it is exported."""
+        module = Traceable(self.embed_tokens, self.language_model.get_input_embeddings())
+        example = {"input": torch.ones(2, 3, dtype=torch.int64)}
+        return Part(TEXT_EMBEDDINGS, module, example, outputs=("inputs_embeds",))
+
+    def language_model_part(self) -> Part:
+        """Return the language model with its KV cache, as it is exported."""
+        config = self.language_model.config
+        head_size = getattr(config, "head_dim", None)
+        head_size = head_size or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        return language_model_part(
+            self.language_model,
+            hidden=config.hidden_size,
+            cache=(config.num_hidden_layers, heads, head_size),
+        )
 
     def forward(self, **prepared):
         """Return the language model's output (its `logits` and, if asked, its cache)."""

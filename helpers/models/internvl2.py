@@ -4,13 +4,11 @@ Source of the layout: the authors' `configuration_internvl_chat.py` and `modelin
 (OpenGVLab/InternVL); the numbers all come from a checkpoint's `config.json`.
 """
 
-from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     GotOcr2ImageProcessorPil,
     InternVLConfig,
@@ -28,8 +26,9 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 
 from helpers.checkpoints import Rule, read_json
 from helpers.errors import CheckpointError
-from helpers.models.base import Part, Processor, VisionLanguageModel
+from helpers.models.base import Processor, VisionLanguageModel
 from helpers.prompts import Template
+from helpers.tracing import IMAGE_ENCODER, Part, Traceable
 
 # The authors' system message: "You are InternVL, a multimodal large model built by Shanghai AI
 # Laboratory and SenseTime, a helpful and harmless assistant."
@@ -166,6 +165,17 @@ class InternVL2(VisionLanguageModel):
         patches = self.image_encoder(pixel_values).last_hidden_state[:, 1:]
         return self.projector(pixel_shuffle(patches, self.downsample_ratio))
 
+    def image_encoder_part(self) -> Part:
+        """Return InternViT, pixel shuffle and MLP: any number of tiles of one fixed size."""
+        side = self.image_encoder.config.image_size[0]
+        return Part(
+            IMAGE_ENCODER,
+            Traceable(self.encode_images, self.image_encoder, self.projector),
+            {"pixel_values": torch.zeros(2, 3, side, side)},
+            outputs=("last_hidden_state",),
+            fixed={"pixel_values": (1, 2, 3)},
+        )
+
 
 def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:
     """Join neighbouring patches: (tiles, n * n, width) to (tiles, (n * ratio)^2, width / ratio^2).
@@ -173,11 +183,12 @@ def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:
     With a ratio of a half, each block of 2 x 2 patches becomes one token whose features stand one
     behind the other, row by row. (InternVL2's `ps_version` "v2".)
     """
-    tiles, count, width = patches.shape
+    # A tile's size is fixed, so these may become constants of a trace; the number of tiles may not.
+    count, width = int(patches.shape[1]), int(patches.shape[2])
     block = round(1 / ratio)
     side = round(count**0.5) // block
-    blocks = patches.reshape(tiles, side, block, side, block, width)
-    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(tiles, side * side, block * block * width)
+    blocks = patches.reshape(-1, side, block, side, block, width)
+    return blocks.permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, block * block * width)
 
 
 # Configs and names

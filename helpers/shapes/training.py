@@ -75,7 +75,9 @@ def encode_sample(
 ) -> dict[str, Tensor]:
     """Return ids, positions, labels (length) and who sees whom (length, length) of one sample."""
     tokenizer, stop = processor.tokenizer, processor.stop_token_ids[-1]
-    answers = [tokenizer(q.answer, add_special_tokens=False)["input_ids"] + [stop] for q in questions]
+    answers = [
+        tokenizer(q.answer, add_special_tokens=False)["input_ids"] + [stop] for q in questions
+    ]
     first = processor.input_ids([user_message(questions[0].text, 1)], image_inputs)[0]
     shared = int(processor.picture_positions(first).nonzero().max()) + 1
     ids, labels = first[:shared].tolist(), [IGNORED] * shared
@@ -309,7 +311,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m helpers.shapes.training", description=__doc__)
     parser.add_argument("family", choices=list(RECIPES))
     parser.add_argument("--steps", type=int, help="how many steps (default: the recipe's)")
-    parser.add_argument("--run", type=Path, help="folder of the unfinished run (default runs/FAMILY)")
+    parser.add_argument(
+        "--run", type=Path, help="folder of the unfinished run (default runs/FAMILY)"
+    )
     parser.add_argument("--output", type=Path, help="folder of the checkpoint (default: bundled)")
     arguments = parser.parse_args()
     run = arguments.run or Path("runs") / arguments.family

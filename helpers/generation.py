@@ -1,0 +1,162 @@
+"""The stateful language model behind transformers' `generate()`.
+
+`generate` brings greedy search, sampling, beam search, penalties, streaming and stopping; all that
+it needs is a model whose `forward` gives logits and a cache object. The cache object here holds no
+tensors: keys and values live in the state of an OpenVINO inference request.
+
+What this module does not know: speculative decoding, and batches whose rows have different caches.
+"""
+
+import threading
+import time
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation import StoppingCriteria
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from helpers.stateful import BEAM_INPUT
+
+POLL_MILLISECONDS = 50  # how often a running request looks whether it should stop
+
+
+class Stopped(Exception):
+    """Generation was stopped from outside; never reaches a caller of the pipeline."""
+
+
+class StopOnEvent(StoppingCriteria):
+    """End `generate` after the current token once an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+        """Return for each row of the batch whether it is finished."""
+        return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool)
+
+
+class StateCache:
+    """What `generate` is told about a cache that an inference request keeps.
+
+    Handing it to `generate` again continues where it left off. `length` counts its positions.
+    """
+
+    is_compileable = False
+    is_sliding = (False,)
+
+    def __init__(self, request: ov.InferRequest) -> None:
+        self.request = request
+        self.length = 0
+        self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
+        request.reset_state()
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many positions the cache holds."""
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Continue row i of the batch from row beam_idx[i] at the next step."""
+        self.rows = beam_idx.numpy().astype(np.int32)
+
+
+class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
+    """An OpenVINO language model with state, used as transformers uses its own.
+
+    `text_embeddings` and `language_model` are compiled models. As with transformers' own models,
+    `inputs_embeds` given to `generate` are those of the whole sequence; the positions that the
+    cache already holds are cut off.
+    """
+
+    config_class = PreTrainedConfig
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    def __init__(
+        self,
+        text_embeddings: ov.CompiledModel,
+        language_model: ov.CompiledModel,
+        *,
+        generation: GenerationConfig,
+    ) -> None:
+        sizes = language_model.output("logits").get_partial_shape()
+        vocabulary = sizes[-1].get_length()
+        super().__init__(PreTrainedConfig(vocab_size=vocabulary, is_encoder_decoder=False))
+        self.generation_config = generation
+        self.text_embeddings = text_embeddings
+        self.language_model = language_model
+        self.input_names = {port.any_name for port in language_model.inputs}
+        self.stop: threading.Event | None = None
+
+    # What transformers asks of a model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors of `generate` are: in main memory."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of embeddings and logits."""
+        return torch.float32
+
+    def can_generate(self) -> bool:
+        """Return that `generate` works."""
+        return True
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *_, **__) -> None:
+        if model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = self.new_cache()
+
+    # The work
+
+    def new_cache(self, request: ov.InferRequest | None = None) -> StateCache:
+        """Return an empty cache in `request`, or in a request of its own."""
+        return StateCache(request or self.language_model.create_infer_request())
+
+    def embed_tokens(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings (batch, length, hidden) of token ids."""
+        result = self.text_embeddings(input_ids.numpy(), share_inputs=True)
+        return torch.from_numpy(result[0])
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: StateCache | None = None,
+        **_,
+    ) -> CausalLMOutputWithPast:
+        """Run the new positions and return the last one's logits (batch, 1, vocabulary)."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        batch, new = inputs_embeds.shape[:2]
+        cache = past_key_values if past_key_values is not None else self.new_cache()
+        if attention_mask is None:
+            attention_mask = torch.ones(batch, cache.length + new, dtype=torch.int64)
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
+        rows = cache.rows if cache.rows is not None else np.arange(batch, dtype=np.int32)
+        inputs = {
+            "inputs_embeds": inputs_embeds.contiguous().numpy(),
+            "attention_mask": attention_mask.numpy(),
+            "position_ids": positions.contiguous().numpy(),
+            BEAM_INPUT: rows,
+        }
+        self._run(cache.request, inputs)
+        cache.length, cache.rows = attention_mask.shape[1], None
+        logits = torch.from_numpy(cache.request.get_tensor("logits").data.copy())
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    def _run(self, request: ov.InferRequest, inputs: dict[str, np.ndarray]) -> None:
+        """Run a request, and give it up within a moment if the stop event is set."""
+        known = {name: value for name, value in inputs.items() if name in self.input_names}
+        if self.stop is None:
+            request.infer(known, share_inputs=True)
+            return
+        request.start_async(known, share_inputs=True)
+        while not request.wait_for(POLL_MILLISECONDS):
+            if self.stop.is_set():
+                request.cancel()
+                raise Stopped

@@ -1,0 +1,94 @@
+"""Move a language model's KV cache from its inputs and outputs into its state.
+
+A stateless model hands all keys and values back after each token, and takes them again before the
+next. A stateful one keeps them between calls, so that a call passes only what is new. One such
+model serves the prompt (prefill, with an empty cache) and every later token (decode steps).
+
+What this module does not know: caches that are not (batch, heads, length, head size), such as
+those of state-space models.
+"""
+
+from collections.abc import Mapping
+
+import openvino as ov
+from openvino import opset13 as ops
+from openvino._offline_transformations import apply_make_stateful_transformation
+
+from helpers.errors import SettingsError
+
+BEAM_INPUT = "beam_idx"
+
+
+def is_stateful(model: ov.Model) -> bool:
+    """Return whether `model` keeps state between calls."""
+    return bool(model.get_variables())
+
+
+def make_stateful(
+    model: ov.Model, cache: Mapping[str, str], *, batch_input: str = "inputs_embeds"
+) -> None:
+    """Turn the `cache` inputs, each given with the output that replaces it, into state, in place.
+
+    Adds the input `beam_idx` (batch,) of int32: row i of the batch continues from row beam_idx[i]
+    of the cache. `batch_input` is the input whose first size is the batch, which is the size that
+    an empty cache starts with. Cache inputs need four dimensions, heads and head size fixed.
+
+    Raises `SettingsError` for a model that is stateful already, for an empty `cache`, for a name
+    that the model does not have, and for a cache of another form.
+    """
+    _check(model, cache, batch_input)
+    rows = ops.parameter([-1], ov.Type.i32, name=BEAM_INPUT)
+    rows.output(0).get_tensor().add_names({BEAM_INPUT})
+    model.add_parameters([rows])
+    shapes = {name: model.input(name).get_partial_shape() for name in cache}
+    for name in cache:
+        port = model.input(name)
+        consumers = port.get_target_inputs()
+        chosen = ops.gather(port, rows, ops.constant(0, ov.Type.i64))
+        for consumer in consumers:
+            consumer.replace_source_output(chosen.output(0))
+    model.validate_nodes_and_infer_types()
+    apply_make_stateful_transformation(model, dict(cache))
+    _start_empty(model, cache, shapes, batch_input)
+    model.validate_nodes_and_infer_types()
+
+
+def _check(model: ov.Model, cache: Mapping[str, str], batch_input: str) -> None:
+    if is_stateful(model):
+        raise SettingsError("The model is stateful already; convert it from PyTorch again.")
+    if not cache:
+        raise SettingsError("The model has no KV cache to keep; name its inputs and outputs.")
+    inputs = {name for port in model.inputs for name in port.get_names()}
+    outputs = {name for port in model.outputs for name in port.get_names()}
+    missing = [f"input {name}" for name in (*cache, batch_input) if name not in inputs]
+    missing += [f"output {name}" for name in cache.values() if name not in outputs]
+    if missing:
+        raise SettingsError(f"The model has no {', no '.join(missing)}; check the names.")
+    for name in cache:
+        shape = model.input(name).get_partial_shape()
+        if shape.rank.is_dynamic or len(shape) != 4 or shape[1].is_dynamic or shape[3].is_dynamic:
+            raise SettingsError(
+                f"The cache input {name} has the shape {shape}; it should be (batch, heads, "
+                "length, head size) with heads and head size fixed."
+            )
+
+
+def _start_empty(model: ov.Model, cache, shapes, batch_input: str) -> None:
+    """Give every state its first value: no positions, for as many rows as the batch has."""
+    batch = ops.gather(
+        ops.shape_of(model.input(batch_input), ov.Type.i64),
+        ops.constant([0], ov.Type.i64),
+        ops.constant(0, ov.Type.i64),
+    )
+    reads = {node.get_variable_id(): node for node in model.get_ops() if _is_read(node)}
+    for variable, node in reads.items():
+        name = next(name for name in cache if variable.startswith(name))
+        heads, size = shapes[name][1].get_length(), shapes[name][3].get_length()
+        rest = ops.constant([heads, 0, size], ov.Type.i64)
+        shape = ops.concat([batch, rest], 0)
+        zero = ops.constant(0.0, node.get_output_element_type(0))
+        node.set_arguments([ops.broadcast(zero, shape).output(0)])
+
+
+def _is_read(node) -> bool:
+    return node.get_type_name() == "ReadValue"
