@@ -1,0 +1,78 @@
+# `make` lists what can be made. Needs Python 3.11 to 3.13 with venv, nothing else.
+
+NOTEBOOK ?= notebooks/03-internvl2.ipynb
+OUTPUT   ?= output
+
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-input
+
+# The environment's own Python first, so that an existing environment is used as it is.
+CANDIDATES := $(if $(PYTHON),$(PYTHON),$(BIN)/python python3 python3.13 python3.12 python3.11 python)
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# `make PYTHON=python3.12` chooses another.
+FIND_PYTHON = for candidate in $(CANDIDATES); do \
+		if "$$candidate" -c "$(SUITABLE)" 2>/dev/null; then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "No Python 3.11 to 3.13 with its venv module was found; install one, or name it with make PYTHON=/path/to/python." >&2; \
+		exit 1; \
+	fi
+
+# These libraries call home unless told not to; `helpers` sets the same for the programs it starts.
+export OPENVINO_TELEMETRY_OPTOUT = 1
+export GRADIO_ANALYTICS_ENABLED = False
+export HF_HUB_DISABLE_TELEMETRY = 1
+export DO_NOT_TRACK = 1
+export PYTHONUTF8 = 1
+
+.PHONY: help run lab test lint format clean constraints
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s%s\n", $$1, $$2 }'
+
+run: $(VENV)/.installed  ## Execute the notebook; leave it and an HTML copy in output/
+	@$(BIN)/python -m helpers.notebooks $(NOTEBOOK) --output $(OUTPUT)
+
+lab: $(VENV)/.installed  ## Open the notebook in JupyterLab
+	@$(BIN)/python -m jupyterlab $(NOTEBOOK) --LabApp.news_url=None \
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+
+test: lint  ## Run all checks: the cheap ones first, then the notebooks
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.checks  ## Check style
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+
+format: $(VENV)/.checks  ## Repair what the style check can repair
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+clean:  ## Remove the environment and everything that was made
+	rm -rf $(VENV) $(VENV)-* $(OUTPUT) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+constraints:  ## Lock anew what requirements.txt and tests/requirements.txt pull in
+	@$(FIND_PYTHON); "$$python" -m venv --clear $(VENV)-lock
+	$(VENV)-lock/$(notdir $(BIN))/python -m pip install -r requirements.txt -r tests/requirements.txt
+	@{ echo "# What requirements.txt and tests/requirements.txt pull in; made by: make constraints"; \
+		echo "# A constraint installs nothing. What only some systems need is not locked."; \
+		$(VENV)-lock/$(notdir $(BIN))/python -m pip freeze | sed 's/+.*//'; } > constraints.tmp
+	@mv constraints.tmp constraints.txt && rm -rf $(VENV)-lock
+
+# A stamp is written last, so an installation that was cut off is taken up again.
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
+	@$(FIND_PYTHON); "$$python" -m venv $(VENV)
+	$(INSTALL) -r requirements.txt -c constraints.txt
+	$(INSTALL) --no-deps -e .
+	@touch $@
+
+$(VENV)/.checks: tests/requirements.txt $(VENV)/.installed
+	$(INSTALL) -r tests/requirements.txt -c constraints.txt
+	@touch $@
