@@ -119,7 +119,8 @@ class Rule:
     """How one kind of tensor is called in the original checkpoint and in the native module.
 
     `{x}` in a name stands for any text and is carried over. With several native names the tensor
-    is cut along its first dimension: in equal parts, or as `split` cuts it (`join` undoes it).
+    is cut along its first dimension: in equal parts, or as `split` cuts it (`join` undoes it). For
+    one native name, `split` and `join` may change the shape.
     """
 
     original: str
@@ -136,7 +137,7 @@ class Rule:
         if (found := _match(self.original, name)) is None:
             return None
         names = [native.format(**found) for native in self.native_names]
-        if len(names) == 1:
+        if len(names) == 1 and self.split is None:
             return {names[0]: tensor}
         parts = self.split(tensor) if self.split else tensor.chunk(len(names))
         return dict(zip(names, parts, strict=True))
@@ -146,7 +147,8 @@ class Rule:
         if (found := _match(self.native_names[0], name)) is None:
             return None
         parts = [tensors[native.format(**found)] for native in self.native_names]
-        return self.original.format(**found), parts[0] if len(parts) == 1 else self.join(parts)
+        alone = len(parts) == 1 and self.split is None
+        return self.original.format(**found), parts[0] if alone else self.join(parts)
 
 
 def _match(template: str, name: str) -> dict[str, str] | None:

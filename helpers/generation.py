@@ -8,7 +8,6 @@ What this module does not know: speculative decoding, and batches whose rows hav
 """
 
 import threading
-import time
 
 import numpy as np
 import openvino as ov
@@ -24,7 +23,7 @@ POLL_MILLISECONDS = 50  # how often a running request looks whether it should st
 
 
 class Stopped(Exception):
-    """Generation was stopped from outside; never reaches a caller of the pipeline."""
+    """A step was given up because its stop event is set; no caller of a pipeline sees this."""
 
 
 class StopOnEvent(StoppingCriteria):
@@ -41,7 +40,8 @@ class StopOnEvent(StoppingCriteria):
 class StateCache:
     """What `generate` is told about a cache that an inference request keeps.
 
-    Handing it to `generate` again continues where it left off. `length` counts its positions.
+    Handing it to `generate` again continues where it left off. `length` counts its positions;
+    `stop`, once set, gives up the step that is running.
     """
 
     is_compileable = False
@@ -51,6 +51,7 @@ class StateCache:
         self.request = request
         self.length = 0
         self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
+        self.stop: threading.Event | None = None
         request.reset_state()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -88,7 +89,6 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         self.text_embeddings = text_embeddings
         self.language_model = language_model
         self.input_names = {port.any_name for port in language_model.inputs}
-        self.stop: threading.Event | None = None
 
     # What transformers asks of a model
 
@@ -144,19 +144,19 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             "position_ids": positions.contiguous().numpy(),
             BEAM_INPUT: rows,
         }
-        self._run(cache.request, inputs)
+        self._run(cache, inputs)
         cache.length, cache.rows = attention_mask.shape[1], None
         logits = torch.from_numpy(cache.request.get_tensor("logits").data.copy())
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
-    def _run(self, request: ov.InferRequest, inputs: dict[str, np.ndarray]) -> None:
-        """Run a request, and give it up within a moment if the stop event is set."""
+    def _run(self, cache: StateCache, inputs: dict[str, np.ndarray]) -> None:
+        """Run the cache's request, and give it up within a moment if its stop event is set."""
         known = {name: value for name, value in inputs.items() if name in self.input_names}
-        if self.stop is None:
-            request.infer(known, share_inputs=True)
+        if cache.stop is None:
+            cache.request.infer(known, share_inputs=True)
             return
-        request.start_async(known, share_inputs=True)
-        while not request.wait_for(POLL_MILLISECONDS):
-            if self.stop.is_set():
-                request.cancel()
+        cache.request.start_async(known, share_inputs=True)
+        while not cache.request.wait_for(POLL_MILLISECONDS):
+            if cache.stop.is_set():
+                cache.request.cancel()
                 raise Stopped

@@ -29,10 +29,10 @@ class Piece:
 class Template:
     """The words around each turn of a conversation.
 
-    A prompt is `system`, then for each turn `user` and its content, `user_end`, `assistant` and
-    its content, `assistant_end`; it ends after the last `assistant`. `image` is what stands for a
-    picture, {i} its number; where a message has several, `images` is used instead. Template text
-    around a picture is written in the same string.
+    A prompt is `system`, then for each turn `user` and its content, `user_end`, `assistant`,
+    `before_answer` and the answer, `assistant_end`; it ends after the last `assistant`. `image` is
+    what stands for a picture, {i} its number; where a message has several, `images` is used
+    instead. Template text around a picture is written in the same string.
     """
 
     system: str
@@ -42,17 +42,22 @@ class Template:
     assistant_end: str
     image: str = IMAGE + "\n"
     images: str = "Image-{i}: " + IMAGE + "\n"
+    before_answer: str = ""  # a space that the model itself puts before its answer, say
 
-    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
-        """Return the prompt of `messages`, whose last one is the user's."""
-        pieces = [Piece("template", self.system)]
+    def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[Piece]:
+        """Return the prompt of `messages`, whose last one is the user's.
+
+        Unless the `first` of them begins the conversation, the system message is left out.
+        """
+        pieces = [Piece("template", self.system)] if first else []
         for message in messages:
             texts, pictures = content_of(message)
             if message["role"] == "user":
                 pieces += [Piece("template", self.user), *self._image_pieces(pictures)]
                 pieces += [Piece("text", texts), Piece("template", self.user_end + self.assistant)]
             else:
-                pieces += [Piece("text", texts), Piece("template", self.assistant_end)]
+                pieces += [Piece("template", self.before_answer), Piece("text", texts)]
+                pieces += [Piece("template", self.assistant_end)]
         return pieces
 
     def _image_pieces(self, number: int) -> list[Piece]:
@@ -87,17 +92,23 @@ def user_message(text: str, pictures: int = 0) -> Message:
     }
 
 
-def encode(tokenizer, pieces: Sequence[Piece], images: Sequence[str]) -> list[int]:
+def encode(
+    tokenizer,
+    pieces: Sequence[Piece],
+    images: Sequence[str] | Sequence[list[int]],
+    *,
+    first: bool = True,
+) -> list[int]:
     """Return the token ids of a prompt; `images` are the strings of special tokens for pictures.
 
     The prompt is encoded whole, as the authors do, since tokens may span the seams; only a text
-    that contains a special token's own words is encoded by itself, as plain text.
+    that contains a special token's own words is encoded by itself, as plain text. Where `images`
+    are ids, the text between two pictures is encoded by itself too.
     """
     special = set(tokenizer.get_added_vocab())
     images = iter(images)
     ids: list[int] = []
     pending = ""
-    first = True
 
     def flush(text: str, *, plain: bool = False) -> None:
         nonlocal first
@@ -107,11 +118,16 @@ def encode(tokenizer, pieces: Sequence[Piece], images: Sequence[str]) -> list[in
             first = False
 
     for piece in pieces:
-        if piece.kind == "text" and any(token in piece.text for token in special):
+        content = next(images) if piece.kind == "image" else piece.text
+        if isinstance(content, list):
             flush(pending)
-            flush(piece.text, plain=True)
+            ids.extend(content)
+            pending = ""
+        elif piece.kind == "text" and any(token in content for token in special):
+            flush(pending)
+            flush(content, plain=True)
             pending = ""
         else:
-            pending += next(images) if piece.kind == "image" else piece.text
+            pending += content
     flush(pending)
     return ids

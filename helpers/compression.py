@@ -1,0 +1,197 @@
+"""Make a converted model smaller: NNCF presets, what they did to which weights, and a widget.
+
+A language model's time per token is the time to read its weights, so weights in 4 bits answer
+nearly four times as fast as in 16. The image encoder is more sensitive and runs once per picture:
+it stays at 8 bits.
+
+What this module does not know: quantised activations in the language model, NF4 and FP8 weights.
+"""
+
+import contextlib
+import io
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import nncf
+import openvino as ov
+
+from helpers.errors import SettingsError
+from helpers.tracing import LANGUAGE_MODEL
+from helpers.widgets import Choice, Option
+
+_MODES = {
+    "int8": nncf.CompressWeightsMode.INT8_ASYM,
+    "int4-asym": nncf.CompressWeightsMode.INT4_ASYM,
+    "int4-sym": nncf.CompressWeightsMode.INT4_SYM,
+}
+_REFUSALS = (
+    nncf.InvalidGroupSizeError,
+    nncf.ParameterNotSupportedError,
+    nncf.UnsupportedModelError,
+    nncf.ValidationError,
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the weights of one part are stored: `mode` is fp16, int8, int4-asym or int4-sym.
+
+    In 4 bits, `group_size` weights share a scale, and `ratio` is the share of the layers that get
+    4 bits (the others get 8); `all_layers` includes the embeddings and the last layer.
+    """
+
+    mode: str
+    group_size: int = 128
+    ratio: float = 1.0
+    all_layers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode != "fp16" and self.mode not in _MODES:
+            raise SettingsError(f"Weights {self.mode!r} do not exist; use fp16, {', '.join(_MODES)}.")
+
+    def __str__(self) -> str:
+        if not self.mode.startswith("int4"):
+            return self.mode.upper()
+        return f"{self.mode.upper()} group {self.group_size} ratio {self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A choice for a whole model: the language model's weights, and those of all other parts."""
+
+    name: str
+    language_model: Weights
+    others: Weights
+    why: str
+
+    def weights_of(self, part: str) -> Weights:
+        """Return how the weights of the part called `part` are stored."""
+        return self.language_model if part == LANGUAGE_MODEL else self.others
+
+    def __str__(self) -> str:
+        return f"language model {self.language_model}, other parts {self.others}"
+
+
+FP16, INT8 = Weights("fp16"), Weights("int8")
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("fp16", FP16, FP16, "as the checkpoint: the reference, and the largest"),
+        Preset("int8", INT8, INT8, "half the size, the same answers"),
+        Preset("int4", Weights("int4-asym"), INT8, "a quarter of the size, the fastest"),
+        Preset("int4-sym", Weights("int4-sym"), INT8, "as int4 without zero points: a bit smaller"),
+    )
+}
+
+
+def find_preset(name: str, **changes: object) -> Preset:
+    """Return a preset by name; `changes` replace fields of its language model's weights."""
+    if name not in PRESETS:
+        raise SettingsError(f"The precision {name!r} does not exist; use {', '.join(PRESETS)}.")
+    preset = PRESETS[name]
+    changes = {field: value for field, value in changes.items() if value is not None}
+    if not changes:
+        return preset
+    return replace(preset, language_model=replace(preset.language_model, **changes))
+
+
+def compress(model: ov.Model, weights: Weights) -> ov.Model:
+    """Return `model` with its weights stored as `weights` says; fp16 leaves it as it is.
+
+    Raises `SettingsError` where NNCF refuses, as for a group size that does not divide a layer.
+    """
+    if weights.mode == "fp16":
+        return model
+    options = {}
+    if weights.mode.startswith("int4"):
+        options = {
+            "group_size": weights.group_size,
+            "ratio": weights.ratio,
+            "all_layers": weights.all_layers,
+        }
+    try:
+        with _quiet():
+            return nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
+    except _REFUSALS as error:
+        raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep NNCF's progress bars, which show clock times, out of compared outputs."""
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+# What became of the weights
+
+# Operations that stand between a stored weight and its use: they decompress or reshape it.
+_ON_THE_WAY = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
+_USERS = {"MatMul": (0, 1), "Gather": (0,), "Convolution": (1,), "GroupConvolution": (1,)}
+
+
+@dataclass(frozen=True)
+class BitWidth:
+    """How many layers, and what share of all weights, are stored in one type."""
+
+    type: str
+    layers: int
+    share: float  # of the weights, 0 to 1
+
+
+def bit_widths(model: ov.Model) -> list[BitWidth]:
+    """Return how the weights of `model`'s layers are stored, the smallest type first.
+
+    A layer is an operation that multiplies by a stored matrix or looks rows up in one. A matrix
+    that two layers share is counted once.
+    """
+    stored: dict[str, object] = {}
+    for node in model.get_ops():
+        for index in _USERS.get(node.get_type_name(), ()):
+            constant = _stored_weight(node.input_value(index).get_node())
+            if constant is not None and _is_matrix(constant):
+                stored[constant.get_friendly_name()] = constant
+    layers, sizes = Counter(), Counter()
+    for constant in stored.values():
+        name = constant.get_element_type().get_type_name()
+        layers[name] += 1
+        sizes[name] += math.prod(constant.get_output_shape(0))
+    total = sum(sizes.values())
+    order = sorted(layers, key=lambda name: (_bits(name), name))
+    return [BitWidth(name, layers[name], sizes[name] / total) for name in order]
+
+
+def _is_matrix(constant) -> bool:
+    """Return whether a constant has rows and columns, unlike a table of rotary frequencies."""
+    return sum(length > 1 for length in constant.get_output_shape(0)) > 1
+
+
+def _bits(type_name: str) -> int:
+    """Return the bits of an OpenVINO element type by its name, such as u4 or bf16."""
+    return int("".join(character for character in type_name if character.isdigit()))
+
+
+def _stored_weight(node):
+    """Return the constant that a layer's input is decompressed from, or None for an activation."""
+    while node.get_type_name() in _ON_THE_WAY:
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+def table(widths: dict[str, list[BitWidth]]) -> list[dict[str, object]]:
+    """Return bit widths by part as rows for `plots.show_table`."""
+    return [
+        {"part": part, "weights": width.type, "layers": width.layers, "share": f"{width.share:.0%}"}
+        for part, part_widths in widths.items()
+        for width in part_widths
+    ]
+
+
+def choose_precision(default: str = "int4") -> Choice:
+    """Show the presets; VLM_PRECISION sets the first choice."""
+    options = [Option(name, f"{name}: {preset.why}", str(preset)) for name, preset in PRESETS.items()]
+    return Choice("Precision", options, default=default, variable="VLM_PRECISION")

@@ -1,0 +1,355 @@
+"""Pictures and questions in, streamed answers out, from a folder that `conversion` wrote.
+
+A conversation keeps its KV cache between questions, so a second question about a picture costs
+only its own tokens. Answers of several conversations are computed one after another.
+
+What this module does not know: video, audio, and calling tools.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import openvino as ov
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig, TextStreamer
+from transformers.generation import StoppingCriteriaList
+
+from helpers.checkpoints import read_json
+from helpers.conversion import read_manifest
+from helpers.devices import check_device
+from helpers.errors import DeviceError, OutputError, QuestionError, SettingsError, UserError
+from helpers.generation import StatefulLanguageModel, StateCache, StopOnEvent, Stopped
+from helpers.models import load_processor
+from helpers.prompts import user_message
+from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+
+CARD = "bundled.json"  # stands beside a bundled checkpoint and says what it knows
+
+
+@dataclass
+class Times:
+    """Seconds of one answer: `first_token` counts from the question and includes the pictures."""
+
+    image_encoder: float = 0.0
+    first_token: float = 0.0
+    next_tokens: list[float] = field(default_factory=list)
+
+    @property
+    def per_token(self) -> float:
+        """The median time of the tokens after the first."""
+        return median(self.next_tokens) if self.next_tokens else 0.0
+
+
+class VisionLanguagePipeline:
+    """A converted model on a device; `accuracy` computes as PyTorch does, more slowly.
+
+    Raises `OutputError` for a folder without a finished conversion, and `DeviceError` for a device
+    that does not exist or cannot run it.
+    """
+
+    def __init__(self, folder: Path, device: str = "CPU", *, accuracy: bool = False) -> None:
+        folder = Path(folder)
+        read_manifest(folder)
+        self.folder, self.device = folder, check_device(device)
+        self.processor = load_processor(folder)
+        card = folder / CARD
+        self.notice = str(read_json(card).get("notice", "")) if card.exists() else ""
+        options = {"PERFORMANCE_HINT": "LATENCY"}
+        if accuracy:
+            options["EXECUTION_MODE_HINT"] = "ACCURACY"
+        compiled = {name: self._compile(folder / file, options) for name, file in FILES.items()}
+        self.image_encoder = compiled[IMAGE_ENCODER]
+        self.language_model = StatefulLanguageModel(
+            compiled[TEXT_EMBEDDINGS], compiled[LANGUAGE_MODEL], generation=GenerationConfig()
+        )
+        self.lock = threading.Lock()  # one answer at a time
+
+    def _compile(self, path: Path, options: dict[str, str]) -> ov.CompiledModel:
+        core = ov.Core()
+        try:
+            model = core.read_model(path)
+        except RuntimeError:
+            raise OutputError(f"{path} is damaged; convert the checkpoint again.") from None
+        try:
+            return core.compile_model(model, self.device, options)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise DeviceError(f"{self.device} cannot run {path.name}: {reason}") from None
+
+    # The calls that a PyTorch model has too
+
+    def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Turn PIL pictures into the inputs of `encode_images`."""
+        return self.processor.image_inputs(pictures)
+
+    @torch.inference_mode()
+    def encode_images(self, **image_inputs: Tensor) -> Sequence[Tensor]:
+        """Return picture features; iterating gives (tokens, hidden) for each tile or slice."""
+        names = {port.any_name for port in self.image_encoder.inputs}
+        feed = {name: value.numpy() for name, value in image_inputs.items() if name in names}
+        return torch.from_numpy(self.image_encoder(feed)[0].copy())
+
+    def embed_tokens(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings of tokens, (batch, length, hidden)."""
+        return self.language_model.embed_tokens(input_ids)
+
+    def prepare(self, input_ids: Tensor, features: Sequence[Tensor] | None = None) -> dict:
+        """Return all that `language_model` takes for a prompt with these picture features."""
+        return self.processor.prepare(input_ids, self.embed_tokens, features)
+
+    # Asking
+
+    def conversation(self) -> "Conversation":
+        """Return a new conversation, which remembers its pictures, words and KV cache."""
+        return Conversation(self)
+
+    def ask(self, text: str, images: Sequence[Image.Image] = (), **options) -> "Reply":
+        """Ask one question in a conversation of its own."""
+        return self.conversation().ask(text, images, **options)
+
+
+class Conversation:
+    """Questions and answers that build on each other."""
+
+    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
+        self.pipeline = pipeline
+        self.ids: list[int] = []  # all tokens so far; text is never tokenised a second time
+        self.features: list[Tensor] = []
+        self.messages: list[dict] = []
+        self.cache: StateCache | None = None
+        self._request: ov.InferRequest | None = None
+
+    def ask(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        *,
+        max_new_tokens: int = 256,
+        stop: threading.Event | None = None,
+        **sampling,
+    ) -> "Reply":
+        """Start an answer and return it; iterating over it gives pieces of text as they come.
+
+        `stop` ends the answer when set. `sampling` are options of transformers' `generate`:
+        do_sample, temperature, top_p, top_k, repetition_penalty, num_beams, and `seed`.
+        Raises `QuestionError` for an empty question or one that does not fit into the context,
+        and `PictureError` for what is no picture.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise QuestionError("The question is empty; ask something about the picture.")
+        options = generation_options(max_new_tokens, **sampling)
+        started = time.perf_counter()
+        inputs = self.pipeline.image_inputs(images) if images else None
+        message = user_message(text, len(images))
+        processor = self.pipeline.processor
+        ids = self.ids + processor.turn_ids(message, inputs, first=not self.ids)
+        limit = processor.context_length
+        if len(ids) + max_new_tokens > limit:
+            raise QuestionError(
+                f"The conversation would need {len(ids)} tokens and {max_new_tokens} for the "
+                f"answer, but the model's context holds {limit}; ask less or start a new one."
+            )
+        return Reply(self, message, ids, inputs, options, stop or threading.Event(), started)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.__init__(self.pipeline)
+
+    def _generate(self, reply: "Reply", streamer: "_Streamer") -> list[int]:
+        """Compute the answer's tokens; called in the reply's thread, one at a time."""
+        pipeline = self.pipeline
+        features = list(self.features)
+        if reply.inputs is not None:
+            begun = time.perf_counter()
+            features += list(pipeline.encode_images(**reply.inputs))
+            reply.times.image_encoder = time.perf_counter() - begun
+        cache = self._cache_for(reply)
+        prepared = self._prepare(reply.prompt_ids, features, cache.length)
+        try:
+            output = pipeline.language_model.generate(
+                **prepared,
+                past_key_values=cache,
+                generation_config=GenerationConfig(
+                    **reply.options,
+                    eos_token_id=pipeline.processor.stop_token_ids,
+                    pad_token_id=pipeline.processor.stop_token_ids[0],
+                ),
+                streamer=streamer if reply.options["num_beams"] == 1 else None,
+                stopping_criteria=StoppingCriteriaList([StopOnEvent(reply.stop)]),
+            )
+            tokens = output[0].tolist()
+        except Stopped:
+            self.cache = None  # a step that was given up leaves its state half-written
+            tokens = streamer.tokens
+        if reply.options["num_beams"] > 1:
+            self.cache = None  # it holds the beams in their last order
+        self.features = features
+        return tokens
+
+    def _cache_for(self, reply: "Reply") -> StateCache:
+        language_model = self.pipeline.language_model
+        if self._request is None:
+            self._request = language_model.language_model.create_infer_request()
+        if self.cache is None or reply.options["num_beams"] > 1:
+            self.cache = language_model.new_cache(self._request)
+        self.cache.stop = reply.stop
+        return self.cache
+
+    def _prepare(self, ids: list[int], features: list[Tensor], past: int) -> dict:
+        """Embed what the cache does not hold yet; what it holds is never looked at again."""
+        new = torch.tensor([ids[past:]])
+        old = torch.tensor([ids[:past]], dtype=torch.int64)
+        rows_before = int(self.pipeline.processor.picture_positions(old).sum())
+        rows = torch.cat(features)[rows_before:] if features else None
+        rows = [rows] if rows is not None and len(rows) else None
+        prepared = self.pipeline.prepare(new, rows)
+        embeddings = prepared["inputs_embeds"]
+        if past:
+            held = torch.zeros(1, past, embeddings.shape[-1], dtype=embeddings.dtype)
+            embeddings = torch.cat([held, embeddings], dim=1)
+        return prepared | {
+            "inputs_embeds": embeddings,
+            "attention_mask": torch.ones(embeddings.shape[:2], dtype=torch.int64),
+        }
+
+    def _finish(self, reply: "Reply", tokens: list[int]) -> None:
+        """Remember a turn; an answer that was cut short gets the end that it lacks."""
+        ended = bool(tokens) and tokens[-1] in self.pipeline.processor.stop_token_ids
+        end = [] if ended else self.pipeline.processor.end_of_answer_ids
+        self.ids = reply.prompt_ids + tokens + end
+        self.messages += [reply.message, {"role": "assistant", "content": reply._text}]
+
+
+class Reply:
+    """An answer that is being computed: iterate for its pieces, or read `text` when it is done."""
+
+    def __init__(self, conversation, message, ids, inputs, options, stop, started) -> None:
+        self.conversation = conversation
+        self.message, self.prompt_ids, self.inputs = message, ids, inputs
+        self.options, self.stop = options, stop
+        self.times = Times()
+        self._text, self._tokens = "", []
+        self._pieces: queue.Queue[str | None] = queue.Queue()
+        self._error: BaseException | None = None
+        self._started = started
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def text(self) -> str:
+        """The whole answer; waits until it is computed."""
+        self._wait()
+        return self._text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The answer's tokens; waits until it is computed."""
+        self._wait()
+        return self._tokens
+
+    def __iter__(self) -> Iterator[str]:
+        """Give pieces of the answer as they come; an error of the computation is raised here."""
+        while (piece := self._pieces.get()) is not None:
+            if piece:
+                yield piece
+        self._pieces.put(None)  # so that iterating again ends at once
+        self._wait()
+
+    def _wait(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        pipeline = self.conversation.pipeline
+        streamer = _Streamer(pipeline.processor.tokenizer, self)
+        try:
+            with pipeline.lock:
+                if not self.stop.is_set():
+                    self._tokens = self.conversation._generate(self, streamer)
+            ids = self._tokens
+            self._text = pipeline.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            if self.options["num_beams"] > 1:
+                self._pieces.put(self._text)
+            self.conversation._finish(self, self._tokens)
+        except BaseException as error:  # handed to whoever reads the answer
+            self.conversation.cache = None
+            self._error = error if isinstance(error, UserError) else _explain(error)
+        finally:
+            self._pieces.put(None)
+
+
+def _explain(error: BaseException) -> BaseException:
+    """Turn what the device says into one sentence; everything else is a defect and stays."""
+    if isinstance(error, RuntimeError) and "openvino" in str(error).lower():
+        return DeviceError(f"The device could not compute the answer: {str(error).splitlines()[-1]}")
+    return error
+
+
+class _Streamer(TextStreamer):
+    """Hand pieces of text to a reply as they are decoded, and note the time of each token."""
+
+    def __init__(self, tokenizer, reply: Reply) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.reply = reply
+        self.tokens: list[int] = []
+        self.last: float | None = None
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt first, then one token at a time."""
+        if not self.next_tokens_are_prompt:
+            now = time.perf_counter()
+            if self.last is None:
+                self.reply.times.first_token = now - self.reply._started
+            else:
+                self.reply.times.next_tokens.append(now - self.last)
+            self.last = now
+            self.tokens += value.flatten().tolist()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass a piece on."""
+        self.reply._pieces.put(text)
+
+
+_SAMPLING = ("temperature", "top_p", "top_k")
+_RANGES = {
+    "max_new_tokens": (1, 100_000),
+    "num_beams": (1, 16),
+    "temperature": (0.01, 5.0),
+    "top_p": (0.01, 1.0),
+    "top_k": (0, 100_000),
+    "repetition_penalty": (0.1, 10.0),
+}
+
+
+def generation_options(
+    max_new_tokens: int,
+    *,
+    do_sample: bool = False,
+    num_beams: int = 1,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    **sampling: float,
+) -> dict:
+    """Return options of `generate`; one that does not exist or is out of range is an error."""
+    options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    options |= {"repetition_penalty": repetition_penalty}
+    unknown = sorted(set(sampling) - set(_SAMPLING))
+    if unknown:
+        known = ", ".join((*_RANGES, "do_sample", "seed"))
+        raise SettingsError(f"The option {unknown[0]!r} does not exist; use {known}.")
+    for name, value in (options | sampling).items():
+        low, high = _RANGES[name]
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise SettingsError(f"{name} is {value!r}; it should be from {low} to {high}.")
+    if seed is not None:
+        torch.manual_seed(seed)
+    return options | {"do_sample": do_sample} | (sampling if do_sample else {})
