@@ -1,0 +1,230 @@
+"""What the LLaVA-like families share: a CLIP image encoder whose patches go into the prompt.
+
+The tower is a model of its own: `mm_vision_tower` in a checkpoint's `config.json` names a folder or
+a model on the hub. Source of the layout: LLaVA's `clip_encoder.py` and `mm_utils.py`
+(haotian-liu/LLaVA), which MobileVLM (Meituan-AutoML/MobileVLM) took over.
+
+What this module does not know: towers that are not CLIP, and pictures cut into tiles ("anyres").
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessorPil
+
+from helpers.checkpoints import Rule, open_tensors, read_json
+from helpers.errors import CheckpointError
+from helpers.models.base import Processor, VisionLanguageModel
+from helpers.tracing import IMAGE_ENCODER, Part, Traceable
+
+# IMAGE_TOKEN_INDEX in the authors' constants.py: no token, only a mark among the ids
+PLACEHOLDER = -200
+SAFETENSORS, BIN = "model*.safetensors*", "pytorch_model*.bin*"
+TOWER_NAMES, PROJECTOR_NAMES, VISION_NAMES = "vision_tower.", "mm_projector.", "vision_model."
+_VISION_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+
+
+class ClipProcessor(Processor):
+    """Square pictures for CLIP, and a placeholder in the prompt for each row of their features.
+
+    `config` gets a `vision_config`, the tower's own, unless it has one; so a folder whose
+    `config.json` was written from here needs no tower beside it.
+    """
+
+    def __init__(self, folder: Path, config: dict) -> None:
+        if "vision_config" not in config:
+            tower = tower_folder(folder, config["mm_vision_tower"], "config.json")
+            vision = read_json(tower / "config.json")
+            config = config | {"vision_config": vision.get("vision_config", vision)}
+        super().__init__(folder, config)
+
+    @cached_property
+    def vision_config(self) -> CLIPVisionConfig:
+        """The tower's config with only the layers up to the selected hidden state."""
+        tower = self.config["vision_config"]
+        config = CLIPVisionConfig(**{name: tower[name] for name in _VISION_FIELDS if name in tower})
+        layers, select = config.num_hidden_layers, self.config["mm_vision_select_layer"]
+        # Hidden state 0 is what goes into the first layer, so there is one more than layers.
+        used = select if select >= 0 else layers + 1 + select
+        if not 0 <= used <= layers:
+            raise CheckpointError(
+                f"mm_vision_select_layer in config.json is {select}, but the image encoder has "
+                f"{layers} layers; use the tower that the checkpoint was trained with."
+            )
+        if self.config.get("mm_vision_select_feature", "patch") != "patch":  # clip_encoder.py
+            raise CheckpointError("Only the mm_vision_select_feature 'patch' can be read here.")
+        config.num_hidden_layers = used
+        return config
+
+    @property
+    def patches_per_side(self) -> int:
+        """How many patches the image encoder sees in each direction."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def tokens_per_picture(self) -> int:
+        """How many rows of features the projector gives for one picture."""
+        raise NotImplementedError
+
+    @property
+    def image_token_id(self) -> int:
+        """The mark among the ids where a row of picture features goes; it is below all tokens."""
+        return PLACEHOLDER
+
+    @cached_property
+    def image_processor(self) -> LlavaImageProcessorPil:
+        """CLIP's preprocessing, with the picture padded to a square first where config says so."""
+        side = self.vision_config.image_size
+        return LlavaImageProcessorPil(
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            do_pad=self.config.get("image_aspect_ratio") == "pad",
+        )
+
+    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+        """Return `pixel_values` (pictures, 3, side, side)."""
+        output = self.image_processor(pictures, return_tensors="pt")
+        return {"pixel_values": output["pixel_values"]}
+
+    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[list[int]]:
+        """Return for each picture a placeholder for every row of its features."""
+        return [[PLACEHOLDER] * self.tokens_per_picture for _ in image_inputs["pixel_values"]]
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what a language model takes; a placeholder may stand for a row or a picture."""
+        if features is not None:
+            input_ids = self.expand(input_ids, features)
+        return super().prepare(input_ids, embed_tokens, features)
+
+    def expand(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Return ids (1, length) with a placeholder for every row of `features`.
+
+        In the authors' form one placeholder stands for a whole picture; ids that have room for
+        every row already are returned as they are.
+        """
+        places = self.picture_positions(input_ids)
+        if int(places.sum()) != len(features):
+            return input_ids
+        repeats = torch.ones_like(input_ids)
+        repeats[places] = torch.tensor([len(rows) for rows in features])
+        return input_ids.repeat_interleave(repeats[0], dim=1)
+
+
+class ClipLanguageModel(VisionLanguageModel):
+    """A CLIP image encoder; a family adds its `projector` and its `language_model`."""
+
+    processor: ClipProcessor
+
+    def build(self, config: dict) -> None:
+        """Create the image encoder."""
+        self.config = self.processor.config
+        self.image_encoder = CLIPVisionModel(self.processor.vision_config)
+
+    def rules(self) -> list[Rule]:
+        """Return the names of the image encoder, which are CLIP's own."""
+        return [Rule(VISION_NAMES + "{x}", "image_encoder.{x}")]
+
+    @property
+    def tower_is_inside(self) -> bool:
+        """Whether the image encoder was trained too, so that one in the checkpoint counts."""
+        return False
+
+    def original_tensors(self, folder: Path) -> dict[str, Tensor]:
+        """Return the checkpoint's tensors and those of the tower's used layers (`vision_model.`).
+
+        The tower and the projector come back in one type, the more precise of theirs, as a tower
+        is often in float32 where the checkpoint is not.
+        """
+        tensors = super().original_tensors(folder)
+        inside = {name: tensors.pop(name) for name in list(tensors) if TOWER_NAMES in name}
+        trained = inside if self.tower_is_inside else {}
+        encoder = vision_tensors(
+            trained or tower_tensors(folder, self.config["mm_vision_tower"]),
+            layers=self.image_encoder.config.num_hidden_layers,
+        )
+        encoder |= {name: tensor for name, tensor in tensors.items() if PROJECTOR_NAMES in name}
+        types = {tensor.dtype for tensor in encoder.values()}
+        dtype = functools.reduce(torch.promote_types, types, torch.bool)  # bool is below all others
+        return tensors | {name: tensor.to(dtype) for name, tensor in encoder.items()}
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Return features (pictures, tokens, hidden): drop CLS, project the patches."""
+        return self.projector(self.image_encoder(pixel_values).last_hidden_state[:, 1:])
+
+    def image_encoder_part(self) -> Part:
+        """Return CLIP with the projector: any number of pictures of one fixed size."""
+        side = self.processor.vision_config.image_size
+        return Part(
+            IMAGE_ENCODER,
+            Traceable(self.encode_images, self.image_encoder, self.projector),
+            {"pixel_values": torch.zeros(2, 3, side, side)},
+            outputs=("last_hidden_state",),
+            fixed={"pixel_values": (1, 2, 3)},
+        )
+
+
+# Finding and reading the tower
+
+
+def tower_folder(folder: Path, name: str, pattern: str) -> Path:
+    """Return the folder of the CLIP model called `name`, with its files that match `pattern`.
+
+    It is looked for in the checkpoint's `folder`, beside it (by full name and by its last part),
+    and then in the Hugging Face cache and on the hub. Raises `CheckpointError` if it is nowhere.
+    """
+    folder = Path(folder).resolve()
+    for place in (folder / name, folder.parent / name, folder.parent / Path(name).name):
+        if (place / "config.json").exists():
+            return place
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", pattern]))
+    except (OSError, ValueError) as error:  # no such model, no network, no valid name
+        raise CheckpointError(
+            f"The image encoder {name} is neither in {folder} nor beside it and cannot be "
+            f"downloaded ({type(error).__name__}); put its folder beside the checkpoint's."
+        ) from None
+
+
+def tower_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Map the tensors of the CLIP model called `name` into memory; see `tower_folder`."""
+    place = tower_folder(folder, name, SAFETENSORS)
+    if not any(place.glob(SAFETENSORS)):
+        place = tower_folder(folder, name, BIN)
+    return open_tensors(place)
+
+
+def vision_tensors(tensors: Mapping[str, Tensor], *, layers: int) -> dict[str, Tensor]:
+    """Return what `layers` layers of an image encoder need, as `vision_model.` and CLIP's names.
+
+    Left out are CLIP's text side, deeper layers, and the position numbers that older files hold.
+    """
+    named = {n.split(VISION_NAMES)[-1]: t for n, t in tensors.items() if VISION_NAMES in n}
+    named = named or tensors  # a file of the image encoder alone may go without the prefix
+    return {VISION_NAMES + n: t for n, t in named.items() if _is_used(n, layers)}
+
+
+def _is_used(name: str, layers: int) -> bool:
+    layer = re.match(r"encoder\.layers\.(\d+)\.", name)
+    return name != "embeddings.position_ids" and (layer is None or int(layer[1]) < layers)
