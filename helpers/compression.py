@@ -50,7 +50,9 @@ class Weights:
 
     def __post_init__(self) -> None:
         if self.mode != "fp16" and self.mode not in _MODES:
-            raise SettingsError(f"Weights {self.mode!r} do not exist; use fp16, {', '.join(_MODES)}.")
+            raise SettingsError(
+                f"Weights {self.mode!r} do not exist; use fp16, {', '.join(_MODES)}."
+            )
 
     def __str__(self) -> str:
         if not self.mode.startswith("int4"):
@@ -193,5 +195,7 @@ def table(widths: dict[str, list[BitWidth]]) -> list[dict[str, object]]:
 
 def choose_precision(default: str = "int4") -> Choice:
     """Show the presets; VLM_PRECISION sets the first choice."""
-    options = [Option(name, f"{name}: {preset.why}", str(preset)) for name, preset in PRESETS.items()]
+    options = [
+        Option(name, f"{name}: {preset.why}", str(preset)) for name, preset in PRESETS.items()
+    ]
     return Choice("Precision", options, default=default, variable="VLM_PRECISION")

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -58,16 +58,35 @@ def convert(
             report(f"{output} is there already, made of the same checkpoint and settings.")
             return _widths(manifest)
     model = load_model(checkpoint)
-    with written_aside(output) as folder:
-        widths = {}
+
+    def parts() -> Iterator[tuple[str, ov.Model]]:
         for part in model.parts():
             report(f"{part.name}: converting")
-            converted = convert_part(part)
-            report(f"{part.name}: storing weights as {preset.weights_of(part.name)}")
-            converted = compress(converted, preset.weights_of(part.name))
-            widths[part.name] = bit_widths(converted)
-            save_part(converted, folder, part.name)
-        finish(folder, checkpoint, source, preset, widths)
+            yield part.name, convert_part(part)
+
+    return write(parts(), output, checkpoint=checkpoint, preset=preset, report=report)
+
+
+def write(
+    parts: Iterable[tuple[str, ov.Model]],
+    output: Path,
+    *,
+    checkpoint: Path,
+    preset: Preset,
+    report: Report = lambda line: None,
+) -> dict[str, list[BitWidth]]:
+    """Compress converted parts as `preset` says and write them as one folder, `output`.
+
+    The parts are compressed in place. Returns the bit widths by part.
+    """
+    widths = {}
+    with written_aside(Path(output)) as folder:
+        for name, model in parts:
+            report(f"{name}: storing weights as {preset.weights_of(name)}")
+            model = compress(model, preset.weights_of(name))
+            widths[name] = bit_widths(model)
+            save_part(model, folder, name)
+        finish(folder, checkpoint, describe_source(checkpoint), preset, widths)
     report(f"{output} is complete.")
     return widths
 
@@ -104,7 +123,9 @@ def describe_source(checkpoint: Path) -> dict:
     """Return what tells one checkpoint from another: its files' names and sizes, its config."""
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} is not a folder; give a checkpoint's folder.")
-    sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    sizes = {
+        path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.is_file()
+    }
     config = checkpoint / "config.json"
     digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.exists() else None
     return {"name": checkpoint.resolve().name, "files": sizes, "config_sha256": digest}
@@ -192,4 +213,3 @@ def folder_bytes(folder: Path) -> dict[str, int]:
         stem = file.removesuffix(".xml")
         sizes[name] = sum(files[stem + ending]["bytes"] for ending in (".xml", ".bin"))
     return sizes
-

@@ -39,7 +39,7 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         # Pillow clips deep pictures at 255 instead of scaling them.
-        low, high = picture.getextrema()
+        _, high = picture.getextrema()
         depth = 65535 if picture.mode != "F" and high > 255 else max(high, 255)
         picture = picture.convert("F").point(lambda value: value * (255 / depth)).convert("L")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -49,16 +49,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-# MiniCPM-V-2's slices (LLaVA-UHD's idea): each has about the area that the image encoder was trained
-# on and a shape close to the picture's. The steps are those of `slice_image` in the authors'
-# modeling_minicpmv.py, Python's rounding included, so that the sizes are the same pixel for pixel.
+# MiniCPM-V-2's slices (the idea is LLaVA-UHD's, arXiv:2403.11703): each has about the area that the
+# image encoder was trained on and a shape close to the picture's. The steps are those of
+# `slice_image` in the authors' modeling_minicpmv.py, Python's rounding included, so that the sizes
+# are the same pixel for pixel.
 
 Size = tuple[int, int]  # (width, height) in pixels, or a grid's (columns, rows)
 
 
 @dataclass(frozen=True)
 class Slicing:
-    """How pictures are cut: the side of a square with a slice's area, the patch, the most slices."""
+    """How pictures are cut: a square's side with a slice's area, the patch, the most slices."""
 
     resolution: int
     patch: int

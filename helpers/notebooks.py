@@ -11,7 +11,6 @@ network), and cells that wait for input.
 """
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -169,8 +168,9 @@ def read_notebook(path: Path) -> NotebookNode:
         notebook = nbformat.read(path, as_version=4)
     except FileNotFoundError:
         raise NotebookError(f"{path} does not exist; give the path of a notebook.") from None
-    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
-        raise NotebookError(f"{path} is not a notebook that can be read ({error}).") from None
+    except Exception as error:  # nbformat raises half a dozen types for what is no notebook
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise NotebookError(f"{path} is not a notebook that can be read ({reason}).") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -190,7 +190,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
+        aside.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}).") from None
 

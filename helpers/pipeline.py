@@ -25,7 +25,7 @@ from helpers.checkpoints import read_json
 from helpers.conversion import read_manifest
 from helpers.devices import check_device
 from helpers.errors import DeviceError, OutputError, QuestionError, SettingsError, UserError
-from helpers.generation import StatefulLanguageModel, StateCache, StopOnEvent, Stopped
+from helpers.generation import StateCache, StatefulLanguageModel, StopOnEvent, Stopped
 from helpers.models import load_processor
 from helpers.prompts import user_message
 from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
@@ -289,7 +289,9 @@ class Reply:
 def _explain(error: BaseException) -> BaseException:
     """Turn what the device says into one sentence; everything else is a defect and stays."""
     if isinstance(error, RuntimeError) and "openvino" in str(error).lower():
-        return DeviceError(f"The device could not compute the answer: {str(error).splitlines()[-1]}")
+        return DeviceError(
+            f"The device could not compute the answer: {str(error).splitlines()[-1]}"
+        )
     return error
 
 

@@ -1,0 +1,186 @@
+"""The command line: `python -m helpers convert | ask | evaluate | demo | info`.
+
+Errors that a user can cause are one sentence on the error stream and exit code 1; a wrong command
+line is exit code 2; Ctrl-C is exit code 130.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from helpers.errors import SettingsError, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _add(commands, "convert", convert, "convert a checkpoint to OpenVINO")
+    command.add_argument("checkpoint", help="a bundled name, a folder, or a hub id")
+    command.add_argument("--precision", default="int4", help="fp16, int8, int4 (default), int4-sym")
+    command.add_argument("--group-size", type=int, help="weights that share a scale in 4 bits")
+    command.add_argument("--ratio", type=float, help="share of the layers in 4 bits, 0 to 1")
+    command.add_argument("--output", type=Path, required=True, help="the folder to write")
+
+    command = _add(commands, "ask", ask, "ask about a picture")
+    _add_folder(command)
+    command.add_argument("--image", action="append", default=[], help="a picture; may be repeated")
+    command.add_argument("--question", required=True)
+    command.add_argument("--max-new-tokens", type=int, default=128)
+
+    command = _add(commands, "evaluate", evaluate, "count right answers on drawn questions")
+    _add_folder(command)
+    command.add_argument("--questions", type=int, default=500)
+    command.add_argument("--seed", type=int, default=0)
+
+    command = _add(commands, "demo", demo, "serve the chat page on this computer")
+    _add_folder(command)
+    command.add_argument("--port", type=int)
+
+    command = _add(commands, "info", info, "say what a converted folder holds")
+    _add_folder(command)
+    return parser
+
+
+def _add(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    return command
+
+
+def _add_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, help="a folder that `convert` wrote")
+    command.add_argument("--device", default="CPU")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _pipeline(options: argparse.Namespace):
+    from helpers.pipeline import VisionLanguagePipeline
+
+    pipeline = VisionLanguagePipeline(options.folder, options.device)
+    if pipeline.notice:
+        _say(f"note: {pipeline.notice}")
+    return pipeline
+
+
+# Commands; what is slow to import is imported where it is used, so that --help answers at once.
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Convert a checkpoint and print the bit widths of its parts."""
+    from helpers import compression, conversion, hub, plots
+
+    if options.ratio is not None and not 0 <= options.ratio <= 1:
+        raise SettingsError(f"The ratio is {options.ratio}; it should be from 0 to 1.")
+    preset = compression.find_preset(
+        options.precision, group_size=options.group_size, ratio=options.ratio
+    )
+    folder = hub.find_checkpoint(options.checkpoint)
+    widths = conversion.convert(folder, options.output, preset, report=_say)
+    if options.json:
+        found = {name: [asdict(width) for width in part] for name, part in widths.items()}
+        sizes = conversion.folder_bytes(options.output)
+        print(json.dumps({"folder": str(options.output), "bytes": sizes, "bit_widths": found}))
+    else:
+        plots.show_table(compression.table(widths))
+    return 0
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Stream the answer to one question."""
+    from helpers.images import open_picture
+
+    pictures = [open_picture(Path(path)) for path in options.image]
+    reply = _pipeline(options).ask(
+        options.question, pictures, max_new_tokens=options.max_new_tokens
+    )
+    if options.json:
+        times = {"first_token": reply.text and reply.times.first_token}
+        times["per_token"] = reply.times.per_token
+        print(json.dumps({"text": reply.text, "tokens": len(reply.token_ids), "seconds": times}))
+        return 0
+    for piece in reply:
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Print the share of right answers by kind."""
+    from helpers import evaluation, plots
+
+    if options.questions < 1:
+        raise SettingsError("Ask at least one question.")
+    pipeline = _pipeline(options)
+    asked = evaluation.draw_questions(options.questions, seed=options.seed)
+    answers = evaluation.answer(
+        pipeline, asked, report=lambda done: _say(f"{done} of {len(asked)} questions answered")
+    )
+    shares = evaluation.accuracy(answers, asked)
+    if options.json:
+        print(json.dumps({"questions": len(asked), "seed": options.seed, "accuracy": shares}))
+    else:
+        plots.show_table([{"kind": k, "right": f"{v:.1%}"} for k, v in shares.items()])
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Serve the chat page until Ctrl-C."""
+    from helpers import demo as page
+
+    pipeline = _pipeline(options)
+    blocks = page.build_page(pipeline, title=f"Ask {pipeline.folder.name}")
+    address = page.open_page(blocks, port=options.port)
+    print(json.dumps({"address": address}) if options.json else f"{address} (Ctrl-C ends it)")
+    sys.stdout.flush()
+    blocks.block_thread()
+    return 0
+
+
+def info(options: argparse.Namespace) -> int:
+    """Print what a converted folder was made of, and its sizes."""
+    from helpers import conversion, plots
+
+    manifest = conversion.read_manifest(options.folder)
+    sizes = conversion.folder_bytes(options.folder)
+    if options.json:
+        print(json.dumps(manifest | {"bytes": sizes}))
+        return 0
+    print(f"made of {manifest['source']['name']} with", end=" ")
+    print(", ".join(f"{name} {number}" for name, number in manifest["versions"].items()))
+    rows = [
+        {
+            "part": name,
+            "MB": f"{size / 1e6:.1f}",
+            "weights": ", ".join(
+                f"{width['type']} {width['share']:.0%}" for width in manifest["bit_widths"][name]
+            ),
+        }
+        for name, size in sizes.items()
+    ]
+    plots.show_table(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Measure a model: right answers, agreement with PyTorch, times.
+
+Everything here takes a PyTorch model or a pipeline on OpenVINO, which have the same calls, so that
+both are measured by the same code in the same run.
+
+What this module does not know: answers that are right in other words; an answer is exact or wrong.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig
+
+from helpers.prompts import user_message
+from helpers.shapes import world
+
+Asked = tuple[Image.Image, world.Question]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said: its texts, and the logits (questions, vocabulary) of each first token."""
+
+    texts: list[str]
+    first_logits: Tensor
+
+
+def draw_questions(number: int, *, seed: int, split: str = "test") -> list[Asked]:
+    """Return pictures of the bundled world, each with one question; the kinds take turns."""
+    pairs = world.sample_questions(number, seed=seed, split=split)
+    return [(world.draw(scene), question) for scene, question in pairs]
+
+
+@torch.inference_mode()
+def answer(
+    model,
+    asked: Sequence[Asked],
+    *,
+    max_new_tokens: int = 64,
+    batch: int = 25,
+    report: Callable[[int], None] = lambda done: None,
+) -> Answers:
+    """Answer all questions greedily, `batch` at a time; `report` is told how many are done."""
+    texts: list[str] = []
+    logits: list[Tensor] = []
+    for start in range(0, len(asked), batch):
+        part = asked[start : start + batch]
+        prompts = [_prepare(model, picture, question.text) for picture, question in part]
+        output = model.language_model.generate(
+            **model.processor.collate(prompts),
+            generation_config=_greedy(model, max_new_tokens),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        decoded = model.processor.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+        texts += [text.strip() for text in decoded]
+        logits.append(output.logits[0].float())
+        report(start + len(part))
+    return Answers(texts, torch.cat(logits))
+
+
+def _prepare(model, picture: Image.Image, text: str) -> dict:
+    inputs = model.image_inputs([picture])
+    ids = model.processor.input_ids([user_message(text, 1)], inputs)
+    return model.prepare(ids, model.encode_images(**inputs))
+
+
+def _greedy(model, max_new_tokens: int, min_new_tokens: int = 0) -> GenerationConfig:
+    stop = model.processor.stop_token_ids
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=stop[0],
+    )
+
+
+def accuracy(answers: Answers, asked: Sequence[Asked]) -> dict[str, float]:
+    """Return the share of exact answers, 0 to 1: `all`, then each kind of question."""
+    right: dict[str, list[bool]] = {"all": []}
+    for text, (_, question) in zip(answers.texts, asked, strict=True):
+        right["all"].append(text == question.answer)
+        right.setdefault(question.kind, []).append(text == question.answer)
+    return {kind: sum(values) / len(values) for kind, values in right.items()}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close one model's answers are to another's on the same questions.
+
+    `top_token` is the share of questions whose most probable first token is the same; `divergence`
+    the mean Kullback-Leibler divergence in nats, sum p log(p / q), of the first token's
+    distribution q from the reference's p; `same_text` the share of equal answers.
+    """
+
+    top_token: float
+    divergence: float
+    same_text: float
+
+
+def agreement(reference: Answers, other: Answers) -> Agreement:
+    """Return how close `other` is to `reference`."""
+    same_top = reference.first_logits.argmax(-1) == other.first_logits.argmax(-1)
+    log_p = reference.first_logits.double().log_softmax(-1)
+    log_q = other.first_logits.double().log_softmax(-1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    same_text = [a == b for a, b in zip(reference.texts, other.texts, strict=True)]
+    return Agreement(
+        top_token=same_top.double().mean().item(),
+        divergence=divergence.mean().clamp(min=0).item(),
+        same_text=sum(same_text) / len(same_text),
+    )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Median seconds: a picture in the image encoder, the first token after that, and the next."""
+
+    image_encoder: float
+    first_token: float
+    next_token: float
+
+
+@torch.inference_mode()
+def speed(model, picture: Image.Image, text: str, *, tokens: int = 32, repeats: int = 3) -> Speed:
+    """Measure one question; the first run warms up and does not count."""
+    inputs = model.image_inputs([picture])
+    ids = model.processor.input_ids([user_message(text, 1)], inputs)
+    runs = []
+    for _ in range(repeats + 1):
+        encoder, features = _timed(lambda: model.encode_images(**inputs))
+        prepared = model.prepare(ids, features)
+        first, _ = _timed(lambda p=prepared: _generate(model, p, 1))
+        whole, _ = _timed(lambda p=prepared: _generate(model, p, tokens))
+        runs.append((encoder, first, (whole - first) / (tokens - 1)))
+    return Speed(*(median(column) for column in zip(*runs[1:], strict=True)))
+
+
+def _generate(model, prepared: dict, tokens: int) -> Tensor:
+    # Every run makes the same number of tokens, whatever the model wants to say.
+    config = _greedy(model, tokens, min_new_tokens=tokens)
+    return model.language_model.generate(**prepared, generation_config=config)
+
+
+def _timed(function: Callable[[], object]) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def wrong_answers(answers: Answers, asked: Iterable[Asked]) -> list[dict[str, str]]:
+    """Return each wrong answer with its question, as rows for a table."""
+    return [
+        {"question": question.text, "answer": text, "right": question.answer}
+        for text, (_, question) in zip(answers.texts, asked, strict=True)
+        if text != question.answer
+    ]

@@ -1,0 +1,97 @@
+"""One style for all pictures, plots and tables of the notebooks.
+
+Every plot has the numbers beside it as a table, and tells its series apart by more than colour.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+# petroff6, a palette for people who see colours differently (Petroff, arXiv:2107.02270)
+PALETTE = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#9c9ca1", "#7a21dd")
+HATCHES = ("", "//", "..", "xx", "\\\\", "++")
+_STYLE = {
+    "figure.dpi": 80,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+}
+
+
+def show_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as a table whose columns line up; numbers are given as they are to be read."""
+    print(format_table(rows))
+
+
+def format_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows with the same keys as lines of text under a header."""
+    if not rows:
+        return "(nothing)"
+    columns = list(rows[0])
+    cells = [columns] + [[str(row[name]) for name in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    right = [all(_is_number(line[i]) for line in cells[1:]) for i in range(len(columns))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0].ljust(sum(widths))), *lines[1:]])
+
+
+def _is_number(text: str) -> bool:
+    return text.replace("%", "").replace(".", "").replace("-", "").replace(" ms", "").isdigit()
+
+
+def show_pictures(
+    pictures: Sequence[Image.Image], titles: Sequence[str], *, height: float = 2.2
+) -> Figure:
+    """Show pictures in a row, each under its title."""
+    ratios = [picture.width / picture.height for picture in pictures]
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(pictures),
+            figsize=(height * sum(ratios), height * 1.15),
+            width_ratios=ratios,
+            squeeze=False,
+        )
+        for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
+            axis.imshow(picture)
+            axis.set_title(title, fontsize=9)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], *, units: Mapping[str, str]) -> Figure:
+    """Draw one small bar chart for each measure: `groups` is measure to variant to value."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, len(groups), figsize=(2.6 * len(groups), 2.6))
+        for axis, (measure, values) in zip(axes, groups.items(), strict=True):
+            _bar_chart(axis, measure, values, units[measure])
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def _bar_chart(axis, measure: str, values: Mapping[str, float], unit: str) -> None:
+    drawn = axis.bar(
+        list(values),
+        list(values.values()),
+        color=PALETTE[: len(values)],
+        hatch=HATCHES[: len(values)],
+        edgecolor="white",
+    )
+    axis.bar_label(drawn, fmt="%.3g", fontsize=8, padding=2)
+    axis.set_title(measure, fontsize=10)
+    axis.set_ylabel(unit, fontsize=9)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.margins(y=0.15)
