@@ -38,14 +38,19 @@ METADATA = {
 # description of a picture that stands in its cell's metadata.
 PAGE = """\
 {%- extends 'index.html.j2' -%}
+{%- macro picture(kind, data, cell) -%}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:{{ kind }};base64,{{ data }}" alt="{{ cell.metadata.get('alt', '') | escape_html }}">
+</div>
+{%- endmacro -%}
 {%- block html_head_js -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block data_png scoped -%}
-<div class="jp-RenderedImage jp-OutputArea-output">
-<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
-alt="{{ cell.metadata.get('alt', '') | escape_html }}">
-</div>
+{{ picture('image/png', output.data['image/png'].strip(), cell) }}
+{%- endblock -%}
+{%- block data_svg scoped -%}
+{{ picture('image/svg+xml', output.data['image/svg+xml'] | text_base64, cell) }}
 {%- endblock -%}
 """
 
@@ -91,6 +96,7 @@ class Executor(NotebookClient):
         super().__init__(
             notebook,
             timeout=None,
+            coalesce_streams=True,
             kernel_name="python3",
             record_timing=False,  # clock times would change with every execution
             store_widget_state=False,
