@@ -1,0 +1,256 @@
+"""Every notebook keeps to the collection's structure; every check finds what it is for."""
+
+import json
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from tests import notebook_structure as structure
+from tests.notebook_structure import CHECKS, SECTIONS, Notebook
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def measured_costs() -> dict[str, dict[str, str]]:
+    path = FOLDER / "costs.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path, check):
+    assert check(Notebook.read(path, measured_costs())) == []
+
+
+@pytest.mark.parametrize("pair", [*combinations(NOTEBOOKS, 2)], ids=str)
+def test_notebooks_share_nothing(pair):
+    first, second = (Notebook.read(path, {}) for path in pair)
+    assert structure.nothing_shared(first, second) == []
+
+
+def test_costs_are_told_of_no_other_notebook():
+    assert set(measured_costs()) <= {path.stem for path in NOTEBOOKS}
+
+
+# The checks themselves, on notebooks made to break them
+
+COSTS = {"time": "about 1 minute", "memory": "2 GB", "disk": "20 MB"}
+TABLE = """\
+# A toy model
+
+From a picture to an answer.
+
+| | |
+|---|---|
+| **What you will learn** | how it works |
+| **Prerequisites** | Python |
+| **Time** | about 1 minute |
+| **Memory** | 2 GB |
+| **Disk** | 20 MB |
+| **Tested with** | OpenVINO |
+| **Papers** | [one](https://example.org/tmp/paper) |
+| **Licence** | Apache-2.0 |
+"""
+LIST = """\
+# A toy model
+
+From a picture to an answer.
+
+**What you will learn**
+
+- how it works
+- what it costs
+
+- **Prerequisites:** Python
+- **Time**: about 1 minute
+- **Memory**: 2 GB
+- **Disk**: 20 MB
+- **Tested with**: OpenVINO
+- **Papers**: [one](https://example.org/root/paper)
+- **Licence**: Apache-2.0
+"""
+
+
+def printed(text: str):
+    return new_output("stream", name="stdout", text=text)
+
+
+def drawn(kind: str = "image/png"):
+    return new_output("display_data", data={kind: "AAAA", "text/plain": "<Figure>"})
+
+
+def good_cells(card: str = TABLE) -> list:
+    """Return the cells of a notebook that every check passes."""
+    cells = [new_markdown_cell(card)]
+    for number, title in enumerate(SECTIONS, start=1):
+        text = f"## {title}\n\nWhy this comes now.\n\n![a box](images/box.svg)"
+        source = f"step = {number}\nprint('step', step)"
+        outputs = [printed(f"step {number}\n")]
+        cells += [new_markdown_cell(text), new_code_cell(source, outputs=outputs)]
+    cells[8].metadata["alt"], cells[8].outputs = "A rising line", [drawn()]
+    for number, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = number
+    return cells
+
+
+@pytest.fixture
+def make(tmp_path) -> Callable[..., Notebook]:
+    """Return a function that writes cells and reads them back as a notebook."""
+
+    def write(cells: list, name: str = "09-toy", **metadata) -> Notebook:
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(new_notebook(cells=cells, metadata=metadata), path)
+        return Notebook.read(path, {"09-toy": COSTS})
+
+    return write
+
+
+@pytest.mark.parametrize("card", [TABLE, LIST], ids=["table", "list"])
+def test_a_good_notebook_passes_every_check(make, card):
+    notebook = make(good_cells(card))
+    assert {check.__name__: check(notebook) for check in CHECKS if check(notebook)} == {}
+
+
+def source(index: int, text: str):
+    """Return a change of one cell's text."""
+    return lambda cells: cells[index].update(source=text)
+
+
+def output(index: int, *outputs, **metadata):
+    """Return a change of one cell's outputs."""
+
+    def change(cells):
+        cells[index].outputs = list(outputs)
+        cells[index].metadata = nbformat.from_dict(metadata)
+
+    return change
+
+
+def without(name: str):
+    """Return a change of the card: one line less."""
+    lines = [line for line in TABLE.splitlines() if name not in line]
+    return source(0, "\n".join(lines))
+
+
+def instead(old: str, new: str):
+    """Return a change of the card."""
+    return source(0, TABLE.replace(old, new))
+
+
+FIRST, ASK, COMPARE = 2, 14, 16  # code cells
+BAD = [
+    (structure.sections_in_order, lambda cells: cells.pop(3)),
+    (structure.sections_in_order, source(1, "## Setting up")),
+    (structure.sections_in_order, source(1, "```\n## Setup\n```")),
+    (structure.one_title, source(1, "# Another title\n\n## Setup")),
+    (structure.one_title, instead("# A toy model", "A toy model")),
+    (structure.one_title, lambda cells: cells.insert(0, new_code_cell("1"))),
+    *((structure.card_complete, without(f"**{name}**")) for name in structure.CARD),
+    (structure.card_complete, instead("OpenVINO", "")),
+    (structure.card_complete, source(0, LIST.replace("- how it works\n- what it costs\n", ""))),
+    (
+        structure.card_complete,
+        source(
+            0,
+            TABLE.replace("**Time**", "**T**").replace("Disk", "Time").replace("**T**", "**Disk**"),
+        ),
+    ),
+    (structure.card_tells_measured_costs, instead("2 GB", "3 GB")),
+    (structure.card_tells_measured_costs, instead("about 1 minute", "1 minute")),
+    (structure.soon_something_to_do, source(1, "## Setup\n\n" + "word " * 61)),
+    (structure.pictures_described, source(1, "## Setup\n\n![](images/box.svg)")),
+    (structure.pictures_described, source(1, '## Setup\n\n<img src="images/box.svg">')),
+    (structure.pictures_described, source(1, '## Setup\n\n<img src="box.svg" alt=" " width="5">')),
+    (structure.pictures_described, output(8, drawn())),
+    (structure.pictures_described, output(8, drawn("image/svg+xml"), alt=" ")),
+    (
+        structure.pictures_described,
+        output(8, new_output("display_data", data={"text/html": "<b><img src='x'></b>"})),
+    ),
+    (structure.executed_in_order, lambda cells: cells[FIRST].update(execution_count=None)),
+    (structure.executed_in_order, lambda cells: cells[FIRST].update(execution_count=3)),
+    (structure.clean_outputs, output(FIRST, new_output("stream", name="stderr", text="Beware"))),
+    (
+        structure.clean_outputs,
+        output(FIRST, new_output("error", ename="ValueError", evalue="", traceback=[])),
+    ),
+    (structure.small, output(FIRST, printed("x" * 420_000))),
+    (structure.nothing_forbidden, source(FIRST, "%pip install timm")),
+    (structure.nothing_forbidden, source(FIRST, "if step:\n    !ls")),
+    (structure.nothing_forbidden, source(FIRST, "run('pip install timm')")),
+    (structure.nothing_forbidden, source(FIRST, "load(name, trust_remote_code=False)")),
+    (structure.nothing_forbidden, source(FIRST, "# NBVAL_SKIP\nprint(1)")),
+    (structure.nothing_forbidden, source(FIRST, "page.launch(share=True)")),
+    (structure.nothing_forbidden, output(FIRST, tags=["raises-exception"])),
+    (structure.short_cells, source(FIRST, "\n".join(f"a{n} = {n}" for n in range(16)))),
+    (structure.valid_code, source(FIRST, "print('")),
+    (structure.valid_code, source(FIRST, "# nothing")),
+    (structure.no_machine_paths, source(FIRST, "folder = '/home/anna/models'")),
+    (structure.no_machine_paths, output(FIRST, printed("Wrote /tmp/x1/model.xml"))),
+    (structure.no_machine_paths, output(FIRST, printed("in C:\\Users\\anna"))),
+    (
+        structure.no_machine_paths,
+        output(FIRST, new_output("display_data", data={"text/html": "<b>/root/x</b>"})),
+    ),
+    (structure.answers_compared, source(ASK, "# NBVAL_IGNORE_OUTPUT\nprint('a red star')")),
+    (structure.answers_compared, output(ASK)),
+    (structure.answers_compared, output(COMPARE, printed("1"), tags=["nbval-ignore-output"])),
+]
+
+
+@pytest.mark.parametrize(("check", "change"), BAD)
+def test_a_check_finds_what_it_is_for(make, check, change):
+    cells = good_cells()
+    change(cells)
+    assert check(make(cells))
+
+
+def test_the_state_of_widgets_is_found(make):
+    assert structure.no_widget_state(make(good_cells(), widgets={"state": {}}))
+
+
+def test_a_repeated_id_is_found(make):
+    cells = good_cells()
+    notebook = make(cells)
+    text = notebook.path.read_text(encoding="utf-8").replace(cells[1].id, cells[2].id)
+    notebook.path.write_text(text, encoding="utf-8")
+    assert structure.unique_ids(notebook)
+
+
+def test_every_check_was_seen_to_fail():
+    elsewhere = {structure.no_widget_state, structure.unique_ids}
+    assert {check for check, _ in BAD} | elsewhere == set(CHECKS)
+
+
+CODE = "import torch\n" + "\n".join(f"value_{number} = {number}" for number in range(6))
+
+
+def test_shared_code_is_found(make):
+    first = make([new_code_cell(CODE + "\nprint(1)")], "01-one")
+    second = make([new_code_cell("x = 0\n\n" + CODE)], "02-two")
+    assert len(structure.nothing_shared(first, second)) == 1
+
+
+def test_shared_imports_and_short_runs_are_not(make):
+    imports = "\n".join(f"import library_{number}" for number in range(9))
+    first = make([new_code_cell(imports + "\nx = 1"), new_code_cell(CODE)], "01-one")
+    second = make([new_code_cell(imports + "\nx = 1"), new_code_cell(CODE[:-12])], "02-two")
+    assert structure.nothing_shared(first, second) == []
+
+
+def test_a_shared_paragraph_is_found(make):
+    text = "The image encoder turns\na picture into rows of features."
+    first = make([new_markdown_cell(TABLE), new_markdown_cell(f"## One\n\n{text}")], "01-one")
+    second = make(
+        [
+            new_markdown_cell(LIST.replace("From", "Again from")),
+            new_markdown_cell(f"Two.\n\n{text}"),
+        ],
+        "02-two",
+    )
+    assert len(structure.nothing_shared(first, second)) == 1
