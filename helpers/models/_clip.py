@@ -50,7 +50,7 @@ class ClipProcessor(Processor):
 
     def __init__(self, folder: Path, config: dict) -> None:
         if "vision_config" not in config:
-            tower = tower_folder(folder, config["mm_vision_tower"], "config.json")
+            tower = tower_folder(folder, config.get("mm_vision_tower"), "config.json")
             vision = read_json(tower / "config.json")
             config = config | {"vision_config": vision.get("vision_config", vision)}
         super().__init__(folder, config)
@@ -188,18 +188,20 @@ class ClipLanguageModel(VisionLanguageModel):
 # Finding and reading the tower
 
 
-def tower_folder(folder: Path, name: str, pattern: str) -> Path:
-    """Return the folder of the CLIP model called `name`, with its files that match `pattern`.
+def tower_folder(folder: Path, name: str, *patterns: str) -> Path:
+    """Return the folder of the CLIP model called `name`, with its files that match `patterns`.
 
     It is looked for in the checkpoint's `folder`, beside it (by full name and by its last part),
     and then in the Hugging Face cache and on the hub. Raises `CheckpointError` if it is nowhere.
     """
+    if not isinstance(name, str) or not name:
+        raise CheckpointError("config.json names no image encoder; set mm_vision_tower.")
     folder = Path(folder).resolve()
     for place in (folder / name, folder.parent / name, folder.parent / Path(name).name):
         if (place / "config.json").exists():
             return place
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", pattern]))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:  # no such model, no network, no valid name
         raise CheckpointError(
             f"The image encoder {name} is neither in {folder} nor beside it and cannot be "
@@ -209,9 +211,9 @@ def tower_folder(folder: Path, name: str, pattern: str) -> Path:
 
 def tower_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Map the tensors of the CLIP model called `name` into memory; see `tower_folder`."""
-    place = tower_folder(folder, name, SAFETENSORS)
-    if not any(place.glob(SAFETENSORS)):
-        place = tower_folder(folder, name, BIN)
+    place = tower_folder(folder, name, "config.json", SAFETENSORS)
+    if not any(place.glob(SAFETENSORS)):  # not every model has them
+        place = tower_folder(folder, name, "config.json", BIN)
     return open_tensors(place)
 
 

@@ -244,7 +244,7 @@ _SUPPORTED_ATTENTION = {
 
 
 def _mpt_config(config: Mapping) -> MptConfig:
-    attention = config["attn_config"]
+    attention = dict(config["attn_config"])
     for section, supported in ((config, _SUPPORTED), (attention, _SUPPORTED_ATTENTION)):
         for name, value in supported.items():
             if section.get(name, value) != value:

@@ -35,8 +35,12 @@ class MobileVLMProcessor(ClipProcessor):
 
     @cached_property
     def tokenizer(self) -> LlamaTokenizer:
-        """Llama's tokenizer, which has no tokens for pictures."""
-        return LlamaTokenizer.from_pretrained(self.folder)
+        """Llama's tokenizer, which has no tokens for pictures.
+
+        It begins with BOS, and text after `</s>` gets a space in front (`legacy`): so did the
+        tokenizer of transformers 4.33, the release that the authors used.
+        """
+        return LlamaTokenizer.from_pretrained(self.folder, add_bos_token=True, legacy=True)
 
     @property
     def template(self) -> Template:

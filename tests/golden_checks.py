@@ -1,0 +1,116 @@
+"""What the families' tests share: golden data, comparisons, changed copies of a checkpoint."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from helpers.prompts import user_message
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 3e-6  # of the largest expected value; plain mappings onto transformers reach 2e-6
+
+
+def expected(name: str) -> dict[str, Tensor]:
+    """Return what the authors' own code computed from the golden checkpoint `name`."""
+    return load_file(GOLDEN / name / "expected.safetensors")
+
+
+def relative_error(actual: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference in units of the largest wanted value."""
+    return float((actual.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def assert_close(actual: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert actual.shape == wanted.shape
+    assert relative_error(actual, wanted) <= tolerance
+
+
+@torch.inference_mode()
+def greedy(model, prepared: dict, number: int) -> list[int]:
+    """Return `number` greedy tokens, computed anew from growing inputs without a cache."""
+    embeddings, tokens = prepared["inputs_embeds"], []
+    for _ in range(number):
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
+        logits = model(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=mask.cumsum(1) - 1
+        ).logits
+        tokens.append(int(logits[0, -1].argmax()))
+        embeddings = torch.cat([embeddings, model.embed_tokens(torch.tensor([tokens[-1:]]))], 1)
+    return tokens
+
+
+@torch.inference_mode()
+def greedy_with_cache(model, prepared: dict, number: int) -> list[int]:
+    """Return `number` greedy tokens as transformers' `generate` finds them, with a KV cache."""
+    return model.language_model.generate(
+        inputs_embeds=prepared["inputs_embeds"],
+        attention_mask=prepared["attention_mask"],
+        max_new_tokens=number,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[0].tolist()
+
+
+def copy_of(name: str, folder: Path, **changes) -> Path:
+    """Copy the golden checkpoint `name` into `folder`, with changes to its config."""
+    copy = shutil.copytree(GOLDEN / name, folder / name)
+    change_config(copy, **changes)
+    return copy
+
+
+def change_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Apply `change` to the tensors of each weight file in `folder`."""
+    for path in [*folder.glob("*.bin"), *folder.glob("model*.safetensors")]:
+        if path.suffix == ".bin":
+            torch.save(change(torch.load(path, weights_only=True)), path)
+        else:
+            save_file(change(load_file(path)), path)
+
+
+def conversations() -> dict[str, list[dict]]:
+    """Return the messages of the prompts in preprocessing/prompts.json, by their names there."""
+    picture = user_message("What is in the picture?", 1)
+    answer = {"role": "assistant", "content": "A cat in a box."}
+    return {
+        "one_turn": [picture],
+        "two_turns": [picture, answer, user_message("What colour is it?")],
+        "text_only": [user_message("Hello there")],
+    }
+
+
+def golden_prompts(family: str) -> dict[str, str]:
+    text = (GOLDEN / "preprocessing" / "prompts.json").read_text(encoding="utf-8")
+    return json.loads(text)[family]
+
+
+def golden_pixels(kind: str) -> list[dict]:
+    """Return the figures of preprocessing/tiling.json about the sample pictures."""
+    text = (GOLDEN / "preprocessing" / "tiling.json").read_text(encoding="utf-8")
+    return json.loads(text)[kind]
+
+
+def assert_pixels(actual: Tensor, figures: dict) -> None:
+    """Compare one normalised picture (3, height, width) with its mean and four of its values."""
+    assert list(actual.shape) == figures["shape"]
+    height, width = actual.shape[1:]
+    rows = [0, height // 2, height - 1, height // 3]
+    columns = [0, width // 2, width - 1, 2 * width // 3]
+    # The figures are rounded to five places.
+    torch.testing.assert_close(
+        actual[:, rows, columns].T, torch.tensor(figures["values"]), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        actual.mean((1, 2)), torch.tensor(figures["mean"]), atol=1e-5, rtol=0
+    )

@@ -1,0 +1,164 @@
+"""MobileVLM and MobileVLM V2 against their authors' code."""
+
+import io
+
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file
+
+from helpers.errors import CheckpointError
+from helpers.images import open_picture
+from helpers.models import load_model, load_processor
+from helpers.models._clip import PLACEHOLDER
+from helpers.models.mobilevlm import LdpProjector, LdpV2Projector
+from helpers.prompts import user_message
+from tests.golden_checks import (
+    GOLDEN,
+    assert_close,
+    assert_pixels,
+    change_tensors,
+    conversations,
+    copy_of,
+    expected,
+    golden_pixels,
+    golden_prompts,
+)
+from tests.test_golden_llava_mpt import authors_ids, compiled
+
+VERSIONS = {"mobilevlm": LdpProjector, "mobilevlm_v2": LdpV2Projector}
+INSIDE = "model.vision_tower.vision_tower."
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_the_projector_is_the_one_that_config_names(name):
+    assert type(load_model(GOLDEN / name).projector) is VERSIONS[name]
+
+
+def put_tower_inside(folder, factor: float) -> None:
+    """Put the tower of `folder`, its weights times `factor`, into the checkpoint itself."""
+    tower = load_file(folder / "clip" / "model.safetensors")
+    vision = {n: t * factor for n, t in tower.items() if n.startswith("vision_model.")}
+    change_tensors(folder, lambda t: t | {INSIDE + name: tensor for name, tensor in vision.items()})
+
+
+@torch.inference_mode()
+def test_a_tower_inside_is_ignored_by_the_first_version(tmp_path):
+    folder, wanted = copy_of("mobilevlm", tmp_path), expected("mobilevlm")
+    put_tower_inside(folder, 0.5)
+    features = load_model(folder).encode_images(wanted["pixel_values"])
+    assert_close(features, wanted["image_features"])
+
+
+@torch.inference_mode()
+def test_a_tower_inside_counts_for_v2(tmp_path):
+    folder, wanted = copy_of("mobilevlm_v2", tmp_path), expected("mobilevlm_v2")
+    put_tower_inside(folder, 1.0)
+    # The one outside is made wrong, then taken away but for its config.
+    change_tensors(folder / "clip", lambda tensors: {n: t * 0.5 for n, t in tensors.items()})
+    features = load_model(folder).encode_images(wanted["pixel_values"])
+    assert_close(features, wanted["image_features"])
+    (folder / "clip" / "model.safetensors").unlink()
+    features = load_model(folder).encode_images(wanted["pixel_values"])
+    assert_close(features, wanted["image_features"])
+
+
+def test_an_incomplete_tower_inside_v2_is_told(tmp_path):
+    folder = copy_of("mobilevlm_v2", tmp_path)
+    put_tower_inside(folder, 1.0)
+    lost = INSIDE + "vision_model.pre_layrnorm.weight"
+    change_tensors(folder, lambda tensors: {n: t for n, t in tensors.items() if n != lost})
+    with pytest.raises(CheckpointError, match=r"missing image_encoder\.pre_layrnorm\.weight"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp2x_gelu", None])
+def test_an_unknown_projector(tmp_path, projector):
+    folder = copy_of("mobilevlm", tmp_path, mm_projector_type=projector)
+    with pytest.raises(CheckpointError, match="none of ldpnet, ldpnetv2"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("side", [5, 8, 24])
+@torch.inference_mode()
+def test_the_number_of_tokens_is_what_the_projector_gives(side):
+    for projector in VERSIONS.values():
+        tokens = projector(32, 64)(torch.randn(2, side * side, 32))
+        assert tokens.shape == (2, projector.side_after(side) ** 2, 64)
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+@torch.inference_mode()
+def test_openvino_encodes_pictures(name):
+    model, wanted = load_model(GOLDEN / name), expected(name)
+    encoder = compiled(model.image_encoder_part())
+    pictures = torch.cat([wanted["pixel_values"], wanted["pixel_values"].flip(3)])
+    features = torch.from_numpy(encoder(pictures.numpy())[0])
+    assert_close(features, model.encode_images(pictures), 1e-4)
+
+
+# Pictures and prompts
+
+
+def test_pixels():
+    processor = load_processor(GOLDEN / "mobilevlm_v2")
+    for figures in golden_pixels("padded_336"):
+        picture = open_picture(GOLDEN / "preprocessing" / figures["file"])
+        assert_pixels(processor.image_inputs([picture])["pixel_values"][0], figures)
+    assert processor.tokens_per_picture == 144
+
+
+def test_prompts():
+    template = load_processor(GOLDEN / "mobilevlm").template
+    wanted = golden_prompts("mobilevlm")
+    for name, messages in conversations().items():
+        assert template.render(messages) == wanted[name]
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    """Return a processor with a small sentencepiece tokenizer in Llama's form."""
+    folder = copy_of("mobilevlm", tmp_path_factory.mktemp("tokens"))
+    texts = [*golden_prompts("mobilevlm").values(), "How many circles are red or blue?"]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 3),
+        model_writer=model,
+        vocab_size=360,
+        hard_vocab_limit=False,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",  # these two as in Llama's own file
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return load_processor(folder)
+
+
+def test_tokens_are_sentencepiece_s_behind_a_bos(processor):
+    pieces = sentencepiece.SentencePieceProcessor(str(processor.folder / "tokenizer.model"))
+    for text in ("What is in the picture?", "USER: Hello\nthere  ASSISTANT:", "Grün, 红色 🙂"):
+        ids = [1, *pieces.encode(text)]
+        assert processor.tokenizer(text)["input_ids"] == ids
+        twice = processor.tokenizer(f"{text}</s>{text}")["input_ids"]
+        assert twice == [*ids, 2, *ids[1:]]
+
+
+def test_tokens(processor):
+    tokenizer = processor.tokenizer
+    assert processor.stop_token_ids == [2]
+    inputs = {"pixel_values": expected("mobilevlm")["pixel_values"]}
+    for name, messages in conversations().items():
+        ids = processor.input_ids(messages, inputs if name != "text_only" else None)
+        prompt = processor.template.render(messages)
+        assert ids.tolist() == [authors_ids(tokenizer, prompt, processor.tokens_per_picture)]
+        assert ids[0].tolist().count(tokenizer.bos_token_id) == 1
+
+
+def test_words_of_special_tokens_in_a_question_are_plain_text(processor):
+    inputs = {"pixel_values": expected("mobilevlm")["pixel_values"]}
+    ids = processor.input_ids([user_message("What is </s> or <s> or <image>?", 1)], inputs)[0]
+    assert ids.tolist().count(2) == 0
+    assert ids.tolist().count(1) == 1
+    assert ids.tolist().count(PLACEHOLDER) == processor.tokens_per_picture
