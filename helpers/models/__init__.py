@@ -8,9 +8,19 @@ from helpers.checkpoints import read_config
 from helpers.errors import CheckpointError
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.models.internvl2 import InternVL2
+from helpers.models.llava_mpt import LlavaMpt
+from helpers.models.minicpm_v2 import MiniCPMV2
+from helpers.models.mllama import Mllama
+from helpers.models.mobilevlm import MobileVLM
 
 # model_type in config.json, as the authors wrote it
-FAMILIES: dict[str, type[VisionLanguageModel]] = {"internvl_chat": InternVL2}
+FAMILIES: dict[str, type[VisionLanguageModel]] = {
+    "llava_mpt": LlavaMpt,
+    "mobilevlm": MobileVLM,
+    "internvl_chat": InternVL2,
+    "minicpmv": MiniCPMV2,
+    "mllama": Mllama,
+}
 
 
 def family_of(folder: Path) -> type[VisionLanguageModel]:

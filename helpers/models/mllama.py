@@ -1,0 +1,515 @@
+"""Llama-3.2-Vision: the language model looks at the picture through cross-attention.
+
+No token of the prompt stands for a piece of the picture. Some layers of the language model attend
+to the picture's states instead of the text before; their keys and values are computed once for
+each picture. Source of the layout: Meta's `llama_models` and transformers' mllama, which reads the
+hub's files almost as they are; the numbers come from a checkpoint's `config.json`.
+
+What this module does not know: prompts with different pictures in one batch of the exported
+language model. There, rows of a batch are continuations of one prompt, as in beam search.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, cached_property
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    DynamicCache,
+    MllamaForCausalLM,
+    MllamaImageProcessorPil,
+    MllamaTextConfig,
+    MllamaVisionConfig,
+    MllamaVisionModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.masking_utils import create_causal_mask
+from transformers.models.mllama.modeling_mllama import (
+    MllamaCrossAttentionDecoderLayer,
+    MllamaTextCrossAttention,
+)
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
+
+from helpers.checkpoints import Rule, read_json
+from helpers.errors import CheckpointError
+from helpers.models.base import Processor, VisionLanguageModel
+from helpers.prompts import IMAGE, Template
+from helpers.tracing import (
+    IMAGE_ENCODER,
+    LANGUAGE_MODEL,
+    Part,
+    cache_of,
+    decoder_example,
+    past_names,
+    present_names,
+)
+
+IMAGE_TOKEN = "<|image|>"
+
+
+class MllamaProcessor(Processor):
+    """Up to four tiles of a picture on a canvas that fits its shape, and Llama 3's prompts."""
+
+    @cached_property
+    def tokenizer(self):
+        """The tokenizer in `tokenizer.json`; the template has its own `<|begin_of_text|>`."""
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
+        tokenizer.add_bos_token = False
+        if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != self.image_token_id:
+            raise CheckpointError(
+                f"The tokenizer in {self.folder} does not have {IMAGE_TOKEN} at "
+                f"{self.image_token_id}; take the tokenizer files of the same checkpoint."
+            )
+        return tokenizer
+
+    @property
+    def template(self) -> Template:
+        """Llama 3's headers; a picture's token stands right before the text."""
+        end = "<|eot_id|>"
+        return Template(
+            "<|begin_of_text|>", _header("user"), end, _header("assistant"), end, IMAGE, IMAGE
+        )
+
+    @property
+    def image_token_id(self) -> int:
+        """The id of `<|image|>`, after which the text sees the picture."""
+        return self.config["image_token_index"]
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens a conversation may have; pictures take none of them."""
+        return self.config["text_config"]["max_position_embeddings"]
+
+    @cached_property
+    def stop_token_ids(self) -> list[int]:
+        """The ends of a text, a message and a turn, as `generation_config.json` has them."""
+        path = self.folder / "generation_config.json"
+        generation = read_json(path) if path.exists() else {}
+        ids = generation.get("eos_token_id", self.config["text_config"]["eos_token_id"])
+        return [ids] if isinstance(ids, int) else list(ids)
+
+    @cached_property
+    def image_processor(self) -> MllamaImageProcessorPil:
+        """transformers' processor that fits a picture into a canvas of tiles."""
+        vision = self.config["vision_config"]
+        side = vision["image_size"]
+        return MllamaImageProcessorPil(
+            size={"height": side, "width": side},
+            max_image_tiles=vision["max_num_tiles"],
+            image_mean=OPENAI_CLIP_MEAN,
+            image_std=OPENAI_CLIP_STD,
+        )
+
+    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+        """Return `pixel_values` (1, pictures, tiles, 3, side, side) and how the tiles lie.
+
+        `aspect_ratio_ids` (1, pictures) are places, from 1, in the list of supported shapes;
+        `aspect_ratio_mask` (1, pictures, tiles) is 1 for tiles in use.
+        """
+        output = self.image_processor([pictures], return_tensors="pt")
+        names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        return {name: torch.as_tensor(output[name]) for name in names}
+
+    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str]:
+        """Return the one token that each picture has."""
+        return [IMAGE_TOKEN] * image_inputs["aspect_ratio_ids"].shape[1]
+
+    def picture_positions(self, input_ids: Tensor) -> Tensor:
+        """Return False everywhere: no token's embedding is replaced."""
+        return torch.zeros_like(input_ids, dtype=torch.bool)
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: "PictureStates | None" = None,
+        cross_attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return all that the language model takes; without `features` no layer looks at a picture.
+
+        `cross_attention_mask` (1, length, pictures, tiles) says which tiles each token sees; the
+        default is what the places of `<|image|>` in `input_ids` say.
+        """
+        prepared = super().prepare(input_ids, embed_tokens)
+        if features is None:
+            return prepared
+        if cross_attention_mask is None:
+            cross_attention_mask = self.cross_attention_mask(input_ids, features.tiles)
+        return prepared | {
+            "cross_attention_states": torch.cat(list(features)).flatten(0, 1)[None],
+            "cross_attention_mask": cross_attention_mask,
+        }
+
+    def collate(self, prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Join prepared prompts into a batch; pictures' states have one length and no padding."""
+        states = "cross_attention_states"
+        texts = [{name: x for name, x in prompt.items() if name != states} for prompt in prompts]
+        batch = super().collate(texts)
+        if states in prompts[0]:
+            batch[states] = torch.cat([prompt[states] for prompt in prompts])
+        return batch
+
+    def cross_attention_mask(self, input_ids: Tensor, tiles: Sequence[int]) -> Tensor:
+        """Return which tiles each token sees, (1, length, pictures, tiles), ones and zeros.
+
+        A token sees the last picture before it, and pictures that stand together with that one.
+        `tiles` are the numbers of tiles in use.
+        """
+        ranges = get_cross_attention_token_mask(input_ids[0].tolist(), self.image_token_id)
+        if len(ranges) != len(tiles):
+            raise CheckpointError(
+                f"The prompt has {len(ranges)} {IMAGE_TOKEN} tokens for {len(tiles)} pictures."
+            )
+        dense = convert_sparse_cross_attention_mask_to_dense(
+            [ranges],
+            num_tiles=[list(tiles)],
+            max_num_tiles=self.config["vision_config"]["max_num_tiles"],
+            length=input_ids.shape[1],
+        )
+        return torch.from_numpy(dense)
+
+
+def _header(role: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
+class PictureStates(list):
+    """The cross-attention states of each picture (tiles, patches, hidden), unused tiles included.
+
+    `tiles` are the numbers of tiles in use.
+    """
+
+    def __init__(self, states: Iterable[Tensor], tiles: Sequence[int]) -> None:
+        super().__init__(states)
+        self.tiles = list(tiles)
+
+
+class Mllama(VisionLanguageModel):
+    """Two image encoders behind one another, a linear layer, and Llama 3 with cross-attention."""
+
+    processor_class = MllamaProcessor
+
+    def build(self, config: dict) -> None:
+        """Create the image encoder, the projector and the language model."""
+        vision = MllamaVisionConfig(**corrected_vision_fields(config["vision_config"]))
+        text = MllamaTextConfig(**config["text_config"])
+        self.image_encoder = MllamaVisionModel(vision)
+        self.projector = nn.Linear(vision.vision_output_dim, text.hidden_size)
+        self.language_model = MllamaForCausalLM(text)
+
+    def rules(self) -> list[Rule]:
+        """Return the hub's names, which are transformers' own."""
+        return [
+            Rule("vision_model.{x}", "image_encoder.{x}"),
+            Rule("multi_modal_projector.{x}", "projector.{x}"),
+            Rule("language_model.{x}", "language_model.{x}"),
+        ]
+
+    def encode_images(
+        self, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor
+    ) -> PictureStates:
+        """Return for each picture the states that the text attends to, (tiles, patches, hidden)."""
+        states = self.image_encoder(pixel_values, aspect_ratio_ids, aspect_ratio_mask)
+        states = self.projector(states.last_hidden_state).flatten(0, 1)
+        return PictureStates(states, aspect_ratio_mask.sum(-1).flatten().tolist())
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        features: PictureStates | None = None,
+        cross_attention_mask: Tensor | None = None,
+    ) -> dict:
+        """Return all that `forward` takes, as `MllamaProcessor.prepare` says."""
+        return self.processor.prepare(input_ids, self.embed_tokens, features, cross_attention_mask)
+
+    def forward(self, *, cross_attention_mask: Tensor | None = None, **prepared):
+        """Return the language model's output; the mask is for the tokens of this call."""
+        if cross_attention_mask is not None:
+            seen, sees = visible_patches(cross_attention_mask, self.image_encoder.num_patches)
+            prepared |= {
+                "cross_attention_mask": seen,
+                "full_text_row_masked_out_mask": sees.to(self.dtype),
+            }
+        return self.language_model(**prepared)
+
+    def image_encoder_part(self) -> Part:
+        """Return what turns pictures into the keys and values of every cross-attention layer."""
+        vision = self.image_encoder.config
+        layers = len(self.language_model.config.cross_attention_layers)
+        pictures, tiles, side = 2, vision.max_num_tiles, vision.image_size
+        return Part(
+            IMAGE_ENCODER,
+            CrossAttentionKeysValues(self),
+            {
+                "pixel_values": torch.zeros(1, pictures, tiles, 3, side, side),
+                "aspect_ratio_ids": torch.ones(1, pictures, dtype=torch.int64),
+                "aspect_ratio_mask": torch.ones(1, pictures, tiles, dtype=torch.int64),
+            },
+            outputs=tuple(cross_names(layers)),
+            fixed={
+                "pixel_values": (0, 2, 3, 4, 5),
+                "aspect_ratio_ids": (0,),
+                "aspect_ratio_mask": (0, 2),
+            },
+        )
+
+    def language_model_part(self) -> Part:
+        """Return the language model: cross-attention keys and values are inputs of their own."""
+        text, tiles = self.language_model.config, self.image_encoder.config.max_num_tiles
+        crossing = len(text.cross_attention_layers)
+        layers = text.num_hidden_layers - crossing
+        heads, head_size = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
+        example = decoder_example(text.hidden_size, (layers, heads, head_size))
+        batch, new = example["inputs_embeds"].shape[:2]
+        keys = torch.zeros(1, heads, 2 * tiles * self.image_encoder.num_patches, head_size)
+        past, present = past_names(layers), present_names(layers)
+        return Part(
+            LANGUAGE_MODEL,
+            DecoderWithPicture(self.language_model, self.image_encoder.num_patches),
+            {
+                **{name: value for name, value in example.items() if name not in past},
+                "cross_attention_mask": torch.ones(batch, new, 2, tiles, dtype=torch.int64),
+                "has_picture": torch.ones(1),
+                **dict.fromkeys(cross_names(crossing), keys),
+                **{name: example[name] for name in past},
+            },
+            outputs=("logits", *present),
+            fixed={
+                "inputs_embeds": (2,),
+                "cross_attention_mask": (3,),
+                "has_picture": (0,),
+                **dict.fromkeys(cross_names(crossing), (0, 1, 3)),
+                **dict.fromkeys(past, (1, 3)),
+            },
+            cache=dict(zip(past, present, strict=True)),
+        )
+
+
+def cross_names(layers: int) -> list[str]:
+    """Return the names of the pictures' keys and values for each cross-attention layer."""
+    return [f"cross.{n}.{kind}" for n in range(layers) for kind in ("key", "value")]
+
+
+def visible_patches(cross_attention_mask: Tensor, patches: int) -> tuple[Tensor, Tensor]:
+    """Return which patches a token attends to, and whether it sees a picture at all.
+
+    The mask (batch, length, pictures, tiles) becomes (batch, 1, length, all patches), and the
+    second result is (batch, 1, length, 1); both are booleans. Tokens before the first picture
+    attend to everything, so that their softmax has a sum: the authors' models were trained so,
+    and leave out only such tokens' MLP.
+    """
+    tiles = cross_attention_mask.flatten(2).bool()
+    seen = tiles[..., None].expand(-1, -1, -1, patches).flatten(2)[:, None]
+    sees = tiles.any(-1)[:, None, :, None]
+    return seen | ~sees, sees
+
+
+# The vision states that transformers collects one layer late
+
+
+def corrected_vision_fields(fields: dict) -> dict:
+    """Return the vision configuration with which transformers collects the states that Meta does.
+
+    `intermediate_layers_indices` are layers whose inputs are handed to the text. Where
+    transformers takes their outputs, each index is one too high.
+    """
+    if not collects_outputs():
+        return fields
+    indices = [index - 1 for index in fields["intermediate_layers_indices"]]
+    if min(indices, default=0) < 0:
+        raise CheckpointError(
+            "intermediate_layers_indices in config.json asks for the input of layer 0, which this "
+            "release of transformers cannot hand on; install a release that can."
+        )
+    return fields | {"intermediate_layers_indices": indices}
+
+
+@cache
+def collects_outputs(model_class: type[MllamaVisionModel] = MllamaVisionModel) -> bool:
+    """Return whether index i of `intermediate_layers_indices` means the output of layer i.
+
+    Meta's code, and transformers when it first had this model, mean its input. Which one a
+    release means is seen from what a tiny random model does.
+    """
+    config = MllamaVisionConfig(
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_global_layers=1,
+        attention_heads=2,
+        intermediate_size=8,
+        vision_output_dim=16,
+        image_size=28,
+        patch_size=14,
+        intermediate_layers_indices=[1],
+    )
+    seen: dict[str, Tensor] = {}
+
+    def record(_, arguments: tuple, named: dict, output: Tensor) -> None:
+        seen["input"] = named.get("hidden_states", arguments[0] if arguments else None)
+        seen["output"] = output[0] if isinstance(output, tuple) else output
+
+    with torch.device("cpu"), torch.random.fork_rng(), torch.no_grad():
+        model = model_class(config).eval()
+        model.transformer.layers[1].register_forward_hook(record, with_kwargs=True)
+        pixels, ids = torch.randn(1, 1, 4, 3, 28, 28), torch.ones(1, 1, dtype=torch.int64)
+        states = model(pixels, ids, torch.ones(1, 1, 4, dtype=torch.int64)).last_hidden_state
+    collected = states[0, 0, :, :, config.hidden_size :]
+    distance = {
+        name: (value.unflatten(1, (4, -1))[0, :, : states.shape[3]] - collected).abs().max()
+        for name, value in seen.items()
+    }
+    return bool(distance["output"] < distance["input"])
+
+
+# What is exported
+
+
+class CrossAttentionKeysValues(nn.Module):
+    """Pictures to the keys and values of every cross-attention layer, computed once a picture.
+
+    Takes the inputs of `Mllama.encode_images`; returns for each layer keys and values, both
+    (1, heads, pictures * tiles * patches, head size).
+    """
+
+    def __init__(self, model: Mllama) -> None:
+        super().__init__()
+        self.image_encoder, self.projector = model.image_encoder, model.projector
+        text = model.language_model
+        layers = [text.model.layers[index] for index in text.config.cross_attention_layers]
+        self.attentions = nn.ModuleList(layer.cross_attn for layer in layers)
+
+    def forward(
+        self, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return key 0, value 0, key 1, value 1, ..."""
+        states = self.image_encoder(pixel_values, aspect_ratio_ids, aspect_ratio_mask)
+        states = self.projector(states.last_hidden_state).flatten(1, 3)
+        return tuple(tensor for layer in self.attentions for tensor in keys_values(layer, states))
+
+
+def keys_values(attention: MllamaTextCrossAttention, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a cross-attention layer's keys and values of the pictures' states."""
+    shape = (attention.num_key_value_heads, attention.head_dim)
+    keys = attention.k_norm(attention.k_proj(states).unflatten(-1, shape))
+    values = attention.v_proj(states).unflatten(-1, shape)
+    return keys.transpose(1, 2), values.transpose(1, 2)
+
+
+class DecoderWithPicture(nn.Module):
+    """The language model as it is traced: the pictures' keys and values are inputs.
+
+    Takes `inputs_embeds` (batch, new, hidden), `attention_mask` (batch, past + new),
+    `position_ids` (batch, new), `cross_attention_mask` (batch, new, pictures, tiles),
+    `has_picture` (1,), what `CrossAttentionKeysValues` returns, which all rows share, and the past
+    keys and values of each self-attention layer. Returns the last position's logits (batch, 1,
+    vocabulary) and the self-attention layers' keys and values.
+
+    `has_picture` is 1, or 0 for a conversation without: then a cross-attention layer adds
+    nothing. Masking the keys would not do that, since its MLP adds something all the same. The
+    keys and values may then be zeros; they may not be empty, which would make NaN.
+    """
+
+    def __init__(self, decoder: MllamaForCausalLM, patches: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.patches = patches
+        self.crossing = sorted(decoder.config.cross_attention_layers)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        cross_attention_mask: Tensor,
+        has_picture: Tensor,
+        *keys_and_values: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Run the decoder on the new positions."""
+        pictures = keys_and_values[: 2 * len(self.crossing)]
+        past = self._cache(keys_and_values[2 * len(self.crossing) :])
+        hidden = self.hidden_states(
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            Sight(cross_attention_mask, self.patches, has_picture),
+            dict(zip(self.crossing, zip(pictures[::2], pictures[1::2], strict=True), strict=True)),
+            past,
+        )
+        own = [layer for index, layer in enumerate(past.layers) if index not in self.crossing]
+        present = [tensor for layer in own for tensor in (layer.keys, layer.values)]
+        return self.decoder.lm_head(hidden[:, -1:]), *present
+
+    def _cache(self, past: Sequence[Tensor]) -> DynamicCache:
+        """Return the self-attention layers' cache, with empty places where layers look."""
+        cache = cache_of(past)
+        for index in self.crossing:
+            cache.layers.insert(index, DynamicLayer())
+        return cache
+
+    def hidden_states(
+        self, embeddings: Tensor, attention_mask, position_ids, sight, pictures, past
+    ) -> Tensor:
+        """Return the last norm's output, (batch, new, hidden), and fill the cache `past`."""
+        text = self.decoder.model
+        causal = create_causal_mask(
+            config=text.config,
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past,
+            position_ids=position_ids,
+        )
+        rotary = text.rotary_emb(embeddings, position_ids=position_ids)
+        hidden = embeddings
+        for index, layer in enumerate(text.layers):
+            if index in pictures:
+                hidden = sight.look(layer, hidden, *pictures[index])
+            else:
+                hidden = layer(
+                    hidden,
+                    attention_mask=causal,
+                    position_embeddings=rotary,
+                    past_key_values=past,
+                )
+        return text.norm(hidden)
+
+
+class Sight:
+    """What the tokens of one call see of the pictures."""
+
+    def __init__(self, cross_attention_mask: Tensor, patches: int, has_picture: Tensor) -> None:
+        seen, sees = visible_patches(cross_attention_mask, patches)
+        self.seen = seen[:, 0].flatten(0, 1)  # (tokens of all rows, patches)
+        self.sees = sees[:, 0]
+        self.has_picture = has_picture
+
+    def look(
+        self, layer: MllamaCrossAttentionDecoderLayer, hidden: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Return a cross-attention layer's output."""
+        seen = self.attend(layer.cross_attn, layer.input_layernorm(hidden), keys, values)
+        hidden = hidden + self.has_picture * layer.cross_attn_attn_gate.tanh() * seen
+        thought = self.sees * layer.mlp(layer.post_attention_layernorm(hidden))
+        return hidden + self.has_picture * layer.cross_attn_mlp_gate.tanh() * thought
+
+    def attend(
+        self, attention: MllamaTextCrossAttention, hidden: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Return attention over the pictures, (batch, new, hidden).
+
+        Query heads that share a key head, and all tokens of all rows, become rows of one matrix:
+        so the keys of a picture, thousands of them, are never repeated.
+        """
+        heads, groups = attention.num_key_value_heads, attention.num_key_value_groups
+        queries = attention.q_proj(hidden).reshape(-1, heads, groups, attention.head_dim)
+        queries = attention.q_norm(queries).transpose(0, 1).flatten(1, 2)[None]
+        mask = self.seen[:, None].expand(-1, groups, -1).flatten(0, 1)[None, None]
+        seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        rows = seen[0].unflatten(1, (-1, groups)).transpose(0, 1)
+        return attention.o_proj(rows.reshape(hidden.shape))
