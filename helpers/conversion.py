@@ -21,7 +21,7 @@ import openvino as ov
 from helpers.checkpoints import read_json
 from helpers.compression import BitWidth, Preset, bit_widths, compress
 from helpers.errors import CheckpointError, OutputError
-from helpers.models import load_model
+from helpers.models import load_model, load_processor
 from helpers.stateful import make_stateful
 from helpers.tracing import FILES, Part, trace
 
@@ -105,6 +105,9 @@ def finish(
     for path in sorted(Path(checkpoint).iterdir()):
         if path.suffix in _COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
+    # As the processor completed it: what it read from elsewhere is not beside the parts.
+    config = json.dumps(load_processor(checkpoint).config, indent=1, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(config, encoding="utf-8")
     files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
     manifest = {
         "format": FORMAT,

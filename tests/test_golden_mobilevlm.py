@@ -1,28 +1,34 @@
 """MobileVLM and MobileVLM V2 against their authors' code."""
 
 import io
+import shutil
 
 import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file
 
+from helpers.compression import find_preset
+from helpers.conversion import convert
 from helpers.errors import CheckpointError
 from helpers.images import open_picture
 from helpers.models import load_model, load_processor
 from helpers.models._clip import PLACEHOLDER
 from helpers.models.mobilevlm import LdpProjector, LdpV2Projector
+from helpers.pipeline import VisionLanguagePipeline
 from helpers.prompts import user_message
 from tests.golden_checks import (
     GOLDEN,
     assert_close,
     assert_pixels,
+    change_config,
     change_tensors,
     conversations,
     copy_of,
     expected,
     golden_pixels,
     golden_prompts,
+    greedy,
 )
 from tests.test_golden_llava_mpt import authors_ids, compiled
 
@@ -154,6 +160,30 @@ def test_tokens(processor):
         prompt = processor.template.render(messages)
         assert ids.tolist() == [authors_ids(tokenizer, prompt, processor.tokens_per_picture)]
         assert ids[0].tolist().count(tokenizer.bos_token_id) == 1
+
+
+def test_a_converted_folder_answers_without_the_tower(processor, tmp_path):
+    """Two turns of a pipeline, the second from its cache, equal PyTorch on the whole prompt."""
+    checkpoint = shutil.copytree(processor.folder, tmp_path / "checkpoint")
+    rows = len(processor.tokenizer)
+    table = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    change_tensors(checkpoint, lambda tensors: tensors | dict.fromkeys(names, table))
+    change_config(checkpoint, vocab_size=rows, max_position_embeddings=1024)
+    model = load_model(checkpoint)
+    convert(checkpoint, tmp_path / "converted", find_preset("fp16"))
+    shutil.rmtree(checkpoint)
+    pipeline = VisionLanguagePipeline(tmp_path / "converted", accuracy=True)
+    picture = open_picture(GOLDEN / "preprocessing" / "sample_0.png")
+    conversation = pipeline.conversation()
+    conversation.ask("What is in the picture?", [picture], max_new_tokens=5).text  # noqa: B018
+    first_turn = list(conversation.ids)
+    reply = conversation.ask("What colour is it?", max_new_tokens=5)
+    prompt = [*first_turn, *processor.turn_ids(user_message("What colour is it?"), first=False)]
+    assert reply.token_ids and reply.prompt_ids == prompt
+    features = model.encode_images(**model.image_inputs([picture]))
+    prepared = model.prepare(torch.tensor([prompt]), features)
+    assert greedy(model, prepared, len(reply.token_ids)) == reply.token_ids
 
 
 def test_words_of_special_tokens_in_a_question_are_plain_text(processor):
