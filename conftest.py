@@ -8,7 +8,9 @@ import helpers  # noqa: F401  (switches the telemetry of other libraries off)
 
 pytest_plugins = ["tests.nbval_repairs"]
 
-# The kernels of notebooks inherit these.
+# The kernels of notebooks inherit these. What a reader has chosen for themselves is not tested.
+for name in [name for name in os.environ if name.startswith("VLM_")]:
+    del os.environ[name]
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "PYTHONHASHSEED": "0",

@@ -163,6 +163,17 @@ def code_lines(source: str) -> list[str]:
     ]
 
 
+def is_compared(cell: NotebookNode) -> bool:
+    """Say whether a code cell stores text and nbval compares it with what the cell gives."""
+    ignored = IGNORED_OUTPUT.search(cell.source) or "nbval-ignore-output" in tags_of(cell)
+    return not ignored and any(any(texts_of(output)) for output in cell.outputs)
+
+
+def tags_of(cell: NotebookNode) -> list[str]:
+    """Return a cell's tags."""
+    return cell.metadata.get("tags", [])
+
+
 # The checks
 
 
@@ -281,7 +292,7 @@ def nothing_forbidden(notebook: Notebook) -> list[str]:
         for pattern, name in FORBIDDEN.items():
             if re.search(pattern, cell.source, flags=re.M):
                 problems.append(f"Code cell {number} holds {name}.")
-        if {"raises-exception", "nbval-skip"} & set(cell.metadata.get("tags", [])):
+        if {"raises-exception", "nbval-skip"} & set(tags_of(cell)):
             problems.append(f"Code cell {number} has a tag that turns a check off.")
     return problems
 
@@ -329,17 +340,10 @@ def no_machine_paths(notebook: Notebook) -> list[str]:
 
 def answers_compared(notebook: Notebook) -> list[str]:
     """Check that answers and figures are in cells whose output nbval compares."""
-
-    def compared(cell: NotebookNode) -> bool:
-        ignored = IGNORED_OUTPUT.search(cell.source) or "nbval-ignore-output" in cell.metadata.get(
-            "tags", []
-        )
-        return not ignored and any(any(texts_of(output)) for output in cell.outputs)
-
     return [
         f"No output in the section {title!r} is compared."
         for title in ("Ask", "Compare")
-        if not any(compared(cell) for cell in notebook.section_cells(title))
+        if not any(is_compared(cell) for cell in notebook.section_cells(title))
     ]
 
 

@@ -1,18 +1,14 @@
 """The repairs of nbval, each seen to be needed and to work, on toy notebooks in a real kernel."""
 
-import os
-import subprocess
-import sys
-import time
-from itertools import pairwise
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-ROOT = Path(__file__).parent.parent
-REPAIRED = ["-p", "tests.nbval_repairs"]
+from tests import validation
+from tests.validation import REPAIRED, SANITIZED, Validation
+
 TIMEOUT = 3  # seconds for a cell of these notebooks
 
 DIES = ["import os", "os._exit(1)"]
@@ -36,18 +32,8 @@ def write_notebook(folder: Path, sources: list[str], outputs: dict[int, str] | N
     return path
 
 
-def validate(notebook: Path, *options: str) -> tuple[dict[str, int], float, str]:
-    """Run nbval in a process of its own; return its counts, its seconds and its output."""
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-rA"]
-    command += [f"--nbval-cell-timeout={TIMEOUT}", "-c", os.devnull, "-p", "no:cacheprovider"]
-    command += [f"--rootdir={notebook.parent}", "--color=no", *options, str(notebook)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = time.monotonic()
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    seconds = time.monotonic() - started
-    words = run.stdout.strip().splitlines()[-1].replace(",", "").split()
-    counts = {kind: int(number) for number, kind in pairwise(words) if number.isdigit()}
-    return counts, seconds, run.stdout
+def validate(notebook: Path, *options: str) -> Validation:
+    return validation.validate(notebook, f"--nbval-cell-timeout={TIMEOUT}", *options)
 
 
 @pytest.mark.slow
@@ -107,6 +93,5 @@ class TestAnAnswer:
             ["print('at http://127.0.0.1:7861/', hex(id(object)))"],
             {0: "at http://127.0.0.1:7860/ 0x7f0000000000\n"},
         )
-        settings = f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}"
-        assert validate(notebook, *REPAIRED, settings)[0].get("failed", 0) == 0
+        assert validate(notebook, *REPAIRED, SANITIZED)[0].get("failed", 0) == 0
         assert validate(notebook, *REPAIRED)[0]["failed"] == 1

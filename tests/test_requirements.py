@@ -1,0 +1,87 @@
+"""The requirements name what is imported, pin it exactly, and the constraints lock the rest."""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PIN = re.compile(r"^([A-Za-z0-9_.-]+)==(\S+?)(?:\s+#.*)?$")
+OWN = {"helpers", "tests"}
+ABSENT = {"torchvision", "timm", "einops"}  # each would need a build of torch of its own
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(file: str) -> dict[str, str]:
+    """Return the pinned releases by name; a line that is no exact pin fails."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    assert [line for line in lines if not PIN.match(line)] == []
+    return {canonical(found[1]): found[2] for line in lines if (found := PIN.match(line))}
+
+
+def imports(source: str) -> set[str]:
+    """Return the top-level names that Python source imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - OWN
+
+
+def imported_distributions(sources: list[str]) -> set[str]:
+    distributions = packages_distributions()
+    names = set().union(*map(imports, sources))
+    return {canonical(distributions.get(name, [name])[0]) for name in names}
+
+
+def sources_in(folder: str) -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def notebook_sources() -> list[str]:
+    return [
+        cell.source
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
+
+
+def test_what_readers_import_is_required():
+    used = imported_distributions(sources_in("helpers") + notebook_sources())
+    # ipywidgets requires IPython, and display() is all that is used of it
+    assert used - {"ipython"} <= set(pins("requirements.txt"))
+
+
+def test_what_tests_import_is_required():
+    used = imported_distributions(sources_in("tests"))
+    known = set(pins("requirements.txt")) | set(pins("tests/requirements.txt"))
+    assert used - {"ipython", "httpx"} <= known
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt"])
+def test_the_constraints_hold_the_same_releases(file):
+    locked = pins("constraints.txt")
+    assert {name: locked.get(name) for name in pins(file)} == pins(file)
+
+
+def test_the_constraints_hold_for_every_build_and_system():
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert "+" not in text and " @ " not in text
+    assert not re.search(r"^(nvidia|cuda|triton|pywin|helpers)", text, flags=re.M)
+
+
+def test_nothing_needs_what_does_not_fit_every_torch():
+    everything = pins("requirements.txt") | pins("tests/requirements.txt") | pins("constraints.txt")
+    assert not ABSENT & set(everything)
+    assert not ABSENT & imported_distributions(sources_in("helpers") + notebook_sources())
