@@ -12,7 +12,7 @@ from torch import Tensor
 from helpers.prompts import user_message
 
 GOLDEN = Path(__file__).parent / "golden"
-TOLERANCE = 3e-6  # of the largest expected value; plain mappings onto transformers reach 2e-6
+TOLERANCE = 3e-6  # of the largest expected value; measured: up to 2.3e-6
 
 
 def expected(name: str) -> dict[str, Tensor]:
