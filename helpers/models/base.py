@@ -5,11 +5,12 @@ on OpenVINO needs nothing else. A `VisionLanguageModel` adds the PyTorch modules
 what is exported.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,8 +23,6 @@ from helpers.tracing import TEXT_EMBEDDINGS, Part, Traceable, language_model_par
 
 class Processor:
     """Turn pictures and messages into what a model takes; knows no weights."""
-
-    tokenizer_files: Sequence[str] = ()
 
     def __init__(self, folder: Path, config: dict) -> None:
         self.folder = Path(folder)
@@ -47,19 +46,25 @@ class Processor:
         raise NotImplementedError
 
     @property
-    def stop_token_ids(self) -> list[int]:
-        """The tokens that end an answer."""
+    def context_length(self) -> int:
+        """How many tokens a conversation may have."""
         raise NotImplementedError
 
     def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
         """Turn RGB pictures into what the image encoder takes."""
         raise NotImplementedError
 
-    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str]:
-        """Return for each picture the special tokens that stand for it in a prompt."""
+    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str] | list[list[int]]:
+        """Return for each picture the special tokens that stand for it in a prompt, or ids."""
         raise NotImplementedError
 
     # What all families share
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The tokens that end an answer: the template's and the tokenizer's own."""
+        end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end)
+        return sorted({end, self.tokenizer.eos_token_id} - {None})
 
     def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Turn pictures, right way up and RGB, into the image encoder's inputs."""
@@ -75,6 +80,56 @@ class Processor:
     def picture_positions(self, input_ids: Tensor) -> Tensor:
         """Return where rows of picture features go, as booleans shaped as `input_ids`."""
         return input_ids == self.image_token_id
+
+    def text_ids(self, input_ids: Tensor) -> Tensor:
+        """Return ids that all have embeddings; what is a picture's place only is replaced."""
+        return input_ids.clamp(min=0)
+
+    def turn_ids(
+        self, message: Message, image_inputs: dict[str, Tensor] | None = None, *, first: bool = True
+    ) -> list[int]:
+        """Return the ids of one user's message up to where the answer starts.
+
+        After the `first` turn there is no system message, and earlier turns keep the ids they have.
+        """
+        images = self.image_strings(image_inputs) if image_inputs else []
+        pieces = self.template.pieces([message], first=first)
+        return encode(self.tokenizer, pieces, images, first=first)
+
+    @property
+    def end_of_answer_ids(self) -> list[int]:
+        """The ids that close an answer which did not end by itself."""
+        return self.tokenizer(self.template.assistant_end, add_special_tokens=False)["input_ids"]
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return all that a language model takes for a prompt with these picture features."""
+        embeddings = embed_tokens(self.text_ids(input_ids))
+        if features is not None:
+            embeddings = self.merge(input_ids, embeddings, features)
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
+        return {
+            "inputs_embeds": embeddings,
+            "attention_mask": mask,
+            "position_ids": mask.cumsum(1) - 1,
+        }
+
+    def collate(self, prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Join prepared prompts of one row into a batch, the shorter ones padded on the left."""
+        length = max(prompt["attention_mask"].shape[1] for prompt in prompts)
+
+        def padded(name: str) -> Tensor:
+            rows = [prompt[name][0] for prompt in prompts]
+            # The padding of embeddings (length, hidden) is in the last dimension but one.
+            sides = [(0, 0) * (row.dim() - 1) + (length - len(row), 0) for row in rows]
+            pad = torch.nn.functional.pad
+            return torch.stack([pad(row, side) for row, side in zip(rows, sides, strict=True)])
+
+        return {name: padded(name) for name in prompts[0]}
 
     def merge(self, input_ids: Tensor, embeddings: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Put the rows of `features` in order at the picture positions of `embeddings`."""
@@ -114,7 +169,7 @@ class VisionLanguageModel(nn.Module):
         try:
             with torch.device("meta"):
                 model = cls(config, cls.processor_class(folder, config))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(
                 f"{folder / 'config.json'} does not describe a model that can be built ({reason})."
@@ -148,8 +203,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return next(self.parameters()).dtype
+        """The type of the language model's weights."""
+        return self.language_model.get_input_embeddings().weight.dtype
 
     def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Turn PIL pictures into the inputs of `encode_images`."""
@@ -161,15 +216,7 @@ class VisionLanguageModel(nn.Module):
 
     def prepare(self, input_ids: Tensor, features: Sequence[Tensor] | None = None) -> dict:
         """Return all that `forward` takes for a prompt with these picture features."""
-        embeddings = self.embed_tokens(input_ids)
-        if features is not None:
-            embeddings = self.processor.merge(input_ids, embeddings, features)
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
-        return {
-            "inputs_embeds": embeddings,
-            "attention_mask": mask,
-            "position_ids": mask.cumsum(1) - 1,
-        }
+        return self.processor.prepare(input_ids, self.embed_tokens, features)
 
     def parts(self) -> Iterator[Part]:
         """Yield what is exported, one part at a time, so that each can be freed."""

@@ -82,10 +82,9 @@ class InternVL2Processor(Processor):
         return ids["<IMG_CONTEXT>"]
 
     @property
-    def stop_token_ids(self) -> list[int]:
-        """The id of the template's separator, and what the tokenizer itself ends with."""
-        end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end)
-        return sorted({end, self.tokenizer.eos_token_id} - {None})
+    def context_length(self) -> int:
+        """The context of the language model."""
+        return self.config["llm_config"]["max_position_embeddings"]
 
     @property
     def tokens_per_tile(self) -> int:
