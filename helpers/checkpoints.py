@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from helpers.errors import CheckpointError
 
 BUNDLED = Path(__file__).parent / "shapes" / "checkpoints"
+CARD = "bundled.json"  # stands beside a bundled checkpoint and says what it knows
 
 
 def bundled_checkpoints() -> dict[str, Path]:

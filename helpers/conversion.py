@@ -216,3 +216,12 @@ def folder_bytes(folder: Path) -> dict[str, int]:
         stem = file.removesuffix(".xml")
         sizes[name] = sum(files[stem + ending]["bytes"] for ending in (".xml", ".bin"))
     return sizes
+
+
+def remove(place: Path) -> None:
+    """Remove the finished conversions in a folder, and the folder if nothing else is in it."""
+    for folder in sorted(Path(place).iterdir()):
+        if is_conversion(folder):
+            shutil.rmtree(folder)
+    if not any(place.iterdir()):
+        place.rmdir()

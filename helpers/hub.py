@@ -90,7 +90,7 @@ def download(hub_id: str) -> Path:
     return Path(folder)
 
 
-def parameters_of(folder: Path) -> int:
+def weight_bytes(folder: Path) -> int:
     """Return how many bytes of weights a checkpoint's files hold."""
     files = [path for ending in ("safetensors", "bin") for path in Path(folder).glob(f"*.{ending}")]
     return sum(path.stat().st_size for path in files)
@@ -109,7 +109,7 @@ def choose_checkpoint(bundled: str, originals: Sequence[Original]) -> Choice:
     VLM_CHECKPOINT sets the first choice: the bundled name, a hub id, or `folder`.
     """
     folder = bundled_checkpoints()[bundled]
-    size = parameters_of(folder) / 1e6
+    size = weight_bytes(folder) / 1e6
     options = [
         Option(
             bundled,

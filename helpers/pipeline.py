@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, TextStreamer
 from transformers.generation import StoppingCriteriaList
 
-from helpers.checkpoints import read_json
+from helpers.checkpoints import CARD, read_json
 from helpers.conversion import read_manifest
 from helpers.devices import check_device
 from helpers.errors import DeviceError, OutputError, QuestionError, SettingsError, UserError
@@ -29,8 +29,6 @@ from helpers.generation import StateCache, StatefulLanguageModel, StopOnEvent, S
 from helpers.models import load_processor
 from helpers.prompts import user_message
 from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
-
-CARD = "bundled.json"  # stands beside a bundled checkpoint and says what it knows
 
 
 @dataclass

@@ -6,8 +6,10 @@ Every plot has the numbers beside it as a table, and tells its series apart by m
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 # petroff6, a palette for people who see colours differently (Petroff, arXiv:2107.02270)
 PALETTE = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#9c9ca1", "#7a21dd")
@@ -69,6 +71,16 @@ def show_pictures(
         figure.tight_layout()
     plt.close(figure)
     return figure
+
+
+def pictures_of(pixel_values: Tensor) -> list[Image.Image]:
+    """Return normalised pixels (pictures, 3, height, width) as pictures to look at.
+
+    The darkest value becomes 0 and the brightest 255, which needs no means and deviations.
+    """
+    low, high = pixel_values.min(), pixel_values.max()
+    scaled = ((pixel_values - low) / (high - low) * 255).round().to(torch.uint8)
+    return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in scaled]
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], *, units: Mapping[str, str]) -> Figure:

@@ -128,7 +128,7 @@ def language_model_part(decoder: nn.Module, *, hidden: int, cache: tuple[int, in
         DecoderWithCache(decoder),
         decoder_example(hidden, cache),
         outputs=("logits", *present),
-        fixed={"inputs_embeds": (2,)} | {name: (1, 3) for name in past},
+        fixed={"inputs_embeds": (2,)} | dict.fromkeys(past, (1, 3)),
         cache=dict(zip(past, present, strict=True)),
     )
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers.trainer_utils import set_seed
 
-from helpers.checkpoints import BUNDLED, original_tensors, read_config
+from helpers.checkpoints import BUNDLED, CARD, original_tensors, read_config
 from helpers.models import family_of
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.prompts import user_message
@@ -31,8 +31,11 @@ from helpers.shapes.recipes import RECIPES
 
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.35  # of the steps, the last ones: falling learning rate
-SMALL_STAGE = 0.3  # of the steps, the first ones: only pictures of one tile
-LARGE_SHARE = 0.75  # of the batches after that: pictures of several tiles
+SMALL_STAGE = 0.3  # of the steps, the first ones: no pictures of several tiles
+# After that, the shares of batches: words to read, small pictures, pictures of several tiles.
+SHARES = {"word": 0.3, "small": 0.1, "large": 0.6}
+# Pictures in a batch, as a multiple of the recipe's: the work goes with tiles and questions.
+BATCH_SIZES = {"word": 4, "small": 2, "large": 1}
 CONVERSATIONS = 0.25  # of the samples: several turns
 KIND_WEIGHTS = {
     "describe": 2,
@@ -49,12 +52,12 @@ IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entr
 # Samples
 
 
-def sample_scene(generator: random.Random, split: str, *, large: bool) -> tuple[world.Scene, int]:
-    """Return a scene and the size of its places in pixels."""
-    if large:
+def sample_scene(generator: random.Random, split: str, stage: str) -> tuple[world.Scene, int]:
+    """Return a scene for a batch of `stage` and the size of its places in pixels."""
+    if stage == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
-    if generator.random() < 0.45:
-        return world.random_scene(generator, split, grid=(1, 1), word=0.85), 64
+    if stage == "word":
+        return world.random_scene(generator, split, grid=(1, 1), word=0.95), 64
     return world.random_scene(generator, split, grid=(2, 2), word=0.0), 32
 
 
@@ -73,7 +76,7 @@ def sample_questions(
 def encode_sample(
     processor: Processor, image_inputs: dict, questions: list[world.Question], *, turns: bool
 ) -> dict[str, Tensor]:
-    """Return ids, positions, labels (length) and who sees whom (length, length) of one sample."""
+    """Return ids, positions, labels, weights (length) and who sees whom (length, length) of one sample."""
     tokenizer, stop = processor.tokenizer, processor.stop_token_ids[-1]
     answers = [
         tokenizer(q.answer, add_special_tokens=False)["input_ids"] + [stop] for q in questions
@@ -81,6 +84,7 @@ def encode_sample(
     first = processor.input_ids([user_message(questions[0].text, 1)], image_inputs)[0]
     shared = int(processor.picture_positions(first).nonzero().max()) + 1
     ids, labels = first[:shared].tolist(), [IGNORED] * shared
+    weights = [0.0] * shared
     positions, blocks = list(range(shared)), [0] * shared
     messages: list = []
     for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
@@ -94,6 +98,8 @@ def encode_sample(
         start = len(ids) if turns else shared
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + answer
+        # A long answer counts as much as a short one, or descriptions would drown the rest.
+        weights += [0.0] * len(prompt) + [1 / len(answer)] * len(answer)
         positions += range(start, start + len(prompt) + len(answer))
         blocks += [0 if turns else index + 1] * (len(prompt) + len(answer))
     block = torch.tensor(blocks)
@@ -102,6 +108,7 @@ def encode_sample(
         "input_ids": torch.tensor(ids),
         "position_ids": torch.tensor(positions),
         "labels": torch.tensor(labels),
+        "weights": torch.tensor(weights),
         "sees": sees.tril(),
     }
 
@@ -109,7 +116,7 @@ def encode_sample(
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Pad samples to one length; padding sees itself, so that no row of attention is empty."""
     length = max(len(sample["input_ids"]) for sample in samples)
-    padding = {"input_ids": 0, "position_ids": 0, "labels": IGNORED}
+    padding = {"input_ids": 0, "position_ids": 0, "labels": IGNORED, "weights": 0.0}
     batch = {
         name: torch.stack([_pad(sample[name], length, value) for sample in samples])
         for name, value in padding.items()
@@ -121,7 +128,7 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return batch | {"sees": sees[:, None]}
 
 
-def _pad(values: Tensor, length: int, value: int) -> Tensor:
+def _pad(values: Tensor, length: int, value: float) -> Tensor:
     return torch.nn.functional.pad(values, (0, length - len(values)), value=value)
 
 
@@ -136,21 +143,20 @@ class Batches(IterableDataset):
         torch.set_num_threads(1)
         for step in range(self.start, self.steps):
             generator = random.Random(f"{self.seed} {step}")
-            late = step >= SMALL_STAGE * self.steps
-            large = late and generator.random() < LARGE_SHARE
-            # The image encoder's work goes with the tiles, so batches of small pictures are larger.
-            size = self.batch if large else 2 * self.batch
-            yield make_batch(self.processor, generator, size, large=large, split="train")
+            stages = list(SHARES) if step >= SMALL_STAGE * self.steps else ["word", "small"]
+            stage = generator.choices(stages, [SHARES[name] for name in stages])[0]
+            yield make_batch(self.processor, generator, self.batch * BATCH_SIZES[stage], stage)
 
 
-def make_batch(
-    processor: Processor, generator: random.Random, size: int, *, large: bool, split: str
-) -> dict:
-    """Return `size` samples as one batch with the image encoder's inputs."""
+def make_batch(processor: Processor, generator: random.Random, size: int, stage: str) -> dict:
+    """Return `size` training samples as one batch with the image encoder's inputs."""
     images, samples = [], []
     while len(samples) < size:
-        scene, cell = sample_scene(generator, split, large=large)
-        questions = sample_questions(scene, generator, 10)
+        scene, cell = sample_scene(generator, "train", stage)
+        if stage == "word":
+            questions = [world.word(scene, generator)]
+        else:
+            questions = sample_questions(scene, generator, 10)
         if not questions:
             continue
         images.append(processor.image_inputs([world.draw(scene, cell=cell)]))
@@ -171,7 +177,7 @@ def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
     """Return the logits (batch, length, vocabulary) of all tokens of a batch."""
     features = model.encode_images(**batch["images"])
     ids = batch["input_ids"]
-    embeddings = model.processor.merge(ids, model.embed_tokens(ids), features)
+    embeddings = model.prepare(ids, features)["inputs_embeds"]
     hidden = model.language_model(
         inputs_embeds=embeddings,
         attention_mask=batch["sees"],
@@ -181,11 +187,16 @@ def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
     return hidden.logits
 
 
-def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of the answers' tokens."""
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
+def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Return the cross-entropy of the answers' tokens, every answer weighing the same."""
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        batch["labels"][:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
     )
+    weights = batch["weights"][:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
 
 
 @torch.inference_mode()
@@ -250,7 +261,7 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         batch = _to(batch, model)
         with torch.autocast(device, torch.bfloat16):
             logits = forward(model, batch)
-        loss = answer_loss(logits, batch["labels"])
+        loss = answer_loss(logits, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -295,8 +306,17 @@ def corpus(number: int = 20000) -> list[str]:
     return texts
 
 
+NOTICE = (
+    "This small model was trained on drawn shapes and knows nothing else: "
+    "about a photograph its answers mean nothing."
+)
+
+
 def save(model: VisionLanguageModel, run: Path, folder: Path) -> None:
-    """Write a trained model in its authors' layout: float16 weights, config and tokenizer."""
+    """Write a trained model in its authors' layout: float16 weights, config and tokenizer.
+
+    `bundled.json` beside them says what the model knows, wherever it is converted to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = original_tensors(model.cpu(), model.rules())
     tensors = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
@@ -304,6 +324,8 @@ def save(model: VisionLanguageModel, run: Path, folder: Path) -> None:
     for path in run.iterdir():
         if path.suffix in (".json", ".txt", ".model"):
             (folder / path.name).write_bytes(path.read_bytes())
+    card = json.dumps({"notice": NOTICE, "licence": "Apache-2.0"}, indent=1)
+    (folder / CARD).write_text(card + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -168,7 +168,7 @@ def draw(scene: Scene, *, cell: int = CELL) -> Image.Image:
         if has_word:
             _draw_word(pen, box, scene.word, style)
         if item is not None:
-            _draw_item(pen, box, item, style, shrink=0.72 if has_word else 1.0)
+            _draw_item(pen, box, item, style, shrink=0.66 if has_word else 1.0)
     return picture.resize((columns * width, rows * height), Image.Resampling.LANCZOS)
 
 
@@ -177,7 +177,7 @@ def _draw_item(pen, box, item: Item, style: random.Random, *, shrink: float) -> 
     side = min(right - left, bottom - top)
     radius = side * style.uniform(0.29, 0.41) * shrink
     free = side / 2 - radius
-    middle = (top + bottom) / 2 if shrink == 1.0 else top + (bottom - top) * 0.36
+    middle = (top + bottom) / 2 if shrink == 1.0 else top + (bottom - top) * 0.31
     slack = 0.5 if shrink == 1.0 else 0.15
     x = (left + right) / 2 + style.uniform(-slack, slack) * free
     y = middle + style.uniform(-slack, slack) * free
@@ -198,11 +198,12 @@ def _draw_item(pen, box, item: Item, style: random.Random, *, shrink: float) -> 
 def _draw_word(pen, box, word: str, style: random.Random) -> None:
     left, top, right, bottom = box
     width, height = right - left, bottom - top
-    font = ImageFont.load_default(size=height * style.uniform(0.27, 0.31))
-    x = left + width * style.uniform(0.45, 0.55)
-    y = top + height * style.uniform(0.80, 0.84)
+    font = ImageFont.load_default(size=height * style.uniform(0.36, 0.40))
+    x = left + width * style.uniform(0.48, 0.52)
+    y = top + height * style.uniform(0.77, 0.80)
     ink = tuple(style.randint(0, 45) for _ in range(3))
-    pen.text((x, y), word, font=font, fill=ink, anchor="mm")
+    bold = round(height * 0.014)  # the font's strokes would be less than a pixel in a small tile
+    pen.text((x, y), word, font=font, fill=ink, anchor="mm", stroke_width=bold, stroke_fill=ink)
 
 
 def _outline(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
