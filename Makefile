@@ -39,9 +39,11 @@ help:  ## Show this list
 run: $(VENV)/.installed  ## Execute the notebook; leave it and an HTML copy in output/
 	@$(BIN)/python -m helpers.notebooks $(NOTEBOOK) --output $(OUTPUT)
 
+# No news, no check for updates, no list of extensions: JupyterLab would fetch each of them.
 lab: $(VENV)/.installed  ## Open the notebook in JupyterLab
 	@$(BIN)/python -m jupyterlab $(NOTEBOOK) --LabApp.news_url=None \
-		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+		--LabApp.extension_manager=readonly $(LAB_OPTIONS)
 
 test: lint  ## Run all checks: the cheap ones first, then the notebooks
 	@$(BIN)/python -m pytest

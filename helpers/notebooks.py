@@ -65,6 +65,7 @@ class Progress:
     def __init__(self, cells: int) -> None:
         self.cells = cells
         self.shown = ""  # what the running cell has shown so far
+        self.room = 0  # characters between its first line of code and its seconds
 
     def section(self, title: str) -> None:
         """Begin a section."""
@@ -73,8 +74,9 @@ class Progress:
     def begin(self, number: int, cell: NotebookNode) -> None:
         """Name the cell that begins to run."""
         place = f"{number:{len(str(self.cells))}}/{self.cells}"
-        print(f"  {place}  {first_line(cell.source):{CODE_WIDTH}}", end=" ", flush=True)
-        self.shown = ""
+        line = first_line(cell.source)
+        print(f"  {place}  {line}", end="", flush=True)
+        self.shown, self.room = "", CODE_WIDTH - len(line)
 
     def show(self, text: str) -> None:
         """Show a piece of the running cell's text."""
@@ -86,7 +88,7 @@ class Progress:
         if self.shown:
             print("" if self.shown.endswith("\n") else "\n", end="", flush=True)
         else:
-            print(f"{seconds:6.1f} s", flush=True)
+            print(f"{' ' * self.room}{seconds:7.1f} s", flush=True)
 
 
 class Executor(NotebookClient):
@@ -107,8 +109,9 @@ class Executor(NotebookClient):
     def process_message(self, msg: dict, cell: NotebookNode, cell_index: int):
         """Take a message of the kernel, and show its text if the cell is tagged so."""
         output = super().process_message(msg, cell, cell_index)
-        if output is not None and SHOW in cell.metadata.get("tags", []):
-            self.progress.show(text_of(output))
+        tagged = SHOW in cell.metadata.get("tags", [])
+        if tagged and output is not None and (text := text_of(output)):
+            self.progress.show(text)
         return output
 
     def run(self) -> None:
