@@ -49,6 +49,7 @@ SHORT_PARAGRAPH = 6  # words; shorter ones ("Solution") may stand in two noteboo
 IGNORED_OUTPUT = re.compile(r"^\s*#\s*(NBVAL_IGNORE_OUTPUT|PYTEST_VALIDATE_IGNORE_OUTPUT)", re.M)
 FORBIDDEN = {
     r"^\s*[%!]": "a magic or a shell command (nbval passes one that fails)",
+    r";\s*$": "a closing semicolon (under nbval the value is shown all the same)",
     r"\bpip3? install\b": "an installation (requirements.txt is the one place)",
     r"\btrust_remote_code\b": "downloaded code",
     r"NBVAL_SKIP|NBVAL_RAISES_EXCEPTION": "a marker that turns a check off",

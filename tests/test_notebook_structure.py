@@ -181,6 +181,7 @@ BAD = [
     ),
     (structure.small, output(FIRST, printed("x" * 420_000))),
     (structure.nothing_forbidden, source(FIRST, "%pip install timm")),
+    (structure.nothing_forbidden, source(FIRST, "plot.show();")),
     (structure.nothing_forbidden, source(FIRST, "if step:\n    !ls")),
     (structure.nothing_forbidden, source(FIRST, "run('pip install timm')")),
     (structure.nothing_forbidden, source(FIRST, "load(name, trust_remote_code=False)")),
