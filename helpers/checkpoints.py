@@ -131,6 +131,7 @@ class Rule:
 
     @cached_property
     def native_names(self) -> tuple[str, ...]:
+        """The native names as a tuple, also where there is one."""
         return (self.native,) if isinstance(self.native, str) else tuple(self.native)
 
     def to_native(self, name: str, tensor: Tensor) -> dict[str, Tensor] | None:

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import nncf
 import openvino as ov
@@ -123,9 +124,14 @@ def compress(model: ov.Model, weights: Weights) -> ov.Model:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep NNCF's progress bars, which show clock times, out of compared outputs."""
+    """Keep NNCF's progress bars, which show clock times, out of compared outputs.
+
+    In a notebook they would be widgets, which redirecting the output does not reach; so rich,
+    which draws them, is told that this is no notebook.
+    """
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):
+    outside = mock.patch("rich.console._is_jupyter", return_value=False)
+    with outside, contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
@@ -182,6 +188,12 @@ def _stored_weight(node):
     while node.get_type_name() in _ON_THE_WAY:
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "Constant" else None
+
+
+def stored_bytes(model: ov.Model) -> int:
+    """Return how many bytes the constants of `model` take, scales and zero points included."""
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    return sum(node.get_byte_size() for node in constants)
 
 
 def table(widths: dict[str, list[BitWidth]]) -> list[dict[str, object]]:

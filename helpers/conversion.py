@@ -159,9 +159,9 @@ def written_aside(output: Path) -> Iterator[Path]:
     A conversion that stands at `output` is replaced; whatever goes wrong, Ctrl-C included, leaves
     `output` as it was and nothing beside it.
     """
-    if output.exists() and not is_conversion(output):
-        if not output.is_dir() or any(output.iterdir()):
-            raise OutputError(f"{output} holds something else; give a new or an empty folder.")
+    is_empty = output.is_dir() and not any(output.iterdir())
+    if output.exists() and not is_empty and not is_conversion(output):
+        raise OutputError(f"{output} holds something else; give a new or an empty folder.")
     aside = output.with_name(f".{output.name}.unfinished-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
@@ -217,11 +217,3 @@ def folder_bytes(folder: Path) -> dict[str, int]:
         sizes[name] = sum(files[stem + ending]["bytes"] for ending in (".xml", ".bin"))
     return sizes
 
-
-def remove(place: Path) -> None:
-    """Remove the finished conversions in a folder, and the folder if nothing else is in it."""
-    for folder in sorted(Path(place).iterdir()):
-        if is_conversion(folder):
-            shutil.rmtree(folder)
-    if not any(place.iterdir()):
-        place.rmdir()

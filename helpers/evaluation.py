@@ -53,9 +53,9 @@ def answer(
         prompts = [_prepare(model, picture, question.text) for picture, question in part]
         output = model.language_model.generate(
             **model.processor.collate(prompts),
-            generation_config=_greedy(model, max_new_tokens),
-            output_logits=True,
-            return_dict_in_generate=True,
+            generation_config=_greedy(
+                model, max_new_tokens, output_logits=True, return_dict_in_generate=True
+            ),
         )
         decoded = model.processor.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         texts += [text.strip() for text in decoded]
@@ -70,14 +70,14 @@ def _prepare(model, picture: Image.Image, text: str) -> dict:
     return model.prepare(ids, model.encode_images(**inputs))
 
 
-def _greedy(model, max_new_tokens: int, min_new_tokens: int = 0) -> GenerationConfig:
+def _greedy(model, max_new_tokens: int, **options: object) -> GenerationConfig:
     stop = model.processor.stop_token_ids
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
         do_sample=False,
         eos_token_id=stop,
         pad_token_id=stop[0],
+        **options,
     )
 
 

@@ -33,7 +33,7 @@ WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.35  # of the steps, the last ones: falling learning rate
 SMALL_STAGE = 0.3  # of the steps, the first ones: no pictures of several tiles
 # After that, the shares of batches: words to read, small pictures, pictures of several tiles.
-SHARES = {"word": 0.3, "small": 0.1, "large": 0.6}
+SHARES = {"word": 0.08, "small": 0.32, "large": 0.6}
 # Pictures in a batch, as a multiple of the recipe's: the work goes with tiles and questions.
 BATCH_SIZES = {"word": 4, "small": 2, "large": 1}
 CONVERSATIONS = 0.25  # of the samples: several turns
@@ -42,9 +42,9 @@ KIND_WEIGHTS = {
     "count": 2,
     "colour": 1,
     "shape": 1,
-    "where": 3,
-    "unusual": 2,
-    "word": 2,
+    "where": 5,  # looking up a place by two properties is learned last
+    "unusual": 4,
+    "word": 1,
 }
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
@@ -58,7 +58,7 @@ def sample_scene(generator: random.Random, split: str, stage: str) -> tuple[worl
         return world.random_scene(generator, split), generator.randint(64, 144)
     if stage == "word":
         return world.random_scene(generator, split, grid=(1, 1), word=0.95), 64
-    return world.random_scene(generator, split, grid=(2, 2), word=0.0), 32
+    return world.random_scene(generator, split, grid=(2, 2), odd_one_out=0.5, word=0.0), 32
 
 
 def sample_questions(
@@ -76,7 +76,7 @@ def sample_questions(
 def encode_sample(
     processor: Processor, image_inputs: dict, questions: list[world.Question], *, turns: bool
 ) -> dict[str, Tensor]:
-    """Return ids, positions, labels, weights (length) and who sees whom (length, length) of one sample."""
+    """Return one sample: ids and the like (length), and who `sees` whom (length, length)."""
     tokenizer, stop = processor.tokenizer, processor.stop_token_ids[-1]
     answers = [
         tokenizer(q.answer, add_special_tokens=False)["input_ids"] + [stop] for q in questions
@@ -98,8 +98,8 @@ def encode_sample(
         start = len(ids) if turns else shared
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + answer
-        # A long answer counts as much as a short one, or descriptions would drown the rest.
-        weights += [0.0] * len(prompt) + [1 / len(answer)] * len(answer)
+        # An answer counts by the root of its length, or descriptions would drown the rest.
+        weights += [0.0] * len(prompt) + [len(answer) ** -0.5] * len(answer)
         positions += range(start, start + len(prompt) + len(answer))
         blocks += [0 if turns else index + 1] * (len(prompt) + len(answer))
     block = torch.tensor(blocks)
@@ -188,7 +188,7 @@ def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
 
 
 def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Return the cross-entropy of the answers' tokens, every answer weighing the same."""
+    """Return the cross-entropy of the answers' tokens, weighed as the batch says."""
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
         batch["labels"][:, 1:].flatten(),
