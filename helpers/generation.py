@@ -1,8 +1,8 @@
 """The stateful language model behind transformers' `generate()`.
 
 `generate` brings greedy search, sampling, beam search, penalties, streaming and stopping; all that
-it needs is a model whose `forward` gives logits and a cache object. The cache object here holds no
-tensors: keys and values live in the state of an OpenVINO inference request.
+it needs is a model whose `forward` gives logits and a cache object. The cache object here holds
+neither keys nor values: they live in the state of an OpenVINO inference request.
 
 What this module does not know: speculative decoding, and batches whose rows have different caches.
 """
@@ -41,7 +41,8 @@ class StateCache:
     """What `generate` is told about a cache that an inference request keeps.
 
     Handing it to `generate` again continues where it left off. `length` counts its positions;
-    `stop`, once set, gives up the step that is running.
+    `stop`, once set, gives up the step that is running. `seen` holds each step's embeddings and
+    the `rows` they continued from, for models that may have to prefill again.
     """
 
     is_compileable = False
@@ -52,6 +53,7 @@ class StateCache:
         self.length = 0
         self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
         self.stop: threading.Event | None = None
+        self.seen: list[tuple[Tensor, np.ndarray | None]] = []
         request.reset_state()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -62,13 +64,25 @@ class StateCache:
         """Continue row i of the batch from row beam_idx[i] at the next step."""
         self.rows = beam_idx.numpy().astype(np.int32)
 
+    def rewind(self) -> Tensor:
+        """Empty the state and return the embeddings (batch, length, hidden) that it had seen."""
+        pieces: list[Tensor] = []
+        order = np.arange(len(self.seen[-1][0]))
+        for embeddings, rows in reversed(self.seen):
+            pieces.append(embeddings[order])
+            order = order if rows is None else rows[order]
+        self.request.reset_state()
+        self.length, self.rows, self.seen = 0, None, []
+        return torch.cat(pieces[::-1], dim=1)
+
 
 class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     """An OpenVINO language model with state, used as transformers uses its own.
 
     `text_embeddings` and `language_model` are compiled models. As with transformers' own models,
     `inputs_embeds` given to `generate` are those of the whole sequence; the positions that the
-    cache already holds are cut off.
+    cache already holds are cut off. A sequence that grows beyond `prefill_again_beyond` positions
+    is computed anew once, because from there on the model computes all its keys otherwise.
     """
 
     config_class = PreTrainedConfig
@@ -81,6 +95,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         language_model: ov.CompiledModel,
         *,
         generation: GenerationConfig,
+        prefill_again_beyond: int | None = None,
     ) -> None:
         sizes = language_model.output("logits").get_partial_shape()
         vocabulary = sizes[-1].get_length()
@@ -88,6 +103,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         self.generation_config = generation
         self.text_embeddings = text_embeddings
         self.language_model = language_model
+        self.prefill_again_beyond = prefill_again_beyond
         self.input_names = {port.any_name for port in language_model.inputs}
 
     # What transformers asks of a model
@@ -136,7 +152,9 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         cache = past_key_values if past_key_values is not None else self.new_cache()
         if attention_mask is None:
             attention_mask = torch.ones(batch, cache.length + new, dtype=torch.int64)
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        inputs_embeds = self._to_compute(cache, inputs_embeds, length=int(positions.max()) + 1)
+        positions = positions[:, -inputs_embeds.shape[1] :]
         rows = cache.rows if cache.rows is not None else np.arange(batch, dtype=np.int32)
         inputs = {
             "inputs_embeds": inputs_embeds.contiguous().numpy(),
@@ -148,6 +166,14 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         cache.length, cache.rows = attention_mask.shape[1], None
         logits = torch.from_numpy(cache.request.get_tensor("logits").data.copy())
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    def _to_compute(self, cache: StateCache, new: Tensor, *, length: int) -> Tensor:
+        """Return the embeddings to run: the new ones, or all where the cache counts no more."""
+        limit = self.prefill_again_beyond
+        if limit is None or (length > limit and not cache.seen):
+            return new
+        cache.seen.append((new, cache.rows))
+        return cache.rewind() if length > limit else new
 
     def _run(self, cache: StateCache, inputs: dict[str, np.ndarray]) -> None:
         """Run the cache's request, and give it up within a moment if its stop event is set."""

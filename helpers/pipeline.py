@@ -65,7 +65,10 @@ class VisionLanguagePipeline:
         compiled = {name: self._compile(folder / file, options) for name, file in FILES.items()}
         self.image_encoder = compiled[IMAGE_ENCODER]
         self.language_model = StatefulLanguageModel(
-            compiled[TEXT_EMBEDDINGS], compiled[LANGUAGE_MODEL], generation=GenerationConfig()
+            compiled[TEXT_EMBEDDINGS],
+            compiled[LANGUAGE_MODEL],
+            generation=GenerationConfig(),
+            prefill_again_beyond=self.processor.prefill_again_beyond,
         )
         self.lock = threading.Lock()  # one answer at a time
 

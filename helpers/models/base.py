@@ -61,6 +61,11 @@ class Processor:
     # What all families share
 
     @property
+    def prefill_again_beyond(self) -> int | None:
+        """The length after which cached keys count no more, because all are computed otherwise."""
+        return None
+
+    @property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer: the template's and the tokenizer's own."""
         end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end)

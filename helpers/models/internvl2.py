@@ -4,7 +4,10 @@ Source of the layout: the authors' `configuration_internvl_chat.py` and `modelin
 (OpenGVLab/InternVL); the numbers all come from a checkpoint's `config.json`.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -16,8 +19,12 @@ from transformers import (
     InternVLVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaTokenizer,
     Phi3Config,
-    Phi3ForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
@@ -27,6 +34,8 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 from helpers.checkpoints import Rule, read_json
 from helpers.errors import CheckpointError
 from helpers.models.base import Processor, VisionLanguageModel
+from helpers.models.internlm2_tokenizer import internlm2_tokenizer
+from helpers.models.longrope import LongPhi3
 from helpers.prompts import Template
 from helpers.tracing import IMAGE_ENCODER, Part, Traceable
 
@@ -53,6 +62,7 @@ TEMPLATES = {
 # transforms in the authors' dataset.py: the means and deviations of ImageNet
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+IMAGE_MARKS = ("<img>", "</img>", "<IMG_CONTEXT>")
 
 
 class InternVL2Processor(Processor):
@@ -60,8 +70,25 @@ class InternVL2Processor(Processor):
 
     @cached_property
     def tokenizer(self):
-        """The tokenizer of the checkpoint's language model."""
-        return Qwen2Tokenizer.from_pretrained(self.folder)
+        """The tokenizer of the checkpoint's language model, its special tokens checked."""
+        tokenizer = self.language_model.load_tokenizer(self.folder)
+        known, rows = tokenizer.get_vocab(), self.config["llm_config"]["vocab_size"]
+        for token in (*IMAGE_MARKS, self.template.assistant_end):
+            if known.get(token, rows) >= rows:
+                raise CheckpointError(
+                    f"The tokenizer in {self.folder} has {token} at {known.get(token)}, but the "
+                    f"model needs it below {rows}; take the tokenizer files of the same checkpoint."
+                )
+        return tokenizer
+
+    @property
+    def language_model(self) -> "LanguageModel":
+        """What belongs to the language model that `config.json` names."""
+        name = self.config["llm_config"]["architectures"][0]
+        if name not in LANGUAGE_MODELS:
+            known = ", ".join(LANGUAGE_MODELS)
+            raise CheckpointError(f"The language model {name} in config.json is none of {known}.")
+        return LANGUAGE_MODELS[name]
 
     @property
     def template(self) -> Template:
@@ -77,14 +104,24 @@ class InternVL2Processor(Processor):
         """The id of `<IMG_CONTEXT>`."""
         added = self.folder / "added_tokens.json"
         ids = read_json(added) if added.exists() else self.tokenizer.get_added_vocab()
-        if "<IMG_CONTEXT>" not in ids:
-            raise CheckpointError(f"The tokenizer in {self.folder} has no <IMG_CONTEXT> token.")
-        return ids["<IMG_CONTEXT>"]
+        token = ids.get("<IMG_CONTEXT>")
+        if not isinstance(token, int) or token >= self.config["llm_config"]["vocab_size"]:
+            raise CheckpointError(
+                f"{self.folder} has <IMG_CONTEXT> at {token}, which is no row of the model's "
+                "vocabulary; take the tokenizer files of the same checkpoint."
+            )
+        return token
 
     @property
     def context_length(self) -> int:
         """The context of the language model."""
         return self.config["llm_config"]["max_position_embeddings"]
+
+    @property
+    def prefill_again_beyond(self) -> int | None:
+        """The length that Phi-3 was first trained with; longer ones rotate keys differently."""
+        llm = self.config["llm_config"]
+        return llm.get("original_max_position_embeddings") if llm.get("rope_scaling") else None
 
     @property
     def tokens_per_tile(self) -> int:
@@ -131,18 +168,10 @@ class InternVL2(VisionLanguageModel):
             use_qk_norm=vision["qk_normalization"],
             layer_scale_init_value=vision.get("initializer_factor", 1.0),
         )
-        architecture = config["llm_config"]["architectures"][0]
-        if architecture not in LANGUAGE_MODELS:
-            known = ", ".join(LANGUAGE_MODELS)
-            raise CheckpointError(f"The language model {architecture} is none of {known}.")
-        make_config, language_model_class = LANGUAGE_MODELS[architecture]
-        text_config = make_config(config["llm_config"])
+        language_model = self.processor.language_model
+        text_config = language_model.make_config(config["llm_config"])
         self.downsample_ratio = config["downsample_ratio"]
-        self.image_encoder = InternVLVisionModel(vision_config)
-        # Tiles always have the size that the model was trained on, so the position table is used
-        # as it is; traced, transformers' own code would resize it at every call.
-        embeddings = self.image_encoder.embeddings
-        embeddings.interpolate_pos_encoding = lambda *_: embeddings.position_embeddings
+        # First, since its config takes the choice of attention from the configs inside.
         self.projector = InternVLMultiModalProjector(
             InternVLConfig(
                 vision_config=vision_config,
@@ -150,7 +179,12 @@ class InternVL2(VisionLanguageModel):
                 downsample_ratio=self.downsample_ratio,
             )
         )
-        self.language_model = language_model_class(text_config)
+        self.image_encoder = InternVLVisionModel(vision_config)
+        # Tiles always have the size that the model was trained on, so the position table is used
+        # as it is; traced, transformers' own code would resize it at every call.
+        embeddings = self.image_encoder.embeddings
+        embeddings.interpolate_pos_encoding = lambda *_: embeddings.position_embeddings
+        self.language_model = language_model.model_class(text_config)
 
     def rules(self) -> list[Rule]:
         """Return the names of the image encoder, the projector and the language model."""
@@ -223,7 +257,8 @@ def _internlm2_config(llm: dict) -> LlamaConfig:
 
 
 def _phi3_config(llm: dict) -> Phi3Config:
-    fields = _text_fields(llm)
+    # Phi3Config's own defaults are ids that a smaller vocabulary does not have.
+    fields = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")) | _text_fields(llm)
     if scaling := llm.get("rope_scaling"):
         fields["rope_parameters"] = {
             "rope_type": "longrope",  # called "su" when the checkpoint was made
@@ -231,14 +266,33 @@ def _phi3_config(llm: dict) -> Phi3Config:
             "short_factor": scaling["short_factor"],
             "long_factor": scaling["long_factor"],
             "original_max_position_embeddings": llm["original_max_position_embeddings"],
+            "factor": llm["max_position_embeddings"] / llm["original_max_position_embeddings"],
         }
     return Phi3Config(**fields | {"sliding_window": None})
 
 
+def _phi3_tokenizer(folder: Path) -> PreTrainedTokenizerFast | LlamaTokenizer:
+    fast = (folder / "tokenizer.json").exists()
+    tokenizer = (PreTrainedTokenizerFast if fast else LlamaTokenizer).from_pretrained(folder)
+    tokenizer.add_bos_token = True  # as in training: preprocess_phi3 in the authors' dataset.py
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """How one architecture of language model is made from a checkpoint."""
+
+    make_config: Callable[[dict], PreTrainedConfig]
+    model_class: type[PreTrainedModel]
+    load_tokenizer: Callable[[Path], PreTrainedTokenizerBase]
+
+
 LANGUAGE_MODELS = {
-    "Qwen2ForCausalLM": (_qwen2_config, Qwen2ForCausalLM),
-    "InternLM2ForCausalLM": (_internlm2_config, LlamaForCausalLM),
-    "Phi3ForCausalLM": (_phi3_config, Phi3ForCausalLM),
+    "Qwen2ForCausalLM": LanguageModel(
+        _qwen2_config, Qwen2ForCausalLM, Qwen2Tokenizer.from_pretrained
+    ),
+    "InternLM2ForCausalLM": LanguageModel(_internlm2_config, LlamaForCausalLM, internlm2_tokenizer),
+    "Phi3ForCausalLM": LanguageModel(_phi3_config, LongPhi3, _phi3_tokenizer),
 }
 
 _LAYER = "vision_model.encoder.layers.{n}."
@@ -281,6 +335,10 @@ def _internlm2_rules(config: LlamaConfig) -> list[Rule]:
         parts = heads.split((groups, 1, 1), dim=1)
         return [part.flatten(0, 2) for part in parts]
 
+    def join(parts: Sequence[Tensor]) -> Tensor:
+        shape = (config.num_key_value_heads, -1, config.head_dim)
+        return torch.cat([part.unflatten(0, shape) for part in parts], dim=1).flatten(0, 2)
+
     layer, native = "language_model.model.layers.{n}.", "language_model.model.layers.{n}."
     return [
         Rule("language_model.model.tok_embeddings.{x}", "language_model.model.embed_tokens.{x}"),
@@ -288,6 +346,7 @@ def _internlm2_rules(config: LlamaConfig) -> list[Rule]:
             layer + "attention.wqkv.{x}",
             [native + f"self_attn.{part}_proj.{{x}}" for part in "qkv"],
             split=split,
+            join=join,
         ),
         Rule(layer + "attention.wo.{x}", native + "self_attn.o_proj.{x}"),
         Rule(layer + "feed_forward.w1.{x}", native + "mlp.gate_proj.{x}"),
