@@ -82,7 +82,7 @@ def _start_empty(model: ov.Model, cache, shapes, batch_input: str) -> None:
     )
     reads = {node.get_variable_id(): node for node in model.get_ops() if _is_read(node)}
     for variable, node in reads.items():
-        name = next(name for name in cache if variable.startswith(name))
+        name = next(name for name in cache if variable == name + cache[name])
         heads, size = shapes[name][1].get_length(), shapes[name][3].get_length()
         rest = ops.constant([heads, 0, size], ov.Type.i64)
         shape = ops.concat([batch, rest], 0)

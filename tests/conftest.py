@@ -1,0 +1,35 @@
+"""Fixtures of several test files: the small random model, as a checkpoint and converted."""
+
+import pytest
+import torch
+
+from helpers import compression, conversion
+from helpers.models import load_model
+from helpers.pipeline import VisionLanguagePipeline
+from tests.tiny import write_tiny
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Return the folder of a small random InternVL2 in its authors' layout."""
+    return write_tiny(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def torch_model(checkpoint):
+    """Return the small model in PyTorch, computing in 32 bits."""
+    return load_model(checkpoint, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def converted(checkpoint, tmp_path_factory):
+    """Return the small model as a folder of IR whose weights are the checkpoint's."""
+    folder = tmp_path_factory.mktemp("converted") / "internvl2"
+    conversion.convert(checkpoint, folder, compression.find_preset("fp16"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(converted):
+    """Return the converted model on the CPU, computing as PyTorch does."""
+    return VisionLanguagePipeline(converted, accuracy=True)

@@ -1,0 +1,281 @@
+"""One PyTorch part becomes one OpenVINO model; the language model's cache becomes state."""
+
+import gc
+import weakref
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from openvino import opset13 as ops
+
+from helpers.errors import SettingsError
+from helpers.models import load_model
+from helpers.stateful import BEAM_INPUT, is_stateful, make_stateful
+from helpers.tracing import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, trace
+from tests.tiny import TOKENS_PER_TILE, seeded
+
+TOLERANCE = 1e-4  # of the largest logit, measured: up to 1.5e-6
+ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY"}
+
+
+@pytest.fixture(scope="module")
+def traced(checkpoint):
+    """Return a model with the weights that its file has, and its traced parts by name."""
+    model = load_model(checkpoint)
+    return model, {part.name: (part, trace(part)) for part in model.parts()}
+
+
+@pytest.fixture(scope="module")
+def stateful(checkpoint):
+    part = load_model(checkpoint).language_model_part()
+    model = trace(part)
+    make_stateful(model, part.cache)
+    return model
+
+
+@pytest.fixture(scope="module")
+def compiled(stateful):
+    return ov.Core().compile_model(stateful, "CPU", ACCURACY)
+
+
+def names(ports) -> list[str]:
+    return [port.any_name for port in ports]
+
+
+def shapes(ports) -> dict[str, str]:
+    return {port.any_name: str(port.get_partial_shape()) for port in ports}
+
+
+def layer_type(node) -> str:
+    """Return what the CPU made of a node of the compiled model."""
+    return node.get_rt_info()["layerType"].astype(str)
+
+
+# Tracing
+
+
+def test_names_and_dynamic_sizes(traced):
+    _, parts = traced
+    encoder, embeddings, language_model = (
+        parts[name][1] for name in (IMAGE_ENCODER, TEXT_EMBEDDINGS, LANGUAGE_MODEL)
+    )
+    assert shapes(encoder.inputs) == {"pixel_values": "[?,3,32,32]"}
+    assert shapes(encoder.outputs) == {"last_hidden_state": f"[?,{TOKENS_PER_TILE},128]"}
+    assert shapes(embeddings.inputs) == {"input": "[?,?]"}
+    assert shapes(embeddings.outputs) == {"inputs_embeds": "[?,?,128]"}
+    cache = [f"{layer}.{kind}" for layer in (0, 1) for kind in ("key", "value")]
+    assert shapes(language_model.inputs) == {
+        "inputs_embeds": "[?,?,128]",
+        "attention_mask": "[?,?]",
+        "position_ids": "[?,?]",
+    } | {f"past_key_values.{name}": "[?,2,?,32]" for name in cache}
+    assert names(language_model.outputs) == ["logits", *(f"present.{name}" for name in cache)]
+
+
+def test_weights_in_16_bits_are_shared_with_the_file(traced):
+    model, parts = traced
+    assert {p.dtype for p in model.language_model.parameters() if p.dim() > 1} == {torch.float16}
+    constants = {
+        node.get_data().ctypes.data: node.get_element_type().get_type_name()
+        for node in parts[LANGUAGE_MODEL][1].get_ops()
+        if node.get_type_name() == "Constant" and node.get_byte_size() > 1000
+    }
+    assert set(constants.values()) == {"f16"}
+    matrices = [m.weight for m in model.language_model.modules() if type(m) is torch.nn.Linear]
+    assert len(matrices) == 2 * 7 + 1
+    assert {matrix.data_ptr() for matrix in matrices} <= set(constants)
+
+
+@pytest.mark.parametrize("tiles", [1, 3])
+@torch.inference_mode()
+def test_the_image_encoder_computes_as_in_pytorch(traced, torch_model, tiles):
+    with seeded(0):
+        pixels = torch.randn(tiles, 3, 32, 32)
+    compiled = ov.Core().compile_model(traced[1][IMAGE_ENCODER][1], "CPU", ACCURACY)
+    wanted = torch_model.encode_images(pixel_values=pixels)
+    assert_near(compiled(pixels.numpy())[0], wanted)
+
+
+def test_tracing_leaves_nothing_behind_and_says_nothing(checkpoint, capfd, recwarn):
+    model = load_model(checkpoint)
+    kept = weakref.ref(model.language_model.lm_head)
+    trace(model.language_model_part())
+    assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in recwarn] == []
+    assert torch.jit._state._get_script_class(torch.nn.Linear) is None
+    store = torch.jit._recursive.concrete_type_store.type_store
+    assert not store
+    del model
+    gc.collect()
+    assert kept() is None
+
+
+# State
+
+
+@torch.inference_mode()
+def reference_steps(model, batch: int, steps: int = 11) -> tuple[list[dict], list[torch.Tensor]]:
+    """Return random inputs of a prompt and ten decode steps, and PyTorch's logits of each."""
+    with seeded(batch):
+        chunks = [torch.randn(batch, 7, 128)]
+        chunks += [torch.randn(batch, 1, 128) for _ in range(steps - 1)]
+    inputs, logits, cache, past = [], [], None, 0
+    for chunk in chunks:
+        length = past + chunk.shape[1]
+        inputs.append(
+            {
+                "inputs_embeds": chunk.numpy(),
+                "attention_mask": np.ones((batch, length), dtype=np.int64),
+                "position_ids": np.tile(np.arange(past, length), (batch, 1)),
+                BEAM_INPUT: np.arange(batch, dtype=np.int32),
+            }
+        )
+        output = model.language_model(
+            inputs_embeds=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        cache, past = output.past_key_values, length
+        logits.append(output.logits)
+    return inputs, logits
+
+
+def assert_near(actual, wanted: torch.Tensor) -> None:
+    actual = torch.from_numpy(np.asarray(actual))
+    assert actual.shape == wanted.shape
+    assert (actual - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_prefill_and_ten_decode_steps_agree_with_pytorch(compiled, torch_model, batch):
+    request = compiled.create_infer_request()
+    for given, wanted in zip(*reference_steps(torch_model, batch), strict=True):
+        assert_near(request.infer(given)["logits"], wanted)
+
+
+def test_reset_forgets_and_another_batch_may_follow(compiled, torch_model):
+    request = compiled.create_infer_request()
+    for batch in (3, 1, 2):
+        request.reset_state()
+        (prompt, *_), (wanted, *_) = reference_steps(torch_model, batch, steps=1)
+        assert_near(request.infer(prompt)["logits"], wanted)
+
+
+@torch.inference_mode()
+def test_each_row_continues_from_the_row_that_beam_idx_names(compiled, torch_model):
+    order = [2, 0, 0]
+    (prompt, step), _ = reference_steps(torch_model, 3, steps=2)
+    request = compiled.create_infer_request()
+    request.infer(prompt)
+    actual = request.infer(step | {BEAM_INPUT: np.array(order, dtype=np.int32)})["logits"]
+    whole = np.concatenate([prompt["inputs_embeds"][order], step["inputs_embeds"]], axis=1)
+    wanted = torch_model.language_model(
+        inputs_embeds=torch.from_numpy(whole), logits_to_keep=1
+    ).logits
+    assert_near(actual, wanted)
+
+
+def test_a_long_prompt_computes_one_row_of_logits(compiled):
+    length, vocabulary = 320, compiled.output("logits").get_partial_shape()[-1].get_length()
+    result = compiled.create_infer_request().infer(
+        {
+            "inputs_embeds": np.zeros((2, length, 128), dtype=np.float32),
+            "attention_mask": np.ones((2, length), dtype=np.int64),
+            "position_ids": np.tile(np.arange(length), (2, 1)),
+            BEAM_INPUT: np.arange(2, dtype=np.int32),
+        }
+    )
+    assert result["logits"].shape == (2, 1, vocabulary)
+    multiplied = [
+        [size.get_length() for size in node.get_output_partial_shape(0)]
+        for node in compiled.get_runtime_model().get_ops()
+        if layer_type(node) == "FullyConnected"
+    ]
+    assert [2, length, 256] in multiplied  # as the request just computed it
+    assert [shape for shape in multiplied if shape[-1] == vocabulary] == [[2, 1, vocabulary]]
+
+
+@pytest.mark.parametrize("hint", ["ACCURACY", "PERFORMANCE"])
+def test_attention_is_fused(stateful, hint):
+    compiled = ov.Core().compile_model(stateful, "CPU", {"EXECUTION_MODE_HINT": hint})
+    kinds = [layer_type(node) for node in compiled.get_runtime_model().get_ops()]
+    assert kinds.count("ScaledDotProductAttention") == 2
+    assert "Softmax" not in kinds
+
+
+def test_the_cache_is_out_of_sight(stateful):
+    assert is_stateful(stateful)
+    assert names(stateful.inputs) == [
+        *("inputs_embeds", "attention_mask", "position_ids", BEAM_INPUT)
+    ]
+    assert names(stateful.outputs) == ["logits"]
+    assert len(stateful.get_variables()) == 4
+
+
+# What cannot be made stateful
+
+
+def small_model(cache_shape=(-1, 2, -1, 8), *, names=("past", "present")) -> ov.Model:
+    """Return a model that puts what is new behind a cache."""
+    new = ops.parameter([-1, 2, -1, 8], ov.Type.f32, name="inputs_embeds")
+    past = ops.parameter(ov.PartialShape(list(cache_shape)), ov.Type.f32, name=names[0])
+    present = ops.concat([past, new], 2 if len(cache_shape) == 4 else 1) if cache_shape else past
+    for port, name in ((new, "inputs_embeds"), (past, names[0]), (present, names[1])):
+        port.output(0).get_tensor().set_names({name})
+    return ov.Model([ops.result(present)], [new, past], "small")
+
+
+@pytest.mark.parametrize(
+    ("cache", "batch_input", "message"),
+    [
+        ({"pest": "present"}, "inputs_embeds", "no input pest; check"),
+        ({"past": "prescient"}, "inputs_embeds", "no output prescient; check"),
+        ({"past": "present"}, "input_ids", "no input input_ids; check"),
+        ({"pest": "prescient"}, "inputs_embeds", "no input pest, no output prescient; check"),
+        ({}, "inputs_embeds", "no KV cache"),
+    ],
+)
+def test_wrong_names_are_named(cache, batch_input, message):
+    model = small_model()
+    with pytest.raises(SettingsError, match=message):
+        make_stateful(model, cache, batch_input=batch_input)
+    assert names(model.inputs) == ["inputs_embeds", "past"]
+
+
+def test_a_stateful_model_is_refused():
+    model = small_model()
+    make_stateful(model, {"past": "present"})
+    with pytest.raises(SettingsError, match="stateful already"):
+        make_stateful(model, {"past": "present"})
+
+
+@pytest.mark.parametrize("shape", [(-1, -1, -1, 8), (-1, 2, -1, -1)])
+def test_a_cache_of_another_form_is_refused(shape):
+    with pytest.raises(SettingsError, match="should be \\(batch, heads, length, head size\\)"):
+        make_stateful(small_model(shape), {"past": "present"})
+
+
+def test_a_cache_without_heads_is_refused():
+    flat = ops.parameter([-1, 16], ov.Type.f32, name="inputs_embeds")
+    flat.output(0).get_tensor().set_names({"inputs_embeds"})
+    result = ops.relu(flat)
+    result.output(0).get_tensor().set_names({"present"})
+    model = ov.Model([ops.result(result)], [flat], "flat")
+    with pytest.raises(SettingsError, match=r"inputs_embeds has the shape \[\?,16\]"):
+        make_stateful(model, {"inputs_embeds": "present"})
+
+
+def test_names_that_begin_alike_keep_their_own_sizes():
+    new = ops.parameter([-1, 2, -1, 8], ov.Type.f32, name="inputs_embeds")
+    inputs, results = {"inputs_embeds": new}, []
+    for number, heads in (("1", 2), ("10", 4)):
+        past = ops.parameter([-1, heads, -1, 8], ov.Type.f32, name=f"past.{number}")
+        present = ops.concat([past, ops.concat([new] * (heads // 2), 1)], 2)
+        present.output(0).get_tensor().set_names({f"present.{number}"})
+        inputs[f"past.{number}"] = past
+        results.append(ops.result(present))
+    for name, node in inputs.items():
+        node.output(0).get_tensor().set_names({name})
+    model = ov.Model(results, list(inputs.values()), "alike")
+    make_stateful(model, {"past.1": "present.1", "past.10": "present.10"})
+    starts = [n.input_value(0) for n in model.get_ops() if n.get_type_name() == "ReadValue"]
+    assert {str(start.get_partial_shape()) for start in starts} == {"[?,2,0,8]", "[?,4,0,8]"}

@@ -1,0 +1,66 @@
+"""A small InternVL2 with random weights: a whole model for tests that need no right answers."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from helpers.shapes import training, world
+from helpers.shapes.recipes import RECIPES
+
+GROUP = 128  # divides every width of the language model, as in the bundled checkpoint
+TOKENS_PER_TILE = 4
+CONTEXT = 512
+
+
+def tiny_config() -> dict:
+    """Return the bundled model's config, shrunk: two layers, and tiles of 32 pixels."""
+    config = copy.deepcopy(RECIPES["internvl2"].config) | {"force_image_size": 32}
+    config["llm_config"] |= {
+        "num_hidden_layers": 2,
+        "intermediate_size": 256,
+        "max_position_embeddings": CONTEXT,
+    }
+    config["vision_config"] |= {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "image_size": 32,
+    }
+    return config
+
+
+def write_tiny(folder: Path) -> Path:
+    """Write the small model as a checkpoint into `folder` / internvl2, and return that."""
+    texts = [text for _, question in questions(70) for text in (question.text, question.answer)]
+    run = folder / "run"
+    replace(RECIPES["internvl2"], config=tiny_config()).prepare(run, texts * 3)
+    with seeded(0):
+        model = training.new_model(run)
+        for name, parameter in model.named_parameters():
+            # Larger than where training starts, so that answers differ from question to question.
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.5 if "embed" in name else 0.12)
+    training.save(model, run, folder / "internvl2")
+    return folder / "internvl2"
+
+
+def questions(number: int, seed: int = 0) -> list[tuple[world.Scene, world.Question]]:
+    return list(world.sample_questions(number, seed=seed, split="train"))
+
+
+def picture(number: int = 0) -> Image.Image:
+    """Return one of the bundled world's pictures, of several tiles."""
+    return world.draw(questions(number + 1)[number][0], cell=48)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Make random numbers the same every time, and leave other tests' as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
