@@ -6,24 +6,27 @@ Face's, and older revisions of a checkpoint.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
 import psutil
 from huggingface_hub.errors import (
+    DryRunError,
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import tqdm
 
 from helpers.checkpoints import bundled_checkpoints, read_config
 from helpers.errors import CheckpointError, SettingsError
 from helpers.widgets import Choice, Option
 
-# Weights, configs and tokenizers; no code, and no second copy in another format.
+# Weights, configs and tokenizers; no code, and no copies for other programs.
 _WANTED = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
 _UNWANTED = ("*.py", "*.onnx", "*.gguf", "original/*", "*training_args*", "*optimizer*")
 FOLDER = "folder"
@@ -63,31 +66,79 @@ def find_checkpoint(name: str) -> Path:
     )
 
 
-def download(hub_id: str) -> Path:
-    """Download a checkpoint's files (only what is missing) and return their folder.
+def download(hub_id: str, *, report: Callable[[str], None] = print) -> Path:
+    """Download a checkpoint's files and return their folder.
 
-    HF_HUB_OFFLINE=1 uses what was downloaded before. Raises `CheckpointError` with what to do.
+    `report` is told the size first; a bar shows the progress. Files that are there already are
+    kept, and one whose connection breaks continues where it stopped. HF_HUB_OFFLINE=1 uses what was
+    downloaded before. Raises `CheckpointError` with what to do, also where the disk is too small.
     """
+    patterns = {"allow_patterns": list(_WANTED), "ignore_patterns": list(_UNWANTED)}
     try:
-        folder = huggingface_hub.snapshot_download(
-            hub_id, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
+        size = _size_to_download(hub_id, **patterns)
+        if size:
+            free = _free_disk(Path(huggingface_hub.constants.HF_HUB_CACHE))
+            told = f"{hub_id} is {_in_words(size)} to download; {_in_words(free)} of disk are free"
+            if size > free:
+                raise CheckpointError(f"{told}: make room, or set HF_HOME to a larger disk.")
+            report(f"{told}.")
+        return Path(huggingface_hub.snapshot_download(hub_id, **patterns))
+    except (HTTPError, OSError, ValueError) as error:
+        raise CheckpointError(_what_to_do(hub_id, error)) from None
+
+
+class _SilentBar(tqdm):
+    """No bar, for asking how large something is."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options | {"disable": True})
+
+
+def _size_to_download(hub_id: str, **patterns: list[str]) -> int:
+    """Return how many bytes of a checkpoint are not here yet; 0 where the hub cannot be asked."""
+    try:
+        files = huggingface_hub.snapshot_download(
+            hub_id, dry_run=True, tqdm_class=_SilentBar, **patterns
         )
-    except GatedRepoError:
-        raise CheckpointError(
-            f"{hub_id} asks you to accept its licence first: visit its page on the hub, then log "
-            "in with `hf auth login`."
-        ) from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(f"The hub has no {hub_id}; check the name and its letters.") from None
-    except LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{hub_id} is not on this computer and the hub cannot be reached; connect to the "
-            "internet, unset HF_HUB_OFFLINE, or use a bundled checkpoint."
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{hub_id} could not be downloaded ({reason}); try again.") from None
-    return Path(folder)
+    except DryRunError:
+        return 0  # then it may be here, whole; if it is not, downloading says why
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def _free_disk(folder: Path) -> int:
+    """Return the free bytes where `folder` is or will be."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _in_words(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _what_to_do(hub_id: str, error: Exception) -> str:
+    """Return one sentence on why a download failed and what helps."""
+    # The client says "not found locally" of all that went wrong before, and names it as the cause.
+    cause = error
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        cause = error.__cause__
+    page = f"{huggingface_hub.constants.ENDPOINT}/{hub_id}"
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    if isinstance(cause, GatedRepoError) or status == 403:
+        return (
+            f"{hub_id} asks you to accept its licence first: visit {page}, then log in with "
+            "`hf auth login`."
+        )
+    if isinstance(cause, RepositoryNotFoundError):
+        return f"The hub has no {hub_id}, or not for you; check the name at {page}."
+    if status == 401:
+        return "The hub does not know your access token; log in again with `hf auth login`."
+    if isinstance(cause, LocalEntryNotFoundError):
+        return (
+            f"{hub_id} is not, or not wholly, on this computer and the hub cannot be reached; "
+            "connect to the internet, unset HF_HUB_OFFLINE, or use a bundled checkpoint."
+        )
+    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__).rstrip(".")
+    return f"{hub_id} could not be downloaded ({reason}); try again."
 
 
 def weight_bytes(folder: Path) -> int:

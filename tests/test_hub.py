@@ -1,0 +1,230 @@
+"""Downloads with the real client from a server on this computer."""
+
+import filecmp
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from helpers.errors import CheckpointError
+from helpers.hub import find_checkpoint
+from tests.golden_checks import GOLDEN, change_config
+from tests.hub_server import Hub
+
+INTERNVL2, MINICPM = "OpenGVLab/InternVL2-1B", "openbmb/MiniCPM-V-2"
+MOBILEVLM, MOBILEVLM_V2 = "mtgv/MobileVLM-1.7B", "mtgv/MobileVLM_V2-1.7B"
+CLIP = "openai/clip-vit-large-patch14-336"
+LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
+LLAVA = "liuhaotian/LLaVA-Lightning-MPT-7B-preview"
+SHARD = "model-00002-of-00002.safetensors"
+LARGE = 24 * 2**20  # bytes; the client keeps 10 MiB at a time of what it has received
+# What repositories also have and nobody here needs.
+UNNEEDED = ("modeling_internvl_chat.py", "training_args.bin", "original/consolidated.00.pth")
+
+# The client reads its environment when it is imported, so it runs in a process of its own.
+CLIENT = """
+import json, sys
+from helpers.errors import UserError
+from helpers.hub import find_checkpoint
+answers = {}
+for name in sys.argv[1:]:
+    try:
+        answers[name] = {"folder": str(find_checkpoint(name))}
+    except UserError as error:
+        answers[name] = {"error": str(error), "type": type(error).__name__}
+print(json.dumps(answers))
+"""
+LOAD = """
+import sys
+from helpers.models import load_model
+print(type(load_model(sys.argv[1])).__name__)
+"""
+
+
+class Client:
+    """A computer with a cache of its own, on which downloads are started."""
+
+    def __init__(self, home: Path, endpoint: str) -> None:
+        self.home, self.endpoint = home, endpoint
+        self.output = ""
+
+    def run(self, program: str, *arguments: str | Path, **environment: str) -> str:
+        """Run a program and return the last line that it prints."""
+        variables = {name: value for name, value in os.environ.items() if name[:3] != "HF_"}
+        variables |= {
+            "HF_HOME": str(self.home),
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            env=variables | environment,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        self.output = done.stdout
+        return done.stdout.splitlines()[-1]
+
+    def find(self, names: Sequence[str], **environment: str) -> dict[str, dict[str, str]]:
+        """Ask for checkpoints; give for each its folder or the error."""
+        return json.loads(self.run(CLIENT, *names, **environment))
+
+
+def repositories(place: Path) -> dict[str, Path]:
+    """Lay out golden checkpoints as their authors' repositories."""
+    names = {
+        INTERNVL2: "internvl2_qwen2",
+        MINICPM: "minicpm_v2",
+        MOBILEVLM: "mobilevlm",
+        MOBILEVLM_V2: "mobilevlm_v2",
+        LLAMA: "mllama",
+        LLAVA: "llava_mpt",
+    }
+    leave_out = shutil.ignore_patterns("expected.safetensors", "clip")
+    folders = {}
+    for hub_id, name in names.items():
+        folders[hub_id] = shutil.copytree(GOLDEN / name, place / hub_id, ignore=leave_out)
+        for file in UNNEEDED:
+            (folders[hub_id] / file).parent.mkdir(exist_ok=True)
+            (folders[hub_id] / file).write_text("not needed", encoding="utf-8")
+    (folders[MINICPM] / SHARD).write_bytes(bytes(LARGE))
+    change_config(folders[MOBILEVLM], mm_vision_tower=CLIP)
+    folders[CLIP] = shutil.copytree(GOLDEN / "mobilevlm" / "clip", place / CLIP)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Hub:
+    return Hub(
+        repositories(tmp_path_factory.mktemp("hub")),
+        gated={LLAMA},
+        cut_once={SHARD},
+        truncated={"pytorch_model.bin"},
+        claimed={"pytorch_model-00001-of-00002.bin": 10**18},
+    )
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory) -> Iterator[Client]:
+    with hub.served() as endpoint:
+        yield Client(tmp_path_factory.mktemp("home"), endpoint)
+
+
+@pytest.fixture(scope="module")
+def answers(client) -> dict[str, dict[str, str]]:
+    """Return what a first visit gives, without a token."""
+    return client.find([INTERNVL2, MINICPM, MOBILEVLM_V2, LLAMA, LLAVA, "mtgv/MobileVLM-9B"])
+
+
+def assert_one_sentence(error: str) -> None:
+    assert error.endswith(".")
+    assert "\n" not in error
+    assert ". " not in error
+
+
+@pytest.mark.parametrize("hub_id", [INTERNVL2, MINICPM])
+def test_a_download_has_the_needed_files_only(hub, answers, hub_id):
+    folder, original = Path(answers[hub_id]["folder"]), hub.repositories[hub_id]
+    names = {path.name for path in original.iterdir()} - {"original", *UNNEEDED}
+    assert {path.name for path in folder.iterdir()} == names
+    assert all(filecmp.cmp(folder / name, original / name, shallow=False) for name in names)
+    asked = " ".join(path for _, path, _ in hub.requests)
+    assert not any(name in asked for name in UNNEEDED)
+
+
+def test_the_size_is_told_before(client, answers):
+    line = rf"{INTERNVL2} is 0\.\d MB to download; \d+\.\d [MG]B of disk are free\."
+    assert re.search(line, client.output)
+
+
+def test_an_interrupted_download_continues_where_it_stopped(hub, answers):
+    assert "folder" in answers[MINICPM]
+    asked = [span for method, path, span in hub.requests if method == "GET" and SHARD in path]
+    starts = {int(span.removeprefix("bytes=").removesuffix("-")) for span in asked if span}
+    assert asked[0] is None
+    assert len(starts) == 1 and 0 < starts.pop() <= LARGE // 2
+
+
+def test_a_truncated_file(answers):
+    error = answers[MOBILEVLM_V2]["error"]
+    assert_one_sentence(error)
+    assert "could not be downloaded (" in error and "pytorch_model.bin" in error
+    assert error.endswith("try again.")
+
+
+def test_a_gated_checkpoint(client, answers):
+    error = answers[LLAMA]["error"]
+    assert_one_sentence(error)
+    assert f"accept its licence first: visit {client.endpoint}/{LLAMA}, then log in" in error
+
+
+def test_a_disk_that_is_too_small(hub, answers):
+    error = answers[LLAVA]["error"]
+    assert_one_sentence(error.replace(" GB", ""))
+    assert f"{LLAVA} is 1000000000.0 GB to download; " in error
+    assert "make room, or set HF_HOME" in error
+    assert not any(method == "GET" and f"large/{LLAVA}" in path for method, path, _ in hub.requests)
+
+
+def test_an_unknown_id(answers):
+    error = answers["mtgv/MobileVLM-9B"]["error"]
+    assert_one_sentence(error)
+    assert "The hub has no mtgv/MobileVLM-9B" in error
+
+
+def test_tokens(client, answers):
+    wrong = client.find([MOBILEVLM], HF_TOKEN="hf_wrong")[MOBILEVLM]["error"]
+    assert_one_sentence(wrong)
+    assert "does not know your access token" in wrong
+    other = client.find([LLAMA, "mtgv/MobileVLM-9B"], HF_TOKEN="hf_other")
+    assert "accept its licence" in other[LLAMA]["error"]
+    assert "The hub has no" in other["mtgv/MobileVLM-9B"]["error"]
+    assert "folder" in client.find([LLAMA], HF_TOKEN="hf_valid")[LLAMA]
+
+
+def test_offline(hub, client, answers):
+    before = len(hub.requests)
+    offline = client.find([INTERNVL2, CLIP], HF_HUB_OFFLINE="1")
+    assert offline[INTERNVL2] == answers[INTERNVL2]
+    assert_one_sentence(offline[CLIP]["error"])
+    assert "unset HF_HUB_OFFLINE" in offline[CLIP]["error"]
+    assert len(hub.requests) == before
+
+
+def test_a_hub_that_cannot_be_reached(client, answers):
+    lost = client.find([INTERNVL2, CLIP], HF_ENDPOINT="http://127.0.0.1:9")
+    assert lost[INTERNVL2] == answers[INTERNVL2]
+    assert "the hub cannot be reached" in lost[CLIP]["error"]
+
+
+def test_a_second_visit_downloads_nothing(hub, client, answers):
+    before = len(hub.requests)
+    assert client.find([INTERNVL2])[INTERNVL2] == answers[INTERNVL2]
+    assert "to download" not in client.output
+    assert not any(method == "GET" and "resolve" in p for method, p, _ in hub.requests[before:])
+
+
+def test_the_image_encoder_comes_from_its_own_repository(hub, client):
+    assert client.run(LOAD, hub.repositories[MOBILEVLM]) == "MobileVLM"
+    assert any(CLIP in path for _, path, _ in hub.requests)
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "./no/folder", "a/b/c"])
+def test_names_that_are_nothing(name):
+    with pytest.raises(CheckpointError, match="neither a folder, nor a hub id"):
+        find_checkpoint(name)
+
+
+def test_a_folder_and_a_bundled_name(tmp_path):
+    assert find_checkpoint(str(tmp_path)) == tmp_path
+    assert (find_checkpoint("internvl2") / "config.json").exists()
