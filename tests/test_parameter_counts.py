@@ -1,0 +1,63 @@
+"""Full-size models have as many parameters as were published or follow from the authors' code."""
+
+import itertools
+
+import pytest
+from torch import nn
+
+from helpers.full_size import FULL_SIZE, without_weights
+
+CLIP_224, CLIP_336 = 303_179_776, 303_507_456
+INTERNVIT, SIGLIP, RESAMPLER = 304_012_288, 397_747_744, 29_514_240
+# The image encoder, with MiniCPM-V-2's resampler; the projector; the language model.
+COUNTS = {
+    "liuhaotian/LLaVA-Lightning-MPT-7B-preview": (CLIP_224, 4_198_400, 6_648_672_256),
+    "mtgv/MobileVLM-1.7B": (CLIP_336, 18_936_832, 1_364_297_728),
+    "mtgv/MobileVLM_V2-1.7B": (CLIP_336, 6_316_032, 1_364_297_728),
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": (863_567_379, 31_461_376, 9_775_192_080),
+    "openbmb/MiniCPM-V-2": (SIGLIP + RESAMPLER, 0, 3_007_703_808),
+    "OpenGVLab/InternVL2-1B": (INTERNVIT, 4_482_816, 629_663_872),
+    "OpenGVLab/InternVL2-2B": (INTERNVIT, 12_595_200, 1_889_146_880),
+    "OpenGVLab/InternVL2-4B": (INTERNVIT, 22_034_432, 3_820_809_216),
+    "OpenGVLab/InternVL2-8B": (INTERNVIT, 33_570_816, 7_737_782_272),
+}
+# Without CLIP, which is a download of its own.
+TOTALS = {
+    "liuhaotian/LLaVA-Lightning-MPT-7B-preview": 6_652_870_656,
+    "mtgv/MobileVLM-1.7B": 1_383_234_560,
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": 10_670_220_835,
+    "openbmb/MiniCPM-V-2": 3_434_965_792,
+    "OpenGVLab/InternVL2-1B": 938_158_976,
+    "OpenGVLab/InternVL2-2B": 2_205_754_368,
+    "OpenGVLab/InternVL2-4B": 4_146_855_936,
+    "OpenGVLab/InternVL2-8B": 8_075_365_376,
+}
+
+
+def count(module: nn.Module | None) -> int:
+    return sum(parameter.numel() for parameter in module.parameters()) if module else 0
+
+
+def test_all_originals_are_counted():
+    assert FULL_SIZE.keys() == COUNTS.keys()
+
+
+@pytest.mark.parametrize("hub_id", COUNTS)
+def test_parameters(hub_id):
+    config = FULL_SIZE[hub_id]
+    if "mm_vision_select_layer" in config:
+        config = config | {"mm_vision_select_layer": -1}  # the last layer is not used, but counted
+    model = without_weights(config)
+    parts = (model.image_encoder, getattr(model, "projector", None), model.language_model)
+    found = tuple(count(part) for part in parts)
+    assert found == COUNTS[hub_id]
+    if hub_id in TOTALS:
+        clip = found[0] if found[0] in (CLIP_224, CLIP_336) else 0
+        assert count(model) - clip == TOTALS[hub_id]
+    assert all(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
+
+
+def test_the_unused_layer_of_clip_is_left_out():
+    config = FULL_SIZE["mtgv/MobileVLM-1.7B"]
+    layers = without_weights(config).image_encoder.config.num_hidden_layers
+    assert layers == config["vision_config"]["num_hidden_layers"] - 1
