@@ -5,11 +5,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import openvino as ov
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GenerationConfig
 
+from helpers.conversion import convert_part
+from helpers.generation import StatefulLanguageModel
 from helpers.prompts import user_message
+from helpers.tracing import Part
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 3e-6  # of the largest expected value; measured: up to 2.3e-6
@@ -44,17 +49,38 @@ def greedy(model, prepared: dict, number: int) -> list[int]:
     return tokens
 
 
-@torch.inference_mode()
 def greedy_with_cache(model, prepared: dict, number: int) -> list[int]:
     """Return `number` greedy tokens as transformers' `generate` finds them, with a KV cache."""
-    return model.language_model.generate(
-        inputs_embeds=prepared["inputs_embeds"],
-        attention_mask=prepared["attention_mask"],
-        max_new_tokens=number,
+    embeddings = prepared["inputs_embeds"]
+    return generate(model.language_model, embeddings, max_new_tokens=number)[0].tolist()
+
+
+def compiled(part: Part) -> ov.CompiledModel:
+    """Convert one part and compile it to compute as PyTorch does."""
+    accurate = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_NUM_THREADS": 1}
+    return ov.Core().compile_model(convert_part(part), "CPU", accurate)
+
+
+def stateful(model) -> StatefulLanguageModel:
+    """Return the language model of `model` on OpenVINO, behind transformers' `generate`."""
+    return StatefulLanguageModel(
+        compiled(model.text_embeddings_part()),
+        compiled(model.language_model_part()),
+        generation=GenerationConfig(),
+        prefill_again_beyond=model.processor.prefill_again_beyond,
+    )
+
+
+def generate(language_model, embeddings: Tensor, **options) -> Tensor:
+    """Return what `generate` finds without sampling and without a stop token."""
+    return language_model.generate(
+        inputs_embeds=embeddings,
+        attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64),
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
-    )[0].tolist()
+        **options,
+    )
 
 
 def copy_of(name: str, folder: Path, **changes) -> Path:

@@ -11,11 +11,11 @@ import sentencepiece
 import torch
 from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
-from transformers import GenerationConfig, LlamaTokenizer
+from transformers import LlamaTokenizer
 
 from helpers.checkpoints import bundled_checkpoints, original_tensors, read_config
 from helpers.compression import find_preset
-from helpers.conversion import convert, convert_part
+from helpers.conversion import convert
 from helpers.errors import CheckpointError
 from helpers.generation import StatefulLanguageModel
 from helpers.models import load_model, load_processor
@@ -27,12 +27,15 @@ from tests.golden_checks import (
     assert_close,
     change_config,
     change_tensors,
+    compiled,
     conversations,
     copy_of,
     expected,
+    generate,
     golden_pixels,
     golden_prompts,
     greedy,
+    stateful,
 )
 
 NAMES = ("internvl2_qwen2", "internvl2_internlm2", "internvl2_phi3")
@@ -126,19 +129,9 @@ def test_a_language_model_that_is_not_known(tmp_path):
 # OpenVINO
 
 
-def compiled(part) -> ov.CompiledModel:
-    accurate = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_NUM_THREADS": 1}
-    return ov.Core().compile_model(convert_part(part), "CPU", accurate)
-
-
 @pytest.fixture(scope="module")
-def stateful(model) -> StatefulLanguageModel:
-    return StatefulLanguageModel(
-        compiled(model.text_embeddings_part()),
-        compiled(model.language_model_part()),
-        generation=GenerationConfig(),
-        prefill_again_beyond=model.processor.prefill_again_beyond,
-    )
+def converted(model) -> StatefulLanguageModel:
+    return stateful(model)
 
 
 @pytest.fixture(scope="module")
@@ -155,49 +148,38 @@ def test_openvino_encodes_any_number_of_tiles(model, encoder, wanted):
     assert_close(features[:2], wanted["image_features"], 1e-4)
 
 
-def test_openvino_fuses_attention(encoder, stateful):
-    for compiled_model in (encoder, stateful.language_model):
+def test_openvino_fuses_attention(encoder, converted):
+    for compiled_model in (encoder, converted.language_model):
         nodes = compiled_model.get_runtime_model().get_ops()
         kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
         assert not any("oftmax" in kind for kind in kinds)
     assert kinds.count("ScaledDotProductAttention") == 3  # the language model's layers
 
 
-def test_openvino_logits(model, stateful, wanted):
+def test_openvino_logits(model, converted, wanted):
     """Both lengths, the longer one beginning below Phi-3's first length and ending above it."""
     for length in LENGTHS:
         prepared = model.prepare(wanted[f"input_ids.{length}"], wanted["image_features"])
         embeddings, logits = prepared["inputs_embeds"], wanted[f"logits.{length}"]
-        cache = stateful.new_cache()
+        cache = converted.new_cache()
         for start, stop in ((0, 15), (15, 16), (16, length)):
-            output = stateful(inputs_embeds=embeddings[:, start:stop], past_key_values=cache)
+            output = converted(inputs_embeds=embeddings[:, start:stop], past_key_values=cache)
         assert cache.length == length
         assert_close(output.logits[0, -1], logits[0, -1], 1e-4)
 
 
-def test_openvino_greedy_tokens(model, stateful, wanted):
+def test_openvino_greedy_tokens(model, converted, wanted):
     prepared = model.prepare(wanted["input_ids.38"], wanted["image_features"])
     tokens = wanted["greedy_tokens_of_longest_input"].tolist()
-    output = generate(stateful, prepared["inputs_embeds"], max_new_tokens=len(tokens))
+    output = generate(converted, prepared["inputs_embeds"], max_new_tokens=len(tokens))
     assert output[0].tolist() == tokens
 
 
-def generate(model, embeddings: torch.Tensor, **options) -> torch.Tensor:
-    return model.generate(
-        inputs_embeds=embeddings,
-        attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64),
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        **options,
-    )
-
-
-def test_openvino_beams(model, stateful, wanted):
+def test_openvino_beams(model, converted, wanted):
     embeddings = model.prepare(wanted["input_ids.38"], wanted["image_features"])["inputs_embeds"]
     options = {"num_beams": 3, "max_new_tokens": 8}
     tokens = generate(model.language_model, embeddings, **options)
-    assert torch.equal(generate(stateful, embeddings, **options), tokens)
+    assert torch.equal(generate(converted, embeddings, **options), tokens)
 
 
 # Phi-3's longer frequencies
@@ -205,7 +187,7 @@ def test_openvino_beams(model, stateful, wanted):
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("start", [1, 30, 32, 33])
-def test_a_generation_that_crosses_the_first_length(model, stateful, start, beams):
+def test_a_generation_that_crosses_the_first_length(model, converted, start, beams):
     """transformers computes all positions anew when it crosses, if it is given token ids."""
     ids = torch.randint(0, 90, (2, start), generator=torch.Generator().manual_seed(start))
     mask = torch.ones_like(ids)
@@ -219,7 +201,7 @@ def test_a_generation_that_crosses_the_first_length(model, stateful, start, beam
         "pad_token_id": 0,
     }
     tokens = model.language_model.generate(ids, **options)
-    assert torch.equal(stateful.generate(ids, **options), tokens)
+    assert torch.equal(converted.generate(ids, **options), tokens)
 
 
 def test_only_phi3_prefills_again(name, model):

@@ -3,13 +3,11 @@
 import itertools
 
 import numpy as np
-import openvino as ov
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import MptConfig, MptForCausalLM, PreTrainedTokenizerFast
 
-from helpers.conversion import convert_part
 from helpers.errors import CheckpointError
 from helpers.images import open_picture
 from helpers.models import load_model, load_processor
@@ -22,6 +20,7 @@ from tests.golden_checks import (
     assert_close,
     assert_pixels,
     change_tensors,
+    compiled,
     conversations,
     copy_of,
     expected,
@@ -277,10 +276,6 @@ def test_a_trace_has_no_fixed_lengths():
         inputs = tuple(cached_inputs(past, new, batch).values())
         for actual, wanted in zip(traced(*inputs), decoder(*inputs), strict=True):
             assert_close(actual, wanted, 1e-6)
-
-
-def compiled(part) -> ov.CompiledModel:
-    return ov.Core().compile_model(convert_part(part), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
 
 
 @torch.inference_mode()

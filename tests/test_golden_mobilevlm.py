@@ -30,7 +30,7 @@ from tests.golden_checks import (
     golden_prompts,
     greedy,
 )
-from tests.test_golden_llava_mpt import authors_ids, compiled
+from tests.test_golden_llava_mpt import authors_ids
 
 VERSIONS = {"mobilevlm": LdpProjector, "mobilevlm_v2": LdpV2Projector}
 INSIDE = "model.vision_tower.vision_tower."
@@ -91,16 +91,6 @@ def test_the_number_of_tokens_is_what_the_projector_gives(side):
     for projector in VERSIONS.values():
         tokens = projector(32, 64)(torch.randn(2, side * side, 32))
         assert tokens.shape == (2, projector.side_after(side) ** 2, 64)
-
-
-@pytest.mark.parametrize("name", VERSIONS)
-@torch.inference_mode()
-def test_openvino_encodes_pictures(name):
-    model, wanted = load_model(GOLDEN / name), expected(name)
-    encoder = compiled(model.image_encoder_part())
-    pictures = torch.cat([wanted["pixel_values"], wanted["pixel_values"].flip(3)])
-    features = torch.from_numpy(encoder(pictures.numpy())[0])
-    assert_close(features, model.encode_images(pictures), 1e-4)
 
 
 # Pictures and prompts
