@@ -19,11 +19,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.stateful import BEAM_INPUT
 
-POLL_MILLISECONDS = 50  # how often a running request looks whether it should stop
+PIECE = 128  # positions of a prompt after which a stop event is looked at
 
 
 class Stopped(Exception):
-    """A step was given up because its stop event is set; no caller of a pipeline sees this."""
+    """A prompt was given up because its stop event is set; no caller of a pipeline sees this."""
 
 
 class StopOnEvent(StoppingCriteria):
@@ -41,8 +41,8 @@ class StateCache:
     """What `generate` is told about a cache that an inference request keeps.
 
     Handing it to `generate` again continues where it left off. `length` counts its positions;
-    `stop`, once set, gives up the step that is running. `seen` holds each step's embeddings and
-    the `rows` they continued from, for models that may have to prefill again.
+    `stop`, once set, gives up a prompt that is being computed. `seen` holds each step's
+    embeddings and the `rows` they continued from, for models that may have to prefill again.
     """
 
     is_compileable = False
@@ -157,9 +157,9 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         positions = positions[:, -inputs_embeds.shape[1] :]
         rows = cache.rows if cache.rows is not None else np.arange(batch, dtype=np.int32)
         inputs = {
-            "inputs_embeds": inputs_embeds.contiguous().numpy(),
+            "inputs_embeds": inputs_embeds.numpy(),
             "attention_mask": attention_mask.numpy(),
-            "position_ids": positions.contiguous().numpy(),
+            "position_ids": positions.numpy(),
             BEAM_INPUT: rows,
         }
         self._run(cache, inputs)
@@ -176,13 +176,26 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         return cache.rewind() if length > limit else new
 
     def _run(self, cache: StateCache, inputs: dict[str, np.ndarray]) -> None:
-        """Run the cache's request, and give it up within a moment if its stop event is set."""
-        known = {name: value for name, value in inputs.items() if name in self.input_names}
-        if cache.stop is None:
-            cache.request.infer(known, share_inputs=True)
-            return
-        cache.request.start_async(known, share_inputs=True)
-        while not cache.request.wait_for(POLL_MILLISECONDS):
-            if cache.stop.is_set():
-                cache.request.cancel()
+        """Run the cache's request: a long prompt piece by piece, given up at a set stop event.
+
+        Cancelling the request instead leaves the CPU plugin of OpenVINO 2026.4 with sizes that
+        make a later request fail or crash.
+        """
+        batch, new = inputs["position_ids"].shape
+        past = inputs["attention_mask"].shape[1] - new
+        limit = self.prefill_again_beyond
+        # What is beyond the limit decides how all before it is computed, so both go together.
+        crosses = limit is not None and past <= limit < past + new
+        piece = new if cache.stop is None or crosses else PIECE
+        for start in range(0, new, piece):
+            if cache.stop is not None and cache.stop.is_set():
                 raise Stopped
+            end = min(start + piece, new)
+            part = {
+                "inputs_embeds": np.ascontiguousarray(inputs["inputs_embeds"][:, start:end]),
+                "attention_mask": np.ascontiguousarray(inputs["attention_mask"][:, : past + end]),
+                "position_ids": np.ascontiguousarray(inputs["position_ids"][:, start:end]),
+                BEAM_INPUT: inputs[BEAM_INPUT] if start == 0 else np.arange(batch, dtype=np.int32),
+            }
+            known = {name: value for name, value in part.items() if name in self.input_names}
+            cache.request.infer(known, share_inputs=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers import compression, conversion
+from helpers.generation import StatefulLanguageModel
 from helpers.models import load_model
 from helpers.pipeline import VisionLanguagePipeline
 from tests.tiny import write_tiny
@@ -33,3 +34,17 @@ def converted(checkpoint, tmp_path_factory):
 def pipeline(converted):
     """Return the converted model on the CPU, computing as PyTorch does."""
     return VisionLanguagePipeline(converted, accuracy=True)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Return a list that fills with the number of positions of each step that is computed."""
+    steps: list[int] = []
+    run = StatefulLanguageModel._run
+
+    def counted(self, cache, inputs):
+        steps.append(inputs["inputs_embeds"].shape[1])
+        run(self, cache, inputs)
+
+    monkeypatch.setattr(StatefulLanguageModel, "_run", counted)
+    return steps
