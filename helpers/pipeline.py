@@ -126,6 +126,7 @@ class Conversation:
         self.messages: list[dict] = []
         self.cache: StateCache | None = None
         self._request: ov.InferRequest | None = None
+        self._last: Reply | None = None
 
     def ask(
         self,
@@ -146,6 +147,7 @@ class Conversation:
         if not isinstance(text, str) or not text.strip():
             raise QuestionError("The question is empty; ask something about the picture.")
         options = generation_options(max_new_tokens, **sampling)
+        self._wait()
         started = time.perf_counter()
         inputs = self.pipeline.image_inputs(images) if images else None
         message = user_message(text, len(images))
@@ -157,11 +159,19 @@ class Conversation:
                 f"The conversation would need {len(ids)} tokens and {max_new_tokens} for the "
                 f"answer, but the model's context holds {limit}; ask less or start a new one."
             )
-        return Reply(self, message, ids, inputs, options, stop or threading.Event(), started)
+        stop = stop or threading.Event()
+        self._last = Reply(self, message, ids, inputs, options, stop, started)
+        return self._last
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything; waits for an answer that is still being computed."""
+        self._wait()
         self.__init__(self.pipeline)
+
+    def _wait(self) -> None:
+        """Wait for the last answer, which the next question follows."""
+        if self._last is not None:
+            self._last._thread.join()
 
     def _generate(self, reply: "Reply", streamer: "_Streamer") -> list[int]:
         """Compute the answer's tokens; called in the reply's thread, one at a time."""
@@ -173,6 +183,8 @@ class Conversation:
             reply.times.image_encoder = time.perf_counter() - begun
         cache = self._cache_for(reply)
         prepared = self._prepare(reply.prompt_ids, features, cache.length)
+        if (seed := reply.options.pop("seed", None)) is not None:
+            torch.manual_seed(seed)
         try:
             output = pipeline.language_model.generate(
                 **prepared,
@@ -273,8 +285,9 @@ class Reply:
         streamer = _Streamer(pipeline.processor.tokenizer, self)
         try:
             with pipeline.lock:
-                if not self.stop.is_set():
-                    self._tokens = self.conversation._generate(self, streamer)
+                if self.stop.is_set():
+                    return  # as if it had never been asked
+                self._tokens = self.conversation._generate(self, streamer)
             ids = self._tokens
             self._text = pipeline.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
             if self.options["num_beams"] > 1:
@@ -330,7 +343,9 @@ _RANGES = {
     "top_p": (0.01, 1.0),
     "top_k": (0, 100_000),
     "repetition_penalty": (0.1, 10.0),
+    "seed": (0, 2**63 - 1),
 }
+_WHOLE = ("max_new_tokens", "num_beams", "top_k", "seed")
 
 
 def generation_options(
@@ -345,14 +360,14 @@ def generation_options(
     """Return options of `generate`; one that does not exist or is out of range is an error."""
     options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     options |= {"repetition_penalty": repetition_penalty}
+    options |= {} if seed is None else {"seed": seed}
     unknown = sorted(set(sampling) - set(_SAMPLING))
     if unknown:
-        known = ", ".join((*_RANGES, "do_sample", "seed"))
+        known = ", ".join((*_RANGES, "do_sample"))
         raise SettingsError(f"The option {unknown[0]!r} does not exist; use {known}.")
     for name, value in (options | sampling).items():
         low, high = _RANGES[name]
-        if not isinstance(value, int | float) or not low <= value <= high:
-            raise SettingsError(f"{name} is {value!r}; it should be from {low} to {high}.")
-    if seed is not None:
-        torch.manual_seed(seed)
+        kind = "a whole number " if name in _WHOLE else ""
+        if not isinstance(value, int if kind else int | float) or not low <= value <= high:
+            raise SettingsError(f"{name} is {value!r}; it should be {kind}from {low} to {high}.")
     return options | {"do_sample": do_sample} | (sampling if do_sample else {})

@@ -1,0 +1,318 @@
+"""Conversations with the small model: what is asked, answered, remembered and refused."""
+
+import threading
+
+import pytest
+import torch
+
+from helpers import generation
+from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
+from helpers.pipeline import VisionLanguagePipeline
+from helpers.prompts import user_message
+from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture
+
+NEW = 10
+QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
+
+
+@torch.inference_mode()
+def reference(model, ids: list[int], pictures=(), new: int = NEW) -> list[int]:
+    """Return PyTorch's greedy tokens after a prompt about pictures."""
+    inputs = model.image_inputs(pictures) if pictures else None
+    features = model.encode_images(**inputs) if inputs else None
+    stop = model.processor.stop_token_ids
+    output = model.language_model.generate(
+        **model.prepare(torch.tensor([ids]), features),
+        max_new_tokens=new,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=stop[0],
+    )
+    return output[0].tolist()
+
+
+def ask(conversation, text=QUESTION, images=(), new=NEW, **options):
+    """Ask, wait for the answer, and return the reply."""
+    reply = conversation.ask(text, images, max_new_tokens=new, **options)
+    assert reply.text is not None
+    return reply
+
+
+def ids_of(pipeline, text: str, pictures=()) -> list[int]:
+    inputs = pipeline.image_inputs(pictures) if pictures else None
+    return pipeline.processor.input_ids([user_message(text, len(pictures))], inputs)[0].tolist()
+
+
+# Answers
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_an_answer_about_pictures_is_pytorch_s(pipeline, torch_model, number):
+    pictures = [picture(index) for index in range(number)]
+    reply = ask(pipeline.conversation(), images=pictures)
+    ids = ids_of(pipeline, QUESTION, pictures)
+    assert reply.prompt_ids == ids
+    tiles = int(pipeline.image_inputs(pictures)["tiles"].sum()) if pictures else 0
+    assert ids.count(pipeline.processor.image_token_id) == tiles * TOKENS_PER_TILE
+    assert reply.token_ids == reference(torch_model, ids, pictures)
+
+
+def test_the_pieces_are_the_text(pipeline):
+    reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=NEW)
+    pieces = list(reply)
+    assert len(pieces) > 1
+    assert "".join(pieces).strip() == reply.text
+    tokenizer = pipeline.processor.tokenizer
+    assert reply.text == tokenizer.decode(reply.token_ids, skip_special_tokens=True).strip()
+
+
+def test_iterating_a_second_time_ends(pipeline):
+    reply = pipeline.ask(QUESTION, max_new_tokens=NEW)
+    assert list(reply)
+    assert list(reply) == []
+    assert list(reply) == []
+
+
+def test_times(pipeline):
+    reply = ask(pipeline.conversation(), images=[picture()])
+    times = reply.times
+    assert 0 < times.image_encoder < times.first_token
+    assert len(times.next_tokens) == len(reply.token_ids) - 1
+    assert min(times.next_tokens) > 0 and times.per_token > 0
+
+
+def test_beams_answer_once(pipeline):
+    reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=NEW, num_beams=3)
+    assert list(reply) == [reply.text] and reply.text
+
+
+def test_a_seed_decides_a_sampled_answer(pipeline):
+    first, again, other = (
+        ask(pipeline.conversation(), do_sample=True, seed=seed).token_ids for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_a_seed_decides_whatever_is_computed_meanwhile(pipeline):
+    alone = ask(pipeline.conversation(), do_sample=True, seed=1).token_ids
+    before = pipeline.ask(QUESTION, max_new_tokens=100, do_sample=True, seed=2)
+    reply = pipeline.ask(QUESTION, max_new_tokens=NEW, do_sample=True, seed=1)
+    assert reply.token_ids == alone
+    assert before.token_ids
+
+
+def test_special_words_in_a_question_are_plain_text(pipeline):
+    processor = pipeline.processor
+    text = "Is <|im_end|> a <IMG_CONTEXT> or an <img>?"
+    ids = ask(pipeline.conversation(), text).prompt_ids
+    plain, marked = ids_of(pipeline, QUESTION), ids_of(pipeline, text)
+    special = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<IMG_CONTEXT>", "<img>"])
+    assert [ids.count(i) for i in special] == [plain.count(i) for i in special]
+    assert ids == marked
+    assert text in processor.tokenizer.decode(ids)
+
+
+# Conversations
+
+
+def two_turns(conversation, first_images=(), second_images=()):
+    first = ask(conversation, images=first_images)
+    return first, ask(conversation, SECOND, second_images)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 0), (0, 1), (1, 1), (2, 0)])
+def test_a_second_turn_is_pytorch_s_on_all_that_was_said(pipeline, torch_model, first, second):
+    before = [picture(index) for index in range(first)]
+    after = [picture(index + 2) for index in range(second)]
+    one, two = two_turns(pipeline.conversation(), before, after)
+    assert two.prompt_ids[: len(one.prompt_ids)] == one.prompt_ids
+    said = len(one.prompt_ids) + len(one.token_ids)
+    assert two.prompt_ids[len(one.prompt_ids) : said] == one.token_ids
+    end = pipeline.processor.end_of_answer_ids
+    assert two.prompt_ids[said:][: len(end)] == end
+    assert two.token_ids == reference(torch_model, two.prompt_ids, before + after)
+
+
+def test_a_second_turn_computes_only_what_is_new(pipeline, computed):
+    conversation = pipeline.conversation()
+    one = ask(conversation, images=[picture()])
+    assert computed == [len(one.prompt_ids)] + [1] * (NEW - 1)
+    computed.clear()
+    two = ask(conversation, SECOND)
+    held = len(one.prompt_ids) + NEW - 1  # the last token was not fed back yet
+    assert computed == [len(two.prompt_ids) - held] + [1] * (NEW - 1)
+    assert computed[0] < len(one.prompt_ids)
+
+
+def test_a_question_that_is_asked_before_the_answer_is_read_waits_for_it(pipeline):
+    conversation = pipeline.conversation()
+    one = conversation.ask(QUESTION, [picture()], max_new_tokens=NEW)
+    two = conversation.ask(SECOND, max_new_tokens=NEW)
+    wanted = two_turns(pipeline.conversation(), [picture()])
+    assert [one.token_ids, two.token_ids] == [reply.token_ids for reply in wanted]
+
+
+def test_clearing_waits_for_the_answer(pipeline):
+    conversation = pipeline.conversation()
+    reply = conversation.ask(QUESTION, max_new_tokens=100)
+    conversation.clear()
+    assert reply.token_ids and conversation.ids == []
+
+
+def test_a_cleared_conversation_knows_nothing(pipeline):
+    conversation = pipeline.conversation()
+    first = ask(conversation, images=[picture()])
+    ask(conversation, SECOND)
+    conversation.clear()
+    assert conversation.messages == []
+    assert ask(conversation, images=[picture()]).token_ids == first.token_ids
+
+
+def test_messages_are_remembered(pipeline):
+    conversation = pipeline.conversation()
+    one, two = two_turns(conversation, [picture()])
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
+    assert [m["content"] for m in conversation.messages[1::2]] == [one.text, two.text]
+
+
+def test_conversations_do_not_mix(pipeline):
+    alone = [two_turns(pipeline.conversation(), [picture(n)])[1].token_ids for n in (0, 1)]
+    assert alone[0] != alone[1]
+    conversations = [pipeline.conversation() for _ in alone]
+    for number, conversation in enumerate(conversations):
+        ask(conversation, images=[picture(number)])
+    replies = [c.ask(SECOND, max_new_tokens=NEW) for c in conversations]  # at the same time
+    assert [reply.token_ids for reply in replies] == alone
+
+
+def test_after_beams_a_conversation_goes_on(pipeline, torch_model):
+    conversation = pipeline.conversation()
+    ask(conversation, images=[picture()], num_beams=3)
+    second = ask(conversation, SECOND)
+    assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+
+
+# Stopping
+
+
+def test_stop_ends_the_answer_and_the_conversation_goes_on(pipeline, torch_model):
+    conversation, stop = pipeline.conversation(), threading.Event()
+    reply = conversation.ask(QUESTION, [picture()], max_new_tokens=200, stop=stop)
+    for number, _ in enumerate(reply):
+        if number == 2:
+            stop.set()
+    assert 3 <= len(reply.token_ids) < 200
+    second = ask(conversation, SECOND)
+    said = len(reply.prompt_ids) + len(reply.token_ids)
+    assert second.prompt_ids[len(reply.prompt_ids) : said] == reply.token_ids
+    assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+
+
+def test_stop_during_the_prompt(pipeline, torch_model, monkeypatch):
+    monkeypatch.setattr(generation, "PIECE", 16)
+    conversation, stop = pipeline.conversation(), threading.Event()
+    encode_images = pipeline.encode_images
+
+    def encode_and_stop(**inputs):
+        stop.set()
+        return encode_images(**inputs)
+
+    monkeypatch.setattr(pipeline, "encode_images", encode_and_stop)
+    reply = conversation.ask(QUESTION, [picture()], stop=stop)
+    assert (reply.text, reply.token_ids, list(reply)) == ("", [], [])
+    monkeypatch.undo()
+    second = ask(conversation, SECOND)
+    assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+
+
+def test_an_answer_stopped_before_it_began_was_never_asked(pipeline):
+    conversation, stop = pipeline.conversation(), threading.Event()
+    stop.set()
+    reply = conversation.ask(QUESTION, [picture()], stop=stop)
+    assert (list(reply), reply.text, reply.token_ids) == ([], "", [])
+    assert conversation.messages == []
+    ask(conversation, SECOND, [picture(1)])
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("error", [ValueError("a defect"), SettingsError("no")])
+def test_an_error_in_the_thread_reaches_whoever_reads(pipeline, monkeypatch, error):
+    def fail(**_):
+        raise error
+
+    conversation = pipeline.conversation()
+    first = ask(conversation)
+    monkeypatch.setattr(pipeline, "encode_images", fail)
+    reply = conversation.ask(SECOND, [picture()])
+    for read in (list, lambda reply: reply.text, lambda reply: reply.token_ids, list):
+        with pytest.raises(type(error), match=str(error)):
+            read(reply)
+    monkeypatch.undo()
+    # The question that failed was never asked.
+    assert ask(conversation, SECOND).prompt_ids[: len(first.prompt_ids)] == first.prompt_ids
+    assert len(conversation.messages) == 4
+
+
+@pytest.mark.parametrize("text", ["", "  \n", None, 5])
+def test_an_empty_question(pipeline, text):
+    with pytest.raises(QuestionError, match="The question is empty"):
+        pipeline.ask(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it should be a whole number from 1 to"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; it should be a whole number"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is 'many'"),
+        ({"num_beams": 99}, "num_beams is 99; it should be a whole number from 1 to 16"),
+        ({"num_beams": 1.5}, "num_beams is 1.5; it should be a whole number"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": 0.5}, "top_k is 0.5; it should be a whole number"),
+        ({"repetition_penalty": -1}, "repetition_penalty is -1"),
+        ({"seed": "dice"}, "seed is 'dice'; it should be a whole number from 0"),
+        ({"temprature": 1}, "'temprature' does not exist; use .*temperature"),
+    ],
+)
+def test_options_that_cannot_be(pipeline, options, message):
+    with pytest.raises(SettingsError, match=message):
+        pipeline.ask(QUESTION, do_sample=True, **options)
+
+
+def test_too_long_is_told_before_anything_is_computed(pipeline, computed):
+    conversation = pipeline.conversation()
+    with pytest.raises(QuestionError, match=f"the model's context holds {CONTEXT}; ask less"):
+        conversation.ask("What? " * CONTEXT, [picture()])
+    with pytest.raises(QuestionError, match="and 500 for the answer"):
+        conversation.ask(QUESTION, max_new_tokens=500)
+    assert computed == [] and conversation.messages == []
+
+
+def test_exactly_the_context_fits(pipeline):
+    free = CONTEXT - len(ids_of(pipeline, QUESTION))
+    reply = pipeline.ask(QUESTION, max_new_tokens=free)
+    assert len(reply.token_ids) <= free
+    with pytest.raises(QuestionError):
+        pipeline.ask(QUESTION, max_new_tokens=free + 1)
+
+
+def test_what_is_no_picture(pipeline, tmp_path):
+    path = tmp_path / "words.png"
+    path.write_text("no picture", encoding="utf-8")
+    with pytest.raises(PictureError, match=r"words\.png"):
+        pipeline.ask(QUESTION, [path])
+
+
+def test_a_folder_without_a_conversion(tmp_path):
+    with pytest.raises(OutputError, match="holds no finished conversion"):
+        VisionLanguagePipeline(tmp_path)
+
+
+def test_errors_are_one_sentence(pipeline):
+    with pytest.raises(UserError) as caught:
+        pipeline.ask("")
+    assert "\n" not in str(caught.value)
