@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +30,6 @@ _MODES = {
     "int4-sym": nncf.CompressWeightsMode.INT4_SYM,
 }
 _REFUSALS = (
-    nncf.InvalidGroupSizeError,
     nncf.ParameterNotSupportedError,
     nncf.UnsupportedModelError,
     nncf.ValidationError,
@@ -53,6 +53,13 @@ class Weights:
         if self.mode != "fp16" and self.mode not in _MODES:
             raise SettingsError(
                 f"Weights {self.mode!r} do not exist; use fp16, {', '.join(_MODES)}."
+            )
+        if not 0 <= self.ratio <= 1:
+            raise SettingsError(f"The ratio is {self.ratio}; it should be from 0 to 1.")
+        if self.group_size != -1 and (self.group_size < 1 or self.group_size % 1):
+            raise SettingsError(
+                f"The group size is {self.group_size}; it should be a whole number of weights, "
+                "or -1 for a whole row."
             )
 
     def __str__(self) -> str:
@@ -118,6 +125,12 @@ def compress(model: ov.Model, weights: Weights) -> ov.Model:
     try:
         with _quiet():
             return nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
+    except nncf.InvalidGroupSizeError as error:
+        widths = sorted({int(width) for width in re.findall(r"channel size: (\d+)", str(error))})
+        raise SettingsError(
+            f"A group size of {weights.group_size} does not divide the width of every layer "
+            f"({', '.join(map(str, widths))}); choose one that does."
+        ) from None
     except _REFUSALS as error:
         raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
 

@@ -60,9 +60,10 @@ def check_device(device: str, available: Mapping[str, str] | None = None) -> str
 
 
 def choose_device(available: Mapping[str, str] | None = None) -> Choice:
-    """Show the devices; VLM_DEVICE sets the first choice, which is the CPU otherwise."""
-    options = device_options(available or available_devices())
-    return Choice("Device", options, default="CPU", variable="VLM_DEVICE")
+    """Show the devices; VLM_DEVICE sets the first choice, otherwise the CPU (or AUTO without)."""
+    available = available or available_devices()
+    default = "CPU" if "CPU" in available else "AUTO"
+    return Choice("Device", device_options(available), default=default, variable="VLM_DEVICE")
 
 
 def explain_devices(options: list[Option]) -> list[dict[str, str]]:

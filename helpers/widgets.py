@@ -36,10 +36,11 @@ class Choice:
         self.label = label
         self.options = {option.value: option for option in options}
         offered = [option for option in options if option.offered]
-        value = os.environ.get(variable) or default
-        if value not in {option.value for option in offered}:
+        asked = os.environ.get(variable) or default
+        value = next((o.value for o in offered if o.value.lower() == asked.lower()), None)
+        if value is None:
             known = ", ".join(option.value for option in offered)
-            raise SettingsError(f"{variable} asks for {value!r}; this offers {known}.")
+            raise SettingsError(f"{variable} asks for {asked!r}; this offers {known}.")
         self.dropdown = ipywidgets.Dropdown(
             options=[(option.label, option.value) for option in offered],
             value=value,

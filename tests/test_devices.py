@@ -1,0 +1,150 @@
+"""Devices of made-up computers: each is offered or not, and says why."""
+
+import pytest
+
+from helpers.devices import (
+    available_devices,
+    check_device,
+    choose_device,
+    device_options,
+    explain_devices,
+)
+from helpers.errors import DeviceError, SettingsError
+
+CPU, ARC, IRIS = {"CPU": "Core i7"}, {"GPU": "Arc A770"}, {"GPU.0": "Iris Xe"}
+COMPUTERS = {
+    "a CPU": CPU,
+    "a CPU and a GPU": CPU | ARC,
+    "two GPUs": CPU | IRIS | {"GPU.1": "Arc A770"},
+    "an NPU": CPU | ARC | {"NPU": "AI Boost"},
+    "no CPU": ARC,
+    "an unknown plugin": CPU | {"FPGA": "Made up"},
+}
+OFFERED = {
+    "a CPU": ["AUTO", "CPU"],
+    "a CPU and a GPU": ["AUTO", "CPU", "GPU"],
+    "two GPUs": ["AUTO", "CPU", "GPU.0", "GPU.1"],
+    "an NPU": ["AUTO", "CPU", "GPU"],
+    "no CPU": ["AUTO", "GPU"],
+    "an unknown plugin": ["AUTO", "CPU", "FPGA"],
+}
+
+
+@pytest.fixture(params=COMPUTERS)
+def computer(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_choice(monkeypatch):
+    monkeypatch.delenv("VLM_DEVICE", raising=False)
+
+
+def test_what_is_offered(computer):
+    options = device_options(COMPUTERS[computer])
+    assert [option.value for option in options if option.offered] == OFFERED[computer]
+
+
+def test_every_entry_has_a_reason_of_one_line(computer):
+    options = device_options(COMPUTERS[computer])
+    assert all(option.line and "\n" not in option.line for option in options)
+    values = [option.value for option in options]
+    assert len(set(values)) == len(values)
+    kinds = {value.split(".")[0] for value in values}
+    assert kinds >= {"AUTO", "CPU", "GPU", "NPU"}
+
+
+@pytest.mark.parametrize(
+    ("computer", "device", "reason"),
+    [
+        ("a CPU", "AUTO", "OpenVINO decides: here it takes the CPU, as there is no GPU"),
+        ("a CPU and a GPU", "AUTO", "OpenVINO decides: here it takes the GPU"),
+        ("two GPUs", "AUTO", "OpenVINO decides: here it takes the GPU"),
+        ("no CPU", "AUTO", "OpenVINO decides: here it takes the GPU"),
+        ("a CPU", "GPU", "OpenVINO sees no GPU here; is its driver installed?"),
+        ("no CPU", "CPU", "OpenVINO sees no CPU here"),
+        ("two GPUs", "GPU.1", "Arc A770: faster than the CPU"),
+        ("a CPU", "NPU", "an NPU needs fixed sizes"),
+        ("an NPU", "NPU", "there is one, but an NPU needs fixed sizes"),
+        ("an unknown plugin", "FPGA", "Made up: not tested"),
+    ],
+)
+def test_reasons(computer, device, reason):
+    (option,) = [o for o in device_options(COMPUTERS[computer]) if o.value == device]
+    assert option.line.startswith(reason)
+
+
+def test_the_reasons_as_a_table(computer):
+    rows = explain_devices(device_options(COMPUTERS[computer]))
+    assert [row["device"] for row in rows if row["offered"] == "yes"] == OFFERED[computer]
+    assert all(row["why"] for row in rows)
+
+
+@pytest.mark.parametrize("name", ["CPU", "cpu", "Gpu.1", "auto"])
+def test_a_device_that_is_offered_is_written_as_openvino_does(name):
+    assert check_device(name, COMPUTERS["two GPUs"]) == name.upper()
+
+
+@pytest.mark.parametrize(
+    ("computer", "device", "message"),
+    [
+        ("a CPU", "GPU", "'GPU' cannot be used: OpenVINO sees no GPU here.*; use AUTO, CPU"),
+        ("an NPU", "NPU", "'NPU' cannot be used: there is one, but .*; use AUTO, CPU, GPU"),
+        ("two GPUs", "GPU.2", "'GPU.2' cannot be used; use AUTO, CPU, GPU.0, GPU.1"),
+        ("a CPU", "toaster", "'toaster' cannot be used; use AUTO, CPU"),
+        ("a CPU", "", "'' cannot be used"),
+        ("no CPU", "CPU", "'CPU' cannot be used: OpenVINO sees no CPU here.*; use AUTO, GPU"),
+    ],
+)
+def test_a_device_that_cannot_be_used(computer, device, message):
+    with pytest.raises(DeviceError, match=message):
+        check_device(device, COMPUTERS[computer])
+
+
+def test_this_computer_has_a_cpu():
+    assert available_devices()["CPU"]
+    assert check_device("CPU") == "CPU"
+
+
+# The widget
+
+
+def test_the_first_choice():
+    assert choose_device(COMPUTERS["two GPUs"]).value == "CPU"
+    assert choose_device(COMPUTERS["no CPU"]).value == "AUTO"
+
+
+@pytest.mark.parametrize("name", ["GPU", "gpu"])
+def test_the_environment_chooses(monkeypatch, name):
+    monkeypatch.setenv("VLM_DEVICE", name)
+    assert choose_device(COMPUTERS["a CPU and a GPU"]).value == "GPU"
+
+
+@pytest.mark.parametrize("name", ["GPU", "toaster"])
+def test_the_environment_asks_for_what_is_not_there(monkeypatch, name):
+    monkeypatch.setenv("VLM_DEVICE", name)
+    with pytest.raises(SettingsError, match=f"VLM_DEVICE asks for '{name}'; this offers AUTO, CPU"):
+        choose_device(COMPUTERS["a CPU"])
+
+
+def test_what_cannot_be_used_cannot_be_chosen(computer):
+    choice = choose_device(COMPUTERS[computer])
+    assert [value for _, value in choice.dropdown.options] == OFFERED[computer]
+
+
+def test_the_line_follows_the_choice():
+    choice = choose_device(COMPUTERS["a CPU and a GPU"])
+    choice.dropdown.value = "GPU"
+    assert choice.line.startswith("Device: GPU (Arc A770: faster than the CPU")
+    assert choice.text.value == choice.line
+
+
+def test_the_line_is_the_plain_text_where_no_widget_is_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr("helpers.widgets.display", lambda data, raw: shown.append((data, raw)))
+    choice = choose_device(COMPUTERS["a CPU"])
+    choice._ipython_display_()
+    ((bundle, raw),) = shown
+    assert raw and bundle["text/plain"] == choice.line
+    assert choice.line.startswith("Device: CPU (Core i7: always there")
+    assert "application/vnd.jupyter.widget-view+json" in bundle
