@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from helpers.tracing import FILES, Part, trace
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest; a folder of another format is not read
+_ENTRIES = {"source", "preset", "bit_widths", "versions", "files"}
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 _COPIED = (".json", ".txt", ".model", ".jinja")
 
@@ -47,17 +48,18 @@ def convert(
     """Convert the checkpoint in a folder into `output`; return the bit widths by part.
 
     `report` is told of each step. A complete folder made of the same checkpoint with the same
-    preset is kept; an incomplete one never appears. Raises `OutputError` for a folder that cannot
-    be written or holds something else.
+    preset is kept, any other conversion replaced; an incomplete one never appears. Raises
+    `OutputError` for a folder that cannot be written or holds something else.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     source = describe_source(checkpoint)
-    if is_conversion(output):
+    with suppress(OutputError):  # nothing there, or it is damaged and made anew
         manifest = read_manifest(output)
         if manifest["source"] == source and manifest["preset"] == _settings(preset):
             report(f"{output} is there already, made of the same checkpoint and settings.")
             return _widths(manifest)
     model = load_model(checkpoint)
+    model.processor.check_tokenizer()
 
     def parts() -> Iterator[tuple[str, ov.Model]]:
         for part in model.parts():
@@ -94,7 +96,10 @@ def write(
 def save_part(model: ov.Model, folder: Path, name: str) -> Path:
     """Write one part as IR, in the types that it has, and return the path of its .xml."""
     path = Path(folder) / FILES[name]
-    ov.save_model(model, path, compress_to_fp16=False)
+    try:
+        ov.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError:  # it says no more than "iostream error"
+        raise OutputError(f"{path.name} could not be written; is the disk full?") from None
     return path
 
 
@@ -159,11 +164,12 @@ def written_aside(output: Path) -> Iterator[Path]:
     A conversion that stands at `output` is replaced; whatever goes wrong, Ctrl-C included, leaves
     `output` as it was and nothing beside it.
     """
-    is_empty = output.is_dir() and not any(output.iterdir())
-    if output.exists() and not is_empty and not is_conversion(output):
-        raise OutputError(f"{output} holds something else; give a new or an empty folder.")
+    output = output.resolve()  # also where it is "." or a link
     aside = output.with_name(f".{output.name}.unfinished-{os.getpid()}")
     try:
+        is_empty = output.is_dir() and not any(output.iterdir())
+        if output.exists() and not is_empty and not is_conversion(output):
+            raise OutputError(f"{output} holds something else; give a new or an empty folder.")
         aside.mkdir(parents=True)
     except OSError as error:
         reason = error.strerror or error
@@ -182,7 +188,10 @@ def written_aside(output: Path) -> Iterator[Path]:
 
 def is_conversion(folder: Path) -> bool:
     """Return whether `folder` holds a finished conversion."""
-    return (Path(folder) / MANIFEST).is_file()
+    try:
+        return (Path(folder) / MANIFEST).is_file()
+    except OSError:  # a name that is too long, a folder that cannot be entered
+        return False
 
 
 def read_manifest(folder: Path) -> dict:
@@ -195,12 +204,15 @@ def read_manifest(folder: Path) -> dict:
     again = "run `python -m helpers convert` again"
     if not is_conversion(folder):
         raise OutputError(f"{folder} holds no finished conversion; {again}.")
+    damaged = OutputError(f"The manifest of {folder} is damaged; {again}.")
     try:
         manifest = read_json(folder / MANIFEST)
     except CheckpointError:
-        raise OutputError(f"The manifest of {folder} is damaged; {again}.") from None
+        raise damaged from None
     if manifest.get("format") != FORMAT:
         raise OutputError(f"{folder} was made by another version of this collection; {again}.")
+    if not manifest.keys() >= _ENTRIES:
+        raise damaged
     for name, file in manifest["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != file["bytes"]:
@@ -216,4 +228,3 @@ def folder_bytes(folder: Path) -> dict[str, int]:
         stem = file.removesuffix(".xml")
         sizes[name] = sum(files[stem + ending]["bytes"] for ending in (".xml", ".bin"))
     return sizes
-

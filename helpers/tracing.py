@@ -11,6 +11,8 @@ import contextlib
 import gc
 import io
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -148,7 +150,7 @@ def trace(part: Part) -> ov.Model:
 
     Sizes that `part.fixed` names stay as they are in the example; all others are dynamic.
     """
-    with _quiet(), _traceable_in_16_bits(part.module), torch.no_grad():
+    with _late_interrupts(), _quiet(), _traceable_in_16_bits(part.module), torch.no_grad():
         model = ov.convert_model(part.module, example_input=tuple(part.example_inputs.values()))
     forget_traces()
     for port, name in zip(model.inputs, part.example_inputs, strict=True):
@@ -178,6 +180,26 @@ def _traceable_in_16_bits(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         patch_model.unpatch_model(module, "_openvino_module_extension_patch_orig_forward")
+
+
+@contextlib.contextmanager
+def _late_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back until the end.
+
+    The converter calls Python from C++, and takes an interrupt there for an attribute that cannot
+    be read: it goes on without, or fails with an error of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C does not reach others
+        yield
+        return
+    received: list[tuple] = []
+    handler = signal.signal(signal.SIGINT, lambda *details: received.append(details))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received and callable(handler):
+            handler(*received[0])
 
 
 def forget_traces() -> None:

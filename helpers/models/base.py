@@ -60,6 +60,19 @@ class Processor:
 
     # What all families share
 
+    def check_tokenizer(self) -> None:
+        """Raise a `CheckpointError` where the tokenizer's files are missing or damaged."""
+        try:
+            _ = self.stop_token_ids
+        except CheckpointError:
+            raise
+        except Exception as error:  # what tokenizers raise has nothing in common
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise CheckpointError(
+                f"The tokenizer's files in {self.folder} are missing or damaged ({reason}); "
+                "download them again."
+            ) from None
+
     @property
     def prefill_again_beyond(self) -> int | None:
         """The length after which cached keys count no more, because all are computed otherwise."""
