@@ -77,7 +77,8 @@ def _weight_files(folder: Path) -> list[Path]:
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{ending}.index.json"
         if index.exists():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            shards = read_json(index).get("weight_map")
+            names = sorted(set(shards.values())) if isinstance(shards, dict) else []
             missing = [name for name in names if not (folder / name).exists()]
             if missing or not names:
                 raise CheckpointError(

@@ -1,6 +1,7 @@
 """Opening pictures so that every model sees what a person sees, and cutting them into slices."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,13 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
     The rotation that a camera wrote into the file (EXIF) is applied, transparency becomes white,
     and of an animation the first frame is taken. Anything that cannot be read is a `PictureError`.
     """
+    if not isinstance(source, str | Path | Image.Image):
+        raise PictureError(f"{source!r} is not a picture; give the path of one.")
+    with warnings.catch_warnings(action="ignore"):  # of sizes, which are checked, and of metadata
+        return _to_rgb(_load(source))
+
+
+def _load(source: str | Path | Image.Image) -> Image.Image:
     try:
         picture = source if isinstance(source, Image.Image) else Image.open(source)
         name = "The picture" if isinstance(source, Image.Image) else str(source)
@@ -24,7 +32,7 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
             size = f"{picture.width} x {picture.height}"
             raise PictureError(f"{name} is too large ({size} pixels); reduce it first.")
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(picture)
     except FileNotFoundError:
         raise PictureError(f"{source} does not exist; give the path of a picture.") from None
     except UnidentifiedImageError:
@@ -33,14 +41,16 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
         raise PictureError(f"{source} is too large; reduce it first.") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise PictureError(f"{source} cannot be read as a picture ({error}).") from None
-    return _to_rgb(picture)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         # Pillow clips deep pictures at 255 instead of scaling them.
         _, high = picture.getextrema()
-        depth = 65535 if picture.mode != "F" and high > 255 else max(high, 255)
+        if picture.mode == "F":
+            depth = 1 if high <= 1 else max(high, 255)
+        else:
+            depth = 65535 if high > 255 else 255
         picture = picture.convert("F").point(lambda value: value * (255 / depth)).convert("L")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")

@@ -26,7 +26,7 @@ FAMILIES: dict[str, type[VisionLanguageModel]] = {
 def family_of(folder: Path) -> type[VisionLanguageModel]:
     """Return the class that reads the checkpoint in `folder`."""
     model_type = read_config(folder).get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise CheckpointError(f"{folder} holds a {model_type!r} model; this reads {known}.")
     return FAMILIES[model_type]

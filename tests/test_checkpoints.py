@@ -1,0 +1,278 @@
+"""Reading weights: their files, their names, and what is said of files that are not right."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from helpers.checkpoints import (
+    Rule,
+    bundled_checkpoints,
+    load_tensors,
+    open_tensors,
+    original_tensors,
+    read_config,
+)
+from helpers.errors import CheckpointError
+from helpers.models import load_model
+from tests.golden_checks import change_config, change_tensors
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
+
+
+def write_safetensors(tensors, path):
+    save_file(tensors, path)
+
+
+WRITERS = {"model.safetensors": write_safetensors, "pytorch_model.bin": torch.save}
+
+
+@pytest.fixture(params=WRITERS)
+def kind(request):
+    return request.param
+
+
+def write_sharded(folder, name) -> list[str]:
+    """Write each of TENSORS into a shard of its own, and their index; return the names."""
+    stem, ending = name.split(".")
+    shards = [f"{stem}-0000{number}-of-00002.{ending}" for number in (1, 2)]
+    for shard, (key, tensor) in zip(shards, TENSORS.items(), strict=True):
+        WRITERS[name]({key: tensor}, folder / shard)
+    index = {"weight_map": dict(zip(TENSORS, shards, strict=True))}
+    (folder / f"{name}.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return shards
+
+
+def assert_same(actual, wanted) -> None:
+    assert actual.keys() == wanted.keys()
+    assert all(actual[n].dtype == t.dtype and torch.equal(actual[n], t) for n, t in wanted.items())
+
+
+# Files
+
+
+def test_one_file(tmp_path, kind):
+    WRITERS[kind](TENSORS, tmp_path / kind)
+    assert_same(open_tensors(tmp_path), TENSORS)
+
+
+def test_shards(tmp_path, kind):
+    write_sharded(tmp_path, kind)
+    assert_same(open_tensors(tmp_path), TENSORS)
+
+
+def test_safetensors_come_first(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    assert_same(open_tensors(tmp_path), TENSORS)
+
+
+def test_a_missing_shard_is_named(tmp_path, kind):
+    first, _ = write_sharded(tmp_path, kind)
+    (tmp_path / first).unlink()
+    with pytest.raises(CheckpointError, match=rf"not there \({first}\); download"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": 3}', "{", "[]"])
+def test_an_index_that_names_nothing(tmp_path, kind, index):
+    (tmp_path / f"{kind}.index.json").write_text(index, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"index\.json .*download"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [0, 5, 60, -7], ids=["empty", "5 bytes", "60 bytes", "cut off"])
+def test_a_damaged_file_is_named(tmp_path, kind, damage):
+    path = tmp_path / kind
+    WRITERS[kind](TENSORS, path)
+    path.write_bytes(path.read_bytes()[:damage])
+    with pytest.raises(CheckpointError, match=f"{kind} is damaged") as caught:
+        open_tensors(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+class Payload:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('this code ran')",))
+
+
+def write_pickle(content, path) -> None:
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("write", [torch.save, write_pickle])
+def test_code_in_a_pickle_is_not_run(tmp_path, write):
+    write({"a": Payload()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="is damaged or holds more than tensors"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"a": 3}, [torch.ones(1)], {"nested": {"a": torch.ones(1)}}])
+def test_what_is_not_named_tensors(tmp_path, content):
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="should hold named tensors and nothing else"):
+        open_tensors(tmp_path)
+
+
+def test_no_weights(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors and no pytorch_model"):
+        open_tensors(tmp_path)
+
+
+# Folders
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no config.json; give a checkpoint's folder"),
+        ("{", r"config\.json cannot be read as JSON"),
+        ("[1]", r"config\.json should hold a JSON object"),
+        ("{}", "holds a None model; this reads llava_mpt, mobilevlm, internvl_chat"),
+        ('{"model_type": "bert"}', "holds a 'bert' model; this reads"),
+        ('{"model_type": ["bert"]}', "holds a .* model; this reads"),
+        ('{"model_type": "internvl_chat"}', "does not describe a model that can be built"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_no_text(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        read_config(tmp_path)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="none is not a folder"):
+        load_model(tmp_path / "none")
+
+
+def test_bundled_checkpoints_are_checkpoints():
+    for folder in bundled_checkpoints().values():
+        assert read_config(folder)["model_type"]
+
+
+# A whole model
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """Return a copy of the small model's folder, to be changed."""
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def test_a_model_keeps_the_file_s_type_or_takes_another(checkpoint):
+    assert {p.dtype for p in load_model(checkpoint).parameters()} == {torch.float16}
+    assert {p.dtype for p in load_model(checkpoint, torch.float32).parameters()} == {torch.float32}
+
+
+def test_nothing_is_left_on_the_meta_device(torch_model):
+    tensors = [*torch_model.parameters(), *torch_model.buffers()]
+    assert not any(tensor.is_meta or tensor.requires_grad for tensor in tensors)
+    assert not torch_model.training
+
+
+def test_saving_is_the_inverse_of_loading(checkpoint):
+    model = load_model(checkpoint)
+    written = load_file(checkpoint / "model.safetensors")
+    assert_same(original_tensors(model, model.rules()), written)
+
+
+def test_missing_unexpected_and_mis_shaped_tensors_are_listed_in_one_error(copy):
+    def change(tensors):
+        del tensors["mlp1.0.weight"]
+        tensors["mlp1.1.bias"] = torch.zeros(3)
+        return tensors | {"mlp2.0.weight": torch.zeros(1)}
+
+    change_tensors(copy, change)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(copy)
+    assert str(caught.value) == (
+        "The checkpoint does not fit its config.json: mis-shaped mlp1.1.bias: (3,), not (128,); "
+        "unexpected mlp2.0.weight; missing projector.layer_norm.weight."
+    )
+
+
+def test_a_long_list_is_cut(copy):
+    change_tensors(copy, lambda tensors: {"mlp1.0.weight": tensors["mlp1.0.weight"]})
+    with pytest.raises(CheckpointError, match=r"missing .*; and \d+ more\.$") as caught:
+        load_model(copy)
+    assert str(caught.value).count("missing") == 12
+
+
+def test_a_config_of_another_size(copy):
+    config = read_config(copy)
+    change_config(copy, llm_config=config["llm_config"] | {"intermediate_size": 512})
+    with pytest.raises(CheckpointError, match=r"mis-shaped .*mlp.*\(256, 128\), not \(512, 128\)"):
+        load_model(copy)
+
+
+def test_buffers_that_the_authors_saved_are_passed_over(copy, torch_model):
+    name = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
+    change_tensors(copy, lambda tensors: tensors | {name: torch.ones(16)})
+    actual = load_model(copy, torch.float32).state_dict()
+    assert_same(actual, torch_model.state_dict())
+
+
+# Rules
+
+RULES = {
+    "renamed": (
+        Rule("old.{x}", "new.{x}"),
+        {"new.weight": torch.arange(3.0), "new.bias": torch.ones(2)},
+        {"old.weight", "old.bias"},
+    ),
+    "in equal parts": (
+        Rule("layer.{n}.qkv.{x}", [f"blocks.{{n}}.{part}.{{x}}" for part in "qkv"]),
+        {f"blocks.7.{p}.weight": torch.full((2, 2), i) for i, p in enumerate("qkv")},
+        {"layer.7.qkv.weight"},
+    ),
+    "in unequal parts": (
+        Rule("both", ["one", "two"], split=lambda tensor: tensor.split((1, 3))),
+        {"one": torch.zeros(1, 2), "two": torch.ones(3, 2)},
+        {"both"},
+    ),
+    "of another shape": (
+        Rule("flat", "square", split=lambda t: [t.reshape(2, 2)], join=lambda p: p[0].flatten()),
+        {"square": torch.arange(4.0).reshape(2, 2)},
+        {"flat"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "native", "originals"), RULES.values(), ids=RULES)
+def test_a_rule_works_in_both_directions(rule, native, originals):
+    pairs = dict(filter(None, (rule.to_original(native, name) for name in native)))
+    assert pairs.keys() == originals
+    again = {}
+    for name, tensor in pairs.items():
+        again |= rule.to_native(name, tensor)
+    assert_same(again, native)
+
+
+def test_a_rule_is_about_whole_names_only():
+    rule = Rule("a.{x}", "b.{x}")
+    assert rule.to_native("aa.weight", torch.ones(1)) is None
+    assert rule.to_native("a.", torch.ones(1)) is None
+    assert rule.to_native("axweight", torch.ones(1)) is None
+    assert rule.to_original({"a.weight": torch.ones(1)}, "a.weight") is None
+
+
+def test_the_first_rule_that_knows_a_name_counts():
+    module = nn.ModuleDict({"special": nn.Linear(2, 2), "usual": nn.Linear(2, 2)})
+    rules = [Rule("x.first.{w}", "special.{w}"), Rule("x.{w}", "{w}")]
+    names = {"x.first.weight": 1.0, "x.usual.weight": 2.0}
+    tensors = {name: torch.full((2, 2), value) for name, value in names.items()}
+    tensors |= {"x.first.bias": torch.ones(2), "x.usual.bias": torch.ones(2)}
+    load_tensors(module, tensors, rules)
+    assert module["special"].weight.unique() == 1 and module["usual"].weight.unique() == 2

@@ -1,0 +1,294 @@
+"""Pictures as a person sees them, and prompts as the model was trained on them."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import images
+from helpers.errors import PictureError, QuestionError
+from helpers.images import open_picture
+from helpers.models import load_processor
+from helpers.prompts import Piece, Template, content_of, encode, user_message
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+@pytest.fixture
+def two_colours() -> Image.Image:
+    """Return a wide picture whose left half is red and whose right half is blue."""
+    picture = Image.new("RGB", (40, 20), RED)
+    picture.paste(BLUE, (20, 0, 40, 20))
+    return picture
+
+
+def saved(picture: Image.Image, ending: str, tmp_path, **options):
+    path = tmp_path / f"picture.{ending}"
+    picture.save(path, **options)
+    return path
+
+
+def near(actual, wanted, slack: int = 6) -> bool:
+    return all(abs(a - b) <= slack for a, b in zip(actual, wanted, strict=True))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "top_left", "bottom_right"),
+    [
+        (1, (40, 20), RED, BLUE),
+        (2, (40, 20), BLUE, RED),
+        (3, (40, 20), BLUE, RED),
+        (6, (20, 40), RED, BLUE),
+        (8, (20, 40), BLUE, RED),
+    ],
+)
+def test_a_camera_s_rotation_is_applied(
+    two_colours, tmp_path, orientation, size, top_left, bottom_right
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    opened = open_picture(saved(two_colours, "png", tmp_path, exif=exif))
+    assert (opened.mode, opened.size) == ("RGB", size)
+    assert opened.getpixel((0, 0)) == top_left
+    assert opened.getpixel((size[0] - 1, size[1] - 1)) == bottom_right
+
+
+def test_a_rotation_is_applied_once(two_colours, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    once = open_picture(saved(two_colours, "png", tmp_path, exif=exif))
+    assert open_picture(once).size == once.size
+
+
+def test_printers_colours(two_colours, tmp_path):
+    path = saved(two_colours.convert("CMYK"), "jpg", tmp_path, quality=95)
+    opened = open_picture(path)
+    assert opened.mode == "RGB" and near(opened.getpixel((5, 10)), RED, slack=12)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_deep_greys_are_scaled_not_cut(tmp_path, ending):
+    ramp = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (4, 1))
+    opened = open_picture(saved(Image.fromarray(ramp), ending, tmp_path))
+    values = np.asarray(opened)[0, :, 0].astype(int)
+    assert opened.mode == "RGB"
+    assert np.abs(values - np.arange(256)).max() <= 1
+
+
+def test_deep_greys_that_are_dark_stay_dark(tmp_path):
+    dark = np.full((4, 4), 6553, dtype=np.uint16)
+    opened = open_picture(saved(Image.fromarray(dark), "png", tmp_path))
+    assert near(opened.getpixel((0, 0)), (25, 25, 25), slack=1)
+
+
+@pytest.mark.parametrize("highest", [1.0, 255.0])
+def test_greys_as_fractions(tmp_path, highest):
+    ramp = np.tile(np.linspace(0, highest, 256, dtype=np.float32), (4, 1))
+    opened = open_picture(saved(Image.fromarray(ramp), "tif", tmp_path))
+    values = np.asarray(opened)[0, :, 0].astype(int)
+    assert np.abs(values - np.arange(256)).max() <= 1
+
+
+def test_transparency_becomes_white(tmp_path):
+    clear = Image.new("RGBA", (4, 4), (*RED, 0))
+    clear.putpixel((0, 0), (*RED, 255))
+    for picture in (clear, clear.convert("LA")):
+        opened = open_picture(saved(picture, "png", tmp_path))
+        assert opened.getpixel((3, 3)) == WHITE != opened.getpixel((0, 0))
+
+
+def test_a_transparent_colour_of_a_palette_becomes_white(two_colours, tmp_path):
+    palette = two_colours.quantize(4)
+    clear = palette.getpixel((0, 0))
+    opened = open_picture(saved(palette, "png", tmp_path, transparency=clear))
+    assert opened.getpixel((0, 0)) == WHITE and near(opened.getpixel((39, 0)), BLUE)
+
+
+def test_a_transparent_deep_grey_becomes_white(tmp_path):
+    grey = Image.fromarray(np.full((4, 4), 30000, dtype=np.uint16))
+    opened = open_picture(saved(grey, "png", tmp_path, transparency=30000))
+    assert opened.mode == "RGB"
+
+
+def test_of_an_animation_the_first_frame(two_colours, tmp_path):
+    frames = [Image.new("RGB", (40, 20), colour) for colour in ("lime", "black")]
+    path = saved(two_colours, "gif", tmp_path, save_all=True, append_images=frames)
+    opened = open_picture(path)
+    assert near(opened.getpixel((0, 0)), RED) and near(opened.getpixel((39, 19)), BLUE)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F"])
+def test_a_single_pixel_of_every_mode(mode):
+    assert open_picture(Image.new(mode, (1, 1))).size == (1, 1)
+    assert open_picture(Image.new(mode, (1, 1))).mode == "RGB"
+
+
+def test_a_picture_in_memory_is_left_as_it_is(two_colours):
+    before = two_colours.copy()
+    open_picture(two_colours).putpixel((0, 0), WHITE)
+    assert two_colours.tobytes() == before.tobytes()
+
+
+def test_a_single_pixel_reaches_the_model(checkpoint):
+    inputs = load_processor(checkpoint).image_inputs([Image.new("RGB", (1, 1))])
+    assert inputs["pixel_values"].shape[1:] == (3, 32, 32)
+
+
+def cut_off(picture: Image.Image, tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    path = saved(noise, "png", tmp_path)
+    path.write_bytes(path.read_bytes()[:4000])
+    return path
+
+
+def words(picture: Image.Image, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("no picture", encoding="utf-8")
+    return path
+
+
+NO_PICTURES = {
+    "cut off": (cut_off, r"picture\.png cannot be read as a picture"),
+    "words": (words, r"words\.txt is not a picture in a format that Pillow reads"),
+    "not there": (lambda _, folder: folder / "none.png", r"none\.png does not exist"),
+    "a folder": (lambda _, folder: folder, "cannot be read as a picture"),
+    "empty name": (lambda _, folder: "", "cannot be read as a picture|does not exist"),
+    "a number": (lambda _, folder: 5, "5 is not a picture"),
+    "nothing": (lambda _, folder: None, "None is not a picture; give the path"),
+    "a closed picture": (lambda picture, _: picture.close() or picture, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), NO_PICTURES.values(), ids=NO_PICTURES)
+def test_what_is_no_picture_is_told_in_a_sentence(two_colours, tmp_path, make, message):
+    source = make(two_colours, tmp_path)
+    with pytest.raises(PictureError, match=message) as caught:
+        open_picture(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_pixels_are_told_without_reading_them(tmp_path, monkeypatch):
+    path = saved(Image.new("1", (11_000, 9_000)), "png", tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pytest.raises(PictureError, match="is too large .11000 x 9000 pixels.; reduce it"):
+            open_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(PictureError, match="is too large"):
+        open_picture(path)
+
+
+def test_just_small_enough(monkeypatch):
+    monkeypatch.setattr(images, "MAXIMUM_PIXELS", 20)
+    assert open_picture(Image.new("RGB", (4, 5))).size == (4, 5)
+    with pytest.raises(PictureError, match="The picture is too large"):
+        open_picture(Image.new("RGB", (7, 3)))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "webp", "bmp", "tif"])
+def test_damaged_files_raise_nothing_else(two_colours, tmp_path, ending):
+    content = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    two_colours.save(content, Image.registered_extensions()[f".{ending}"], exif=exif)
+    random = np.random.default_rng(0)
+    path = tmp_path / f"damaged.{ending}"
+    for _ in range(60):
+        damaged = bytearray(content.getvalue())
+        for place in random.integers(0, len(damaged), 4):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert open_picture(path).mode == "RGB"
+        except PictureError as error:
+            assert "\n" not in str(error)
+
+
+# Prompts
+
+TEMPLATE = Template(
+    system="<s>Be kind.</s>",
+    user="<u>",
+    user_end="</u>",
+    assistant="<a>",
+    assistant_end="</a>",
+    before_answer=" ",
+)
+ANSWER = {"role": "assistant", "content": "A cat."}
+
+
+@pytest.mark.parametrize(
+    ("messages", "wanted"),
+    [
+        ([user_message("Hello")], "<s>Be kind.</s><u>Hello</u><a>"),
+        ([user_message("What?", 1)], "<s>Be kind.</s><u><image>\nWhat?</u><a>"),
+        (
+            [user_message("Which?", 2)],
+            "<s>Be kind.</s><u>Image-1: <image>\nImage-2: <image>\nWhich?</u><a>",
+        ),
+        (
+            [user_message("What?", 1), ANSWER, user_message("Sure?")],
+            "<s>Be kind.</s><u><image>\nWhat?</u><a> A cat.</a><u>Sure?</u><a>",
+        ),
+        ([{"role": "user", "content": "Plain"}], "<s>Be kind.</s><u>Plain</u><a>"),
+    ],
+)
+def test_a_template_s_words(messages, wanted):
+    assert TEMPLATE.render(messages) == wanted
+
+
+def test_a_later_turn_has_no_system_message():
+    pieces = TEMPLATE.pieces([user_message("Sure?")], first=False)
+    assert "".join(piece.text for piece in pieces) == "<u>Sure?</u><a>"
+    assert [piece.kind for piece in pieces] == ["template", "text", "template"]
+
+
+@pytest.mark.parametrize(
+    "message", [{"role": "user"}, {"content": [{"type": "text"}]}, {"role": "dog", "content": []}]
+)
+def test_what_is_no_message(message):
+    with pytest.raises(QuestionError, match="A message needs a role, user or assistant"):
+        content_of(message)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint):
+    return load_processor(checkpoint).tokenizer
+
+
+def ids_of(tokenizer, *pieces, images=()):
+    return encode(tokenizer, [Piece(kind, text) for kind, text in pieces], images)
+
+
+def test_a_prompt_is_encoded_whole(tokenizer):
+    actual = ids_of(tokenizer, ("template", "<|im_start|>user\n"), ("text", "What?"))
+    assert actual == tokenizer("<|im_start|>user\nWhat?")["input_ids"]
+
+
+@pytest.mark.parametrize("word", ["<|im_end|>", "<IMG_CONTEXT>", "<img>", "<|endoftext|>"])
+def test_special_words_in_a_text_are_plain(tokenizer, word):
+    (special,) = tokenizer.convert_tokens_to_ids([word])
+    text = f"a {word} b{word}"
+    actual = ids_of(tokenizer, ("template", word), ("text", text), ("template", word))
+    assert actual[0] == actual[-1] == special
+    assert special not in actual[1:-1]
+    assert tokenizer.decode(actual[1:-1]) == text
+
+
+def test_pictures_stand_where_the_template_puts_them(tokenizer):
+    pieces = [("template", "<|im_start|>"), ("image", "<image>"), ("text", "What?")]
+    as_words = ids_of(tokenizer, *pieces, images=["<img><IMG_CONTEXT></img>"])
+    assert as_words == tokenizer("<|im_start|><img><IMG_CONTEXT></img>What?")["input_ids"]
+    as_ids = ids_of(tokenizer, *pieces, images=[[7, 8, 9]])
+    assert as_ids[1:4] == [7, 8, 9]
+    assert as_ids[4:] == tokenizer("What?")["input_ids"]
+
+
+def test_the_words_image_in_a_question_are_no_picture(tokenizer):
+    ids = ids_of(tokenizer, ("text", "An <image> tag?"))
+    assert tokenizer.decode(ids) == "An <image> tag?"
