@@ -1,0 +1,306 @@
+"""The bundled world: exact answers, splits by content, and the samples made of it."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from helpers.models import load_processor
+from helpers.shapes import training, world
+from helpers.shapes.world import PLACES, SPLITS, Scene, draw, random_scene, split_of
+from tests.tiny import TOKENS_PER_TILE
+
+
+def scenes(number: int, seed: int = 0, split: str = "train") -> list[Scene]:
+    generator = random.Random(seed)
+    return [random_scene(generator, split) for _ in range(number)]
+
+
+# Splits
+
+
+def test_no_scene_and_no_word_of_the_test_set_occurs_in_training():
+    contents, words = {}, {}
+    for split in SPLITS:
+        drawn = [scene for seed in range(20) for scene in scenes(200, seed, split)]
+        contents[split] = {(scene.grid, scene.items) for scene in drawn}
+        words[split] = {scene.word for scene in drawn} - {None}
+    for kept in (contents, words):
+        assert all(len(found) > 100 for found in kept.values())
+        assert not kept["train"] & (kept["test"] | kept["validation"])
+        assert not kept["test"] & kept["validation"]
+
+
+def test_training_s_own_scenes_are_of_its_split():
+    generator = random.Random(0)
+    for stage in training.SHARES:
+        for _ in range(200):
+            scene, _ = training.sample_scene(generator, "train", stage)
+            assert split_of((scene.grid, scene.items)) == "train"
+            assert scene.word is None or split_of(scene.word) == "train"
+
+
+def test_the_tokenizer_s_texts_hold_no_printed_word():
+    generator = random.Random(0)
+    words = {world.random_word(generator, split) for split in SPLITS for _ in range(300)}
+    assert not words & set(" ".join(training.corpus(700)).replace(".", " ").split())
+
+
+def test_the_splits_have_their_shares():
+    counts = Counter(split_of(number) for number in range(10_000))
+    shares = [counts[split] / 10_000 for split in SPLITS]
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
+
+
+# Answers
+
+
+def article(thing: str) -> str:
+    return f"an {thing}" if thing.startswith("orange") else f"a {thing}"
+
+
+def places_of(scene: Scene) -> dict[str, tuple[str, str]]:
+    """Return colour and shape by place, read from the scene anew."""
+    return {
+        place: (item.colour, item.shape)
+        for place, item in zip(PLACES[scene.grid], scene.items, strict=True)
+        if item
+    }
+
+
+def answer_to(scene: Scene, text: str) -> str:
+    """Return the answer, found from the question's words as a person would."""
+    things = places_of(scene)
+    words = text.rstrip("?.").lower().split()
+    place = text.rstrip("?").partition("at the ")[2]
+    if words[0] == "describe" or text in ("What is in the picture?", "What do you see?"):
+        said = [f"{article(' '.join(thing))} at the {at}" for at, thing in things.items()]
+        listed = " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
+        return f"{listed[0].upper()}{listed[1:]}."
+    if words[:2] == ["how", "many"] or words[0] == "count":
+        what = words[2]
+        if what == "shapes":
+            return str(len(things))
+        if what in world.COLOURS:
+            return str(sum(colour == what for colour, _ in things.values()))
+        return str(
+            sum(f"{kind}{'es' if kind == 'cross' else 's'}" == what for _, kind in things.values())
+        )
+    if words[:2] == ["what", "colour"]:
+        asked = things.items()
+        found = [c for at, (c, kind) in asked if (at == place if place else kind == words[-1])]
+    elif words[:2] == ["what", "shape"]:
+        found = [things[place][1]]
+    elif words[:2] == ["which", "shape"] and words[2] == "is" and words[3] in world.COLOURS:
+        found = [kind for colour, kind in things.values() if colour == words[-1]]
+    elif words[0] == "where":
+        found = [f"at the {at}" for at, thing in things.items() if list(thing) == words[-2:]]
+    elif words[0] in ("read",) or "word" in words or words[-2:] == ["it", "say"]:
+        found = [scene.word or "no word"]
+    else:
+        number = Counter(things.values())
+        alone = [at for at, thing in things.items() if number[thing] == 1]
+        found = ["nothing"]
+        if len(number) == 2 and len(alone) == 1:
+            found = [f"the {' '.join(things[alone[0]])} at the {alone[0]}"]
+    assert len(found) == 1, f"{text} has {len(found)} answers"
+    return found[0]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_answer_follows_from_the_scene(split):
+    asked = world.sample_questions(1400, seed=1, split=split)
+    for scene, question in asked:
+        assert question.answer == answer_to(scene, question.text)
+
+
+def test_every_kind_says_each_of_its_answers():
+    answers = {kind: Counter() for kind in world.KINDS}
+    for _, question in world.sample_questions(1400, seed=2):
+        answers[question.kind][question.answer] += 1
+    assert set(answers["colour"]) == set(world.COLOURS)
+    assert set(answers["shape"]) == set(world.SHAPES)
+    assert set(answers["count"]) == set("01234")
+    places = {place for names in PLACES.values() for place in names} - {"middle"}
+    assert set(answers["where"]) == {f"at the {place}" for place in places}
+    # No answer is so frequent that saying it always would be knowing something.
+    assert all(max(found.values()) <= 0.5 * found.total() for found in answers.values())
+
+
+@pytest.mark.parametrize("number", [7, 70, 75])
+def test_the_kinds_take_turns(number):
+    kinds = Counter(question.kind for _, question in world.sample_questions(number, seed=0))
+    assert set(kinds) == set(world.KINDS) and len(kinds) >= 6
+    assert max(kinds.values()) - min(kinds.values()) <= 1
+
+
+def test_a_seed_decides_the_questions():
+    first, again, other = (list(world.sample_questions(20, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+# Pictures
+
+
+def test_a_scene_has_one_picture():
+    for scene in scenes(10):
+        assert draw(scene).tobytes() == draw(scene).tobytes()
+
+
+def test_pictures_show_colours_where_the_scene_has_them():
+    generator = random.Random(0)
+    for _ in range(30):
+        scene = random_scene(generator, word=0)
+        picture = draw(scene)
+        columns, rows = scene.grid
+        for place, item in enumerate(scene.items):
+            row, column = divmod(place, columns)
+            middle = (
+                int((column + 0.5) * picture.width / columns),
+                int((row + 0.5) * picture.height / rows),
+            )
+            actual = picture.getpixel(middle)
+            wanted = world.COLOURS[item.colour] if item else (240, 240, 240)
+            assert max(abs(a - b) for a, b in zip(actual, wanted, strict=True)) < 30
+
+
+def test_a_word_is_printed_where_there_is_one():
+    blank = Scene((1, 1), (None,), style=7)
+    printed = draw(Scene((1, 1), (None,), word="ABC", style=7))
+    assert draw(blank).convert("L").getextrema()[0] > 200
+    assert printed.convert("L").getextrema()[0] < 60
+
+
+# Training samples
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint):
+    return load_processor(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def drawn(processor):
+    """Return a picture's inputs and four questions about it."""
+    generator = random.Random(5)
+    scene = random_scene(generator, grid=(2, 2))
+    return processor.image_inputs([draw(scene)]), training.sample_questions(scene, generator, 6)[:4]
+
+
+def answers_of(processor, sample) -> list[str]:
+    """Return the texts of the runs of learned tokens."""
+    runs, previous = [], -2
+    for place in (sample["labels"] != training.IGNORED).nonzero().flatten().tolist():
+        if place != previous + 1:
+            runs.append([])
+        runs[-1].append(int(sample["labels"][place]))
+        previous = place
+    assert all(run[-1] in processor.stop_token_ids for run in runs)
+    return [processor.tokenizer.decode(run[:-1]) for run in runs]
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_the_answers_and_nothing_else_are_learned(processor, drawn, turns):
+    inputs, questions = drawn
+    sample = training.encode_sample(processor, inputs, questions, turns=turns)
+    assert answers_of(processor, sample) == [question.answer for question in questions]
+    learned = sample["labels"] != training.IGNORED
+    assert torch.equal(sample["labels"][learned], sample["input_ids"][learned])
+    assert torch.equal(sample["weights"] > 0, learned)
+
+
+def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor, drawn):
+    inputs, questions = drawn
+    sample = training.encode_sample(processor, inputs, questions, turns=False)
+    shared = int(processor.picture_positions(sample["input_ids"]).nonzero().max()) + 1
+    start = shared
+    for question in questions:
+        alone = training.encode_sample(processor, inputs, [question], turns=False)
+        length = len(alone["input_ids"]) - shared
+        mine = slice(start, start + length)
+        assert torch.equal(sample["input_ids"][mine], alone["input_ids"][shared:])
+        assert torch.equal(sample["position_ids"][mine], alone["position_ids"][shared:])
+        sees = sample["sees"][mine]
+        assert sees[:, :shared].all() and not sees[:, shared:start].any()
+        assert torch.equal(sees[:, mine], torch.ones(length, length).tril().bool())
+        assert not sees[:, start + length :].any()
+        start += length
+    assert start == len(sample["input_ids"])
+
+
+def test_later_turns_see_the_earlier_ones(processor, drawn):
+    inputs, questions = drawn
+    sample = training.encode_sample(processor, inputs, questions, turns=True)
+    length = len(sample["input_ids"])
+    assert torch.equal(sample["sees"], torch.ones(length, length).tril().bool())
+    assert torch.equal(sample["position_ids"], torch.arange(length))
+
+
+@torch.inference_mode()
+def test_a_sample_of_several_questions_gives_each_one_s_own_logits(torch_model, drawn):
+    inputs, questions = drawn
+    processor = torch_model.processor
+
+    def logits(asked) -> torch.Tensor:
+        sample = training.encode_sample(processor, inputs, asked, turns=False)
+        features = torch_model.encode_images(**inputs)
+        learned = (sample["labels"] != training.IGNORED).nonzero().flatten()
+        batch = training.collate([sample])
+        return training.forward(torch_model, batch, features)[0, learned - 1]
+
+    together = logits(questions)
+    apart = torch.cat([logits([question]) for question in questions])
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)  # measured: 4e-6
+
+
+def test_padding_is_seen_by_itself_only(processor, drawn):
+    inputs, questions = drawn
+    long, short = (
+        training.encode_sample(processor, inputs, asked, turns=False)
+        for asked in (questions, questions[:1])
+    )
+    batch = training.collate([long, short])
+    size = len(short["input_ids"])
+    assert torch.equal(batch["sees"][1, 0, :size, :size], short["sees"])
+    assert not batch["sees"][1, 0, :size, size:].any()
+    assert batch["sees"].any(-1).all()
+    assert (batch["labels"][1, size:] == training.IGNORED).all()
+    assert (batch["weights"][1, size:] == 0).all()
+
+
+def test_resuming_gives_the_batches_that_would_have_come(processor):
+    def batches(start: int):
+        return training.Batches(
+            processor, tokens=TOKENS_PER_TILE, start=start, steps=6, batch=2, seed=3
+        )
+
+    threads = torch.get_num_threads()
+    try:
+        whole, resumed = list(batches(0)), list(batches(4))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(whole) == 6 and len(resumed) == 2
+    for before, after in zip(whole[4:], resumed, strict=True):
+        before, after = before | before.pop("images"), after | after.pop("images")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not torch.equal(whole[0]["input_ids"], whole[1]["input_ids"])
+
+
+def test_the_loss_is_that_of_the_answers(processor, drawn):
+    inputs, questions = drawn
+    batch = training.collate([training.encode_sample(processor, inputs, questions, turns=False)])
+    perfect = torch.full((*batch["input_ids"].shape, len(processor.tokenizer)), -30.0)
+    labels = batch["labels"][0]
+    for place in (labels != training.IGNORED).nonzero().flatten().tolist():
+        perfect[0, place - 1, labels[place]] = 30.0
+    assert training.answer_loss(perfect, batch) < 1e-6
+    assert training.answer_loss(torch.zeros_like(perfect), batch) > 5
+
+
+def test_questions_about_a_scene_are_different_ones():
+    generator = random.Random(0)
+    for scene in scenes(20):
+        texts = [question.text for question in training.sample_questions(scene, generator, 10)]
+        assert len(set(texts)) == len(texts) > 0
