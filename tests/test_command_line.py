@@ -1,0 +1,272 @@
+"""`python -m helpers`: what it prints, its exit codes, and one sentence for what goes wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from helpers.__main__ import main
+from helpers.conversion import read_manifest
+from helpers.shapes.training import NOTICE
+from tests.golden_checks import change_tensors
+from tests.tiny import picture
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a function that runs a command here: its exit code, what it printed, what it said."""
+
+    def run_here(*arguments) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return run_here
+
+
+@pytest.fixture
+def run_json(run):
+    """Return a function that runs a command with --json and returns the object it printed."""
+
+    def run_and_read(*arguments) -> dict:
+        code, printed, _ = run(*arguments, "--json")
+        assert code == 0 and printed.count("\n") == 1
+        return json.loads(printed)
+
+    return run_and_read
+
+
+# What works
+
+
+@pytest.mark.slow
+def test_converting_and_asking_as_programs(checkpoint, tmp_path, photo):
+    """The whole way in processes of their own: stdout holds JSON and nothing else."""
+    output = tmp_path / "made"
+
+    def program(*arguments) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "helpers", *map(str, arguments), "--json"],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=300,
+        )
+
+    made = program("convert", checkpoint, "--precision", "int8", "--output", output)
+    assert made.returncode == 0, made.stderr
+    report = json.loads(made.stdout)
+    assert report["folder"] == str(output)
+    assert set(report["bytes"]) == set(report["bit_widths"])
+    assert report["bit_widths"]["language model"][0]["type"] == "u8"
+    assert made.stderr.splitlines()[-1] == f"{output} is complete."
+
+    asked = program("ask", output, "--image", photo, "--question", "What?", "--max-new-tokens", 5)
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout)
+    assert answer["text"] and 1 <= answer["tokens"] <= 5
+    assert answer["seconds"]["first_token"] > answer["seconds"]["per_token"] > 0
+    assert asked.stderr == f"note: {NOTICE}\n"
+
+
+def test_converting_again_says_that_it_is_there(run, checkpoint, converted):
+    code, printed, said = run("convert", checkpoint, "--precision", "fp16", "--output", converted)
+    assert code == 0
+    assert "language model   f16          15   100%\n" in printed
+    assert said == f"{converted} is there already, made of the same checkpoint and settings.\n"
+
+
+def test_an_answer_is_printed_as_it_comes(run, converted, photo):
+    arguments = ("ask", converted, "--image", photo, "--question", "What is it?")
+    code, printed, said = run(*arguments, "--max-new-tokens", 5)
+    assert code == 0 and len(printed.strip()) > 0 and printed.endswith("\n")
+    assert said == f"note: {NOTICE}\n"
+
+
+def test_asking_without_a_picture_and_with_two(run_json, converted, photo):
+    question = ("--question", "What?", "--max-new-tokens", 3)
+    assert run_json("ask", converted, *question)["tokens"] <= 3
+    assert run_json("ask", converted, "--image", photo, "--image", photo, *question)["text"]
+
+
+def test_a_model_that_knows_more_says_no_notice(run, converted, tmp_path):
+    folder = shutil.copytree(converted, tmp_path / "made")
+    manifest = read_manifest(folder)
+    del manifest["files"]["bundled.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / "bundled.json").unlink()
+    code, _, said = run("ask", folder, "--question", "What?", "--max-new-tokens", 2)
+    assert (code, said) == (0, "")
+
+
+def test_evaluating(run, run_json, converted):
+    found = run_json("evaluate", converted, "--questions", 7, "--seed", 5)
+    assert (found["questions"], found["seed"]) == (7, 5)
+    kinds = ["all", "describe", "count", "colour", "shape", "where", "unusual", "word"]
+    assert list(found["accuracy"]) == kinds
+    assert all(0 <= share <= 1 for share in found["accuracy"].values())
+    code, printed, said = run("evaluate", converted, "--questions", 2)
+    assert code == 0 and "all" in printed and "2 of 2 questions answered" in said
+
+
+def test_what_a_folder_holds(run, run_json, converted):
+    found = run_json("info", converted)
+    assert found["source"]["name"] == "internvl2"
+    assert set(found["bytes"]) == {"image encoder", "text embeddings", "language model"}
+    code, printed, said = run("info", converted)
+    assert (code, said) == (0, "")
+    assert printed.startswith("made of internvl2 with openvino ") and "f16 100%" in printed
+
+
+# What does not
+
+
+@pytest.fixture
+def bad_checkpoint(checkpoint, tmp_path):
+    """Return a function that copies the small checkpoint and damages the copy."""
+
+    def make(change) -> Path:
+        copy = shutil.copytree(checkpoint, tmp_path / "bad")
+        change_tensors(copy, change)
+        return copy
+
+    return make
+
+
+def assert_refused(result: tuple[int, str, str], *sentence: str) -> None:
+    """Check for exit code 1, nothing printed, and one sentence behind what was said before."""
+    code, printed, said = result
+    error = said.splitlines()[-1]
+    assert (code, printed) == (1, "")
+    assert error.startswith("error: ") and error.endswith((".", "again."))
+    assert "Traceback" not in said
+    assert all(part in error for part in sentence), error
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({}, "has no config.json; give a checkpoint's folder"),
+        ({"config.json": "{"}, "cannot be read as JSON"),
+        ({"config.json": '{"model_type": "bert"}'}, "holds a 'bert' model; this reads llava_mpt"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint(run, tmp_path, content, sentence):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    assert_refused(run("convert", folder, "--output", tmp_path / "made"), sentence)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["nonsense", "nobody/nothing", "/none", "~/none", ""])
+def test_a_checkpoint_that_is_nowhere(run, tmp_path, name):
+    assert_refused(run("convert", name, "--output", tmp_path / "made"), name)
+
+
+def test_missing_and_unexpected_tensors(run, bad_checkpoint, tmp_path):
+    def change(tensors):
+        del tensors["mlp1.3.bias"]
+        return tensors | {"mlp9.bias": tensors["mlp1.1.bias"].clone()}
+
+    result = run("convert", bad_checkpoint(change), "--output", tmp_path / "made")
+    assert_refused(result, "missing projector.linear_2.bias", "unexpected mlp9.bias")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--precision", "int2"], "'int2' does not exist; use fp16, int8, int4, int4-sym"),
+        (["--ratio", "2"], "The ratio is 2.0; it should be from 0 to 1"),
+        (["--group-size", "0"], "The group size is 0; it should be a whole number"),
+    ],
+)
+def test_settings_that_cannot_be(run, checkpoint, tmp_path, options, sentence):
+    output = tmp_path / "made"
+    assert_refused(run("convert", checkpoint, *options, "--output", output), sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written(run, checkpoint, photo):
+    result = run("convert", checkpoint, "--output", photo / "made")
+    assert_refused(result, "cannot be written (Not a directory); give another folder")
+
+
+def test_an_output_that_holds_something_else(run, checkpoint, photo):
+    result = run("convert", checkpoint, "--output", photo.parent)
+    assert_refused(result, "holds something else; give a new or an empty folder")
+    assert photo.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--question", ""], "The question is empty"),
+        (["--question", "  "], "The question is empty"),
+        (["--question", "What?", "--image", "none.png"], "none.png does not exist"),
+        (["--question", "What?", "--image", __file__], "is not a picture in a format"),
+        (["--question", "What?", "--image", "."], "cannot be read as a picture"),
+        (["--question", "What?", "--device", "toaster"], "The device 'toaster' cannot be used"),
+        (["--question", "What?", "--device", "NPU"], "an NPU needs fixed sizes"),
+        (["--question", "What?", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--question", "What? " * 600], "the model's context holds"),
+    ],
+)
+def test_questions_that_cannot_be_asked(run, converted, options, sentence):
+    assert_refused(run("ask", converted, *options), sentence)
+
+
+def test_a_picture_that_is_cut_off(run, converted, tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.effect_noise((200, 200), 90).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    result = run("ask", converted, "--image", path, "--question", "What?")
+    assert_refused(result, "cut.jpg cannot be read as a picture")
+
+
+@pytest.mark.parametrize("command", ["ask", "evaluate", "demo", "info"])
+def test_a_folder_that_was_not_converted(run, tmp_path, command):
+    question = ["--question", "What?"] if command == "ask" else []
+    result = run(command, tmp_path, *question)
+    assert_refused(result, "holds no finished conversion; run `python -m helpers convert` again")
+
+
+@pytest.mark.parametrize("number", ["0", "-5"])
+def test_no_questions(run, converted, number):
+    assert_refused(run("evaluate", converted, "--questions", number), "at least one question")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["bake"],
+        ["convert", "internvl2"],
+        ["ask", "folder"],
+        ["ask", "folder", "--question", "What?", "--max-new-tokens", "many"],
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m helpers" in capsys.readouterr().err
+
+
+def test_control_c_is_exit_code_130(run, converted, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("helpers.conversion.read_manifest", interrupt)
+    assert run("info", converted) == (130, "", "stopped\n")
