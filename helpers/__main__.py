@@ -111,13 +111,12 @@ def ask(options: argparse.Namespace) -> int:
     from helpers.images import open_picture
 
     pictures = [open_picture(Path(path)) for path in options.image]
-    reply = _pipeline(options).ask(
-        options.question, pictures, max_new_tokens=options.max_new_tokens
-    )
+    pipeline = _pipeline(options)
+    reply = pipeline.ask(options.question, pictures, max_new_tokens=options.max_new_tokens)
     if options.json:
-        times = {"first_token": reply.text and reply.times.first_token}
-        times["per_token"] = reply.times.per_token
-        print(json.dumps({"text": reply.text, "tokens": len(reply.token_ids), "seconds": times}))
+        found = {"text": reply.text, "tokens": len(reply.token_ids), "notice": pipeline.notice}
+        seconds = {"first_token": reply.times.first_token, "per_token": reply.times.per_token}
+        print(json.dumps(found | {"seconds": seconds}))
         return 0
     for piece in reply:
         print(piece, end="", flush=True)

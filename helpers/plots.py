@@ -66,8 +66,7 @@ def show_pictures(
         for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
             axis.imshow(picture)
             axis.set_title(title, fontsize=9)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.axis("off")
         figure.tight_layout()
     plt.close(figure)
     return figure

@@ -12,12 +12,13 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers.trainer_utils import set_seed
@@ -29,13 +30,14 @@ from helpers.prompts import user_message
 from helpers.shapes import world
 from helpers.shapes.recipes import RECIPES
 
+HINT_WEIGHT = 1.0
 WARM_UP = 200  # steps of rising learning rate
-DECAY = 0.35  # of the steps, the last ones: falling learning rate
+DECAY = 0.15  # of the steps, the last ones: falling learning rate
 SMALL_STAGE = 0.3  # of the steps, the first ones: no pictures of several tiles
 # After that, the shares of batches: words to read, small pictures, pictures of several tiles.
-SHARES = {"word": 0.08, "small": 0.32, "large": 0.6}
+SHARES = {"word": 0.08, "small": 0.37, "large": 0.55}
 # Pictures in a batch, as a multiple of the recipe's: the work goes with tiles and questions.
-BATCH_SIZES = {"word": 4, "small": 2, "large": 1}
+BATCH_SIZES = {"word": 4, "small": 1, "large": 1}
 CONVERSATIONS = 0.25  # of the samples: several turns
 KIND_WEIGHTS = {
     "describe": 2,
@@ -46,6 +48,8 @@ KIND_WEIGHTS = {
     "unusual": 4,
     "word": 1,
 }
+MOST_WORDS = 4  # that one picture token resembles: colour, shape, and two for its place
+WORD_LENGTH = 3.0  # of each of these words in a picture token's features
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
 
@@ -129,15 +133,17 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _pad(values: Tensor, length: int, value: float) -> Tensor:
-    return torch.nn.functional.pad(values, (0, length - len(values)), value=value)
+    return nn.functional.pad(values, (0, length - len(values)), value=value)
 
 
 class Batches(IterableDataset):
     """Training batches, each drawn from its own step's seed, so that training can resume."""
 
-    def __init__(self, processor: Processor, *, start: int, steps: int, batch: int, seed: int):
+    def __init__(
+        self, processor: Processor, *, tokens: int, start: int, steps: int, batch: int, seed: int
+    ) -> None:
         self.processor, self.start, self.steps = processor, start, steps
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.tokens = batch, seed, tokens
 
     def __iter__(self) -> Iterator[dict]:
         torch.set_num_threads(1)
@@ -145,12 +151,15 @@ class Batches(IterableDataset):
             generator = random.Random(f"{self.seed} {step}")
             stages = list(SHARES) if step >= SMALL_STAGE * self.steps else ["word", "small"]
             stage = generator.choices(stages, [SHARES[name] for name in stages])[0]
-            yield make_batch(self.processor, generator, self.batch * BATCH_SIZES[stage], stage)
+            size = self.batch * BATCH_SIZES[stage]
+            yield make_batch(self.processor, generator, size, stage, self.tokens)
 
 
-def make_batch(processor: Processor, generator: random.Random, size: int, stage: str) -> dict:
-    """Return `size` training samples as one batch with the image encoder's inputs."""
-    images, samples = [], []
+def make_batch(
+    processor: Processor, generator: random.Random, size: int, stage: str, tokens: int
+) -> dict:
+    """Return `size` training samples as one batch; a tile has `tokens` tokens."""
+    images, samples, said = [], [], []
     while len(samples) < size:
         scene, cell = sample_scene(generator, "train", stage)
         if stage == "word":
@@ -162,7 +171,14 @@ def make_batch(processor: Processor, generator: random.Random, size: int, stage:
         images.append(processor.image_inputs([world.draw(scene, cell=cell)]))
         turns = generator.random() < CONVERSATIONS
         samples.append(encode_sample(processor, images[-1], questions, turns=turns))
-    return collate(samples) | {"images": join_images(images)}
+        said.append(encode_said(processor, said_by_tokens(scene, tokens)))
+    # The whole picture is the last of its tiles.
+    whole = torch.tensor([len(inputs["pixel_values"]) for inputs in images]).cumsum(0) - 1
+    batch = collate(samples) | {"images": join_images(images)}
+    ids, says = (torch.stack(parts) for parts in zip(*said, strict=True))
+    # A picture of one place is a tile like any other, and must be free to carry letters.
+    hinted = torch.full((size,), float(stage != "word"))
+    return batch | {"whole": whole, "said": ids, "says": says, "hinted": hinted}
 
 
 def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -173,9 +189,48 @@ def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 # Training
 
 
-def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
+def said_by_tokens(scene: world.Scene, tokens: int) -> list[str]:
+    """Return for each token of a whole picture the words for what it shows, "" for nothing."""
+    side = round(tokens**0.5)
+    columns, rows = scene.grid
+    names = world.PLACES[scene.grid]
+    said = [
+        f" {item} {name}" if item else "" for item, name in zip(scene.items, names, strict=True)
+    ]
+    places = [
+        (y * rows // side) * columns + x * columns // side for y in range(side) for x in range(side)
+    ]
+    return [said[place] for place in places]
+
+
+def hint_loss(model: VisionLanguageModel, features: Sequence[Tensor], batch: dict) -> Tensor:
+    """Return how far the tokens of whole pictures are from the words for what they show.
+
+    Without this hint, questions that look for a property ("where is the red star") stay at chance
+    for thousands of steps: nothing else makes a picture token resemble the words that ask for it,
+    and the language model's positions are relative, so a token does not know where it is. With it
+    the language model learns to look things up within a few hundred steps.
+    """
+    whole = torch.stack([features[int(index)] for index in batch["whole"]]).float()
+    rows = model.embed_tokens(batch["said"]).float().detach()
+    target = WORD_LENGTH * (nn.functional.normalize(rows, dim=-1) * batch["says"][..., None]).sum(
+        -2
+    )
+    error = ((whole - target) ** 2).sum(-1) * batch["hinted"][:, None]
+    scale = (target**2).sum(-1).mean().clamp(min=1.0)
+    return error.mean() / scale
+
+
+def encode_said(processor: Processor, said: list[str]) -> tuple[Tensor, Tensor]:
+    """Return the ids (tokens, words) of the words of each token, and which of them count."""
+    ids = [processor.tokenizer(text)["input_ids"][:MOST_WORDS] for text in said]
+    padded = [row + [0] * (MOST_WORDS - len(row)) for row in ids]
+    counts = [[1.0] * len(row) + [0.0] * (MOST_WORDS - len(row)) for row in ids]
+    return torch.tensor(padded), torch.tensor(counts)
+
+
+def forward(model: VisionLanguageModel, batch: dict, features: Sequence[Tensor]) -> Tensor:
     """Return the logits (batch, length, vocabulary) of all tokens of a batch."""
-    features = model.encode_images(**batch["images"])
     ids = batch["input_ids"]
     embeddings = model.prepare(ids, features)["inputs_embeds"]
     hidden = model.language_model(
@@ -189,7 +244,7 @@ def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
 
 def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Return the cross-entropy of the answers' tokens, weighed as the batch says."""
-    losses = torch.nn.functional.cross_entropy(
+    losses = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
         batch["labels"][:, 1:].flatten(),
         ignore_index=IGNORED,
@@ -216,7 +271,8 @@ def accuracy(model: VisionLanguageModel, number: int, *, seed: int = 1, split: s
             for inputs, (_, question) in zip(images, part, strict=True)
         ]
         batch = _to(collate(samples) | {"images": join_images(images)}, model)
-        best = forward(model, batch)[:, :-1].argmax(-1)
+        features = model.encode_images(**batch["images"])
+        best = forward(model, batch, features)[:, :-1].argmax(-1)
         labels = batch["labels"][:, 1:]
         exact = ((best == labels) | (labels == IGNORED)).all(1).tolist()
         for (_, question), value in zip(part, exact, strict=True):
@@ -239,10 +295,14 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         recipe.prepare(run, corpus())
     set_seed(seed)
     model = new_model(run)
+    tokens = tokens_per_tile(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.02
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.02,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY * steps))
@@ -254,22 +314,26 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         start = state["step"]
-    data = Batches(model.processor, start=start, steps=steps, batch=recipe.batch, seed=seed)
+    options = {"tokens": tokens, "batch": recipe.batch, "seed": seed}
+    data = Batches(model.processor, start=start, steps=steps, **options)
     loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
     progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
     for step, batch in enumerate(progress, start + 1):
         batch = _to(batch, model)
         with torch.autocast(device, torch.bfloat16):
-            logits = forward(model, batch)
-        loss = answer_loss(logits, batch)
+            features = model.encode_images(**batch["images"])
+            logits = forward(model, batch, features)
+            hint = hint_loss(model, features, batch)
+        loss = answer_loss(logits, batch) + HINT_WEIGHT * hint
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step % 500 == 0 or step == steps:
-            _save_state(state_file, model, optimizer, schedule, step)
+            parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            _save_state(state_file, parts, step)
             model.eval()
             shares = accuracy(model, 350)
             model.train()
@@ -277,11 +341,17 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
     return model.eval()
 
 
-def _save_state(path: Path, model, optimizer, schedule, step: int) -> None:
+def _save_state(path: Path, parts: dict, step: int) -> None:
     aside = path.with_suffix(".part")
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, aside)
     aside.replace(path)
+
+
+@torch.inference_mode()
+def tokens_per_tile(model: VisionLanguageModel) -> int:
+    """Return how many tokens the image encoder gives for a tile."""
+    inputs = model.image_inputs([Image.new("RGB", (64, 64))])
+    return len(next(iter(model.encode_images(**inputs))))
 
 
 def new_model(folder: Path) -> VisionLanguageModel:
@@ -291,7 +361,7 @@ def new_model(folder: Path) -> VisionLanguageModel:
     model = family(config, family.processor_class(folder, config))
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else 0.04)
+            nn.init.normal_(parameter, std=0.1 if "embed_tokens" in name else 0.04)
     return model
 
 

@@ -1,0 +1,48 @@
+"""Write the README's tables from measured data: `python -m helpers.readme`."""
+
+import re
+from pathlib import Path
+
+from helpers.checkpoints import bundled_checkpoints, read_json
+from helpers.plots import format_table
+from helpers.shapes.report import accuracy_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def notebooks_table() -> str:
+    """Return the table of notebooks: picture, idea, and the costs that were measured."""
+    costs = read_json(ROOT / "notebooks" / "costs.json")
+    lines = ["| notebook | what is new in it | size | memory | time |", "|---|---|---|---|---|"]
+    for stem, cost in costs.items():
+        picture = f"![{cost['alt']}](notebooks/images/{stem}.svg)"
+        cells = (f"[{stem}](notebooks/{stem}.ipynb) {picture}", cost["idea"])
+        cells += (cost["disk"], cost["memory"], cost["time"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def accuracy_tables() -> str:
+    """Return what each bundled checkpoint answers rightly."""
+    parts = []
+    for family, folder in bundled_checkpoints().items():
+        report = read_json(folder / "accuracy.json")
+        table = format_table(accuracy_table(report["figures"]))
+        parts.append(
+            f"{family}, exact answers to {report['questions']} questions about pictures and words "
+            f"that training never showed, and the agreement with PyTorch:\n\n```\n{table}\n```"
+        )
+    return "\n\n".join(parts)
+
+
+def filled(text: str) -> str:
+    """Return the README's text with its tables made anew."""
+    for name, content in (("notebooks", notebooks_table()), ("accuracy", accuracy_tables())):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
+        text = re.sub(pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")

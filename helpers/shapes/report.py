@@ -1,0 +1,122 @@
+"""Measure a bundled checkpoint and write its card: `python -m helpers.shapes.report FAMILY`.
+
+Leaves `accuracy.json` (the figures, from which the README's table is made) and `README.md` (the
+card) beside the checkpoint.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from helpers import evaluation
+from helpers.checkpoints import BUNDLED, read_json
+from helpers.compression import find_preset
+from helpers.conversion import convert
+from helpers.hub import weight_bytes
+from helpers.models import load_model
+from helpers.pipeline import VisionLanguagePipeline
+from helpers.plots import format_table
+
+QUESTIONS, SEED = 500, 2026
+PRECISIONS = ("fp16", "int8", "int4")
+
+CARD = """\
+# A small {family} that knows drawn shapes
+
+{notice}
+
+| | |
+|---|---|
+| layout | the authors' own: `config.json` and the names of all tensors |
+| size | {parameters:.2f} million parameters, {megabytes:.1f} MB in float16 |
+| data | pictures and questions that `helpers/shapes/world.py` draws from seeds; no other data |
+| training | {training} |
+| licence | Apache-2.0 |
+| to train it again | `python -m helpers.shapes.training {family}` |
+| to measure it again | `python -m helpers.shapes.report {family}` |
+
+Exact answers to {questions} questions about pictures and words that training never showed, greedy,
+in ACCURACY mode; KL is the mean divergence of the first token's distribution from PyTorch's:
+
+```
+{table}
+```
+"""
+
+
+def measure(folder: Path, *, questions: int = QUESTIONS, seed: int = SEED) -> dict[str, dict]:
+    """Return accuracy by kind, and agreement with PyTorch, of PyTorch and each precision."""
+    asked = evaluation.draw_questions(questions, seed=seed)
+    reference = evaluation.answer(load_model(folder, torch.float32), asked)
+    found = {"PyTorch": _figures(reference, reference, asked)}
+    with tempfile.TemporaryDirectory() as place:
+        for name in PRECISIONS:
+            output = Path(place) / name
+            convert(folder, output, find_preset(name))
+            answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), asked)
+            found[name] = _figures(reference, answers, asked)
+    return found
+
+
+def _figures(reference, answers, asked) -> dict:
+    shares = {kind: round(v, 4) for kind, v in evaluation.accuracy(answers, asked).items()}
+    close = asdict(evaluation.agreement(reference, answers))
+    return {"accuracy": shares, "agreement": {name: round(v, 4) for name, v in close.items()}}
+
+
+def accuracy_table(figures: dict[str, dict]) -> list[dict[str, str]]:
+    """Return measured figures as rows: a kind each, then the agreement."""
+    kinds = next(iter(figures.values()))["accuracy"]
+    rows = [
+        {"kind": kind} | {name: f"{found['accuracy'][kind]:.1%}" for name, found in figures.items()}
+        for kind in kinds
+    ]
+    for measure_name, title, form in (
+        ("top_token", "same first token", ".1%"),
+        ("divergence", "KL", ".4f"),
+    ):
+        row = {
+            name: f"{found['agreement'][measure_name]:{form}}" for name, found in figures.items()
+        }
+        rows.append({"kind": title} | row)
+    return rows
+
+
+def write_card(folder: Path, figures: dict[str, dict], training: str) -> None:
+    """Write `accuracy.json` and the card."""
+    report = {"questions": QUESTIONS, "seed": SEED, "training": training, "figures": figures}
+    text = json.dumps(report, indent=1) + "\n"
+    (folder / "accuracy.json").write_text(text, encoding="utf-8")
+    model = load_model(folder)
+    card = CARD.format(
+        family=folder.name,
+        notice=read_json(folder / "bundled.json")["notice"],
+        parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        megabytes=weight_bytes(folder) / 1e6,
+        training=training,
+        questions=QUESTIONS,
+        table=format_table(accuracy_table(figures)),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.shapes.report", description=__doc__)
+    parser.add_argument("family", help="a bundled checkpoint")
+    parser.add_argument("--training", help="what the card says of the training")
+    arguments = parser.parse_args()
+    folder = BUNDLED / arguments.family
+    before = folder / "accuracy.json"
+    training = arguments.training or (read_json(before)["training"] if before.exists() else "")
+    figures = measure(folder)
+    write_card(folder, figures, training)
+    print(format_table(accuracy_table(figures)))
+
+
+if __name__ == "__main__":
+    main()
