@@ -32,13 +32,13 @@ class Sessions:
         self.pipeline = pipeline
         self.conversations: dict[str, Conversation] = {}
         self.stops: dict[str, threading.Event] = {}
-        self.pictures: dict[str, bytes] = {}
+        self.pictures: dict[str, tuple] = {}
 
     def ask(
         self, session: str, text: str, picture: Image.Image | None, options: dict[str, Any]
     ) -> Reply:
         """Start an answer; another picture than the last question's starts a new conversation."""
-        content = picture.tobytes() if picture is not None else b""
+        content = (picture.mode, picture.size, picture.tobytes()) if picture is not None else ()
         if session not in self.conversations or self.pictures.get(session) != content:
             self.conversations[session] = self.pipeline.conversation()
             self.pictures[session] = content
@@ -114,10 +114,10 @@ def build_page(
         if examples:
             gr.Examples([list(example) for example in examples], [picture, question])
 
-        def answer(text, image, history, *values, request: gr.Request):
-            names = ("max_new_tokens", "do_sample", "temperature", "top_p")
-            options = dict(zip(names, values, strict=True))
-            options["max_new_tokens"] = int(options["max_new_tokens"])
+        # Gradio hands the request to a positional parameter of this type only.
+        def answer(text, image, history, tokens, sample, temperature, top_p, request: gr.Request):
+            options = {"max_new_tokens": int(tokens), "do_sample": sample}
+            options |= {"temperature": temperature, "top_p": top_p}
             for chat_now in respond(
                 sessions, request.session_hash, text, image, history or [], options
             ):

@@ -1,0 +1,253 @@
+"""The chat page, driven as a browser would: over loopback, through Gradio's own client."""
+
+import re
+import socket
+import time
+from itertools import pairwise
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from helpers.demo import Sessions, build_page, open_page, respond, save_examples
+from helpers.generation import StatefulLanguageModel
+from helpers.shapes.training import NOTICE
+from tests.tiny import picture, questions
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
+
+FIRST, SECOND = "What is in the picture?", "What colour is the star?"
+GREEDY = {"max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def page(pipeline, tmp_path_factory):
+    """Serve the page of the small model and return it with its address."""
+    folder = tmp_path_factory.mktemp("examples")
+    examples = save_examples(folder, [(picture(), questions(1)[0][1])])
+    blocks = build_page(pipeline, title="Small shapes", examples=examples)
+    address = open_page(blocks)
+    yield blocks, address
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def picture_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{number}.png" for number in range(2)]
+    for number, path in enumerate(paths):
+        picture(number).save(path)
+    return [handle_file(path) for path in paths]
+
+
+class Window:
+    """One browser window: its session, and the chat that it shows."""
+
+    def __init__(self, address: str) -> None:
+        self.client = Client(address, verbose=False, analytics_enabled=False)
+        self.chat: list[dict] = []
+
+    def ask(self, text: str, image=None, tokens: int = 8):
+        """Send a question and return the running job."""
+        given = (text, image, self.chat, tokens, False, 0.7, 0.9)
+        return self.client.submit(*given, api_name="/ask")
+
+    def answer(self, text: str, image=None, tokens: int = 8) -> str:
+        self.chat, question = self.ask(text, image, tokens).result(timeout=60)
+        assert question == ""
+        return content(self.chat[-1])
+
+    def press(self, name: str):
+        return self.client.predict(api_name=name)
+
+
+def content(message: dict) -> str:
+    """Return a message's text as the page has it, without the times under it."""
+    text = message["content"]
+    text = text if isinstance(text, str) else "".join(part["text"] for part in text)
+    return text.partition("\n\n<small>")[0]
+
+
+def expected(pipeline, *turns) -> list[str]:
+    """Return the answers of a conversation that no page is between."""
+    conversation = pipeline.conversation()
+    return [conversation.ask(text, images, **GREEDY).text for text, images in turns]
+
+
+@pytest.fixture
+def window(page):
+    opened = Window(page[1])
+    yield opened
+    opened.client.close()
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Let every step take a moment, so that there is time to stop it."""
+    run = StatefulLanguageModel._run
+
+    def slow(self, cache, inputs):
+        time.sleep(0.03)
+        run(self, cache, inputs)
+
+    monkeypatch.setattr(StatefulLanguageModel, "_run", slow)
+
+
+# The page in use
+
+
+def test_two_questions_about_a_picture(window, pipeline, picture_files):
+    first = window.answer(FIRST, picture_files[0])
+    second = window.answer(SECOND, picture_files[0])
+    assert [first, second] == expected(pipeline, (FIRST, [picture()]), (SECOND, []))
+    assert [message["role"] for message in window.chat] == ["user", "assistant"] * 2
+    assert [content(message) for message in window.chat[::2]] == [FIRST, SECOND]
+    assert re.search(r"first token \d+ ms, then [\d.]+ ms each", str(window.chat[-1]))
+
+
+def test_a_question_without_a_picture(window, pipeline):
+    assert [window.answer(FIRST)] == expected(pipeline, (FIRST, []))
+
+
+def test_an_answer_streams_in(window, slowly):
+    job = window.ask(FIRST, tokens=20)
+    seen = [content(chat[-1]) for chat, _ in job]
+    assert seen[0] == "" and len(set(seen)) > 2
+    assert all(late.startswith(early.strip()) for early, late in pairwise(seen))
+
+
+def test_another_picture_starts_anew(window, pipeline, picture_files):
+    window.answer(FIRST, picture_files[0])
+    second = window.answer(FIRST, picture_files[1])
+    assert [second] == expected(pipeline, (FIRST, [picture(1)]))
+
+
+def test_windows_are_kept_apart(page, pipeline, picture_files):
+    windows = [Window(page[1]), Window(page[1])]
+    for text in (FIRST, SECOND):
+        jobs = [w.ask(text, picture_files[number]) for number, w in enumerate(windows)]
+        for opened, job in zip(windows, jobs, strict=True):
+            opened.chat = job.result(timeout=60)[0]
+    for number, opened in enumerate(windows):
+        answers = [content(message) for message in opened.chat[1::2]]
+        assert answers == expected(pipeline, (FIRST, [picture(number)]), (SECOND, []))
+        opened.client.close()
+
+
+def test_clear_forgets(window, pipeline, picture_files):
+    window.answer(FIRST, picture_files[0])
+    window.chat = window.press("/forget")
+    assert window.chat == []
+    second = window.answer(SECOND, picture_files[0])
+    assert [second] == expected(pipeline, (SECOND, [picture()]))
+
+
+def test_stop_ends_the_answer(window, slowly):
+    job = window.ask(FIRST, tokens=400)
+    for chat, _ in job:
+        if len(content(chat[-1])) > 3:
+            break
+    window.press("/stop_answer")
+    started = time.monotonic()
+    window.chat = job.result(timeout=60)[0]
+    assert time.monotonic() - started < 5  # it would have gone on for twelve
+    assert len(content(window.chat[-1])) > 3
+    assert window.answer(SECOND)
+
+
+def test_stop_of_one_window_leaves_the_other_s_answer(page, pipeline, slowly):
+    windows = [Window(page[1]), Window(page[1])]
+    job = windows[0].ask(FIRST)
+    windows[1].press("/stop_answer")
+    assert [content(job.result(timeout=60)[0][-1])] == expected(pipeline, (FIRST, []))
+    for opened in windows:
+        opened.client.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "⚠️ The question is empty; ask something about the picture."),
+        ("What? " * 600, "but the model's context holds 512; ask less or start a new one."),
+    ],
+)
+def test_an_error_is_one_sentence_in_the_chat(window, text, sentence):
+    shown = window.answer(text)
+    assert sentence in shown and "\n" not in shown
+    assert window.answer(FIRST)
+
+
+# Without a server
+
+
+def test_the_chat_shows_the_question_at_once(pipeline):
+    chats = respond(Sessions(pipeline), "one", FIRST, None, [], GREEDY)
+    assert [content(message) for message in next(chats)] == [FIRST, ""]
+    assert content(list(chats)[-1][-1])
+
+
+def test_options_that_cannot_be_are_told(pipeline):
+    *_, chat = respond(Sessions(pipeline), "one", FIRST, None, [], {"max_new_tokens": 0})
+    assert content(chat[-1]).startswith("⚠️ max_new_tokens is 0; it should be")
+
+
+def test_a_window_that_is_closed_leaves_nothing(pipeline):
+    sessions = Sessions(pipeline)
+    sessions.ask("one", FIRST, picture(), GREEDY).text  # noqa: B018
+    sessions.forget("one")
+    assert not sessions.conversations and not sessions.pictures and not sessions.stops
+    sessions.forget("one")
+    sessions.stop("one")
+
+
+def test_pictures_of_other_sizes_are_other_pictures(pipeline):
+    sessions = Sessions(pipeline)
+    sizes = ((64, 32), (32, 64))
+    first, second = (sessions.ask("one", FIRST, Image.new("L", s), GREEDY) for s in sizes)
+    assert first.conversation is not second.conversation
+    assert second.text is not None
+
+
+# The server
+
+
+def test_only_this_computer_is_served(page):
+    port = urlsplit(page[1]).port
+    listening = [c for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
+    assert {c.laddr.ip for c in listening if c.laddr.port == port} == {"127.0.0.1"}
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), timeout=2):
+        pass
+
+
+def test_the_page_is_not_shared_and_has_a_notice(page):
+    blocks, address = page
+    assert urlsplit(address).hostname == "127.0.0.1"
+    assert not blocks.share and blocks.share_url is None
+    html = httpx.get(address).text
+    assert NOTICE in html and "Small shapes" in html
+
+
+LOADED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=["']([^"']+)""")
+IN_STYLES = re.compile(r"""(?:url\(|@import)\s*["']?(?:url\()?["']?((?:https?:)?//[^"')\s]+)""")
+
+
+def test_the_page_loads_nothing_from_elsewhere(page):
+    blocks, address = page
+    html = httpx.get(address).text
+    loaded = LOADED.findall(html)
+    assert loaded
+    styles = IN_STYLES.findall(html + httpx.get(f"{address}theme.css").text)
+    found = [*loaded, *blocks.config["stylesheets"], *styles]
+    hosts = {urlsplit(url).hostname for url in found}
+    assert hosts <= {None, "127.0.0.1", "localhost"}, hosts
+
+
+def test_other_files_are_not_served(page, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("mine", encoding="utf-8")
+    for prefix in ("gradio_api/file=", "file="):
+        reply = httpx.get(f"{page[1]}{prefix}{secret}")
+        assert reply.status_code in (403, 404) and "mine" not in reply.text
