@@ -12,11 +12,10 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -30,9 +29,8 @@ from helpers.prompts import user_message
 from helpers.shapes import world
 from helpers.shapes.recipes import RECIPES
 
-HINT_WEIGHT = 1.0
 WARM_UP = 200  # steps of rising learning rate
-DECAY = 0.15  # of the steps, the last ones: falling learning rate
+DECAY = 0.2  # of the steps, the last ones: falling learning rate
 SMALL_STAGE = 0.3  # of the steps, the first ones: no pictures of several tiles
 # After that, the shares of batches: words to read, small pictures, pictures of several tiles.
 SHARES = {"word": 0.08, "small": 0.37, "large": 0.55}
@@ -48,8 +46,6 @@ KIND_WEIGHTS = {
     "unusual": 4,
     "word": 1,
 }
-MOST_WORDS = 4  # that one picture token resembles: colour, shape, and two for its place
-WORD_LENGTH = 3.0  # of each of these words in a picture token's features
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
 
@@ -140,10 +136,10 @@ class Batches(IterableDataset):
     """Training batches, each drawn from its own step's seed, so that training can resume."""
 
     def __init__(
-        self, processor: Processor, *, tokens: int, start: int, steps: int, batch: int, seed: int
+        self, processor: Processor, *, start: int, steps: int, batch: int, seed: int
     ) -> None:
         self.processor, self.start, self.steps = processor, start, steps
-        self.batch, self.seed, self.tokens = batch, seed, tokens
+        self.batch, self.seed = batch, seed
 
     def __iter__(self) -> Iterator[dict]:
         torch.set_num_threads(1)
@@ -152,14 +148,12 @@ class Batches(IterableDataset):
             stages = list(SHARES) if step >= SMALL_STAGE * self.steps else ["word", "small"]
             stage = generator.choices(stages, [SHARES[name] for name in stages])[0]
             size = self.batch * BATCH_SIZES[stage]
-            yield make_batch(self.processor, generator, size, stage, self.tokens)
+            yield make_batch(self.processor, generator, size, stage)
 
 
-def make_batch(
-    processor: Processor, generator: random.Random, size: int, stage: str, tokens: int
-) -> dict:
-    """Return `size` training samples as one batch; a tile has `tokens` tokens."""
-    images, samples, said = [], [], []
+def make_batch(processor: Processor, generator: random.Random, size: int, stage: str) -> dict:
+    """Return `size` training samples as one batch with the image encoder's inputs."""
+    images, samples = [], []
     while len(samples) < size:
         scene, cell = sample_scene(generator, "train", stage)
         if stage == "word":
@@ -171,14 +165,7 @@ def make_batch(
         images.append(processor.image_inputs([world.draw(scene, cell=cell)]))
         turns = generator.random() < CONVERSATIONS
         samples.append(encode_sample(processor, images[-1], questions, turns=turns))
-        said.append(encode_said(processor, said_by_tokens(scene, tokens)))
-    # The whole picture is the last of its tiles.
-    whole = torch.tensor([len(inputs["pixel_values"]) for inputs in images]).cumsum(0) - 1
-    batch = collate(samples) | {"images": join_images(images)}
-    ids, says = (torch.stack(parts) for parts in zip(*said, strict=True))
-    # A picture of one place is a tile like any other, and must be free to carry letters.
-    hinted = torch.full((size,), float(stage != "word"))
-    return batch | {"whole": whole, "said": ids, "says": says, "hinted": hinted}
+    return collate(samples) | {"images": join_images(images)}
 
 
 def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -189,48 +176,9 @@ def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 # Training
 
 
-def said_by_tokens(scene: world.Scene, tokens: int) -> list[str]:
-    """Return for each token of a whole picture the words for what it shows, "" for nothing."""
-    side = round(tokens**0.5)
-    columns, rows = scene.grid
-    names = world.PLACES[scene.grid]
-    said = [
-        f" {item} {name}" if item else "" for item, name in zip(scene.items, names, strict=True)
-    ]
-    places = [
-        (y * rows // side) * columns + x * columns // side for y in range(side) for x in range(side)
-    ]
-    return [said[place] for place in places]
-
-
-def hint_loss(model: VisionLanguageModel, features: Sequence[Tensor], batch: dict) -> Tensor:
-    """Return how far the tokens of whole pictures are from the words for what they show.
-
-    Without this hint, questions that look for a property ("where is the red star") stay at chance
-    for thousands of steps: nothing else makes a picture token resemble the words that ask for it,
-    and the language model's positions are relative, so a token does not know where it is. With it
-    the language model learns to look things up within a few hundred steps.
-    """
-    whole = torch.stack([features[int(index)] for index in batch["whole"]]).float()
-    rows = model.embed_tokens(batch["said"]).float().detach()
-    target = WORD_LENGTH * (nn.functional.normalize(rows, dim=-1) * batch["says"][..., None]).sum(
-        -2
-    )
-    error = ((whole - target) ** 2).sum(-1) * batch["hinted"][:, None]
-    scale = (target**2).sum(-1).mean().clamp(min=1.0)
-    return error.mean() / scale
-
-
-def encode_said(processor: Processor, said: list[str]) -> tuple[Tensor, Tensor]:
-    """Return the ids (tokens, words) of the words of each token, and which of them count."""
-    ids = [processor.tokenizer(text)["input_ids"][:MOST_WORDS] for text in said]
-    padded = [row + [0] * (MOST_WORDS - len(row)) for row in ids]
-    counts = [[1.0] * len(row) + [0.0] * (MOST_WORDS - len(row)) for row in ids]
-    return torch.tensor(padded), torch.tensor(counts)
-
-
-def forward(model: VisionLanguageModel, batch: dict, features: Sequence[Tensor]) -> Tensor:
+def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
     """Return the logits (batch, length, vocabulary) of all tokens of a batch."""
+    features = model.encode_images(**batch["images"])
     ids = batch["input_ids"]
     embeddings = model.prepare(ids, features)["inputs_embeds"]
     hidden = model.language_model(
@@ -271,8 +219,7 @@ def accuracy(model: VisionLanguageModel, number: int, *, seed: int = 1, split: s
             for inputs, (_, question) in zip(images, part, strict=True)
         ]
         batch = _to(collate(samples) | {"images": join_images(images)}, model)
-        features = model.encode_images(**batch["images"])
-        best = forward(model, batch, features)[:, :-1].argmax(-1)
+        best = forward(model, batch)[:, :-1].argmax(-1)
         labels = batch["labels"][:, 1:]
         exact = ((best == labels) | (labels == IGNORED)).all(1).tolist()
         for (_, question), value in zip(part, exact, strict=True):
@@ -295,7 +242,6 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         recipe.prepare(run, corpus())
     set_seed(seed)
     model = new_model(run)
-    tokens = tokens_per_tile(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -314,17 +260,14 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         start = state["step"]
-    options = {"tokens": tokens, "batch": recipe.batch, "seed": seed}
-    data = Batches(model.processor, start=start, steps=steps, **options)
+    data = Batches(model.processor, start=start, steps=steps, batch=recipe.batch, seed=seed)
     loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
     progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
     for step, batch in enumerate(progress, start + 1):
         batch = _to(batch, model)
         with torch.autocast(device, torch.bfloat16):
-            features = model.encode_images(**batch["images"])
-            logits = forward(model, batch, features)
-            hint = hint_loss(model, features, batch)
-        loss = answer_loss(logits, batch) + HINT_WEIGHT * hint
+            logits = forward(model, batch)
+        loss = answer_loss(logits, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -347,13 +290,6 @@ def _save_state(path: Path, parts: dict, step: int) -> None:
     aside.replace(path)
 
 
-@torch.inference_mode()
-def tokens_per_tile(model: VisionLanguageModel) -> int:
-    """Return how many tokens the image encoder gives for a tile."""
-    inputs = model.image_inputs([Image.new("RGB", (64, 64))])
-    return len(next(iter(model.encode_images(**inputs))))
-
-
 def new_model(folder: Path) -> VisionLanguageModel:
     """Return a model with random weights for the `config.json` in `folder`."""
     family = family_of(folder)
@@ -361,7 +297,7 @@ def new_model(folder: Path) -> VisionLanguageModel:
     model = family(config, family.processor_class(folder, config))
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.1 if "embed_tokens" in name else 0.04)
+            nn.init.normal_(parameter, std=0.02 if "embed" in name else 0.04)
     return model
 
 

@@ -1,0 +1,57 @@
+"""The bundled checkpoint answers as its card says, in PyTorch and in every precision."""
+
+import pytest
+
+from helpers.checkpoints import BUNDLED, bundled_checkpoints, read_json
+from helpers.hub import weight_bytes
+from helpers.shapes import report
+
+FAMILIES = sorted(bundled_checkpoints())
+# Answers may differ by a question or two from one processor to another.
+TOLERANCE = 0.005
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def measured(request):
+    """Return the card and the same figures measured now."""
+    return read_json(BUNDLED / request.param / "accuracy.json"), report.measure(
+        BUNDLED / request.param
+    )
+
+
+# Since 2026-11-21: looking up a place by two properties is not learned yet, so "where" and
+# "unusual" (and with them all kinds together) stay below. Strict: red once they are reached.
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the bundled InternVL2 has not learned where and unusual")
+def test_right_answers(measured):
+    _, figures = measured
+    for name in ("PyTorch", "fp16"):
+        shares = figures[name]["accuracy"]
+        assert shares["all"] >= 0.95
+        for kind, share in shares.items():
+            assert share >= (0.80 if kind == "word" else 0.90), (name, kind)
+
+
+@pytest.mark.slow
+def test_compression_costs_little(measured):
+    _, figures = measured
+    right = {name: found["accuracy"]["all"] for name, found in figures.items()}
+    assert right["int8"] >= right["fp16"] - 0.01
+    assert right["int4"] >= right["fp16"] - 0.02
+    assert figures["fp16"]["agreement"]["top_token"] >= 0.998
+    assert figures["fp16"]["agreement"]["divergence"] < 1e-4
+
+
+@pytest.mark.slow
+def test_the_card_says_what_is_measured(measured):
+    card, figures = measured
+    for name, found in figures.items():
+        for kind, share in found["accuracy"].items():
+            questions = card["questions"] / (1 if kind == "all" else 7)
+            slack = TOLERANCE if kind == "all" else 1.5 / questions
+            assert share == pytest.approx(card["figures"][name]["accuracy"][kind], abs=slack)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_is_small(family):
+    assert weight_bytes(BUNDLED / family) <= 8e6

@@ -1,0 +1,46 @@
+"""Notebooks run with every kind of choice, set by environment variables, and call nobody."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from helpers.checkpoints import BUNDLED
+from tests.offline import run_offline
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+BUNDLED_NAMES = {"03-internvl2": "internvl2"}
+CHOICES = [
+    {"VLM_PRECISION": "int8", "VLM_DEVICE": "AUTO"},
+    {"VLM_PRECISION": "int4-sym", "VLM_DEVICE": "CPU"},
+    {"VLM_CHECKPOINT": "folder", "VLM_PRECISION": "fp16", "VLM_DEVICE": "CPU"},
+]
+NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+def lines_of(path: Path) -> str:
+    """Return all that an executed notebook shows as text."""
+    outputs = [o for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(choice.values()))
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_choices_by_environment(stem, choice, tmp_path):
+    shutil.copytree(FOLDER / "images", tmp_path / "images")
+    notebook = Path(shutil.copy(FOLDER / f"{stem}.ipynb", tmp_path))
+    environment = choice | {"VLM_QUESTIONS": "14"}
+    if choice.get("VLM_CHECKPOINT") == "folder":
+        source = shutil.copytree(BUNDLED / BUNDLED_NAMES[stem], tmp_path / "my checkpoint")
+        environment["VLM_FOLDER"] = str(source)
+    command = [sys.executable, "-m", "helpers.notebooks", str(notebook), "--in-place"]
+    code, output, attempts = run_offline(command, environment=environment)
+    assert code == 0, output
+    assert attempts == []
+    shown = lines_of(notebook)
+    assert f"Precision: {choice['VLM_PRECISION']}" in shown
+    assert f"Device: {choice['VLM_DEVICE']}" in shown
+    assert ("Checkpoint: folder" in shown) == ("VLM_FOLDER" in environment)
