@@ -12,7 +12,6 @@ from PIL import Image
 from helpers.shapes import training, world
 from helpers.shapes.recipes import RECIPES
 
-GROUP = 128  # divides every width of the language model, as in the bundled checkpoint
 TOKENS_PER_TILE = 4
 CONTEXT = 512
 
