@@ -244,10 +244,9 @@ def test_a_sample_of_several_questions_gives_each_one_s_own_logits(torch_model, 
 
     def logits(asked) -> torch.Tensor:
         sample = training.encode_sample(processor, inputs, asked, turns=False)
-        features = torch_model.encode_images(**inputs)
         learned = (sample["labels"] != training.IGNORED).nonzero().flatten()
-        batch = training.collate([sample])
-        return training.forward(torch_model, batch, features)[0, learned - 1]
+        batch = training.collate([sample]) | {"images": inputs}
+        return training.forward(torch_model, batch)[0, learned - 1]
 
     together = logits(questions)
     apart = torch.cat([logits([question]) for question in questions])
@@ -271,9 +270,7 @@ def test_padding_is_seen_by_itself_only(processor, drawn):
 
 def test_resuming_gives_the_batches_that_would_have_come(processor):
     def batches(start: int):
-        return training.Batches(
-            processor, tokens=TOKENS_PER_TILE, start=start, steps=6, batch=2, seed=3
-        )
+        return training.Batches(processor, start=start, steps=6, batch=2, seed=3)
 
     threads = torch.get_num_threads()
     try:
