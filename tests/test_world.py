@@ -9,7 +9,6 @@ import torch
 from helpers.models import load_processor
 from helpers.shapes import training, world
 from helpers.shapes.world import PLACES, SPLITS, Scene, draw, random_scene, split_of
-from tests.tiny import TOKENS_PER_TILE
 
 
 def scenes(number: int, seed: int = 0, split: str = "train") -> list[Scene]:
