@@ -148,7 +148,7 @@ def demo(options: argparse.Namespace) -> int:
     from helpers import demo as page
 
     pipeline = _pipeline(options)
-    blocks = page.build_page(pipeline, title=f"Ask {pipeline.folder.name}")
+    blocks = page.build_page(pipeline, title=f"Ask {pipeline.name}")
     address = page.open_page(blocks, port=options.port)
     print(json.dumps({"address": address}) if options.json else f"{address} (Ctrl-C ends it)")
     sys.stdout.flush()

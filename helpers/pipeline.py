@@ -54,7 +54,7 @@ class VisionLanguagePipeline:
 
     def __init__(self, folder: Path, device: str = "CPU", *, accuracy: bool = False) -> None:
         folder = Path(folder)
-        read_manifest(folder)
+        self.name = read_manifest(folder)["source"]["name"]
         self.folder, self.device = folder, check_device(device)
         self.processor = load_processor(folder)
         card = folder / CARD
