@@ -24,7 +24,6 @@ FIND_PYTHON = for candidate in $(CANDIDATES); do \
 	fi
 
 # These libraries call home unless told not to; `helpers` sets the same for the programs it starts.
-export OPENVINO_TELEMETRY_OPTOUT = 1
 export GRADIO_ANALYTICS_ENABLED = False
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
