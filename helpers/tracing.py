@@ -173,13 +173,18 @@ def _traceable_in_16_bits(module: nn.Module) -> Iterator[None]:
     """Let 16-bit weights be shared with the graph while activations are traced in float32.
 
     The function is OpenVINO's own, the one that its converter uses when it loads a model itself.
+    It turns norms and the like to float32 for good, so they are put back afterwards.
     """
     make_traceable = getattr(patch_model, "__make_16bit_traceable")
+    tensors = [*module.parameters(), *module.buffers()]
+    before = [tensor.data for tensor in tensors]
     make_traceable(module)
     try:
         yield
     finally:
         patch_model.unpatch_model(module, "_openvino_module_extension_patch_orig_forward")
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data
 
 
 @contextlib.contextmanager

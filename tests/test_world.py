@@ -8,7 +8,7 @@ import torch
 
 from helpers.models import load_processor
 from helpers.shapes import training, world
-from helpers.shapes.world import PLACES, SPLITS, Scene, draw, random_scene, split_of
+from helpers.shapes.world import PLACES, SPLITS, Item, Scene, draw, random_scene, split_of
 
 
 def scenes(number: int, seed: int = 0, split: str = "train") -> list[Scene]:
@@ -33,9 +33,9 @@ def test_no_scene_and_no_word_of_the_test_set_occurs_in_training():
 
 def test_training_s_own_scenes_are_of_its_split():
     generator = random.Random(0)
-    for stage in training.SHARES:
+    for sort in training.BATCH_SIZES:
         for _ in range(200):
-            scene, _ = training.sample_scene(generator, "train", stage)
+            scene, _ = training.sample_scene(generator, "train", sort)
             assert split_of((scene.grid, scene.items)) == "train"
             assert scene.word is None or split_of(scene.word) == "train"
 
@@ -184,7 +184,8 @@ def drawn(processor):
     """Return a picture's inputs and four questions about it."""
     generator = random.Random(5)
     scene = random_scene(generator, grid=(2, 2))
-    return processor.image_inputs([draw(scene)]), training.sample_questions(scene, generator, 6)[:4]
+    questions = training.sample_questions(scene, generator, 6, training.ALL_KINDS)[:4]
+    return processor.image_inputs([draw(scene)]), questions
 
 
 def answers_of(processor, sample) -> list[str]:
@@ -245,7 +246,8 @@ def test_a_sample_of_several_questions_gives_each_one_s_own_logits(torch_model, 
         sample = training.encode_sample(processor, inputs, asked, turns=False)
         learned = (sample["labels"] != training.IGNORED).nonzero().flatten()
         batch = training.collate([sample]) | {"images": inputs}
-        return training.forward(torch_model, batch)[0, learned - 1]
+        features = torch_model.encode_images(**inputs)
+        return training.forward(torch_model, batch, features)[0, learned - 1]
 
     together = logits(questions)
     apart = torch.cat([logits([question]) for question in questions])
@@ -269,19 +271,54 @@ def test_padding_is_seen_by_itself_only(processor, drawn):
 
 def test_resuming_gives_the_batches_that_would_have_come(processor):
     def batches(start: int):
-        return training.Batches(processor, start=start, steps=6, batch=2, seed=3)
+        return training.Batches(processor, start=start, steps=12, batch=2, seed=3)
 
     threads = torch.get_num_threads()
     try:
-        whole, resumed = list(batches(0)), list(batches(4))
+        whole, resumed = list(batches(0)), list(batches(8))
     finally:
         torch.set_num_threads(threads)
-    assert len(whole) == 6 and len(resumed) == 2
-    for before, after in zip(whole[4:], resumed, strict=True):
+    assert len(whole) == 12 and len(resumed) == 4
+    for before, after in zip(whole[8:], resumed, strict=True):
         before, after = before | before.pop("images"), after | after.pop("images")
         assert before.keys() == after.keys()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert not torch.equal(whole[0]["input_ids"], whole[1]["input_ids"])
+    assert not torch.equal(whole[10]["input_ids"], whole[11]["input_ids"])
+
+
+def test_the_stages_reach_the_end_and_know_their_batches():
+    shares = [stage.until for stage in training.STAGES]
+    assert shares == sorted(shares) and shares[-1] == 1
+    for stage in training.STAGES:
+        assert stage.batches.keys() <= training.BATCH_SIZES.keys()
+        assert stage.kinds.keys() <= world.KINDS.keys()
+
+
+def shown(processor, *items) -> torch.Tensor:
+    scene = Scene((2, 2), items)
+    return training.shown_words(processor, [scene], side=4)[0]
+
+
+def test_what_picture_tokens_should_name(processor):
+    red, blue = Item("star", "red"), Item("cross", "blue")
+    ids = shown(processor, red, None, None, blue)
+    for rows, columns, text in (
+        (slice(0, 2), slice(0, 2), "red star top left"),
+        (slice(2, 4), slice(2, 4), "blue cross bottom right"),
+    ):
+        for words in ids[rows, columns].flatten(0, 1).tolist():
+            assert processor.tokenizer.decode(words).strip() == text
+    assert (ids[:2, 2:] == -1).all() and (ids[2:, :2] == -1).all()
+
+
+@torch.inference_mode()
+def test_naming_is_perfect_where_tokens_are_the_sums_of_their_words(torch_model):
+    ids = shown(torch_model.processor, Item("star", "red"), None, Item("cross", "blue"), None)
+    words = torch_model.embed_tokens(ids.clamp(min=0)) * (ids >= 0)[..., None]
+    perfect = words.sum(-2).flatten(0, 1)
+    assert training.naming_loss(torch_model, [perfect], ids[None]) < 1e-9
+    assert training.naming_loss(torch_model, [torch.zeros_like(perfect)], ids[None]) > 0.9
+    assert training.naming_loss(torch_model, [perfect.flip(0)], ids[None]) > 0.9
 
 
 def test_the_loss_is_that_of_the_answers(processor, drawn):
@@ -298,5 +335,6 @@ def test_the_loss_is_that_of_the_answers(processor, drawn):
 def test_questions_about_a_scene_are_different_ones():
     generator = random.Random(0)
     for scene in scenes(20):
-        texts = [question.text for question in training.sample_questions(scene, generator, 10)]
+        asked = training.sample_questions(scene, generator, 10, training.ALL_KINDS)
+        texts = [question.text for question in asked]
         assert len(set(texts)) == len(texts) > 0

@@ -21,7 +21,7 @@ class Recipe:
     config: dict
     tokenizer: Callable[[Iterable[str], Path], int]  # trains on texts, writes files, gives the size
     vocab_size: tuple[str, ...]  # where in the config the tokenizer's size belongs
-    steps: int = 7300
+    steps: int = 5200
     batch: int = 16
     learning_rate: float = 1.2e-3
 

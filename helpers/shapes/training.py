@@ -4,15 +4,20 @@ A sample is one picture with several questions, which share the picture's tokens
 sees the picture and itself, at the positions it would have if it were the only one. One sample in
 four is a conversation instead, in which later questions also see the earlier turns.
 
-The pictures grow: training starts with small ones that fit one tile (cheap, and all that is
-needed for shapes, colours and places) and goes on with larger ones that are cut into tiles.
+Training has stages. First the image encoder alone learns to name: each picture token is pulled
+towards the embeddings of the words for what it shows, as encoders are trained on captions before
+they meet a language model. Then the language model learns to look a place up, which it finds
+hardest, and then all kinds of question. The pictures grow: small ones that fit one tile (cheap, and
+all that is needed for shapes, colours and places) come before larger ones that are cut into tiles.
 """
 
 import argparse
 import json
+import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,41 +36,60 @@ from helpers.shapes.recipes import RECIPES
 
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
-SMALL_STAGE = 0.3  # of the steps, the first ones: no pictures of several tiles
-# After that, the shares of batches: words to read, small pictures, pictures of several tiles.
-SHARES = {"word": 0.08, "small": 0.37, "large": 0.55}
 # Pictures in a batch, as a multiple of the recipe's: the work goes with tiles and questions.
-BATCH_SIZES = {"word": 4, "small": 1, "large": 1}
+BATCH_SIZES = {"name": 4, "word": 4, "small": 1, "large": 1}
 CONVERSATIONS = 0.25  # of the samples: several turns
-KIND_WEIGHTS = {
+NAMING = 0.3  # the weight of the loss of naming, beside that of answers
+EMBEDDING_STD = 0.1  # of new embeddings: with small ones, words that are not told apart collapse
+ALL_KINDS = {
     "describe": 2,
     "count": 2,
     "colour": 1,
     "shape": 1,
-    "where": 5,  # looking up a place by two properties is learned last
+    "where": 4,  # looking up a place by two properties is learned last
     "unusual": 4,
     "word": 1,
 }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training up to a share of the steps: how often each sort of batch and question.
+
+    A batch is of pictures to `name`, of a `word` to read, or of `small` or `large` pictures.
+    """
+
+    until: float
+    batches: dict[str, float]
+    kinds: dict[str, float]
+
+
+STAGES = (
+    Stage(0.08, {"name": 1}, {}),
+    Stage(0.28, {"small": 1}, {"where": 1}),
+    Stage(0.5, {"word": 0.12, "small": 0.88}, ALL_KINDS),
+    Stage(1.0, {"word": 0.08, "small": 0.37, "large": 0.55}, ALL_KINDS),
+)
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
 
 # Samples
 
 
-def sample_scene(generator: random.Random, split: str, stage: str) -> tuple[world.Scene, int]:
-    """Return a scene for a batch of `stage` and the size of its places in pixels."""
-    if stage == "large":
+def sample_scene(generator: random.Random, split: str, batch: str) -> tuple[world.Scene, int]:
+    """Return a scene for a batch of the sort `batch` and the size of its places in pixels."""
+    if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
-    if stage == "word":
+    if batch == "word":
         return world.random_scene(generator, split, grid=(1, 1), word=0.95), 64
-    return world.random_scene(generator, split, grid=(2, 2), odd_one_out=0.5, word=0.0), 32
+    return world.random_scene(generator, split, grid=(2, 2), word=0.0), 32
 
 
 def sample_questions(
-    scene: world.Scene, generator: random.Random, number: int
+    scene: world.Scene, generator: random.Random, number: int, shares: dict[str, float]
 ) -> list[world.Question]:
-    """Return up to `number` different questions about `scene`."""
-    kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
+    """Return up to `number` different questions about `scene`, of kinds with these shares."""
+    kinds, weights = list(shares), list(shares.values())
     questions: dict[str, world.Question] = {}
     for kind in generator.choices(kinds, weights, k=number):
         if (question := world.KINDS[kind](scene, generator)) is not None:
@@ -145,27 +169,33 @@ class Batches(IterableDataset):
         torch.set_num_threads(1)
         for step in range(self.start, self.steps):
             generator = random.Random(f"{self.seed} {step}")
-            stages = list(SHARES) if step >= SMALL_STAGE * self.steps else ["word", "small"]
-            stage = generator.choices(stages, [SHARES[name] for name in stages])[0]
-            size = self.batch * BATCH_SIZES[stage]
-            yield make_batch(self.processor, generator, size, stage)
+            stage = next(stage for stage in STAGES if step < stage.until * self.steps)
+            sort = generator.choices(list(stage.batches), list(stage.batches.values()))[0]
+            yield make_batch(self.processor, generator, self.batch, sort, stage.kinds)
 
 
-def make_batch(processor: Processor, generator: random.Random, size: int, stage: str) -> dict:
-    """Return `size` training samples as one batch with the image encoder's inputs."""
-    images, samples = [], []
-    while len(samples) < size:
-        scene, cell = sample_scene(generator, "train", stage)
-        if stage == "word":
+def make_batch(
+    processor: Processor, generator: random.Random, size: int, sort: str, kinds: dict[str, float]
+) -> dict:
+    """Return a batch of a sort: the image encoder's inputs, what they show, questions."""
+    images, samples, scenes = [], [], []
+    while len(images) < size * BATCH_SIZES[sort]:
+        scene, cell = sample_scene(generator, "train", sort)
+        if sort == "word":
             questions = [world.word(scene, generator)]
         else:
-            questions = sample_questions(scene, generator, 10)
-        if not questions:
+            questions = sample_questions(scene, generator, 10, kinds) if kinds else []
+        if kinds and not questions:
             continue
         images.append(processor.image_inputs([world.draw(scene, cell=cell)]))
-        turns = generator.random() < CONVERSATIONS
-        samples.append(encode_sample(processor, images[-1], questions, turns=turns))
-    return collate(samples) | {"images": join_images(images)}
+        scenes.append(scene)
+        if questions:
+            turns = generator.random() < CONVERSATIONS
+            samples.append(encode_sample(processor, images[-1], questions, turns=turns))
+    batch = {"images": join_images(images)} | (collate(samples) if samples else {})
+    if sort in ("name", "small"):
+        batch["shown"] = shown_words(processor, scenes)
+    return batch
 
 
 def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -173,12 +203,54 @@ def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([inputs[name] for inputs in images]) for name in images[0]}
 
 
+# Naming
+
+
+def shown_words(processor: Processor, scenes: Sequence[world.Scene], side: int = 12) -> Tensor:
+    """Return the words for what is at each of `side` x `side` points of pictures of one tile.
+
+    The result holds token ids (scene, side, side, word), -1 where there is no word: colour, shape
+    and place. A point without a shape has none at all: the place of nothing answers no question,
+    and with it in the picture tokens the language model does not learn to look places up.
+    """
+    ids = torch.full((len(scenes), side, side, 4), -1)
+    for index, scene in enumerate(scenes):
+        columns, rows = scene.grid
+        for number, item in enumerate(scene.items):
+            if item is None:
+                continue
+            row, column = divmod(number, columns)
+            words = f"{item} {world.PLACES[scene.grid][number]}"
+            tokens = processor.tokenizer(f" {words}", add_special_tokens=False)["input_ids"]
+            ids[
+                index,
+                row * side // rows : (row + 1) * side // rows,
+                column * side // columns : (column + 1) * side // columns,
+                : len(tokens),
+            ] = torch.tensor(tokens)
+    return ids
+
+
+def naming_loss(model: VisionLanguageModel, features: Sequence[Tensor], shown: Tensor) -> Tensor:
+    """Return how far picture tokens are from the sums of the embeddings of the words they show.
+
+    The unit is the variance of those sums. `features` holds one tile's tokens for each picture,
+    which lie on a square.
+    """
+    tokens = torch.stack(list(features)).float()
+    side, points = math.isqrt(tokens.shape[1]), shown.shape[1]
+    nearest = (torch.arange(side, device=shown.device) * 2 + 1) * points // (2 * side)
+    ids = shown[:, nearest][:, :, nearest].flatten(1, 2)
+    words = model.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[..., None]
+    wanted = words.sum(2).float()
+    return nn.functional.mse_loss(tokens, wanted) / wanted.var()
+
+
 # Training
 
 
-def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
+def forward(model: VisionLanguageModel, batch: dict, features: Sequence[Tensor]) -> Tensor:
     """Return the logits (batch, length, vocabulary) of all tokens of a batch."""
-    features = model.encode_images(**batch["images"])
     ids = batch["input_ids"]
     embeddings = model.prepare(ids, features)["inputs_embeds"]
     hidden = model.language_model(
@@ -188,6 +260,18 @@ def forward(model: VisionLanguageModel, batch: dict) -> Tensor:
         use_cache=False,
     )
     return hidden.logits
+
+
+def loss_of(model: VisionLanguageModel, batch: dict) -> Tensor:
+    """Return the loss of a batch: of answers, of naming, or of both."""
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16):
+        features = model.encode_images(**batch["images"])
+        logits = forward(model, batch, features) if "labels" in batch else None
+    loss = 0.0 if logits is None else answer_loss(logits, batch)
+    if "shown" in batch:
+        loss = loss + NAMING * naming_loss(model, features, batch["shown"])
+    return loss
 
 
 def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -219,7 +303,8 @@ def accuracy(model: VisionLanguageModel, number: int, *, seed: int = 1, split: s
             for inputs, (_, question) in zip(images, part, strict=True)
         ]
         batch = _to(collate(samples) | {"images": join_images(images)}, model)
-        best = forward(model, batch)[:, :-1].argmax(-1)
+        logits = forward(model, batch, model.encode_images(**batch["images"]))
+        best = logits[:, :-1].argmax(-1)
         labels = batch["labels"][:, 1:]
         exact = ((best == labels) | (labels == IGNORED)).all(1).tolist()
         for (_, question), value in zip(part, exact, strict=True):
@@ -264,10 +349,7 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
     loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
     progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
     for step, batch in enumerate(progress, start + 1):
-        batch = _to(batch, model)
-        with torch.autocast(device, torch.bfloat16):
-            logits = forward(model, batch)
-        loss = answer_loss(logits, batch)
+        loss = loss_of(model, _to(batch, model))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -295,9 +377,10 @@ def new_model(folder: Path) -> VisionLanguageModel:
     family = family_of(folder)
     config = read_config(folder)
     model = family(config, family.processor_class(folder, config))
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.02 if "embed" in name else 0.04)
+            nn.init.normal_(parameter, std=0.04)
+    nn.init.normal_(model.language_model.get_input_embeddings().weight, std=EMBEDDING_STD)
     return model
 
 
