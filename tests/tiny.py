@@ -37,14 +37,15 @@ def write_tiny(folder: Path) -> Path:
     """Write the small model as a checkpoint into `folder` / internvl2, and return that."""
     texts = [text for _, question in questions(70) for text in (question.text, question.answer)]
     run = folder / "run"
-    replace(RECIPES["internvl2"], config=tiny_config()).prepare(run, texts * 3)
+    recipe = replace(RECIPES["internvl2"], config=tiny_config())
+    recipe.prepare(run, texts * 3)
     with seeded(0):
         model = training.new_model(run)
         for name, parameter in model.named_parameters():
             # Larger than where training starts, so that answers differ from question to question.
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.5 if "embed" in name else 0.12)
-    training.save(model, run, folder / "internvl2")
+    training.save(model, run, folder / "internvl2", recipe)
     return folder / "internvl2"
 
 

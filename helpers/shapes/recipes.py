@@ -3,30 +3,40 @@
 Widths are multiples of 128, the usual group size of INT4 weights.
 """
 
+import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2Tokenizer
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from helpers.models.internvl2 import SYSTEM
+from helpers.models import internvl2, llava_mpt, mobilevlm
+from helpers.shapes import world
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A small model of one family: its `config.json`, its tokenizer, and how long it trains."""
+    """A small model of one family: its config, its tokenizer, its files, and how long it trains.
+
+    `tower` is the config of an image encoder that the authors keep in a folder of its own, which
+    the config names. With `shards`, weights are written as that many `.bin` files, else as one of
+    safetensors.
+    """
 
     config: dict
     tokenizer: Callable[[Iterable[str], Path], int]  # trains on texts, writes files, gives the size
-    vocab_size: tuple[str, ...]  # where in the config the tokenizer's size belongs
+    vocab_size: tuple[str, ...] = ("vocab_size",)  # where in the config that size belongs
+    tower: dict | None = None
+    shards: int = 0
     steps: int = 5200
     batch: int = 16
     learning_rate: float = 1.2e-3
 
     def prepare(self, folder: Path, texts: Iterable[str]) -> None:
-        """Write the tokenizer's files and `config.json` into `folder`."""
+        """Write the tokenizer's files and the configs into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         config = json.loads(json.dumps(self.config))
         *path, name = self.vocab_size
@@ -34,7 +44,39 @@ class Recipe:
         for key in path:
             section = section[key]
         section[name] = self.tokenizer(texts, folder)
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        _write_json(folder / "config.json", config)
+        if self.tower is not None:
+            (folder / config["mm_vision_tower"]).mkdir(exist_ok=True)
+            _write_json(folder / config["mm_vision_tower"] / "config.json", self.tower)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+# Tokenizers
+
+TEXT_TOKENS = 640  # in a trained vocabulary, at most: words whole, letters and bytes single
+
+
+def byte_level_bpe(texts: Iterable[str], specials: Sequence[str] = ()) -> Tokenizer:
+    """Train a byte-level BPE tokenizer, whose first ids are `specials`."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TEXT_TOKENS,
+        min_frequency=2,
+        special_tokens=[_special(token) for token in specials],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    return trained
+
+
+def _special(token: str) -> AddedToken:
+    return AddedToken(token, special=True, normalized=False)
 
 
 QWEN2_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -44,19 +86,9 @@ INTERNVL_TOKENS += ["<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
 
 def qwen2_tokenizer(texts: Iterable[str], folder: Path) -> int:
     """Train a byte-level BPE tokenizer as Qwen2 uses it, with InternVL2's added tokens."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=640,
-        min_frequency=2,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     # Without the template's words, every prompt would spell out the long system message.
-    template = [SYSTEM, "system\n", "user\n", "assistant\n"] * 100
-    trained.train_from_iterator([*texts, *template], trainer)
-    trained.model.save(str(folder))
+    template = [internvl2.SYSTEM, "system\n", "user\n", "assistant\n"] * 100
+    byte_level_bpe([*texts, *template]).model.save(str(folder))
     tokenizer = Qwen2Tokenizer(
         vocab=str(folder / "vocab.json"),
         merges=str(folder / "merges.txt"),
@@ -64,14 +96,49 @@ def qwen2_tokenizer(texts: Iterable[str], folder: Path) -> int:
         eos_token="<|im_end|>",
     )
     tokenizer.add_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in QWEN2_TOKENS + INTERNVL_TOKENS],
-        special_tokens=True,
+        [_special(token) for token in QWEN2_TOKENS + INTERNVL_TOKENS], special_tokens=True
     )
     tokenizer.save_pretrained(folder)
-    added = json.dumps(tokenizer.get_added_vocab(), indent=1)
-    (folder / "added_tokens.json").write_text(added + "\n", encoding="utf-8")
+    _write_json(folder / "added_tokens.json", tokenizer.get_added_vocab())
     return len(tokenizer)
 
+
+def gpt_neox_tokenizer(texts: Iterable[str], folder: Path) -> int:
+    """Train a byte-level BPE tokenizer as GPT-NeoX uses it, with the tokens of MPT's chat."""
+    end = "<|endoftext|>"
+    template = [llava_mpt.SYSTEM, "system\n", "user\n", "assistant\n"] * 100
+    trained = byte_level_bpe([*texts, *template], [end])
+    chat = ["<|im_start|>", "<|im_end|>", *llava_mpt.IMAGE_MARKS]
+    trained.add_special_tokens([_special(token) for token in chat])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, bos_token=end, eos_token=end)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def llama_tokenizer(texts: Iterable[str], folder: Path) -> int:
+    """Train a sentencepiece BPE tokenizer as Llama uses it."""
+    template = [mobilevlm.TEMPLATE.system, "USER: ", " ASSISTANT: "] * 100
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*texts, *template]),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=TEXT_TOKENS,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        split_digits=True,
+        required_chars=world.LETTERS,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(trained.getvalue())
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True} | special
+    _write_json(folder / "tokenizer_config.json", config)
+    return len(LlamaTokenizer.from_pretrained(folder))
+
+
+# Configs
 
 INTERNVL2 = {
     "architectures": ["InternVLChatModel"],
@@ -119,4 +186,74 @@ INTERNVL2 = {
     },
 }
 
-RECIPES = {"internvl2": Recipe(INTERNVL2, qwen2_tokenizer, ("llm_config", "vocab_size"))}
+# One picture is one tile for CLIP, so it is larger than a tile of InternVL2, for words to be read.
+CLIP = {
+    "architectures": ["CLIPVisionModel"],
+    "model_type": "clip_vision_model",
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,  # the last one is not used, as in the authors' checkpoints
+    "num_attention_heads": 4,
+    "num_channels": 3,
+    "image_size": 96,
+    "patch_size": 8,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "projection_dim": 128,
+}
+LLAVA = {
+    "mm_vision_tower": "clip",
+    "mm_vision_select_layer": -2,
+    "mm_vision_select_feature": "patch",
+    "mm_hidden_size": 128,
+    "use_mm_proj": True,
+    "image_aspect_ratio": "pad",  # or a strip of two places would lose half of each
+    "torch_dtype": "float16",
+}
+
+LLAVA_MPT = LLAVA | {
+    "architectures": ["LlavaMPTForCausalLM"],
+    "model_type": "llava_mpt",
+    "mm_use_im_start_end": True,
+    "d_model": 128,
+    "n_heads": 4,
+    "n_layers": 4,
+    "expansion_ratio": 4,
+    "max_seq_len": 2048,
+    "no_bias": True,
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "attn_config": {"attn_type": "multihead_attention", "alibi": True, "alibi_bias_max": 8},
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+MOBILEVLM = LLAVA | {
+    "architectures": ["MobileLlamaForCausalLM"],
+    "model_type": "mobilevlm",
+    "vision_tower_type": "clip",
+    "mm_projector_type": "ldpnet",
+    "mm_use_im_start_end": False,
+    "mm_use_im_patch_token": False,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+RECIPES = {
+    "internvl2": Recipe(INTERNVL2, qwen2_tokenizer, ("llm_config", "vocab_size")),
+    "llava_mpt": Recipe(LLAVA_MPT, gpt_neox_tokenizer, tower=CLIP, shards=2),
+    # A finer grid, of which the projector leaves a quarter.
+    "mobilevlm": Recipe(MOBILEVLM, llama_tokenizer, tower=CLIP | {"patch_size": 6}, shards=1),
+}

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ from transformers.trainer_utils import set_seed
 
 from helpers.checkpoints import BUNDLED, CARD, original_tensors, read_config
 from helpers.models import family_of
+from helpers.models._clip import VISION_NAMES
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.prompts import user_message
 from helpers.shapes import world
-from helpers.shapes.recipes import RECIPES
+from helpers.shapes.recipes import RECIPES, Recipe
 
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
@@ -220,8 +222,7 @@ def shown_words(processor: Processor, scenes: Sequence[world.Scene], side: int =
             if item is None:
                 continue
             row, column = divmod(number, columns)
-            words = f"{item} {world.PLACES[scene.grid][number]}"
-            tokens = processor.tokenizer(f" {words}", add_special_tokens=False)["input_ids"]
+            tokens = _tokens_after(processor, "the", f"{item} {world.PLACES[scene.grid][number]}")
             ids[
                 index,
                 row * side // rows : (row + 1) * side // rows,
@@ -229,6 +230,12 @@ def shown_words(processor: Processor, scenes: Sequence[world.Scene], side: int =
                 : len(tokens),
             ] = torch.tensor(tokens)
     return ids
+
+
+def _tokens_after(processor: Processor, before: str, words: str) -> list[int]:
+    """Return the tokens of `words` as they are in a sentence; a sentence's first may differ."""
+    first = len(processor.tokenizer(before, add_special_tokens=False)["input_ids"])
+    return processor.tokenizer(f"{before} {words}", add_special_tokens=False)["input_ids"][first:]
 
 
 def naming_loss(model: VisionLanguageModel, features: Sequence[Tensor], shown: Tensor) -> Tensor:
@@ -401,20 +408,40 @@ NOTICE = (
 )
 
 
-def save(model: VisionLanguageModel, run: Path, folder: Path) -> None:
-    """Write a trained model in its authors' layout: float16 weights, config and tokenizer.
+def save(model: VisionLanguageModel, run: Path, folder: Path, recipe: Recipe) -> None:
+    """Write a trained model in its authors' layout: float16 weights, configs and tokenizer.
 
     `bundled.json` beside them says what the model knows, wherever it is converted to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("state.*"), dirs_exist_ok=True)
     tensors = original_tensors(model.cpu(), model.rules())
     tensors = {name: tensor.to(torch.float16) for name, tensor in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for path in run.iterdir():
-        if path.suffix in (".json", ".txt", ".model"):
-            (folder / path.name).write_bytes(path.read_bytes())
+    if recipe.tower is not None:
+        tower = {name: tensors.pop(name) for name in list(tensors) if name.startswith(VISION_NAMES)}
+        save_file(tower, folder / recipe.config["mm_vision_tower"] / "model.safetensors")
+    if recipe.shards:
+        save_bin(tensors, folder, recipe.shards)
+    else:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     card = json.dumps({"notice": NOTICE, "licence": "Apache-2.0"}, indent=1)
     (folder / CARD).write_text(card + "\n", encoding="utf-8")
+
+
+def save_bin(tensors: dict[str, Tensor], folder: Path, shards: int) -> None:
+    """Write tensors as `shards` files of PyTorch's own format, with an index if there are more."""
+    names, size = list(tensors), -(-len(tensors) // shards)
+    files: dict[str, str] = {}
+    for number in range(shards):
+        part = names[number * size : (number + 1) * size]
+        place = f"-{number + 1:05}-of-{shards:05}" if shards > 1 else ""
+        file = f"pytorch_model{place}.bin"
+        # A clone has its own storage; a view would take the whole tensor that it is part of along.
+        torch.save({name: tensors[name].clone() for name in part}, folder / file)
+        files |= dict.fromkeys(part, file)
+    if shards > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
 def main() -> None:
@@ -431,7 +458,8 @@ def main() -> None:
     started = time.monotonic()
     steps = arguments.steps or RECIPES[arguments.family].steps
     model = train(arguments.family, run=run, steps=steps)
-    save(model, run, arguments.output or BUNDLED / arguments.family)
+    recipe = RECIPES[arguments.family]
+    save(model, run, arguments.output or BUNDLED / arguments.family, recipe)
     report = {"steps": steps, "minutes": round((time.monotonic() - started) / 60, 1)}
     report["validation"] = accuracy(model, 700)
     print(json.dumps(report, indent=1))

@@ -1,0 +1,58 @@
+"""Every family's recipe gives a small model in the authors' layout, which the loader reads back."""
+
+import random
+
+import pytest
+import torch
+
+from helpers.checkpoints import CARD
+from helpers.models import load_model
+from helpers.shapes import training
+from helpers.shapes.recipes import RECIPES
+from tests.tiny import seeded
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def prepared(request, tmp_path_factory):
+    """Return a recipe, the folder that it prepared, and a new model."""
+    recipe, run = RECIPES[request.param], tmp_path_factory.mktemp(request.param)
+    recipe.prepare(run, training.corpus(700))
+    with seeded(0):
+        return recipe, run, training.new_model(run)
+
+
+def test_its_size(prepared):
+    _, _, model = prepared
+    assert 1e6 < sum(parameter.numel() for parameter in model.parameters()) < 4e6
+
+
+def test_words_of_the_world_are_single_tokens(prepared):
+    _, _, model = prepared
+    tokenizer = model.processor.tokenizer
+    assert "unk" not in tokenizer.decode(tokenizer(" ".join(training.world.LETTERS))["input_ids"])
+    for word in (*training.world.COLOURS, *training.world.SHAPES, "top", "left", "right"):
+        assert len(training._tokens_after(model.processor, "the", word)) == 1
+
+
+@pytest.mark.parametrize("sort", training.BATCH_SIZES)
+def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort):
+    _, _, model = prepared
+    kinds = {} if sort == "name" else training.ALL_KINDS
+    batch = training.make_batch(model.processor, random.Random(0), 2, sort, kinds)
+    model.zero_grad()
+    training.loss_of(model, batch).backward()
+    reached = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert any(name.startswith("image_encoder.") for name in reached)
+    assert any(name.startswith("language_model.") for name in reached) == (sort != "name")
+
+
+def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
+    recipe, run, model = prepared
+    (run / "state.pt").write_bytes(b"not part of the checkpoint")
+    training.save(model, run, tmp_path, recipe)
+    loaded = load_model(tmp_path).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.to(torch.float16), loaded[name]), name
+    assert (tmp_path / CARD).exists() and not (tmp_path / "state.pt").exists()
+    assert len(list(tmp_path.glob("pytorch_model*.bin"))) == recipe.shards
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 8e6
