@@ -90,8 +90,6 @@ def convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint and print the bit widths of its parts."""
     from helpers import compression, conversion, hub, plots
 
-    if options.ratio is not None and not 0 <= options.ratio <= 1:
-        raise SettingsError(f"The ratio is {options.ratio}; it should be from 0 to 1.")
     preset = compression.find_preset(
         options.precision, group_size=options.group_size, ratio=options.ratio
     )

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from unittest import mock
 
@@ -61,6 +61,13 @@ class Weights:
                 f"The group size is {self.group_size}; it should be a whole number of weights, "
                 "or -1 for a whole row."
             )
+
+    @property
+    def bits(self) -> float:
+        """How many bits a weight takes on average, scales aside."""
+        if self.mode.startswith("int4"):
+            return 4 * self.ratio + 8 * (1 - self.ratio)
+        return 16 if self.mode == "fp16" else 8
 
     def __str__(self) -> str:
         if not self.mode.startswith("int4"):
@@ -218,9 +225,9 @@ def table(widths: dict[str, list[BitWidth]]) -> list[dict[str, object]]:
     ]
 
 
-def choose_precision(default: str = "int4") -> Choice:
+def choose_precision(default: str = "int4", presets: Mapping[str, Preset] = PRESETS) -> Choice:
     """Show the presets; VLM_PRECISION sets the first choice."""
     options = [
-        Option(name, f"{name}: {preset.why}", str(preset)) for name, preset in PRESETS.items()
+        Option(name, f"{name}: {preset.why}", str(preset)) for name, preset in presets.items()
     ]
     return Choice("Precision", options, default=default, variable="VLM_PRECISION")

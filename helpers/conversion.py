@@ -17,11 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import openvino as ov
+import psutil
+from torch import nn
 
+from helpers import hub
 from helpers.checkpoints import read_json
 from helpers.compression import BitWidth, Preset, bit_widths, compress
 from helpers.errors import CheckpointError, OutputError
 from helpers.models import load_model, load_processor
+from helpers.models.base import VisionLanguageModel
 from helpers.stateful import make_stateful
 from helpers.tracing import FILES, Part, trace
 
@@ -49,7 +53,8 @@ def convert(
 
     `report` is told of each step. A complete folder made of the same checkpoint with the same
     preset is kept, any other conversion replaced; an incomplete one never appears. Raises
-    `OutputError` for a folder that cannot be written or holds something else.
+    `OutputError` for a folder that cannot be written or holds something else, and for a disk that
+    is too full.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     source = describe_source(checkpoint)
@@ -60,6 +65,7 @@ def convert(
             return _widths(manifest)
     model = load_model(checkpoint)
     model.processor.check_tokenizer()
+    check_room(expected_bytes(model, preset), output, report=report)
 
     def parts() -> Iterator[tuple[str, ov.Model]]:
         for part in model.parts():
@@ -67,6 +73,41 @@ def convert(
             yield part.name, convert_part(part)
 
     return write(parts(), output, checkpoint=checkpoint, preset=preset, report=report)
+
+
+def expected_bytes(model: VisionLanguageModel, preset: Preset) -> int:
+    """Return about how many bytes the weights of the converted parts will take."""
+    language_model = model.language_model
+    others = [module for module in model.children() if module is not language_model]
+    others.append(language_model.get_input_embeddings())  # a part of its own as well
+    bits = preset.language_model.bits * _weights_in(language_model)
+    return int(bits + preset.others.bits * sum(map(_weights_in, others))) // 8
+
+
+def _weights_in(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def check_room(size: int, output: Path, *, report: Report) -> None:
+    """Tell what a conversion of `size` bytes needs, and what there is of it.
+
+    Raises `OutputError` where the disk is too small. Memory is only told: an estimate should not
+    forbid what a swap file may allow.
+    """
+    disk = hub.free_disk(output.resolve())
+    memory = psutil.virtual_memory().available
+    if size > disk:
+        raise OutputError(
+            f"The result takes about {hub.in_words(size)}, but only {hub.in_words(disk)} are free "
+            f"where {output} is; give a folder on a larger disk or a smaller precision."
+        )
+    needed = size + hub.CONVERSION_MEMORY
+    report(
+        f"about {hub.in_words(size)} of disk and {hub.in_words(needed)} of memory are needed; "
+        f"{hub.in_words(disk)} and {hub.in_words(memory)} are free"
+    )
+    if needed > memory:
+        report("That is more memory than is free: close other programs, or it may be very slow.")
 
 
 def write(

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -30,6 +31,7 @@ from helpers.widgets import Choice, Option
 _WANTED = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
 _UNWANTED = ("*.py", "*.onnx", "*.gguf", "original/*", "*training_args*", "*optimizer*")
 FOLDER = "folder"
+CONVERSION_MEMORY = 1.5 * 2**30  # bytes that a conversion takes beside the result, measured
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,21 @@ def find_checkpoint(name: str) -> Path:
     )
 
 
-def download(hub_id: str, *, report: Callable[[str], None] = print) -> Path:
-    """Download a checkpoint's files and return their folder.
+def download(
+    hub_id: str, *, wanted: Sequence[str] = _WANTED, report: Callable[[str], None] = print
+) -> Path:
+    """Download a checkpoint's `wanted` files and return their folder.
 
     `report` is told the size first; a bar shows the progress. Files that are there already are
     kept, and one whose connection breaks continues where it stopped. HF_HUB_OFFLINE=1 uses what was
     downloaded before. Raises `CheckpointError` with what to do, also where the disk is too small.
     """
-    patterns = {"allow_patterns": list(_WANTED), "ignore_patterns": list(_UNWANTED)}
+    patterns = {"allow_patterns": list(wanted), "ignore_patterns": list(_UNWANTED)}
     try:
         size = _size_to_download(hub_id, **patterns)
         if size:
-            free = _free_disk(Path(huggingface_hub.constants.HF_HUB_CACHE))
-            told = f"{hub_id} is {_in_words(size)} to download; {_in_words(free)} of disk are free"
+            free = free_disk(Path(huggingface_hub.constants.HF_HUB_CACHE))
+            told = f"{hub_id} is {in_words(size)} to download; {in_words(free)} of disk are free"
             if size > free:
                 raise CheckpointError(f"{told}: make room, or set HF_HOME to a larger disk.")
             report(f"{told}.")
@@ -105,13 +109,14 @@ def _size_to_download(hub_id: str, **patterns: list[str]) -> int:
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
-def _free_disk(folder: Path) -> int:
+def free_disk(folder: Path) -> int:
     """Return the free bytes where `folder` is or will be."""
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     return shutil.disk_usage(existing).free
 
 
-def _in_words(size: float) -> str:
+def in_words(size: float) -> str:
+    """Return a number of bytes as people read it."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
@@ -128,6 +133,8 @@ def _what_to_do(hub_id: str, error: Exception) -> str:
             f"{hub_id} asks you to accept its licence first: visit {page}, then log in with "
             "`hf auth login`."
         )
+    if isinstance(cause, HFValidationError):
+        return f"{hub_id} is no name that the hub can have; give it as owner/name."
     if isinstance(cause, RepositoryNotFoundError):
         return f"The hub has no {hub_id}, or not for you; check the name at {page}."
     if status == 401:
@@ -142,8 +149,9 @@ def _what_to_do(hub_id: str, error: Exception) -> str:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Return how many bytes of weights a checkpoint's files hold."""
-    files = [path for ending in ("safetensors", "bin") for path in Path(folder).glob(f"*.{ending}")]
+    """Return how many bytes of weights a checkpoint's files hold, an image encoder's included."""
+    endings = ("safetensors", "bin")
+    files = [path for ending in endings for path in Path(folder).rglob(f"*.{ending}")]
     return sum(path.stat().st_size for path in files)
 
 
@@ -185,9 +193,9 @@ def choose_checkpoint(bundled: str, originals: Sequence[Original]) -> Choice:
 def memory_needed(parameters: float) -> float:
     """Return about how many GiB converting a model of so many billion parameters to INT4 takes.
 
-    Measured: the compressed size, 0.62 bytes a parameter, and 1.5 GiB for everything else.
+    Measured: the compressed size, 0.62 bytes a parameter, and what a conversion takes beside it.
     """
-    return parameters * 1e9 * 0.62 / 2**30 + 1.5
+    return (parameters * 1e9 * 0.62 + CONVERSION_MEMORY) / 2**30
 
 
 def chosen_folder(choice: Choice) -> Path:

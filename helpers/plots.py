@@ -82,6 +82,26 @@ def pictures_of(pixel_values: Tensor) -> list[Image.Image]:
     return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in scaled]
 
 
+def show_grids(grids: Mapping[str, Tensor | Image.Image]) -> Figure:
+    """Show grids of numbers (rows, columns) as shades, each with its scale, under their titles.
+
+    A picture among them is shown as it is, at the same size.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, len(grids), figsize=(2.8 * len(grids), 2.6), squeeze=False)
+        for axis, (title, grid) in zip(axes[0], grids.items(), strict=True):
+            if isinstance(grid, Tensor):
+                shades = axis.imshow(grid.float().numpy(), cmap="cividis")
+                figure.colorbar(shades, ax=axis, fraction=0.046).ax.tick_params(labelsize=8)
+            else:
+                axis.imshow(grid)
+            axis.set_title(title, fontsize=9)
+            axis.axis("off")
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
 def bars(groups: Mapping[str, Mapping[str, float]], *, units: Mapping[str, str]) -> Figure:
     """Draw one small bar chart for each measure: `groups` is measure to variant to value."""
     with plt.rc_context(_STYLE):

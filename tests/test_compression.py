@@ -161,3 +161,10 @@ def test_the_choice_s_first_value(monkeypatch):
     monkeypatch.setenv("VLM_PRECISION", "int2")
     with pytest.raises(SettingsError, match="VLM_PRECISION asks for 'int2'; this offers fp16"):
         compression.choose_precision()
+
+
+def test_a_notebook_s_own_presets_are_offered():
+    own = find_preset("int4", ratio=0.8)
+    choice = compression.choose_precision(presets={"int8": find_preset("int8"), "int4": own})
+    assert list(choice.options) == ["int8", "int4"]
+    assert str(own) in choice.line

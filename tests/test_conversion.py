@@ -14,8 +14,9 @@ import pytest
 
 from helpers import conversion
 from helpers.compression import find_preset
-from helpers.conversion import convert, folder_bytes, read_manifest
+from helpers.conversion import convert, expected_bytes, folder_bytes, read_manifest
 from helpers.errors import CheckpointError, OutputError, UserError
+from helpers.models import load_model
 from helpers.pipeline import VisionLanguagePipeline
 from helpers.tracing import FILES, LANGUAGE_MODEL
 
@@ -93,6 +94,35 @@ def test_sizes_are_those_on_disk(converted):
     sizes = folder_bytes(converted)
     on_disk = sum(path.stat().st_size for path in converted.glob("openvino_*"))
     assert list(sizes) == list(FILES) and sum(sizes.values()) == on_disk
+
+
+# Room
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_the_size_that_is_expected_is_about_what_comes_out(checkpoint, tmp_path, precision):
+    preset = find_preset(precision)
+    expected = expected_bytes(load_model(checkpoint), preset)
+    convert(checkpoint, tmp_path / "made", preset)
+    written = sum(path.stat().st_size for path in (tmp_path / "made").glob("*.bin"))
+    # Scales take room too, the last layer stays at 8 bits; constants that are equal are kept once.
+    assert 0.85 < written / expected < 1.4
+
+
+def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch, convert_quickly):
+    convert, taken = convert_quickly
+    monkeypatch.setattr("helpers.hub.free_disk", lambda folder: 1000)
+    with pytest.raises(OutputError, match="but only 0.0 MB are free"):
+        convert(checkpoint, tmp_path / "made", FP16)
+    assert taken == [] and list(tmp_path.iterdir()) == []
+
+
+def test_little_memory_is_told(checkpoint, tmp_path, monkeypatch, convert_quickly):
+    convert, taken = convert_quickly
+    lines = []
+    monkeypatch.setattr("helpers.hub.CONVERSION_MEMORY", 1e15)
+    convert(checkpoint, tmp_path / "made", FP16, report=lines.append)
+    assert taken and "more memory than is free" in lines[1]
 
 
 # Converting again

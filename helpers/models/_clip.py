@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessorPil
 
 from helpers.checkpoints import Rule, open_tensors, read_json
 from helpers.errors import CheckpointError
+from helpers.hub import download
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.tracing import IMAGE_ENCODER, Part, Traceable
 
@@ -201,11 +201,11 @@ def tower_folder(folder: Path, name: str, *patterns: str) -> Path:
         if (place / "config.json").exists():
             return place
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:  # no such model, no network, no valid name
+        return download(name, wanted=patterns)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"The image encoder {name} is neither in {folder} nor beside it and cannot be "
-            f"downloaded ({type(error).__name__}); put its folder beside the checkpoint's."
+            f"The image encoder {name} is neither in {folder} nor beside it; put its folder beside "
+            f"the checkpoint's, since the hub does not give it: {error}"
         ) from None
 
 
