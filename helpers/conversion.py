@@ -65,9 +65,9 @@ def convert(
             return _widths(manifest)
     model = load_model(checkpoint)
     model.processor.check_tokenizer()
-    check_room(expected_bytes(model, preset), output, report=report)
 
     def parts() -> Iterator[tuple[str, ov.Model]]:
+        check_room(expected_bytes(model, preset), output, report=report)
         for part in model.parts():
             report(f"{part.name}: converting")
             yield part.name, convert_part(part)
