@@ -87,6 +87,21 @@ def test_weights_in_16_bits_are_shared_with_the_file(traced):
     assert {matrix.data_ptr() for matrix in matrices} <= set(constants)
 
 
+def test_tracing_leaves_a_module_as_it_was(checkpoint):
+    model = load_model(checkpoint)
+
+    def tensors() -> dict[str, tuple]:
+        named = [*model.named_parameters(), *model.named_buffers()]
+        return {name: (tensor.dtype, tensor.data_ptr()) for name, tensor in named}
+
+    before = tensors()
+    for part in model.parts():
+        trace(part)
+        assert tensors() == before
+    with torch.inference_mode():  # types that do not fit would fail
+        model.encode_images(pixel_values=torch.zeros(1, 3, 32, 32, dtype=torch.float16))
+
+
 @pytest.mark.parametrize("tiles", [1, 3])
 @torch.inference_mode()
 def test_the_image_encoder_computes_as_in_pytorch(traced, torch_model, tiles):
