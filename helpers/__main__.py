@@ -1,4 +1,4 @@
-"""The command line: `python -m helpers convert | ask | evaluate | demo | info`.
+"""The command line: `python -m helpers convert | ask | evaluate | demo | info | verify | clean`.
 
 Errors that a user can cause are one sentence on the error stream and exit code 1; a wrong command
 line is exit code 2; Ctrl-C is exit code 130.
@@ -40,21 +40,30 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "ask", ask, "ask about a picture")
     _add_folder(command)
+    command.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
     command.add_argument("--image", action="append", default=[], help="a picture; may be repeated")
     command.add_argument("--question", required=True)
     command.add_argument("--max-new-tokens", type=int, default=128)
 
     command = _add(commands, "evaluate", evaluate, "count right answers on drawn questions")
     _add_folder(command)
+    command.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
     command.add_argument("--questions", type=int, default=500)
     command.add_argument("--seed", type=int, default=0)
 
     command = _add(commands, "demo", demo, "serve the chat page on this computer")
     _add_folder(command)
+    command.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
     command.add_argument("--port", type=int)
 
     command = _add(commands, "info", info, "say what a converted folder holds")
     _add_folder(command)
+
+    command = _add(commands, "verify", verify, "read every file of a converted folder")
+    _add_folder(command)
+
+    command = _add(commands, "clean", clean, "remove what interrupted conversions left")
+    command.add_argument("folder", type=Path, help="where they were to be written, or above")
     return parser
 
 
@@ -67,7 +76,6 @@ def _add(commands, name: str, run, text: str) -> argparse.ArgumentParser:
 
 def _add_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="a folder that `convert` wrote")
-    command.add_argument("--device", default="CPU")
 
 
 def _say(line: str) -> None:
@@ -88,7 +96,7 @@ def _pipeline(options: argparse.Namespace):
 
 def convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint and print the bit widths of its parts."""
-    from helpers import compression, conversion, hub, plots
+    from helpers import compression, conversion, folders, hub, plots
 
     preset = compression.find_preset(
         options.precision, group_size=options.group_size, ratio=options.ratio
@@ -97,7 +105,7 @@ def convert(options: argparse.Namespace) -> int:
     widths = conversion.convert(folder, options.output, preset, report=_say)
     if options.json:
         found = {name: [asdict(width) for width in part] for name, part in widths.items()}
-        sizes = conversion.folder_bytes(options.output)
+        sizes = folders.folder_bytes(options.output)
         print(json.dumps({"folder": str(options.output), "bytes": sizes, "bit_widths": found}))
     else:
         plots.show_table(compression.table(widths))
@@ -156,10 +164,10 @@ def demo(options: argparse.Namespace) -> int:
 
 def info(options: argparse.Namespace) -> int:
     """Print what a converted folder was made of, and its sizes."""
-    from helpers import conversion, plots
+    from helpers import folders, plots
 
-    manifest = conversion.read_manifest(options.folder)
-    sizes = conversion.folder_bytes(options.folder)
+    manifest = folders.read_manifest(options.folder)
+    sizes = folders.folder_bytes(options.folder)
     if options.json:
         print(json.dumps(manifest | {"bytes": sizes}))
         return 0
@@ -176,6 +184,30 @@ def info(options: argparse.Namespace) -> int:
         for name, size in sizes.items()
     ]
     plots.show_table(rows)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Read every file and compare it with the manifest."""
+    from helpers import folders
+
+    names = folders.verify(options.folder, report=_say)
+    if options.json:
+        print(json.dumps({"folder": str(options.folder), "files": names}))
+    else:
+        print(f"all {len(names)} files are as they were written")
+    return 0
+
+
+def clean(options: argparse.Namespace) -> int:
+    """Remove what interrupted conversions left, and say what it was."""
+    from helpers import folders
+
+    removed = [str(path) for path in folders.clean(options.folder)]
+    if options.json:
+        print(json.dumps({"removed": removed}))
+    else:
+        print(*removed or ["nothing to remove"], sep="\n")
     return 0
 
 

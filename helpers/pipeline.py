@@ -22,9 +22,9 @@ from transformers import GenerationConfig, TextStreamer
 from transformers.generation import StoppingCriteriaList
 
 from helpers.checkpoints import CARD, read_json
-from helpers.conversion import read_manifest
 from helpers.devices import check_device
 from helpers.errors import DeviceError, OutputError, QuestionError, SettingsError, UserError
+from helpers.folders import read_manifest
 from helpers.generation import StateCache, StatefulLanguageModel, StopOnEvent, Stopped
 from helpers.models import load_processor
 from helpers.prompts import user_message

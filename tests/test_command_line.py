@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from helpers.__main__ import main
-from helpers.conversion import read_manifest
+from helpers.folders import read_manifest
 from helpers.shapes.training import NOTICE
 from tests.golden_checks import change_tensors
 from tests.tiny import picture
@@ -268,5 +268,5 @@ def test_control_c_is_exit_code_130(run, converted, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("helpers.conversion.read_manifest", interrupt)
+    monkeypatch.setattr("helpers.folders.read_manifest", interrupt)
     assert run("info", converted) == (130, "", "stopped\n")

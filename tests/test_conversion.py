@@ -1,24 +1,36 @@
 """A converted folder is complete or not there; it says truly what it was made of."""
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import openvino as ov
 import pytest
+from filelock import FileLock
 
 from helpers import conversion
 from helpers.compression import find_preset
-from helpers.conversion import convert, expected_bytes, folder_bytes, read_manifest
+from helpers.conversion import convert, expected_bytes
 from helpers.errors import CheckpointError, OutputError, UserError
+from helpers.folders import (
+    MANIFEST,
+    UNFINISHED_MANIFEST,
+    clean,
+    folder_bytes,
+    read_manifest,
+    verify,
+)
 from helpers.models import load_model
 from helpers.pipeline import VisionLanguagePipeline
-from helpers.tracing import FILES, LANGUAGE_MODEL
+from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 
 FP16 = find_preset("fp16")
 
@@ -72,7 +84,7 @@ def test_a_folder_has_what_its_processor_reads(converted, checkpoint):
 
 def test_the_manifest_describes_every_file(converted):
     manifest = read_manifest(converted)
-    files = {path.name for path in converted.iterdir()} - {conversion.MANIFEST}
+    files = {path.name for path in converted.iterdir()} - {MANIFEST}
     assert set(manifest["files"]) == files
     for name, file in manifest["files"].items():
         content = (converted / name).read_bytes()
@@ -170,17 +182,17 @@ def shorten(path: Path) -> None:
 
 
 def change_format(folder: Path) -> None:
-    manifest = json.loads((folder / conversion.MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     text = json.dumps(manifest | {"format": 0})
-    (folder / conversion.MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 DAMAGES = {
     "a file": lambda folder: shorten(folder / "openvino_language_model.bin"),
     "no file": lambda folder: (folder / "tokenizer.json").unlink(),
-    "the manifest": lambda folder: shorten(folder / conversion.MANIFEST),
-    "half a manifest": lambda folder: (folder / conversion.MANIFEST).write_text('{"format": 1}'),
-    "no manifest": lambda folder: (folder / conversion.MANIFEST).unlink(),
+    "the manifest": lambda folder: shorten(folder / MANIFEST),
+    "half a manifest": lambda folder: (folder / MANIFEST).write_text('{"format": 1}'),
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
     "the format": change_format,
 }
 
@@ -336,13 +348,13 @@ def test_a_checkpoint_without_its_tokenizer_is_refused_or_works(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
-@pytest.mark.parametrize("line", ["image encoder: converting", "language model: converting"])
-def test_control_c_leaves_nothing(checkpoint, tmp_path, line):
-    output = tmp_path / "made"
-    command = [sys.executable, "-m", "helpers", "convert", checkpoint, "--output", output]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    ) as process:
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [("image encoder: converting", []), ("language model: converting", [".made.unfinished"])],
+)
+def test_control_c_leaves_no_more_than_finished_parts(checkpoint, tmp_path, line, left):
+    command = command_for(checkpoint, tmp_path / "made")
+    with subprocess.Popen(command, **PIPES) as process:
         for said in process.stderr:
             if said.startswith(line):
                 break
@@ -350,4 +362,133 @@ def test_control_c_leaves_nothing(checkpoint, tmp_path, line):
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in error and error.endswith("stopped\n")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == left
+    assert ("is kept" in error) == bool(left)
+
+
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+
+
+def command_for(checkpoint: Path, output: Path) -> list:
+    return [sys.executable, "-m", "helpers", "convert", checkpoint, "--output", output]
+
+
+# Going on
+
+
+def interrupt_at(part_name: str, monkeypatch) -> None:
+    """Let the conversion of a part fail; the patch of `convert_quickly` stays below."""
+    convert_part = conversion.convert_part
+
+    def interrupted(part):
+        if part.name == part_name:
+            raise KeyboardInterrupt
+        return convert_part(part)
+
+    monkeypatch.setattr(conversion, "convert_part", interrupted)
+
+
+@pytest.fixture
+def interrupted(checkpoint, tmp_path, convert_quickly, monkeypatch):
+    """Return an output whose conversion stopped at the language model, and `convert_quickly`."""
+    output = tmp_path / "made"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(LANGUAGE_MODEL, patch)
+        convert(checkpoint, output, FP16)
+    convert_quickly[1].clear()
+    return output, *convert_quickly
+
+
+def test_finished_parts_are_used_again(interrupted, converted, checkpoint):
+    output, convert, taken = interrupted
+    assert not output.exists()
+    with pytest.raises(OutputError, match="was interrupted; run .* again to go on"):
+        VisionLanguagePipeline(output)
+    lines = []
+    widths = convert(checkpoint, output, FP16, report=lines.append)
+    assert taken == [LANGUAGE_MODEL] and list(widths) == list(FILES)
+    assert f"{IMAGE_ENCODER}: finished before the interruption" in lines
+    assert contents(output) == contents(converted)
+    assert [path.name for path in output.parent.iterdir()] == ["made"]
+
+
+def touch(path: Path) -> None:
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize("change", ["source", "precision", "part", "manifest"])
+def test_what_changed_is_not_used_again(interrupted, checkpoint, tmp_path_factory, change):
+    output, convert, taken = interrupted
+    aside = output.parent / ".made.unfinished"
+    source = shutil.copytree(checkpoint, tmp_path_factory.mktemp("source") / checkpoint.name)
+    for path in source.iterdir():
+        shutil.copystat(checkpoint / path.name, path)
+    if change == "source":
+        touch(source / "model.safetensors")
+    if change == "part":
+        path = aside / FILES[IMAGE_ENCODER].replace(".xml", ".bin")
+        path.write_bytes(bytes(path.stat().st_size))
+    if change == "manifest":
+        (aside / UNFINISHED_MANIFEST).write_text('{"format": 1, "source": 3}', encoding="utf-8")
+    (aside / "stray.txt").write_text("of another checkpoint", encoding="utf-8")
+    convert(source, output, find_preset("int8") if change == "precision" else FP16)
+    kept = [TEXT_EMBEDDINGS] if change == "part" else []
+    assert taken == [name for name in FILES if name not in kept]
+    assert not (output / "stray.txt").exists()
+
+
+def test_a_second_process_is_told_of_the_first(checkpoint, tmp_path, convert_quickly):
+    output = tmp_path / "made"
+    lock = FileLock(tmp_path / ".made.lock")
+    with lock, pytest.raises(OutputError, match="is being written by another process"):
+        convert(checkpoint, output, FP16)
+    assert not output.exists()
+    lock.release()
+    convert(checkpoint, output, FP16)
+    assert read_manifest(output)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on(checkpoint, tmp_path):
+    """Kill a conversion after ever longer times until one survives; all end the same."""
+    started = time.monotonic()
+    subprocess.run(command_for(checkpoint, tmp_path / "undisturbed"), check=True, **PIPES)
+    whole = time.monotonic() - started
+    wanted = contents(tmp_path / "undisturbed")
+    generator = random.Random(0)
+    for number in range(3):
+        output = tmp_path / f"made {number}"
+        with subprocess.Popen(command_for(checkpoint, output), **PIPES) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(whole * generator.uniform(0.4, 1))
+            process.kill()
+        assert not output.exists() or contents(output) == wanted
+        subprocess.run(command_for(checkpoint, output), check=True, **PIPES)
+        assert contents(output) == wanted
+        assert not list(tmp_path.glob(".*"))
+
+
+# Looking after folders
+
+
+def test_an_altered_file_is_found_by_reading_it(made):
+    assert len(verify(made)) == len(contents(made)) - 1
+    path = made / "openvino_language_model.bin"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    assert read_manifest(made)
+    with pytest.raises(OutputError, match="^openvino_language_model.bin in .* changed since"):
+        verify(made)
+
+
+def test_what_an_interruption_left_is_removed(interrupted, made):
+    output, *_ = interrupted
+    left = output.parent / ".made.unfinished"
+    (output.parent / ".other.replaced").mkdir()
+    (output.parent / ".mine").mkdir()
+    with FileLock(output.parent / ".made.lock"):
+        assert clean(output) == []
+    assert clean(output) == [left]
+    assert clean(output.parent) == [output.parent / ".other.replaced"]
+    assert sorted(path.name for path in output.parent.iterdir()) == [".mine", "made"]
