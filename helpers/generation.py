@@ -17,6 +17,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from transformers.generation import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from helpers.models.base import PictureInputs
 from helpers.stateful import BEAM_INPUT
 
 PIECE = 128  # positions of a prompt after which a stop event is looked at
@@ -53,6 +54,7 @@ class StateCache:
         self.length = 0
         self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
         self.stop: threading.Event | None = None
+        self.pictures: PictureInputs | None = None
         self.seen: list[tuple[Tensor, np.ndarray | None]] = []
         request.reset_state()
 
@@ -143,6 +145,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: StateCache | None = None,
+        pictures: PictureInputs | None = None,
         **_,
     ) -> CausalLMOutputWithPast:
         """Run the new positions and return the last one's logits (batch, 1, vocabulary)."""
@@ -162,10 +165,20 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             "position_ids": positions.numpy(),
             BEAM_INPUT: rows,
         }
+        if pictures is not None:
+            self._set_pictures(cache, pictures)
+            inputs |= _along(pictures, attention_mask.shape[1], inputs_embeds.shape[:2])
         self._run(cache, inputs)
         cache.length, cache.rows = attention_mask.shape[1], None
         logits = torch.from_numpy(cache.request.get_tensor("logits").data.copy())
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    def _set_pictures(self, cache: StateCache, pictures: PictureInputs) -> None:
+        """Hand the request what stays the same for all tokens; it is kept until it changes."""
+        if cache.pictures is not pictures:
+            cache.pictures = pictures  # the request's tensors share its memory
+            for name, value in pictures.fixed.items():
+                cache.request.set_tensor(name, ov.Tensor(value.numpy(), shared_memory=True))
 
     def _to_compute(self, cache: StateCache, new: Tensor, *, length: int) -> Tensor:
         """Return the embeddings to run: the new ones, or all where the cache counts no more."""
@@ -197,5 +210,18 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
                 "position_ids": np.ascontiguousarray(inputs["position_ids"][:, start:end]),
                 BEAM_INPUT: inputs[BEAM_INPUT] if start == 0 else np.arange(batch, dtype=np.int32),
             }
+            others = inputs.keys() - part.keys()
+            part |= {name: np.ascontiguousarray(inputs[name][:, start:end]) for name in others}
             known = {name: value for name, value in part.items() if name in self.input_names}
             cache.request.infer(known, share_inputs=True)
+
+
+def _along(pictures: PictureInputs, length: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return the rows of the last positions up to `length`, for `shape`: batch and positions."""
+    batch, new = shape
+    found = {}
+    for name, value in pictures.along.items():
+        positions = torch.arange(length - new, length).clamp(max=value.shape[1] - 1)
+        rows = value[:, positions]
+        found[name] = rows.repeat_interleave(batch // len(rows), dim=0).numpy()
+    return found

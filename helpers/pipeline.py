@@ -90,20 +90,31 @@ class VisionLanguagePipeline:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 
-    @torch.inference_mode()
     def encode_images(self, **image_inputs: Tensor) -> Sequence[Tensor]:
-        """Return picture features; iterating gives (tokens, hidden) for each tile or slice."""
+        """Return picture features; iterating gives those of each tile, slice or picture."""
+        return self.processor.encode_exported(self._run_image_encoder, image_inputs)
+
+    def _run_image_encoder(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         names = {port.any_name for port in self.image_encoder.inputs}
-        feed = {name: value.numpy() for name, value in image_inputs.items() if name in names}
-        return torch.from_numpy(self.image_encoder(feed)[0].copy())
+        feed = {name: value.numpy() for name, value in inputs.items() if name in names}
+        results = self.image_encoder(feed)
+        return {
+            port.any_name: torch.from_numpy(results[port].copy())
+            for port in self.image_encoder.outputs
+        }
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings of tokens, (batch, length, hidden)."""
         return self.language_model.embed_tokens(input_ids)
 
-    def prepare(self, input_ids: Tensor, features: Sequence[Tensor] | None = None) -> dict:
-        """Return all that `language_model` takes for a prompt with these picture features."""
-        return self.processor.prepare(input_ids, self.embed_tokens, features)
+    def prepare(
+        self, input_ids: Tensor, features: Sequence[Tensor] | None = None, *, past: int = 0
+    ) -> dict:
+        """Return all that `language_model` takes for a prompt with these picture features.
+
+        The first `past` positions are in its cache already.
+        """
+        return self.processor.prepare_exported(input_ids, self.embed_tokens, features, past=past)
 
     # Asking
 
@@ -182,7 +193,8 @@ class Conversation:
             features += list(pipeline.encode_images(**reply.inputs))
             reply.times.image_encoder = time.perf_counter() - begun
         cache = self._cache_for(reply)
-        prepared = self._prepare(reply.prompt_ids, features, cache.length)
+        ids = torch.tensor([reply.prompt_ids])
+        prepared = pipeline.prepare(ids, features, past=cache.length)
         if (seed := reply.options.pop("seed", None)) is not None:
             torch.manual_seed(seed)
         try:
@@ -214,23 +226,6 @@ class Conversation:
             self.cache = language_model.new_cache(self._request)
         self.cache.stop = reply.stop
         return self.cache
-
-    def _prepare(self, ids: list[int], features: list[Tensor], past: int) -> dict:
-        """Embed what the cache does not hold yet; what it holds is never looked at again."""
-        new = torch.tensor([ids[past:]])
-        old = torch.tensor([ids[:past]], dtype=torch.int64)
-        rows_before = int(self.pipeline.processor.picture_positions(old).sum())
-        rows = torch.cat(features)[rows_before:] if features else None
-        rows = [rows] if rows is not None and len(rows) else None
-        prepared = self.pipeline.prepare(new, rows)
-        embeddings = prepared["inputs_embeds"]
-        if past:
-            held = torch.zeros(1, past, embeddings.shape[-1], dtype=embeddings.dtype)
-            embeddings = torch.cat([held, embeddings], dim=1)
-        return prepared | {
-            "inputs_embeds": embeddings,
-            "attention_mask": torch.ones(embeddings.shape[:2], dtype=torch.int64),
-        }
 
     def _finish(self, reply: "Reply", tokens: list[int]) -> None:
         """Remember a turn; an answer that was cut short gets the end that it lacks."""

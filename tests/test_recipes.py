@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from helpers.checkpoints import CARD
+from helpers.compression import find_preset
+from helpers.conversion import convert
 from helpers.models import load_model
+from helpers.pipeline import VisionLanguagePipeline
 from helpers.shapes import training
 from helpers.shapes.recipes import RECIPES
 from tests.tiny import seeded
@@ -56,3 +59,47 @@ def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
     assert (tmp_path / CARD).exists() and not (tmp_path / "state.pt").exists()
     assert len(list(tmp_path.glob("pytorch_model*.bin"))) == recipe.shards
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 8e6
+
+
+# Every family in a pipeline
+
+
+@pytest.fixture(scope="module")
+def both(prepared, tmp_path_factory):
+    """Return a random model in PyTorch, and converted, both computing in 32 bits."""
+    recipe, run, model = prepared
+    folder = tmp_path_factory.mktemp("checkpoint")
+    with seeded(0):
+        larger_weights(model)
+    training.save(model, run, folder / "checkpoint", recipe)
+    convert(folder / "checkpoint", folder / "converted", find_preset("fp16"))
+    model = load_model(folder / "checkpoint", torch.float32)
+    return model, VisionLanguagePipeline(folder / "converted", accuracy=True)
+
+
+def larger_weights(model: torch.nn.Module) -> None:
+    """Let weights be larger than where training starts, so that answers differ."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5 if "embed" in name else 0.12)
+
+
+@torch.inference_mode()
+def most_probable(model, prompt: list[int], answer: list[int], pictures: list) -> list[int]:
+    """Return PyTorch's most probable token at each place of an answer."""
+    features = model.encode_images(**model.image_inputs(pictures)) if pictures else None
+    logits = model(**model.prepare(torch.tensor([prompt + answer]), features)).logits
+    return logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+def test_a_conversation_says_what_pytorch_says(both):
+    model, pipeline = both
+    picture = training.world.draw(*training.sample_scene(random.Random(3), "train", "large")[:1])
+    for pictures in ([picture], []):
+        conversation, answers = pipeline.conversation(), []
+        for question, images in (("What do you see?", pictures), ("Where is the star?", [])):
+            reply = conversation.ask(question, images, max_new_tokens=6)
+            wanted = most_probable(model, reply.prompt_ids, reply.token_ids, pictures)
+            assert reply.token_ids == wanted
+            answers.append(reply.text)
+        assert len(set(answers)) == 2

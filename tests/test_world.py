@@ -213,7 +213,9 @@ def test_the_answers_and_nothing_else_are_learned(processor, drawn, turns):
 def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor, drawn):
     inputs, questions = drawn
     sample = training.encode_sample(processor, inputs, questions, turns=False)
-    shared = int(processor.picture_positions(sample["input_ids"]).nonzero().max()) + 1
+    later = torch.ones_like(sample["sees"]).tril()
+    shared = int((sample["sees"] | ~later).all(0).int().argmin())  # the first not seen by all later
+    assert shared > int(processor.picture_positions(sample["input_ids"]).nonzero().max())
     start = shared
     for question in questions:
         alone = training.encode_sample(processor, inputs, [question], turns=False)

@@ -6,6 +6,7 @@ what is exported.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,19 @@ from helpers.errors import CheckpointError
 from helpers.images import open_picture
 from helpers.prompts import Message, Template, encode
 from helpers.tracing import TEXT_EMBEDDINGS, Part, Traceable, language_model_part
+
+
+@dataclass(frozen=True, eq=False)
+class PictureInputs:
+    """What an exported language model takes of pictures beside the prompt's embeddings, by name.
+
+    `fixed` stays the same for all tokens; `along` (prompts, length, ...) has a row for each of the
+    prompt's positions, and tokens that are written later take the last one. An object of its own,
+    so that `generate` does not repeat it for each beam.
+    """
+
+    fixed: dict[str, Tensor]
+    along: dict[str, Tensor]
 
 
 class Processor:
@@ -136,18 +150,48 @@ class Processor:
             "position_ids": mask.cumsum(1) - 1,
         }
 
+    def encode_exported(
+        self, run: Callable[[dict[str, Tensor]], dict[str, Tensor]], image_inputs: dict
+    ) -> Sequence[Tensor]:
+        """Return picture features as the exported image encoder gives them.
+
+        `run` runs it: inputs by name to outputs by name.
+        """
+        return run(image_inputs)["last_hidden_state"]
+
+    def prepare_exported(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: Sequence[Tensor] | None = None,
+        *,
+        past: int = 0,
+    ) -> dict[str, Tensor]:
+        """Return what an exported language model takes for a prompt with these picture features.
+
+        The first `past` positions are in its cache, so their embeddings are left zero.
+        """
+        rows = None
+        if features is not None and len(features):
+            known = int(self.picture_positions(input_ids[:, :past]).sum())
+            rows = torch.cat(list(features))[known:]
+        rows = None if rows is None or not len(rows) else [rows]
+        new = self.prepare(input_ids[:, past:], embed_tokens, rows)["inputs_embeds"]
+        mask = torch.ones(input_ids.shape, dtype=torch.int64)
+        return {
+            "inputs_embeds": torch.nn.functional.pad(new, (0, 0, past, 0)),
+            "attention_mask": mask,
+            "position_ids": mask.cumsum(1) - 1,
+        }
+
     def collate(self, prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Join prepared prompts of one row into a batch, the shorter ones padded on the left."""
         length = max(prompt["attention_mask"].shape[1] for prompt in prompts)
 
-        def padded(name: str) -> Tensor:
-            rows = [prompt[name][0] for prompt in prompts]
-            # The padding of embeddings (length, hidden) is in the last dimension but one.
-            sides = [(0, 0) * (row.dim() - 1) + (length - len(row), 0) for row in rows]
-            pad = torch.nn.functional.pad
-            return torch.stack([pad(row, side) for row, side in zip(rows, sides, strict=True)])
-
-        return {name: padded(name) for name in prompts[0]}
+        return {
+            name: torch.cat([pad_left(prompt[name], length) for prompt in prompts])
+            for name in prompts[0]
+        }
 
     def merge(self, input_ids: Tensor, embeddings: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Put the rows of `features` in order at the picture positions of `embeddings`."""
@@ -161,6 +205,12 @@ class Processor:
         merged = embeddings.clone()
         merged[positions] = rows.to(embeddings.dtype)
         return merged
+
+
+def pad_left(tensor: Tensor, length: int) -> Tensor:
+    """Return (rows, any length, ...) with zeros in front, so that it has `length`."""
+    # Paddings are given from the last dimension on.
+    return nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (length - tensor.shape[1], 0))
 
 
 class VisionLanguageModel(nn.Module):
@@ -216,6 +266,10 @@ class VisionLanguageModel(nn.Module):
     def image_encoder_part(self) -> Part:
         """Return the image encoder with its projector, as it is exported."""
         raise NotImplementedError
+
+    def squares(self, features: Sequence[Tensor]) -> Tensor:
+        """Return features of pictures that are one tile each, (pictures, side * side, hidden)."""
+        return torch.stack(list(features))
 
     # What all families share
 

@@ -13,7 +13,7 @@ What this module does not know: MiniCPM-V-2.5 and later, which share the model t
 tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -127,6 +127,16 @@ class MiniCPMV2Processor(Processor):
             "grids": torch.tensor([grid or (0, 0) for _, grid in cuts]).reshape(-1, 2),
         }
 
+    def encode_exported(
+        self, run: Callable[[dict[str, Tensor]], dict[str, Tensor]], image_inputs: dict
+    ) -> list[Tensor]:
+        """Return (queries, hidden) for each overview and slice."""
+
+        def encode(pixel_values: Tensor) -> Tensor:
+            return run({"pixel_values": pixel_values})["last_hidden_state"]
+
+        return by_size(encode, image_inputs["pixel_values"])
+
     def image_strings(self, image_inputs: dict) -> list[str]:
         """Return for each picture its overview's places, and its slices' row by row."""
         return [self.placeholder(*grid) for grid in image_inputs["grids"].tolist()]
@@ -152,6 +162,18 @@ def normalised(picture: Image.Image) -> Tensor:
     return (values[None].float() / 255 - 0.5) / 0.5
 
 
+def by_size(encode: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:
+    """Return what `encode` gives for each row of `pieces`; rows of one size go together."""
+    rows = [row for piece in pieces for row in piece]
+    encoded: list[Tensor] = [torch.empty(0)] * len(rows)
+    for size in dict.fromkeys(row.shape for row in rows):
+        places = [place for place, row in enumerate(rows) if row.shape == size]
+        results = encode(torch.stack([rows[place] for place in places]))
+        for place, result in zip(places, results, strict=True):
+            encoded[place] = result
+    return encoded
+
+
 class MiniCPMV2(VisionLanguageModel):
     """SigLIP, a resampler, and MiniCPM-2.4B."""
 
@@ -171,7 +193,7 @@ class MiniCPMV2(VisionLanguageModel):
     ) -> list[Tensor]:
         """Return (queries, hidden) for each overview and slice; `grids` is for the prompt only."""
         pieces = [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values
-        return [features for piece in pieces for features in self.image_encoder(piece)]
+        return by_size(self.image_encoder, pieces)
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the scaled embeddings of tokens; rows of picture features are not scaled."""

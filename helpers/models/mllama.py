@@ -5,11 +5,12 @@ to the picture's states instead of the text before; their keys and values are co
 each picture. Source of the layout: Meta's `llama_models` and transformers' mllama, which reads the
 hub's files almost as they are; the numbers come from a checkpoint's `config.json`.
 
-What this module does not know: prompts with different pictures in one batch of the exported
-language model. There, rows of a batch are continuations of one prompt, as in beam search.
+What this module does not know: a batch of the exported language model in which some prompts have
+pictures and others do not, or different numbers of them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 import torch
@@ -39,7 +40,7 @@ from transformers.models.mllama.processing_mllama import (
 
 from helpers.checkpoints import Rule, read_json
 from helpers.errors import CheckpointError
-from helpers.models.base import Processor, VisionLanguageModel
+from helpers.models.base import PictureInputs, Processor, VisionLanguageModel, pad_left
 from helpers.prompts import IMAGE, Template
 from helpers.tracing import (
     IMAGE_ENCODER,
@@ -135,25 +136,92 @@ class MllamaProcessor(Processor):
         """Return all that the language model takes; without `features` no layer looks at a picture.
 
         `cross_attention_mask` (1, length, pictures, tiles) says which tiles each token sees; the
-        default is what the places of `<|image|>` in `input_ids` say.
+        default is what the places of `<|image|>` in `input_ids` say. Rows of `input_ids`, if
+        there are several, have as many pictures each.
         """
         prepared = super().prepare(input_ids, embed_tokens)
         if features is None:
             return prepared
+        each = len(features) // len(input_ids)  # all prompts of a batch have as many pictures
         if cross_attention_mask is None:
-            cross_attention_mask = self.cross_attention_mask(input_ids, features.tiles)
+            masks = [
+                self.cross_attention_mask(ids[None], features.tiles[row * each : (row + 1) * each])
+                for row, ids in enumerate(input_ids)
+            ]
+            cross_attention_mask = torch.cat(masks)
+        states = torch.cat(list(features)).unflatten(0, (len(input_ids), -1))
         return prepared | {
-            "cross_attention_states": torch.cat(list(features)).flatten(0, 1)[None],
+            "cross_attention_states": states.flatten(1, 2),
             "cross_attention_mask": cross_attention_mask,
         }
 
-    def collate(self, prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Join prepared prompts into a batch; pictures' states have one length and no padding."""
-        states = "cross_attention_states"
-        texts = [{name: x for name, x in prompt.items() if name != states} for prompt in prompts]
+    def encode_exported(
+        self, run: Callable[[dict[str, Tensor]], dict[str, Tensor]], image_inputs: dict
+    ) -> "list[PictureKeysValues]":
+        """Return each picture's keys and values."""
+        tiles = image_inputs["aspect_ratio_mask"].sum(-1).flatten().tolist()
+        outputs = {name: value.chunk(len(tiles), 2) for name, value in run(image_inputs).items()}
+        return [
+            PictureKeysValues(number, {name: chunks[index] for name, chunks in outputs.items()})
+            for index, number in enumerate(tiles)
+        ]
+
+    def prepare_exported(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: "Sequence[PictureKeysValues] | None" = None,
+        *,
+        past: int = 0,
+    ) -> dict:
+        """Return the prompt, and under `pictures` the keys and values and who sees them.
+
+        Without `features` they are zeros, and `has_picture` is 0.
+        """
+        prepared = super().prepare_exported(input_ids, embed_tokens, past=past)
+        if features:
+            mask = self.cross_attention_mask(input_ids, [picture.tiles for picture in features])
+        else:
+            features = [self._no_picture()]
+            mask = torch.zeros(*input_ids.shape, 1, self.config["vision_config"]["max_num_tiles"])
+        fixed = {
+            name: torch.cat([picture.keys_values[name] for picture in features], dim=2)
+            for name in features[0].keys_values
+        }
+        fixed["has_picture"] = torch.full((1,), float(features[0].tiles > 0))
+        along = {"cross_attention_mask": mask.to(torch.int64)}
+        return prepared | {"pictures": PictureInputs(fixed, along)}
+
+    def _no_picture(self) -> "PictureKeysValues":
+        text, vision = self.config["text_config"], self.config["vision_config"]
+        patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1  # and one for the whole
+        size = text["hidden_size"] // text["num_attention_heads"]
+        nothing = torch.zeros(
+            1, text["num_key_value_heads"], vision["max_num_tiles"] * patches, size
+        )
+        names = cross_names(len(text["cross_attention_layers"]))
+        return PictureKeysValues(0, dict.fromkeys(names, nothing))
+
+    def collate(self, prompts: Sequence[dict]) -> dict:
+        """Join prepared prompts into a batch; what is of pictures only has one length."""
+        apart = ("cross_attention_states", "pictures")
+        texts = [{name: x for name, x in prompt.items() if name not in apart} for prompt in prompts]
         batch = super().collate(texts)
-        if states in prompts[0]:
-            batch[states] = torch.cat([prompt[states] for prompt in prompts])
+        if "cross_attention_states" in prompts[0]:
+            states = [prompt["cross_attention_states"] for prompt in prompts]
+            batch["cross_attention_states"] = torch.cat(states)
+        if "pictures" in prompts[0]:
+            length = batch["attention_mask"].shape[1]
+            pictures = [prompt["pictures"] for prompt in prompts]
+            fixed = {
+                name: torch.cat([p.fixed[name] for p in pictures]) for name in pictures[0].fixed
+            }
+            fixed["has_picture"] = pictures[0].fixed["has_picture"]
+            along = {
+                name: torch.cat([pad_left(p.along[name], length) for p in pictures])
+                for name in pictures[0].along
+            }
+            batch["pictures"] = PictureInputs(fixed, along)
         return batch
 
     def cross_attention_mask(self, input_ids: Tensor, tiles: Sequence[int]) -> Tensor:
@@ -176,6 +244,17 @@ class MllamaProcessor(Processor):
         return torch.from_numpy(dense)
 
 
+def _join(pictures: Sequence[PictureInputs], length: int) -> PictureInputs:
+    """Return what prompts of one batch take, their masks padded on the left to `length`."""
+    first = pictures[0]
+    fixed = {name: torch.cat([one.fixed[name] for one in pictures]) for name in first.fixed}
+    along = {
+        name: torch.cat([pad_left(one.along[name], length) for one in pictures])
+        for name in first.along
+    }
+    return PictureInputs(fixed | {"has_picture": first.fixed["has_picture"]}, along)
+
+
 def _header(role: str) -> str:
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
@@ -189,6 +268,17 @@ class PictureStates(list):
     def __init__(self, states: Iterable[Tensor], tiles: Sequence[int]) -> None:
         super().__init__(states)
         self.tiles = list(tiles)
+
+
+@dataclass(frozen=True)
+class PictureKeysValues:
+    """What the exported image encoder gives of one picture, and its number of tiles in use.
+
+    Keys and values by name, each (1, heads, tiles * patches, head size), unused tiles included.
+    """
+
+    tiles: int
+    keys_values: dict[str, Tensor]
 
 
 class Mllama(VisionLanguageModel):
@@ -219,6 +309,10 @@ class Mllama(VisionLanguageModel):
         states = self.image_encoder(pixel_values, aspect_ratio_ids, aspect_ratio_mask)
         states = self.projector(states.last_hidden_state).flatten(0, 1)
         return PictureStates(states, aspect_ratio_mask.sum(-1).flatten().tolist())
+
+    def squares(self, features: PictureStates) -> Tensor:
+        """Return the patches of each picture's first tile; before them is one for the whole."""
+        return torch.stack([states[0, 1:] for states in features])
 
     def prepare(
         self,
@@ -268,7 +362,7 @@ class Mllama(VisionLanguageModel):
         heads, head_size = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
         example = decoder_example(text.hidden_size, (layers, heads, head_size))
         batch, new = example["inputs_embeds"].shape[:2]
-        keys = torch.zeros(1, heads, 2 * tiles * self.image_encoder.num_patches, head_size)
+        keys = torch.zeros(batch, heads, 2 * tiles * self.image_encoder.num_patches, head_size)
         past, present = past_names(layers), present_names(layers)
         return Part(
             LANGUAGE_MODEL,
@@ -285,7 +379,7 @@ class Mllama(VisionLanguageModel):
                 "inputs_embeds": (2,),
                 "cross_attention_mask": (3,),
                 "has_picture": (0,),
-                **dict.fromkeys(cross_names(crossing), (0, 1, 3)),
+                **dict.fromkeys(cross_names(crossing), (1, 3)),
                 **dict.fromkeys(past, (1, 3)),
             },
             cache=dict(zip(past, present, strict=True)),
@@ -407,9 +501,10 @@ class DecoderWithPicture(nn.Module):
 
     Takes `inputs_embeds` (batch, new, hidden), `attention_mask` (batch, past + new),
     `position_ids` (batch, new), `cross_attention_mask` (batch, new, pictures, tiles),
-    `has_picture` (1,), what `CrossAttentionKeysValues` returns, which all rows share, and the past
-    keys and values of each self-attention layer. Returns the last position's logits (batch, 1,
-    vocabulary) and the self-attention layers' keys and values.
+    `has_picture` (1,), what `CrossAttentionKeysValues` returns for one prompt or several, whose
+    rows (beams, say) follow one another, and the past keys and values of each self-attention
+    layer. Returns the last position's logits (batch, 1, vocabulary) and the self-attention layers'
+    keys and values.
 
     `has_picture` is 1, or 0 for a conversation without: then a cross-attention layer adds
     nothing. Masking the keys would not do that, since its MLP adds something all the same. The
@@ -503,13 +598,15 @@ class Sight:
     ) -> Tensor:
         """Return attention over the pictures, (batch, new, hidden).
 
-        Query heads that share a key head, and all tokens of all rows, become rows of one matrix:
-        so the keys of a picture, thousands of them, are never repeated.
+        Query heads that share a key head, and all tokens of a prompt's rows, become rows of one
+        matrix: so the keys of a picture, thousands of them, are never repeated.
         """
         heads, groups = attention.num_key_value_heads, attention.num_key_value_groups
-        queries = attention.q_proj(hidden).reshape(-1, heads, groups, attention.head_dim)
-        queries = attention.q_norm(queries).transpose(0, 1).flatten(1, 2)[None]
-        mask = self.seen[:, None].expand(-1, groups, -1).flatten(0, 1)[None, None]
+        prompts = keys.shape[0]
+        queries = attention.q_proj(hidden).reshape(prompts, -1, heads, groups, attention.head_dim)
+        queries = attention.q_norm(queries).transpose(1, 2).flatten(2, 3)
+        mask = self.seen.reshape(prompts, -1, 1, self.seen.shape[-1]).expand(-1, -1, groups, -1)
+        mask = mask.flatten(1, 2)[:, None]
         seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        rows = seen[0].unflatten(1, (-1, groups)).transpose(0, 1)
+        rows = seen.unflatten(2, (-1, groups)).transpose(1, 2)
         return attention.o_proj(rows.reshape(hidden.shape))

@@ -13,7 +13,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from helpers.models import internvl2, llava_mpt, mobilevlm
+from helpers.models import internvl2, llava_mpt, minicpm_v2, mllama, mobilevlm
 from helpers.shapes import world
 
 
@@ -21,6 +21,7 @@ from helpers.shapes import world
 class Recipe:
     """A small model of one family: its config, its tokenizer, its files, and how long it trains.
 
+    `sizes` are the places in the config where the number of tokens belongs, each a path of names.
     `tower` is the config of an image encoder that the authors keep in a folder of its own, which
     the config names. With `shards`, weights are written as that many `.bin` files, else as one of
     safetensors.
@@ -28,7 +29,7 @@ class Recipe:
 
     config: dict
     tokenizer: Callable[[Iterable[str], Path], int]  # trains on texts, writes files, gives the size
-    vocab_size: tuple[str, ...] = ("vocab_size",)  # where in the config that size belongs
+    sizes: tuple[tuple[str, ...], ...] = (("vocab_size",),)
     tower: dict | None = None
     shards: int = 0
     steps: int = 5200
@@ -39,11 +40,12 @@ class Recipe:
         """Write the tokenizer's files and the configs into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         config = json.loads(json.dumps(self.config))
-        *path, name = self.vocab_size
-        section = config
-        for key in path:
-            section = section[key]
-        section[name] = self.tokenizer(texts, folder)
+        size = self.tokenizer(texts, folder)
+        for *path, name in self.sizes:
+            section = config
+            for key in path:
+                section = section[key]
+            section[name] = size
         _write_json(folder / "config.json", config)
         if self.tower is not None:
             (folder / config["mm_vision_tower"]).mkdir(exist_ok=True)
@@ -118,9 +120,20 @@ def gpt_neox_tokenizer(texts: Iterable[str], folder: Path) -> int:
 def llama_tokenizer(texts: Iterable[str], folder: Path) -> int:
     """Train a sentencepiece BPE tokenizer as Llama uses it."""
     template = [mobilevlm.TEMPLATE.system, "USER: ", " ASSISTANT: "] * 100
+    return sentencepiece_tokenizer([*texts, *template], folder)
+
+
+def minicpm_tokenizer(texts: Iterable[str], folder: Path) -> int:
+    """Train a sentencepiece BPE tokenizer with MiniCPM-V-2's marks of pictures and of turns."""
+    marks = [token for token in minicpm_v2.MARKS if token != "<unk>"]
+    return sentencepiece_tokenizer(texts, folder, [*marks, "<用户>", "<AI>"])
+
+
+def sentencepiece_tokenizer(texts: Iterable[str], folder: Path, marks: Sequence[str] = ()) -> int:
+    """Train a sentencepiece BPE tokenizer, with ids from 3 on for `marks`."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*texts, *template]),
+        sentence_iterator=iter(texts),
         model_writer=trained,
         model_type="bpe",
         vocab_size=TEXT_TOKENS,
@@ -129,6 +142,7 @@ def llama_tokenizer(texts: Iterable[str], folder: Path) -> int:
         normalization_rule_name="identity",
         split_digits=True,
         required_chars=world.LETTERS,
+        user_defined_symbols=list(marks),
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(trained.getvalue())
@@ -136,6 +150,22 @@ def llama_tokenizer(texts: Iterable[str], folder: Path) -> int:
     config = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True} | special
     _write_json(folder / "tokenizer_config.json", config)
     return len(LlamaTokenizer.from_pretrained(folder))
+
+
+LLAMA3_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"]
+LLAMA3_TOKENS += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+def llama3_tokenizer(texts: Iterable[str], folder: Path) -> int:
+    """Train a byte-level BPE tokenizer as Llama 3 uses it; `<|image|>` follows all other tokens."""
+    trained = byte_level_bpe([*texts, *["user\n\n", "assistant\n\n"] * 100], LLAMA3_TOKENS)
+    size = trained.get_vocab_size()
+    trained.add_special_tokens([_special(mllama.IMAGE_TOKEN)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained, bos_token=LLAMA3_TOKENS[0], eos_token=LLAMA3_TOKENS[-1]
+    )
+    tokenizer.save_pretrained(folder)
+    return size
 
 
 # Configs
@@ -251,9 +281,110 @@ MOBILEVLM = LLAVA | {
     "eos_token_id": 2,
 }
 
+MINICPM_V2 = {
+    "architectures": ["MiniCPMV"],
+    "model_type": "minicpmv",
+    "vision_encoder": "vit_so400m_patch14_siglip_384.webli",
+    "drop_vision_last_layer": True,
+    "slice_mode": True,
+    "patch_size": 8,
+    "scale_resolution": 64,
+    "max_slice_nums": 4,
+    "query_num": 16,
+    "mm_use_im_start_end": True,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "scale_emb": 2,
+    "scale_depth": 1.4,
+    "dim_model_base": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "im_start_token_id": 3,
+    "im_end_token_id": 4,
+    "slice_start_token_id": 5,
+    "slice_end_token_id": 6,
+    "torch_dtype": "float16",
+    "vision_config": {  # instead of what is known of the image encoder that is named above
+        "image_size": 64,
+        "patch_size": 8,
+        "hidden_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu",
+    },
+}
+
+MLLAMA = {
+    "architectures": ["MllamaForConditionalGeneration"],
+    "model_type": "mllama",
+    "torch_dtype": "float16",
+    "text_config": {
+        "model_type": "mllama_text_model",
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 6,
+        "cross_attention_layers": [1, 3],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": [1, 5],
+        "pad_token_id": 2,
+    },
+    "vision_config": {
+        "model_type": "mllama_vision_model",
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_global_layers": 1,
+        "attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 8,
+        "max_num_tiles": 4,
+        "num_channels": 3,
+        "intermediate_layers_indices": [1, 2],
+        "supported_aspect_ratios": [
+            [columns, rows]
+            for columns in range(1, 5)
+            for rows in range(1, 5)
+            if columns * rows <= 4
+        ],
+        "vision_output_dim": 3 * 128,  # the last states, and those of the layers above
+        "norm_eps": 1e-5,
+        "hidden_act": "gelu",
+    },
+}
+
 RECIPES = {
-    "internvl2": Recipe(INTERNVL2, qwen2_tokenizer, ("llm_config", "vocab_size")),
+    "internvl2": Recipe(INTERNVL2, qwen2_tokenizer, (("llm_config", "vocab_size"),)),
     "llava_mpt": Recipe(LLAVA_MPT, gpt_neox_tokenizer, tower=CLIP, shards=2),
     # A finer grid, of which the projector leaves a quarter.
     "mobilevlm": Recipe(MOBILEVLM, llama_tokenizer, tower=CLIP | {"patch_size": 6}, shards=1),
+    "minicpm_v2": Recipe(MINICPM_V2, minicpm_tokenizer),
+    "mllama": Recipe(
+        MLLAMA, llama3_tokenizer, (("text_config", "vocab_size"), ("image_token_index",))
+    ),
 }

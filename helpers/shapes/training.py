@@ -12,6 +12,7 @@ all that is needed for shapes, colours and places) come before larger ones that 
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -107,9 +108,13 @@ def encode_sample(
     answers = [
         tokenizer(q.answer, add_special_tokens=False)["input_ids"] + [stop] for q in questions
     ]
-    first = processor.input_ids([user_message(questions[0].text, 1)], image_inputs)[0]
-    shared = int(processor.picture_positions(first).nonzero().max()) + 1
-    ids, labels = first[:shared].tolist(), [IGNORED] * shared
+    prompts = [
+        processor.input_ids([user_message(question.text, 1)], image_inputs)[0].tolist()
+        for question in questions
+    ]
+    same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    shared = len(list(same))
+    ids, labels = prompts[0][:shared], [IGNORED] * shared
     weights = [0.0] * shared
     positions, blocks = list(range(shared)), [0] * shared
     messages: list = []
@@ -120,7 +125,7 @@ def encode_sample(
             prompt = processor.input_ids(messages, image_inputs)[0].tolist()[len(ids) :]
         else:
             messages = [user_message(question.text, 1)]
-            prompt = processor.input_ids(messages, image_inputs)[0].tolist()[shared:]
+            prompt = prompts[index][shared:]
         start = len(ids) if turns else shared
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + answer
@@ -200,9 +205,15 @@ def make_batch(
     return batch
 
 
-def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Join the inputs of single pictures into those of a batch."""
-    return {name: torch.cat([inputs[name] for inputs in images]) for name in images[0]}
+def join_images(images: list[dict]) -> dict:
+    """Join the inputs of single pictures, tensors or lists of them, into those of a batch."""
+
+    def join(values: list):
+        if isinstance(values[0], list):
+            return list(itertools.chain(*values))
+        return torch.cat(values)
+
+    return {name: join([inputs[name] for inputs in images]) for name in images[0]}
 
 
 # Naming
@@ -244,7 +255,7 @@ def naming_loss(model: VisionLanguageModel, features: Sequence[Tensor], shown: T
     The unit is the variance of those sums. `features` holds one tile's tokens for each picture,
     which lie on a square.
     """
-    tokens = torch.stack(list(features)).float()
+    tokens = model.squares(features).float()
     side, points = math.isqrt(tokens.shape[1]), shown.shape[1]
     nearest = (torch.arange(side, device=shown.device) * 2 + 1) * points // (2 * side)
     ids = shown[:, nearest][:, :, nearest].flatten(1, 2)
@@ -258,15 +269,9 @@ def naming_loss(model: VisionLanguageModel, features: Sequence[Tensor], shown: T
 
 def forward(model: VisionLanguageModel, batch: dict, features: Sequence[Tensor]) -> Tensor:
     """Return the logits (batch, length, vocabulary) of all tokens of a batch."""
-    ids = batch["input_ids"]
-    embeddings = model.prepare(ids, features)["inputs_embeds"]
-    hidden = model.language_model(
-        inputs_embeds=embeddings,
-        attention_mask=batch["sees"],
-        position_ids=batch["position_ids"],
-        use_cache=False,
-    )
-    return hidden.logits
+    prepared = model.prepare(batch["input_ids"], features)
+    prepared |= {"attention_mask": batch["sees"], "position_ids": batch["position_ids"]}
+    return model(**prepared, use_cache=False).logits
 
 
 def loss_of(model: VisionLanguageModel, batch: dict) -> Tensor:
@@ -321,10 +326,13 @@ def accuracy(model: VisionLanguageModel, number: int, *, seed: int = 1, split: s
 
 def _to(batch: dict, model: VisionLanguageModel) -> dict:
     device = next(model.parameters()).device
-    return {
-        name: _to(value, model) if isinstance(value, dict) else value.to(device)
-        for name, value in batch.items()
-    }
+
+    def moved(value):
+        if isinstance(value, dict):
+            return {name: moved(part) for name, part in value.items()}
+        return [moved(part) for part in value] if isinstance(value, list) else value.to(device)
+
+    return moved(batch)
 
 
 def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguageModel:
