@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from helpers import evaluation
 from helpers.checkpoints import CARD
 from helpers.compression import find_preset
 from helpers.conversion import convert
@@ -103,3 +104,21 @@ def test_a_conversation_says_what_pytorch_says(both):
             assert reply.token_ids == wanted
             answers.append(reply.text)
         assert len(set(answers)) == 2
+
+
+def test_both_are_evaluated_by_the_same_calls(both):
+    asked = evaluation.draw_questions(3, seed=0)
+    given = [evaluation.answer(one, asked, max_new_tokens=4, batch=2) for one in both]
+    assert evaluation.agreement(*given).same_text == 1
+    beams = [
+        one.language_model.generate(
+            **evaluation._prepare(one, *asked[0][:1], asked[0][1].text),
+            num_beams=3,
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        for one in both
+    ]
+    assert torch.equal(*beams)

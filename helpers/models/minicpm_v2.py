@@ -183,6 +183,9 @@ class MiniCPMV2(VisionLanguageModel):
         """Create the image encoder with its resampler, and the language model."""
         self.image_encoder = ImageEncoder(config)
         self.language_model = GraniteForCausalLM(text_config(config))
+        table = self.language_model.get_input_embeddings()
+        scaled = ScaledEmbedding(table.num_embeddings, table.embedding_dim, config["scale_emb"])
+        self.language_model.set_input_embeddings(scaled)
 
     def rules(self) -> list[Rule]:
         """Return the names of SigLIP (as timm has it), the resampler and the language model."""
@@ -195,10 +198,6 @@ class MiniCPMV2(VisionLanguageModel):
         pieces = [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values
         return by_size(self.image_encoder, pieces)
 
-    def embed_tokens(self, input_ids: Tensor) -> Tensor:
-        """Return the scaled embeddings of tokens; rows of picture features are not scaled."""
-        return super().embed_tokens(input_ids) * self.config["scale_emb"]
-
     def image_encoder_part(self) -> Part:
         """Return SigLIP and the resampler: slices of any one size."""
         patch = self.config["patch_size"]
@@ -209,6 +208,21 @@ class MiniCPMV2(VisionLanguageModel):
             outputs=("last_hidden_state",),
             fixed={"pixel_values": (1,)},
         )
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Embeddings times a number, as MiniCPM has them.
+
+    Granite's own multiplier would scale the rows of picture features as well.
+    """
+
+    def __init__(self, number: int, width: int, scale: float) -> None:
+        super().__init__(number, width)
+        self.scale = scale
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings (..., width) of token ids."""
+        return super().forward(input_ids) * self.scale
 
 
 # The image encoder
@@ -351,7 +365,7 @@ def vision_config(config: dict) -> SiglipVisionConfig:
 def text_config(config: dict) -> GraniteConfig:
     """Return MiniCPM-2.4B's configuration: a Llama whose scales are those of muP, as Granite has.
 
-    The embeddings' scale is left to `embed_tokens`, since picture features are not scaled.
+    The embeddings' scale is left to `ScaledEmbedding`, since picture features are not scaled.
     """
     head_size = config["hidden_size"] // config["num_attention_heads"]
     return GraniteConfig(

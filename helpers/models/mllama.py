@@ -11,7 +11,7 @@ pictures and others do not, or different numbers of them.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 
 import torch
 from PIL import Image
@@ -292,7 +292,8 @@ class Mllama(VisionLanguageModel):
         text = MllamaTextConfig(**config["text_config"])
         self.image_encoder = MllamaVisionModel(vision)
         self.projector = nn.Linear(vision.vision_output_dim, text.hidden_size)
-        self.language_model = MllamaForCausalLM(text)
+        self.language_model = LanguageModel(text)
+        self.language_model.patches = self.image_encoder.num_patches
 
     def rules(self) -> list[Rule]:
         """Return the hub's names, which are transformers' own."""
@@ -322,16 +323,6 @@ class Mllama(VisionLanguageModel):
     ) -> dict:
         """Return all that `forward` takes, as `MllamaProcessor.prepare` says."""
         return self.processor.prepare(input_ids, self.embed_tokens, features, cross_attention_mask)
-
-    def forward(self, *, cross_attention_mask: Tensor | None = None, **prepared):
-        """Return the language model's output; the mask is for the tokens of this call."""
-        if cross_attention_mask is not None:
-            seen, sees = visible_patches(cross_attention_mask, self.image_encoder.num_patches)
-            prepared |= {
-                "cross_attention_mask": seen,
-                "full_text_row_masked_out_mask": sees.to(self.dtype),
-            }
-        return self.language_model(**prepared)
 
     def image_encoder_part(self) -> Part:
         """Return what turns pictures into the keys and values of every cross-attention layer."""
@@ -384,6 +375,54 @@ class Mllama(VisionLanguageModel):
             },
             cache=dict(zip(past, present, strict=True)),
         )
+
+
+class LanguageModel(MllamaForCausalLM):
+    """transformers' language model with a mask by tiles, which `generate` makes longer.
+
+    transformers has that only in the class that has the image encoder too. `patches` is the number
+    of patches of a tile.
+    """
+
+    patches: int
+
+    # `generate` reads signatures to know what it may hand on.
+    @wraps(MllamaForCausalLM.forward)
+    def forward(self, *args, cross_attention_mask: Tensor | None = None, **inputs):
+        """Return the output; the mask (batch, length, pictures, tiles) is for this call's tokens.
+
+        All else is as `MllamaForCausalLM` has it.
+        """
+        if cross_attention_mask is not None:
+            seen, sees = visible_patches(cross_attention_mask, self.patches)
+            inputs |= {
+                "cross_attention_mask": seen,
+                "full_text_row_masked_out_mask": sees.to(self.dtype),
+            }
+        return super().forward(*args, **inputs)
+
+    @wraps(MllamaForCausalLM.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        *,
+        is_first_iteration: bool = False,
+        cross_attention_mask: Tensor | None = None,
+        cross_attention_states: Tensor | None = None,
+        **kwargs,
+    ) -> dict:
+        """Return the inputs of one call; a new token sees the pictures that the last one saw."""
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if cross_attention_mask is None:
+            return prepared
+        if is_first_iteration:  # later the cache has the keys and values of the pictures
+            return prepared | {
+                "cross_attention_mask": cross_attention_mask,
+                "cross_attention_states": cross_attention_states,
+            }
+        return prepared | {"cross_attention_mask": cross_attention_mask[:, -1:]}
 
 
 def cross_names(layers: int) -> list[str]:
