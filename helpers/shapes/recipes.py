@@ -32,7 +32,7 @@ class Recipe:
     sizes: tuple[tuple[str, ...], ...] = (("vocab_size",),)
     tower: dict | None = None
     shards: int = 0
-    steps: int = 5200
+    steps: int = 7000
     batch: int = 16
     learning_rate: float = 1.2e-3
 
