@@ -19,10 +19,7 @@ def measured(request):
     )
 
 
-# Since 2026-11-21: looking up a place by two properties is not learned yet, so "where" and
-# "unusual" (and with them all kinds together) stay below. Strict: red once they are reached.
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the bundled InternVL2 has not learned where and unusual")
 def test_right_answers(measured):
     _, figures = measured
     for name in ("PyTorch", "fp16"):

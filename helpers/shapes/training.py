@@ -69,10 +69,11 @@ class Stage:
 
 STAGES = (
     Stage(0.06, {"name": 1}, {}),
-    # From what is there to its place, then from a place to what is there: each is learned within
-    # a thousand steps of little else, and among all kinds of question hardly at all.
+    # From what is there to its place, from a place to what is there, which is unlike the others:
+    # each is learned within a thousand steps of little else, and among all kinds hardly at all.
     Stage(0.2, {"small": 1}, {"where": 1}),
-    Stage(0.32, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1, "unusual": 1}),
+    Stage(0.3, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}),
+    Stage(0.37, {"small": 1}, {"unusual": 5, "describe": 2, "colour": 1, "shape": 1, "where": 1}),
     Stage(1.0, {"word": 0.12, "small": 0.28, "large": 0.6}, ALL_KINDS),
 )
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
