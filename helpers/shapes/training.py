@@ -70,7 +70,7 @@ class Stage:
 STAGES = (
     Stage(0.06, {"name": 1}, {}),
     # From what is there to its place, from a place to what is there, which is unlike the others:
-    # each is learned within a thousand steps of little else, and among all kinds hardly at all.
+    # each is learned in about a thousand steps of little else, and among all kinds hardly at all.
     Stage(0.2, {"small": 1}, {"where": 1}),
     Stage(0.3, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}),
     Stage(0.37, {"small": 1}, {"unusual": 5, "describe": 2, "colour": 1, "shape": 1, "where": 1}),
