@@ -16,13 +16,13 @@ import psutil
 from torch import nn
 
 from helpers import hub
-from helpers.compression import BitWidth, Preset, bit_widths, compress
+from helpers.compression import BitWidth, Preset, Quantization, Weights, bit_widths, compress
 from helpers.errors import CheckpointError, OutputError
 from helpers.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel
 from helpers.stateful import make_stateful
-from helpers.tracing import FILES, Part, trace
+from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, Part, trace
 
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 _COPIED = (".json", ".txt", ".model", ".jinja")
@@ -70,36 +70,79 @@ def convert(
 
 def expected_bytes(model: VisionLanguageModel, preset: Preset) -> int:
     """Return about how many bytes the weights of the converted parts will take."""
+    weights = _weights_by_part(model)
+    return int(sum(preset.weights_of(part).bits * number for part, number in weights.items())) // 8
+
+
+def expected_memory(model: VisionLanguageModel, preset: Preset) -> int:
+    """Return about how many bytes of memory a conversion takes, looking at samples included."""
+    looking = [
+        _memory_of_looking(modules, preset.weights_of(part))
+        for part, modules in _modules_by_part(model).items()
+    ]
+    return int(expected_bytes(model, preset) + hub.CONVERSION_MEMORY + max(looking))
+
+
+# Bytes that looking at samples takes, measured with NNCF 3.4: for each weight of the part that is
+# run; of the largest layer that is fitted to samples; of a part whose activations are rounded too.
+_RUNNING, _FITTING, _QUANTIZING = 1, 48, 15
+
+
+def _memory_of_looking(modules: list[nn.Module], weights: Weights | Quantization) -> int:
+    number = sum(map(_weights_in, modules))
+    if isinstance(weights, Quantization):
+        return _QUANTIZING * number
+    if not weights.needs_data:
+        return 0
+    fitted = [
+        layer.weight.numel()
+        for module in modules
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and (weights.all_layers or name != "lm_head")
+    ]
+    largest = max(fitted) if weights.scale_estimation or weights.gptq else 0
+    return _RUNNING * number + _FITTING * largest
+
+
+def _modules_by_part(model: VisionLanguageModel) -> dict[str, list[nn.Module]]:
     language_model = model.language_model
-    others = [module for module in model.children() if module is not language_model]
-    others.append(language_model.get_input_embeddings())  # a part of its own as well
-    bits = preset.language_model.bits * _weights_in(language_model)
-    return int(bits + preset.others.bits * sum(map(_weights_in, others))) // 8
+    return {
+        IMAGE_ENCODER: [module for module in model.children() if module is not language_model],
+        TEXT_EMBEDDINGS: [language_model.get_input_embeddings()],  # a part of its own as well
+        LANGUAGE_MODEL: [language_model],
+    }
+
+
+def _weights_by_part(model: VisionLanguageModel) -> dict[str, int]:
+    return {
+        part: sum(map(_weights_in, modules)) for part, modules in _modules_by_part(model).items()
+    }
 
 
 def _weights_in(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def check_room(size: int, output: Path, *, report: Report) -> None:
+def check_room(size: int, output: Path, *, memory: int | None = None, report: Report) -> None:
     """Tell what a conversion of `size` bytes needs, and what there is of it.
 
-    Raises `OutputError` where the disk is too small. Memory is only told: an estimate should not
-    forbid what a swap file may allow.
+    `memory` is what it takes, if that is not the result and the usual bytes beside it. Raises
+    `OutputError` where the disk is too small. Memory is only told: an estimate should not forbid
+    what a swap file may allow.
     """
     disk = hub.free_disk(output.resolve())
-    memory = psutil.virtual_memory().available
+    free = psutil.virtual_memory().available
     if size > disk:
         raise OutputError(
             f"The result takes about {hub.in_words(size)}, but only {hub.in_words(disk)} are free "
             f"where {output} is; give a folder on a larger disk or a smaller precision."
         )
-    needed = size + hub.CONVERSION_MEMORY
+    needed = memory or size + hub.CONVERSION_MEMORY
     report(
         f"about {hub.in_words(size)} of disk and {hub.in_words(needed)} of memory are needed; "
-        f"{hub.in_words(disk)} and {hub.in_words(memory)} are free"
+        f"{hub.in_words(disk)} and {hub.in_words(free)} are free"
     )
-    if needed > memory:
+    if needed > free:
         report("That is more memory than is free: close other programs, or it may be very slow.")
 
 
@@ -109,16 +152,21 @@ def write(
     *,
     checkpoint: Path,
     preset: Preset,
+    compressed: bool = False,
     report: Report = lambda line: None,
 ) -> dict[str, list[BitWidth]]:
     """Compress converted parts as `preset` says and write them as one folder, `output`.
 
-    The parts are compressed in place. Returns the bit widths by part. Whatever stands at `output`
-    is replaced, since nobody knows how parts that come from outside were made.
+    The parts are compressed in place, unless they are `compressed` already. Returns the bit widths
+    by part. Whatever stands at `output` is replaced, since nobody knows how parts that come from
+    outside were made.
     """
     with written_aside(Path(output), _made_of(checkpoint, preset)) as work:
         for name, model in parts:
-            _store(work, name, model, preset, report)
+            if compressed:
+                _save(work, name, model)
+            else:
+                _store(work, name, model, preset, report)
         _copy_small_files(checkpoint, work.folder)
     report(f"{output} is complete.")
     return work.bit_widths
@@ -127,7 +175,10 @@ def write(
 def _store(work: Unfinished, name: str, model: ov.Model, preset: Preset, report: Report) -> None:
     weights = preset.weights_of(name)
     report(f"{name}: storing weights as {weights}")
-    model = compress(model, weights)
+    _save(work, name, compress(model, weights))
+
+
+def _save(work: Unfinished, name: str, model: ov.Model) -> None:
     save_part(model, work.folder, name)
     work.add(name, bit_widths(model))
 
@@ -189,4 +240,8 @@ def describe_source(checkpoint: Path) -> dict:
 
 
 def _settings(preset: Preset) -> dict:
-    return {"language_model": asdict(preset.language_model), "others": asdict(preset.others)}
+    return {
+        part: asdict(weights)
+        for part in ("language_model", "others", "image_encoder")
+        if (weights := getattr(preset, part)) is not None
+    }

@@ -1,11 +1,13 @@
 """One chat page for all models: a picture, questions, answers that stream in.
 
 The page is served to this computer only, loads nothing from elsewhere, and keeps one conversation
-for each browser window.
+for each browser window. What its user can set is data: a sequence of `Slider`, `Tick` and `Radio`.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,84 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "monospace"],
 )
 GENERAL_NOTICE = "Answers can be wrong. Nothing leaves this computer."
+AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number that the page's user sets: an `option` of `Conversation.ask` and where it starts.
+
+    With a whole `step` the number is a whole one.
+    """
+
+    option: str
+    label: str
+    low: float
+    high: float
+    value: float
+    step: float
+
+    def component(self) -> gr.Slider:
+        """Return what the page shows; to be called where it belongs."""
+        return gr.Slider(self.low, self.high, self.value, step=self.step, label=self.label)
+
+    def options(self, value: float) -> dict[str, Any]:
+        """Return what a value means to `Conversation.ask`."""
+        return {self.option: int(value) if isinstance(self.step, int) else value}
+
+
+@dataclass(frozen=True)
+class Tick:
+    """An `option` of `Conversation.ask` that is on or off."""
+
+    option: str
+    label: str
+    value: bool = False
+
+    def component(self) -> gr.Checkbox:
+        """Return what the page shows; to be called where it belongs."""
+        return gr.Checkbox(self.value, label=self.label)
+
+    def options(self, value: bool) -> dict[str, Any]:
+        """Return what a value means to `Conversation.ask`."""
+        return {self.option: value}
+
+
+@dataclass(frozen=True)
+class Radio:
+    """One of several `ways` to answer, each with its options of `Conversation.ask`; a `note` helps.
+
+    The first way is where it starts.
+    """
+
+    label: str
+    ways: Mapping[str, Mapping[str, Any]]
+    note: str = ""
+
+    def component(self) -> gr.Radio:
+        """Return what the page shows; to be called where it belongs."""
+        ways = list(self.ways)
+        return gr.Radio(ways, value=ways[0], label=self.label, info=self.note)
+
+    def options(self, value: str) -> dict[str, Any]:
+        """Return what a value means to `Conversation.ask`."""
+        return dict(self.ways[value])
+
+
+Control = Slider | Tick | Radio
+SAMPLING: tuple[Control, ...] = (
+    Tick("do_sample", "Sample (otherwise the most probable token)"),
+    Slider("temperature", "Temperature", 0.1, 2.0, value=0.7, step=0.1),
+    Slider("top_p", "Top-p", 0.1, 1.0, value=0.9, step=0.05),
+)
+
+
+def options_of(controls: Sequence[Control], values: Sequence[Any]) -> dict[str, Any]:
+    """Return what controls are set to; where two set the same option, the earlier one counts."""
+    options: dict[str, Any] = {}
+    for control, value in reversed([*zip(controls, values, strict=True)]):
+        options |= control.options(value)
+    return options
 
 
 class Sessions:
@@ -33,6 +113,8 @@ class Sessions:
         self.conversations: dict[str, Conversation] = {}
         self.stops: dict[str, threading.Event] = {}
         self.pictures: dict[str, tuple] = {}
+        # The last question with its picture, and the answer if there is any.
+        self.asked: dict[str, tuple[str, Image.Image | None, Reply | None]] = {}
 
     def ask(
         self, session: str, text: str, picture: Image.Image | None, options: dict[str, Any]
@@ -43,9 +125,25 @@ class Sessions:
             self.conversations[session] = self.pipeline.conversation()
             self.pictures[session] = content
         conversation = self.conversations[session]
+        self.asked[session] = (text, picture, None)
         new = [picture] if picture is not None and not conversation.ids else []
         self.stops[session] = threading.Event()
-        return conversation.ask(text, new, stop=self.stops[session], **options)
+        reply = conversation.ask(text, new, stop=self.stops[session], **options)
+        self.asked[session] = (text, picture, reply)
+        return reply
+
+    def take_back(self, session: str) -> tuple[str, Image.Image | None] | None:
+        """Forget a window's last question and its answer; return the question and its picture.
+
+        None if there is none.
+        """
+        if session not in self.asked:
+            return None
+        self.stop(session)
+        text, picture, reply = self.asked.pop(session)
+        if reply is not None:
+            reply.conversation.take_back(reply)
+        return text, picture
 
     def stop(self, session: str) -> None:
         """End the running answer of a window."""
@@ -55,23 +153,30 @@ class Sessions:
     def forget(self, session: str) -> None:
         """Stop and drop everything of a window."""
         self.stop(session)
-        for kept in (self.conversations, self.stops, self.pictures):
+        for kept in (self.conversations, self.stops, self.pictures, self.asked):
             kept.pop(session, None)
 
 
 def respond(
     sessions: Sessions, session: str, text: str, picture, history: list, options: dict
 ) -> Iterator[list]:
-    """Yield the chat with the answer so far; an error is shown as a sentence in the chat."""
+    """Yield the chat with the answer so far; an error is shown as a sentence in the chat.
+
+    Several beams cannot stream, which the chat says until their answer is there.
+    """
     history = [*history, {"role": "user", "content": text}]
     answer = {"role": "assistant", "content": ""}
-    yield [*history, answer]
+    beams = options.get("num_beams", 1)
+    yield [*history, answer if beams == 1 else answer | {"content": f"<small>{AT_ONCE}</small>"}]
+    started = time.perf_counter()
     try:
         reply = sessions.ask(session, text, picture, options)
         for piece in reply:
             answer["content"] += piece
             yield [*history, answer]
-        answer["content"] = answer["content"].strip() + _times(reply)
+        taken = time.perf_counter() - started
+        times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {taken:.2f} s"
+        answer["content"] = answer["content"].strip() + (times and f"\n\n<small>{times}</small>")
     except UserError as error:
         answer["content"] = f"⚠️ {error}"
     yield [*history, answer]
@@ -81,7 +186,7 @@ def _times(reply: Reply) -> str:
     first, rest = reply.times.first_token, reply.times.per_token
     if not first:
         return ""
-    return f"\n\n<small>first token {first * 1000:.0f} ms, then {rest * 1000:.1f} ms each</small>"
+    return f"first token {first * 1000:.0f} ms, then {rest * 1000:.1f} ms each"
 
 
 def build_page(
@@ -90,38 +195,49 @@ def build_page(
     title: str,
     examples: Sequence[tuple[str, str]] = (),
     maximum_tokens: int = 128,
+    terms: str = "",
+    controls: Sequence[Control] = SAMPLING,
 ) -> gr.Blocks:
-    """Return the page; `examples` are paths of pictures, each with a question."""
+    """Return the page; `examples` are paths of pictures, each with a question.
+
+    `terms`, Markdown, are the model's terms of use; they are shown under the title. `controls` are
+    what its user can set beside the length of answers.
+    """
     sessions = Sessions(pipeline)
+    length = Slider("max_new_tokens", "Maximum new tokens", 1, 512, value=maximum_tokens, step=1)
+    controls = (length, *controls)
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.Markdown(f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}")
+        gr.Markdown(f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}\n\n{terms}".strip())
         with gr.Row():
             with gr.Column(scale=1):
                 picture = gr.Image(label="Picture", type="pil", sources=["upload", "clipboard"])
-                tokens = gr.Slider(1, 512, maximum_tokens, step=1, label="Maximum new tokens")
-                sample = gr.Checkbox(False, label="Sample (otherwise the most probable token)")
-                temperature = gr.Slider(0.1, 2.0, 0.7, step=0.1, label="Temperature")
-                top_p = gr.Slider(0.1, 1.0, 0.9, step=0.05, label="Top-p")
+                settings = [control.component() for control in controls]
             with gr.Column(scale=2):
                 chat = gr.Chatbot(label="Conversation", height=380, buttons=["copy"])
                 question = gr.Textbox(
                     label="Question", placeholder="Ask about the picture", lines=1, max_lines=4
                 )
                 with gr.Row():
-                    ask = gr.Button("Ask", variant="primary")
-                    stop = gr.Button("Stop")
-                    clear = gr.Button("Clear")
+                    ask = gr.Button("Ask", variant="primary", min_width=90)
+                    stop = gr.Button("Stop", min_width=90)
+                    again = gr.Button("Regenerate", min_width=90)
+                    clear = gr.Button("Clear", min_width=90)
         if examples:
             gr.Examples([list(example) for example in examples], [picture, question])
 
         # Gradio hands the request to a positional parameter of this type only.
-        def answer(text, image, history, tokens, sample, temperature, top_p, request: gr.Request):
-            options = {"max_new_tokens": int(tokens), "do_sample": sample}
-            options |= {"temperature": temperature, "top_p": top_p}
-            for chat_now in respond(
-                sessions, request.session_hash, text, image, history or [], options
-            ):
+        def answer(request: gr.Request, text, image, history, *values):
+            options, session = options_of(controls, values), request.session_hash
+            for chat_now in respond(sessions, session, text, image, history or [], options):
                 yield chat_now, ""
+
+        def regenerate(request: gr.Request, history, *values):
+            options, session = options_of(controls, values), request.session_hash
+            last = sessions.take_back(session)
+            if last is None:
+                yield history
+            else:
+                yield from respond(sessions, session, *last, history[:-2], options)
 
         def forget(request: gr.Request) -> list:
             sessions.forget(request.session_hash)
@@ -133,8 +249,9 @@ def build_page(
         def leave(request: gr.Request) -> None:
             sessions.forget(request.session_hash)
 
-        inputs = [question, picture, chat, tokens, sample, temperature, top_p]
+        inputs = [question, picture, chat, *settings]
         gr.on([ask.click, question.submit], answer, inputs, [chat, question], api_name="ask")
+        again.click(regenerate, [chat, *settings], chat)
         stop.click(stop_answer, queue=False)
         clear.click(forget, None, chat, queue=False)
         page.unload(leave)

@@ -154,6 +154,23 @@ def _timed(function: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
+@torch.inference_mode()
+def log_probability(
+    model, picture: Image.Image, text: str, token_ids: Sequence[int]
+) -> list[float]:
+    """Return the natural logarithm of each answer token's probability, as a PyTorch model has it.
+
+    Each is that of the token at temperature 1 after the question and the tokens before it.
+    """
+    inputs = model.image_inputs([picture])
+    prompt = model.processor.input_ids([user_message(text, 1)], inputs)
+    answer_ids = torch.tensor([list(token_ids)])
+    prepared = model.prepare(torch.cat([prompt, answer_ids], 1), model.encode_images(**inputs))
+    logits = model(**prepared).logits[0].float()
+    before = logits[-len(token_ids) - 1 : -1].log_softmax(-1)  # what stands before each token
+    return before.gather(1, answer_ids[0, :, None])[:, 0].tolist()
+
+
 def wrong_answers(answers: Answers, asked: Iterable[Asked]) -> list[dict[str, str]]:
     """Return each wrong answer with its question, as rows for a table."""
     return [

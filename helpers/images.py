@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from helpers.errors import PictureError
 
@@ -57,6 +57,28 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
+
+
+def draw_lake(width: int = 480, height: int = 360) -> Image.Image:
+    """Draw a wooden jetty on a mountain lake: a place that can be asked about, without a photo."""
+    outlines = (
+        ("#f2f5f9", ((0.30, 0.55), (0.52, 0.08), (0.78, 0.55))),  # a mountain, far away
+        ("#7d8fa6", ((0.00, 0.55), (0.00, 0.30), (0.17, 0.18), (0.46, 0.55))),
+        ("#5e718a", ((0.58, 0.55), (0.86, 0.22), (1.00, 0.34), (1.00, 0.55))),
+        ("#2f5d3a", ((0.00, 0.56), (0.00, 0.45), (0.30, 0.56))),  # woods on both shores
+        ("#2f5d3a", ((0.70, 0.56), (1.00, 0.43), (1.00, 0.56))),
+        ("#3f7fa8", ((0.00, 0.55), (1.00, 0.55), (1.00, 1.00), (0.00, 1.00))),
+        ("#8a6644", ((0.36, 1.00), (0.47, 0.66), (0.53, 0.66), (0.64, 1.00))),  # the jetty
+    )
+    picture = Image.new("RGB", (width, height), "#bcd9f0")
+    pen = ImageDraw.Draw(picture)
+    for colour, points in outlines:
+        pen.polygon([(x * width, y * height) for x, y in points], fill=colour)
+    for y in (0.70, 0.75, 0.81, 0.88, 0.96):  # its planks, wider as they come nearer
+        half = 0.05 + 0.09 * (y - 0.66) / 0.34
+        ends = ((0.5 - half) * width, y * height, (0.5 + half) * width, y * height)
+        pen.line(ends, fill="#5b4129", width=max(1, height // 180))
+    return picture
 
 
 # MiniCPM-V-2's slices (the idea is LLaVA-UHD's, arXiv:2403.11703): each has about the area that the

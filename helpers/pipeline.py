@@ -19,7 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, TextStreamer
-from transformers.generation import StoppingCriteriaList
+from transformers.generation import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+)
 
 from helpers.checkpoints import CARD, read_json
 from helpers.devices import check_device
@@ -135,6 +139,7 @@ class Conversation:
         self.ids: list[int] = []  # all tokens so far; text is never tokenised a second time
         self.features: list[Tensor] = []
         self.messages: list[dict] = []
+        self.turns: list[tuple[int, int]] = []  # tokens and pictures' features before each
         self.cache: StateCache | None = None
         self._request: ov.InferRequest | None = None
         self._last: Reply | None = None
@@ -151,7 +156,8 @@ class Conversation:
         """Start an answer and return it; iterating over it gives pieces of text as they come.
 
         `stop` ends the answer when set. `sampling` are options of transformers' `generate`:
-        do_sample, temperature, top_p, top_k, repetition_penalty, num_beams, and `seed`.
+        do_sample, temperature, top_p, top_k, num_beams, repetition_penalty (of the answer's own
+        tokens), and `seed`.
         Raises `QuestionError` for an empty question or one that does not fit into the context,
         and `PictureError` for what is no picture.
         """
@@ -171,8 +177,22 @@ class Conversation:
                 f"answer, but the model's context holds {limit}; ask less or start a new one."
             )
         stop = stop or threading.Event()
-        self._last = Reply(self, message, ids, inputs, options, stop, started)
+        before = (len(self.ids), len(self.features))
+        self._last = Reply(self, message, ids, inputs, options, stop, started, before)
         return self._last
+
+    def take_back(self, reply: "Reply") -> None:
+        """Forget the last answer and its question, pictures included, if `reply` is that answer.
+
+        Waits for an answer that is still being computed. What remains is computed anew with the
+        next question, since a cache's end cannot be cut off.
+        """
+        self._wait()
+        if self.turns and self.turns[-1] is reply.before:
+            tokens, features = self.turns.pop()
+            self.ids, self.features = self.ids[:tokens], self.features[:features]
+            del self.messages[-2:]
+            self.cache = None
 
     def clear(self) -> None:
         """Forget everything; waits for an answer that is still being computed."""
@@ -197,6 +217,9 @@ class Conversation:
         prepared = pipeline.prepare(ids, features, past=cache.length)
         if (seed := reply.options.pop("seed", None)) is not None:
             torch.manual_seed(seed)
+        # Given as an option, it would warn of each answer that the prompt is not penalised.
+        penalty = reply.options.pop("repetition_penalty")
+        penalties = [] if penalty == 1 else [RepetitionPenaltyLogitsProcessor(float(penalty))]
         try:
             output = pipeline.language_model.generate(
                 **prepared,
@@ -208,6 +231,7 @@ class Conversation:
                 ),
                 streamer=streamer if reply.options["num_beams"] == 1 else None,
                 stopping_criteria=StoppingCriteriaList([StopOnEvent(reply.stop)]),
+                logits_processor=LogitsProcessorList(penalties),
             )
             tokens = output[0].tolist()
         except Stopped:
@@ -232,16 +256,17 @@ class Conversation:
         ended = bool(tokens) and tokens[-1] in self.pipeline.processor.stop_token_ids
         end = [] if ended else self.pipeline.processor.end_of_answer_ids
         self.ids = reply.prompt_ids + tokens + end
+        self.turns.append(reply.before)
         self.messages += [reply.message, {"role": "assistant", "content": reply._text}]
 
 
 class Reply:
     """An answer that is being computed: iterate for its pieces, or read `text` when it is done."""
 
-    def __init__(self, conversation, message, ids, inputs, options, stop, started) -> None:
+    def __init__(self, conversation, message, ids, inputs, options, stop, started, before) -> None:
         self.conversation = conversation
         self.message, self.prompt_ids, self.inputs = message, ids, inputs
-        self.options, self.stop = options, stop
+        self.options, self.stop, self.before = options, stop, before
         self.times = Times()
         self._text, self._tokens = "", []
         self._pieces: queue.Queue[str | None] = queue.Queue()

@@ -14,6 +14,8 @@ from torch import Tensor
 # petroff6, a palette for people who see colours differently (Petroff, arXiv:2107.02270)
 PALETTE = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#9c9ca1", "#7a21dd")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 _STYLE = {
     "figure.dpi": 80,
     "font.size": 10,
@@ -47,14 +49,26 @@ def format_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace("%", "").replace(".", "").replace("-", "").replace(" ms", "").isdigit()
+    for mark in ("%", ".", ",", "-", " ms"):
+        text = text.replace(mark, "")
+    return text.isdigit()
 
 
 def show_pictures(
-    pictures: Sequence[Image.Image], titles: Sequence[str], *, height: float = 2.2
+    pictures: Sequence[Image.Image],
+    titles: Sequence[str],
+    *,
+    height: float = 2.2,
+    to_scale: bool = False,
 ) -> Figure:
-    """Show pictures in a row, each under its title."""
-    ratios = [picture.width / picture.height for picture in pictures]
+    """Show pictures in a row, each under its title.
+
+    All get the same height, the one of the figure in inches; `to_scale` gives the same size to
+    their pixels instead, so that larger pictures look larger.
+    """
+    tallest = max(picture.height for picture in pictures)
+    heights = [tallest if to_scale else picture.height for picture in pictures]
+    ratios = [picture.width / rows for picture, rows in zip(pictures, heights, strict=True)]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             1,
@@ -65,11 +79,24 @@ def show_pictures(
         )
         for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
             axis.imshow(picture)
+            if to_scale:
+                axis.set_ylim(tallest - 0.5, -0.5)
             axis.set_title(title, fontsize=9)
             axis.axis("off")
         figure.tight_layout()
     plt.close(figure)
     return figure
+
+
+def mosaic(pieces: Sequence[Image.Image], columns: int, *, gap: int = 6) -> Image.Image:
+    """Return pieces of one size laid out row by row, with white gaps of `gap` pixels between."""
+    width, height = (side + gap for side in pieces[0].size)
+    rows = len(pieces) // columns
+    whole = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    for place, piece in enumerate(pieces):
+        row, column = divmod(place, columns)
+        whole.paste(piece, (column * width, row * height))
+    return whole
 
 
 def pictures_of(pixel_values: Tensor) -> list[Image.Image]:
@@ -102,6 +129,35 @@ def show_grids(grids: Mapping[str, Tensor | Image.Image]) -> Figure:
     return figure
 
 
+def lines(series: Mapping[str, Mapping[float, float]], *, x: str, y: str) -> Figure:
+    """Draw a line through the points (x to y) of each of at most six series; `x`, `y` are labels.
+
+    Raises `ValueError` for more series than can be told apart.
+    """
+    if len(series) > len(PALETTE):
+        raise ValueError(f"{len(series)} lines cannot be told apart; draw at most {len(PALETTE)}.")
+    looks = zip(series.items(), PALETTE, MARKERS, DASHES, strict=False)
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(5.6, 2.9))
+        for (name, points), colour, marker, dashes in looks:
+            axis.plot(
+                list(points),
+                list(points.values()),
+                label=name,
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linestyle=dashes,
+            )
+        axis.set_xlabel(x, fontsize=9)
+        axis.set_ylabel(y, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.legend(fontsize=8, frameon=False)
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
 def bars(groups: Mapping[str, Mapping[str, float]], *, units: Mapping[str, str]) -> Figure:
     """Draw one small bar chart for each measure: `groups` is measure to variant to value."""
     with plt.rc_context(_STYLE):
@@ -125,4 +181,6 @@ def _bar_chart(axis, measure: str, values: Mapping[str, float], unit: str) -> No
     axis.set_title(measure, fontsize=10)
     axis.set_ylabel(unit, fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
+    if len(values) > 5:  # or their names would run into each other
+        plt.setp(axis.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axis.margins(y=0.15)

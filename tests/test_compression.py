@@ -1,11 +1,25 @@
 """What each preset makes of the weights, and what it refuses."""
 
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
 import openvino as ov
 import pytest
 
-from helpers import compression, conversion
-from helpers.compression import BitWidth, Preset, Weights, bit_widths, compress, find_preset
+from helpers import calibration, compression, conversion
+from helpers.compression import (
+    BitWidth,
+    Preset,
+    Quantization,
+    Weights,
+    bit_widths,
+    compress,
+    find_preset,
+)
 from helpers.errors import SettingsError
+from helpers.models import load_processor
+from helpers.stateful import is_stateful
 from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 
 # Layers of the small model: two of the language model with seven matrices each and an LM head; one
@@ -107,7 +121,129 @@ def test_fp16_leaves_a_model_as_it_is(language_model):
     assert layers(bit_widths(language_model)) == {"f16": DECODER + HEAD}
 
 
+# Methods that look at samples
+
+PLAIN = Weights("int4-asym", group_size=64, all_layers=True)
+AWARE = {
+    "awq": replace(PLAIN, awq=True, samples=3),
+    "scale": replace(PLAIN, scale_estimation=True, samples=3),
+    "gptq": replace(PLAIN, gptq=True, samples=3),
+    "both": replace(PLAIN, awq=True, scale_estimation=True, samples=3),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(converted):
+    """Return the inputs of the converted model's parts for three samples."""
+    read = ov.Core().read_model
+    parts = {part: read(converted / file) for part, file in FILES.items()}
+    samples = calibration.find_samples("shapes", 3)
+    return calibration.inputs_by_part(parts, load_processor(converted), samples)
+
+
+def weight_bytes(model: ov.Model) -> bytes:
+    constants = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
+    return b"".join(np.asarray(node.get_data()).tobytes() for node in constants)
+
+
+@pytest.mark.parametrize("name", AWARE)
+def test_weights_that_look_at_samples(language_model, inputs, name):
+    samples = inputs[LANGUAGE_MODEL]
+    plain = compress(language_model.clone(), PLAIN)
+    aware = compress(language_model.clone(), AWARE[name], samples)
+    assert layers(bit_widths(aware)) == layers(bit_widths(plain)) == {"u4": DECODER + HEAD}
+    assert is_stateful(aware)
+    assert weight_bytes(aware) != weight_bytes(plain)
+
+
+def test_looking_at_samples_brings_their_logits_closer(language_model, inputs):
+    samples = inputs[LANGUAGE_MODEL]
+    exact = logits_of(language_model, samples)
+    errors = [
+        np.square(logits_of(compress(language_model.clone(), weights, samples), samples) - exact)
+        for weights in (PLAIN, AWARE["both"])
+    ]
+    assert errors[1].mean() < errors[0].mean()
+
+
+def logits_of(model: ov.Model, feeds: compression.Inputs) -> np.ndarray:
+    """Return the logits (samples, vocabulary) of prompts, each from an empty cache."""
+    compiled = ov.compile_model(model, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    return np.stack(
+        [compiled.create_infer_request().infer(feed)["logits"][0, 0].copy() for feed in feeds]
+    )
+
+
+def test_the_state_is_reset_between_samples(language_model, inputs):
+    """NNCF does it; with it, samples in another order give the same statistics, so weights."""
+    samples = list(inputs[LANGUAGE_MODEL])
+    found = [
+        weight_bytes(compress(language_model.clone(), AWARE["awq"], order))
+        for order in (samples, samples[::-1])
+    ]
+    assert len(set(found)) == 1
+
+
+def test_the_image_encoder_s_activations_in_8_bits(converted, inputs):
+    model = ov.Core().read_model(converted / FILES[IMAGE_ENCODER])
+    samples = inputs[IMAGE_ENCODER]
+    quantized = compress(model.clone(), Quantization(samples=3), samples)
+    assert layers(bit_widths(quantized))["i8"] >= ENCODER - 1
+    assert compression.stored_bytes(quantized) < 0.75 * compression.stored_bytes(model)
+    kinds = Counter(node.get_type_name() for node in quantized.get_ops())
+    assert kinds["FakeQuantize"] > ENCODER // 2
+    exact, rounded = (ov.compile_model(one, "CPU") for one in (model, quantized))
+    for feed in samples:
+        wanted, found = exact(feed)[0], rounded(feed)[0]
+        assert 0 < np.abs(found - wanted).mean() < 0.2 * np.abs(wanted).mean()
+
+
+@pytest.mark.parametrize("weights", [*AWARE.values(), Quantization()], ids=str)
+@pytest.mark.parametrize("samples", [None, []])
+def test_no_samples(language_model, weights, samples):
+    with pytest.raises(SettingsError, match="needs sample inputs to look at, and there are none"):
+        compress(language_model, weights, samples)
+
+
+def test_what_looks_at_samples():
+    assert all(weights.needs_data for weights in (*AWARE.values(), Quantization()))
+    assert Weights("int4-sym", ratio=0.5, sensitivity="max_activation_variance").needs_data
+    assert not PLAIN.needs_data and not Weights("fp16").needs_data
+
+
+def test_what_they_say_of_themselves():
+    assert str(AWARE["both"]) == (
+        "INT4-ASYM group 64 ratio 1 + all layers + AWQ + scale estimation"
+    )
+    preset = replace(find_preset("int8"), image_encoder=Quantization())
+    assert str(preset) == (
+        "language model INT8, image encoder INT8 with activations, SmoothQuant 0.6, "
+        "other parts INT8"
+    )
+
+
+def test_a_preset_s_own_image_encoder():
+    preset = replace(find_preset("int4"), image_encoder=compression.FP16)
+    assert preset.weights_of(IMAGE_ENCODER) == compression.FP16
+    assert preset.weights_of(TEXT_EMBEDDINGS) == compression.INT8
+
+
 # Settings
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Weights("int8", awq=True), "Weights in int8 look at no samples"),
+        (lambda: Weights("int4-sym", sensitivity="taste"), "sensitivity 'taste' does not exist"),
+        (lambda: Weights("int4-sym", samples=0), "There are 0 samples to look at"),
+        (lambda: Quantization(samples=0), "There are 0 samples to look at"),
+        (lambda: Quantization(smooth_quant=1.2), "SmoothQuant is 1.2; it should be from 0 to 1"),
+    ],
+)
+def test_settings_that_cannot_be(make, message):
+    with pytest.raises(SettingsError, match=message):
+        make()
 
 
 def test_a_mode_that_does_not_exist():
@@ -168,3 +304,19 @@ def test_a_notebook_s_own_presets_are_offered():
     choice = compression.choose_precision(presets={"int8": find_preset("int8"), "int4": own})
     assert list(choice.options) == ["int8", "int4"]
     assert str(own) in choice.line
+
+
+def test_ways_for_the_image_encoder_are_offered(monkeypatch):
+    ways = {"int8": compression.INT8, "int8-activations": Quantization()}
+    choice = compression.choose_image_encoder(ways, default="int8")
+    assert choice.value == "int8"
+    monkeypatch.setenv("VLM_IMAGE_ENCODER", "int8-activations")
+    choice = compression.choose_image_encoder(ways, default="int8")
+    assert choice.line == f"Image encoder: int8-activations ({Quantization()})"
+
+
+def test_each_layer_s_type_by_its_module(stored):
+    types = compression.layer_types(stored["int4"][LANGUAGE_MODEL])
+    assert len(types) == DECODER + HEAD
+    assert types["decoder.lm_head"] == "u8"
+    assert types["decoder.model.layers.0.self_attn.q_proj"] == "u4"

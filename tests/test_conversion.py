@@ -10,19 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import openvino as ov
 import pytest
 from filelock import FileLock
 
-from helpers import conversion
-from helpers.compression import find_preset
+from helpers import conversion, hub
+from helpers.compression import Quantization, find_preset
 from helpers.conversion import convert, expected_bytes
 from helpers.errors import CheckpointError, OutputError, UserError
 from helpers.folders import (
     MANIFEST,
     UNFINISHED_MANIFEST,
+    bit_widths_of,
     clean,
     folder_bytes,
     read_manifest,
@@ -119,6 +121,46 @@ def test_the_size_that_is_expected_is_about_what_comes_out(checkpoint, tmp_path,
     written = sum(path.stat().st_size for path in (tmp_path / "made").glob("*.bin"))
     # Scales take room too, the last layer stays at 8 bits; constants that are equal are kept once.
     assert 0.85 < written / expected < 1.4
+
+
+def test_the_memory_that_looking_at_samples_takes(checkpoint):
+    model = load_model(checkpoint)
+    weights = sum(weight.numel() for weight in model.language_model.parameters())
+    plain = find_preset("int4")
+    memory = {
+        name: conversion.expected_memory(model, find_preset("int4", **{name: True}))
+        for name in ("awq", "scale_estimation")
+    }
+    least = conversion.expected_memory(model, plain)
+    assert least == expected_bytes(model, plain) + hub.CONVERSION_MEMORY
+    assert memory["awq"] - least == weights
+    widest = model.language_model.model.layers[0].mlp.gate_proj.weight.numel()
+    assert memory["scale_estimation"] - memory["awq"] == 48 * widest
+    everywhere = find_preset("int4", scale_estimation=True, all_layers=True)
+    head = model.language_model.lm_head.weight.numel()
+    assert conversion.expected_memory(model, everywhere) - memory["awq"] == 48 * head
+    encoder = replace(plain, image_encoder=Quantization())
+    assert conversion.expected_memory(model, encoder) > memory["awq"]
+
+
+def test_parts_that_are_compressed_already_are_written_as_they_are(
+    checkpoint, converted, parts, tmp_path
+):
+    widths = conversion.write(
+        parts(),
+        tmp_path / "made",
+        checkpoint=checkpoint,
+        preset=find_preset("int8"),
+        compressed=True,
+    )
+    assert widths == bit_widths_of(read_manifest(converted))
+
+
+def test_the_memory_that_is_told(tmp_path):
+    lines = []
+    conversion.check_room(1000, tmp_path, memory=5 * 10**15, report=lines.append)
+    assert "5000000.0 GB of memory are needed" in lines[0]
+    assert lines[1].startswith("That is more memory than is free")
 
 
 def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch, convert_quickly):

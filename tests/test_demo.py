@@ -12,6 +12,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from helpers import demo
 from helpers.demo import Sessions, build_page, open_page, respond, save_examples
 from helpers.generation import StatefulLanguageModel
 from helpers.shapes.training import NOTICE
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queue
 
 FIRST, SECOND = "What is in the picture?", "What colour is the star?"
 GREEDY = {"max_new_tokens": 8}
+USUAL = (8, False, 0.7, 0.9)  # what the page's usual controls are set to: tokens first
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,81 @@ def test_an_error_is_one_sentence_in_the_chat(window, text, sentence):
     assert window.answer(FIRST)
 
 
+def test_an_answer_is_given_anew(window, pipeline, picture_files):
+    first = window.answer(FIRST, picture_files[0])
+    window.answer(SECOND, picture_files[0])
+    window.chat = window.client.predict(window.chat, *USUAL, api_name="/regenerate")
+    assert [content(m) for m in window.chat[::2]] == [FIRST, SECOND]
+    answers = [content(m) for m in window.chat[1::2]]
+    assert answers == expected(pipeline, (FIRST, [picture()]), (SECOND, []))
+    assert answers[0] == first
+    third = window.answer(FIRST, picture_files[0])
+    turns = ((FIRST, [picture()]), (SECOND, []), (FIRST, []))
+    assert third == expected(pipeline, *turns)[-1]
+
+
+def test_nothing_to_give_anew(window):
+    assert window.client.predict([], *USUAL, api_name="/regenerate") == []
+
+
+def test_a_question_that_failed_is_asked_anew(window):
+    window.answer(FIRST)
+    window.answer("")
+    window.chat = window.client.predict(window.chat, *USUAL, api_name="/regenerate")
+    assert len(window.chat) == 4 and content(window.chat[-1]).startswith("⚠️ The question is")
+    assert window.answer(FIRST)
+
+
+# A page's own controls
+
+CONTROLS = (
+    demo.Radio("Decode type", {"beams": {}, "sampling": {"do_sample": True, "num_beams": 1}}),
+    demo.Slider("num_beams", "Number of beams", 1, 8, value=3, step=1),
+    demo.Slider("top_p", "Top-p", 0.1, 1, value=0.8, step=0.05),
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [
+        (("beams", 3.0, 0.8), {"num_beams": 3, "top_p": 0.8}),
+        (("sampling", 3.0, 0.8), {"do_sample": True, "num_beams": 1, "top_p": 0.8}),
+    ],
+)
+def test_what_controls_are_set_to(values, options):
+    found = demo.options_of(CONTROLS, values)
+    assert found == options
+    assert isinstance(found["num_beams"], int)
+
+
+def test_a_page_with_controls_of_its_own(pipeline):
+    blocks = build_page(pipeline, title="Beams", controls=CONTROLS)
+    opened = Window(open_page(blocks))
+    try:
+        job = opened.client.submit(FIRST, None, [], 8, "beams", 3, 0.8, api_name="/ask")
+        (chat, _), wanted = job.result(timeout=60), pipeline.ask(FIRST, num_beams=3, **GREEDY)
+        assert content(chat[-1]) == wanted.text
+        assert "3 beams, all at once after" in str(chat[-1])
+        assert demo.AT_ONCE in str(job.outputs()[0][0][-1])
+        chat = opened.client.predict(chat, 8, "sampling", 3, 0.8, api_name="/regenerate")
+        assert len(chat) == 2 and "first token" in str(chat[-1])
+        shown = {c.label for c in blocks.blocks.values() if hasattr(c, "label")}
+        assert {"Decode type", "Number of beams", "Top-p", "Maximum new tokens"} <= shown
+        assert "Temperature" not in shown
+    finally:
+        opened.client.close()
+        blocks.close()
+
+
 # Without a server
+
+
+def test_an_answer_that_is_computed_is_stopped_to_be_given_anew(pipeline):
+    sessions = Sessions(pipeline)
+    reply = sessions.ask("one", FIRST, picture(), {"max_new_tokens": 400})
+    assert sessions.take_back("one") == (FIRST, picture())
+    assert len(reply.token_ids) < 400 and not reply.conversation.messages
+    assert sessions.take_back("one") is None
 
 
 def test_the_chat_shows_the_question_at_once(pipeline):
@@ -228,6 +304,12 @@ def test_the_page_is_not_shared_and_has_a_notice(page):
     assert not blocks.share and blocks.share_url is None
     html = httpx.get(address).text
     assert NOTICE in html and "Small shapes" in html
+
+
+def test_the_terms_of_use_are_on_the_page(pipeline):
+    blocks = build_page(pipeline, title="Small shapes", terms="For research only.")
+    texts = [str(c["props"].get("value")) for c in blocks.get_config_file()["components"]]
+    assert any("For research only." in text and NOTICE in text for text in texts)
 
 
 LOADED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=["']([^"']+)""")

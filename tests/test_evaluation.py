@@ -112,3 +112,14 @@ def test_speed_is_measured_for_both(torch_model, pipeline):
         assert 0 < found.image_encoder < 60
         assert 0 < found.first_token < 60
         assert 0 < found.next_token < 60
+
+
+def test_probabilities_of_an_answer_begin_with_that_of_its_first_token(asked, torch_model):
+    (shown, question), *_ = asked
+    first = evaluation.answer(torch_model, asked[:1], max_new_tokens=1).first_logits[0]
+    most, second = first.topk(2).indices.tolist()
+    found = evaluation.log_probability(torch_model, shown, question.text, [most, second])
+    assert found[0] == pytest.approx(first.log_softmax(-1)[most].item(), abs=1e-5)
+    other = evaluation.log_probability(torch_model, shown, question.text, [second, second])
+    assert other[0] == pytest.approx(first.log_softmax(-1)[second].item(), abs=1e-5)
+    assert len(found) == 2 and found[1] != other[1]  # the second depends on the first

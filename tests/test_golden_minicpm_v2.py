@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
 
 from helpers.checkpoints import original_tensors, read_config
+from helpers.compression import bit_widths
 from helpers.errors import CheckpointError, PictureError
 from helpers.full_size import MINICPM_V2 as FULL_SIZE
 from helpers.full_size import without_weights
@@ -211,6 +212,19 @@ def test_one_exported_image_encoder_takes_every_size(expected, dtype):
     for piece in SLICES:
         features = torch.from_numpy(compiled(expected[f"pixel_values.{piece}"].numpy())[0])
         assert_close(features, expected[f"image_features.{piece}"], tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(None, "f32"), (torch.bfloat16, "bf16")])
+def test_exported_embeddings_are_scaled_and_keep_their_type(dtype, stored):
+    import openvino as ov
+
+    model = load_model(GOLDEN / FAMILY, dtype)
+    exported = trace(model.text_embeddings_part())
+    assert [width.type for width in bit_widths(exported)] == [stored]
+    ids = torch.tensor([[5, 1, 8]])
+    found = torch.from_numpy(ov.compile_model(exported, "CPU")(ids.numpy())[0])
+    rows = model.language_model.get_input_embeddings().weight.detach()[ids].float()
+    assert torch.equal(found, rows * model.config["scale_emb"])
 
 
 # Slices

@@ -21,6 +21,7 @@ from helpers.models.mllama import (
     MllamaProcessor,
     collects_outputs,
     corrected_vision_fields,
+    text_config,
 )
 from helpers.tracing import trace
 from tests.golden_checks import (
@@ -309,6 +310,15 @@ def test_exported_models(expected, dtype):
         past = [tensor.numpy() for tensor in _empty_past(model)]
         result = compiled[1]([tensor.numpy() for tensor in inputs] + pictures + past)
         assert_close(torch.from_numpy(result["logits"]), logits[:, -1:], tolerance)
+
+
+def test_a_short_context_is_no_warning(caplog, capfd):
+    config = read_config(GOLDEN / FAMILY)
+    fields = config["text_config"] | {"max_position_embeddings": 64}
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    text_config(fields | {"rope_scaling": rope | {"original_max_position_embeddings": 128}})
+    assert not caplog.records and capfd.readouterr().err == ""
 
 
 # Pictures

@@ -164,6 +164,16 @@ NO_PICTURES = {
 }
 
 
+@pytest.mark.parametrize("size", [(480, 360), (64, 96)])
+def test_a_lake_has_a_sky_water_and_a_jetty_before_it(size):
+    picture = images.draw_lake(*size)
+    width, height = picture.size
+    assert (picture.mode, picture.size) == ("RGB", size)
+    sky, water = picture.getpixel((2, 2)), picture.getpixel((2, height - 2))
+    jetty = picture.getpixel((width // 2, round(height * 0.92)))
+    assert sky[2] > sky[0] and water[2] > water[0] and jetty[0] > jetty[2]
+
+
 @pytest.mark.parametrize(("make", "message"), NO_PICTURES.values(), ids=NO_PICTURES)
 def test_what_is_no_picture_is_told_in_a_sentence(two_colours, tmp_path, make, message):
     source = make(two_colours, tmp_path)

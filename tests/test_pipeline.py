@@ -112,6 +112,30 @@ def test_special_words_in_a_question_are_plain_text(pipeline):
     assert text in processor.tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("way", [{}, {"num_beams": 3}])
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`:UserWarning")
+def test_a_repetition_penalty_is_transformers_own(pipeline, torch_model, way):
+    reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=40, repetition_penalty=3.0, **way)
+    features = torch_model.encode_images(**torch_model.image_inputs([picture()]))
+    stop = torch_model.processor.stop_token_ids
+    wanted = torch_model.language_model.generate(
+        **torch_model.prepare(torch.tensor([reply.prompt_ids]), features),
+        max_new_tokens=40,
+        do_sample=False,
+        repetition_penalty=3.0,
+        eos_token_id=stop,
+        pad_token_id=stop[0],
+        **way,
+    )
+    plain = pipeline.ask(QUESTION, [picture()], max_new_tokens=40, **way)
+    assert reply.token_ids == wanted[0].tolist() != plain.token_ids
+
+
+def test_a_repetition_penalty_says_nothing(pipeline, recwarn):
+    ask(pipeline.conversation(), repetition_penalty=1.4)
+    assert not [w for w in recwarn if "penalty" in str(w.message)]
+
+
 # Conversations
 
 
@@ -190,6 +214,41 @@ def test_after_beams_a_conversation_goes_on(pipeline, torch_model):
     ask(conversation, images=[picture()], num_beams=3)
     second = ask(conversation, SECOND)
     assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+
+
+# Taking an answer back
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 0), (0, 1)])
+def test_what_is_taken_back_was_never_asked(pipeline, first, second):
+    before = [picture(index) for index in range(first)]
+    after = [picture(index + 2) for index in range(second)]
+    conversation = pipeline.conversation()
+    one, two = two_turns(conversation, before, after)
+    conversation.take_back(two)
+    assert [message["content"] for message in conversation.messages[1:]] == [one.text]
+    again = ask(conversation, SECOND, after)
+    assert (again.prompt_ids, again.token_ids) == (two.prompt_ids, two.token_ids)
+    conversation.take_back(again)
+    conversation.take_back(one)
+    assert (conversation.ids, conversation.features, conversation.messages) == ([], [], [])
+
+
+def test_only_the_last_answer_can_be_taken_back(pipeline):
+    conversation = pipeline.conversation()
+    one, two = two_turns(conversation)
+    conversation.take_back(one)
+    assert len(conversation.messages) == 4
+    conversation.take_back(two)
+    conversation.take_back(two)
+    assert len(conversation.messages) == 2
+
+
+def test_an_answer_is_computed_before_it_is_taken_back(pipeline):
+    conversation = pipeline.conversation()
+    reply = conversation.ask(QUESTION, max_new_tokens=100)
+    conversation.take_back(reply)
+    assert reply.token_ids and conversation.ids == []
 
 
 # Stopping

@@ -1,6 +1,7 @@
 """What the notebooks draw is what they were given."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -14,3 +15,42 @@ def test_grids_are_drawn_as_they_are_each_with_a_scale():
     assert [axis.get_title() for axis in (picture, numbers)] == ["a picture", "a grid"]
     assert np.array_equal(numbers.images[0].get_array(), grid.float().numpy())
     assert scale.get_ylim() == (0.0, 5.0)
+
+
+def test_pictures_to_scale_have_pixels_of_one_size():
+    pictures = [Image.new("RGB", (8, 4)), Image.new("RGB", (4, 8))]
+    for to_scale, heights in ((False, [4, 8]), (True, [8, 8])):
+        axes = plots.show_pictures(pictures, ["wide", "tall"], to_scale=to_scale).axes
+        assert [axis.get_ylim()[0] - axis.get_ylim()[1] for axis in axes] == heights
+
+
+def test_a_mosaic_lays_pieces_out_row_by_row():
+    colours = ("red", "green", "blue", "black")
+    whole = plots.mosaic([Image.new("RGB", (3, 2), colour) for colour in colours], 2, gap=1)
+    assert whole.size == (7, 5)
+    wanted = [Image.new("RGB", (1, 1), colour).getpixel((0, 0)) for colour in colours]
+    assert [whole.getpixel(place) for place in ((2, 1), (4, 1), (2, 3), (4, 3))] == wanted
+    white = [whole.getpixel(place) for place in ((3, 0), (0, 2))]
+    assert white == [(255, 255, 255)] * 2
+
+
+def test_lines_go_through_their_points_and_differ_in_more_than_colour():
+    series = {"kept": {1: 2.0, 10: 2.5}, "computed": {1: 2.0, 10: 20.0}}
+    (axis,) = plots.lines(series, x="tokens", y="milliseconds").axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("tokens", "milliseconds")
+    for line, (name, points) in zip(axis.lines, series.items(), strict=True):
+        assert line.get_label() == name
+        assert dict(zip(*line.get_data(), strict=True)) == points
+    first, second = axis.lines
+    assert first.get_marker() != second.get_marker()
+    assert first.get_linestyle() != second.get_linestyle()
+
+
+def test_more_lines_than_can_be_told_apart():
+    with pytest.raises(ValueError, match="7 lines cannot be told apart; draw at most 6"):
+        plots.lines({str(name): {0: 1} for name in range(7)}, x="x", y="y")
+
+
+def test_numbers_stand_on_the_right_with_or_without_separators():
+    lines = plots.format_table([{"part": "a", "weights": "1,024"}, {"part": "bc", "weights": 7}])
+    assert lines.splitlines()[2:] == ["a       1,024", "bc          7"]

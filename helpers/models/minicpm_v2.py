@@ -14,6 +14,7 @@ tensors.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -36,7 +37,7 @@ from helpers.errors import CheckpointError
 from helpers.images import Slicing, slice_picture
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.prompts import IMAGE, Template
-from helpers.tracing import IMAGE_ENCODER, Part
+from helpers.tracing import IMAGE_ENCODER, Part, Traceable
 
 # Configs name an image encoder of timm instead of describing it; the numbers are from timm's
 # vision_transformer.py, where "so400m" is the shape-optimised transformer of arXiv:2305.13035.
@@ -197,6 +198,13 @@ class MiniCPMV2(VisionLanguageModel):
         """Return (queries, hidden) for each overview and slice; `grids` is for the prompt only."""
         pieces = [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values
         return by_size(self.image_encoder, pieces)
+
+    def text_embeddings_part(self) -> Part:
+        """Return a plain embedding, so that 16 bits stay 16, and the scale behind it."""
+        scaled = self.language_model.get_input_embeddings()
+        table = nn.Embedding.from_pretrained(scaled.weight)  # the same memory
+        module = Traceable(lambda input_ids: table(input_ids) * scaled.scale, table)
+        return replace(super().text_embeddings_part(), module=module)
 
     def image_encoder_part(self) -> Part:
         """Return SigLIP and the resampler: slices of any one size."""

@@ -9,6 +9,7 @@ What this module does not know: a batch of the exported language model in which 
 pictures and others do not, or different numbers of them.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, wraps
@@ -289,7 +290,7 @@ class Mllama(VisionLanguageModel):
     def build(self, config: dict) -> None:
         """Create the image encoder, the projector and the language model."""
         vision = MllamaVisionConfig(**corrected_vision_fields(config["vision_config"]))
-        text = MllamaTextConfig(**config["text_config"])
+        text = text_config(config["text_config"])
         self.image_encoder = MllamaVisionModel(vision)
         self.projector = nn.Linear(vision.vision_output_dim, text.hidden_size)
         self.language_model = LanguageModel(text)
@@ -423,6 +424,21 @@ class LanguageModel(MllamaForCausalLM):
                 "cross_attention_states": cross_attention_states,
             }
         return prepared | {"cross_attention_mask": cross_attention_mask[:, -1:]}
+
+
+def text_config(fields: dict) -> MllamaTextConfig:
+    """Return the language model's configuration.
+
+    transformers warns of a context shorter than the one that RoPE's frequencies are scaled from;
+    a small model may have one, and it changes nothing.
+    """
+    logger = logging.getLogger("transformers.modeling_rope_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return MllamaTextConfig(**fields)
+    finally:
+        logger.setLevel(level)
 
 
 def cross_names(layers: int) -> list[str]:

@@ -1,0 +1,138 @@
+"""Where samples come from, and what they give the parts of a model."""
+
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from PIL import Image
+
+from helpers.calibration import PROMPT, find_samples, inputs_by_part
+from helpers.errors import PictureError, SettingsError
+from helpers.models import load_processor
+from helpers.prompts import user_message
+from helpers.shapes import world
+from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
+from tests.tiny import TOKENS_PER_TILE
+
+
+@pytest.fixture(scope="module")
+def parts(converted):
+    read = ov.Core().read_model
+    return {part: read(converted / file) for part, file in FILES.items()}
+
+
+def test_shapes_are_of_the_training_split(monkeypatch):
+    scenes = []
+    draw = world.draw
+    monkeypatch.setattr(world, "draw", lambda scene: scenes.append(scene) or draw(scene))
+    samples = find_samples("shapes", 9)
+    assert len({text for _, text in samples}) > 4
+    assert {world.split_of((scene.grid, scene.items)) for scene in scenes} == {"train"}
+
+
+def test_a_folder_of_pictures(tmp_path):
+    for name in ("b.png", "a.JPG", "c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
+    assert find_samples(str(tmp_path), 2, prompt="Why?") == [
+        (tmp_path / "a.JPG", "Why?"),
+        (tmp_path / "b.png", "Why?"),
+    ]
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(PictureError, match="holds no pictures; put some photographs there"):
+        find_samples(str(tmp_path), 2)
+
+
+def test_a_source_that_does_not_exist():
+    with pytest.raises(SettingsError, match="photos is neither shapes, nor a folder"):
+        find_samples("photos", 2)
+
+
+def data_set(monkeypatch, rows, error=None):
+    """Let `datasets` be a module whose only data set has these rows."""
+
+    class Stream(list):
+        def take(self, number):
+            return self[:number]
+
+    def load_dataset(name, *, split, streaming):
+        assert (split, streaming) == ("train", True)
+        if error:
+            raise error
+        return Stream(rows)
+
+    module = types.SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+def test_a_data_set_by_name(monkeypatch):
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    data_set(monkeypatch, [{"caption": "a", "image": picture} for picture in pictures])
+    assert find_samples("owner/name", 2) == [(picture, PROMPT) for picture in pictures[:2]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([{"caption": "a"}], None, "has no column of pictures; give another one"),
+        ([], None, "has no column of pictures"),
+        (
+            [],
+            FileNotFoundError("it does not exist\nat all"),
+            r"cannot be read \(it does not exist\)",
+        ),
+    ],
+)
+def test_a_data_set_that_cannot_be_used(monkeypatch, rows, error, message):
+    data_set(monkeypatch, rows, error)
+    with pytest.raises(SettingsError, match=message) as caught:
+        find_samples("owner/name", 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SettingsError, match="owner/name needs the package `datasets`"):
+        find_samples("owner/name", 2)
+
+
+def test_inputs_of_the_parts(converted, parts, tmp_path):
+    path = tmp_path / "picture.png"
+    samples = find_samples("shapes", 2)
+    samples[1][0].save(path)
+    inputs = inputs_by_part(parts, load_processor(converted), [samples[0], (path, samples[1][1])])
+    assert set(inputs) == {IMAGE_ENCODER, LANGUAGE_MODEL}
+    images, prompts = (list(inputs[part]) for part in inputs)
+    assert [list(feed) for feed in images] == [["pixel_values"]] * 2
+    compiled = ov.compile_model(parts[LANGUAGE_MODEL], "CPU")
+    for feed, image in zip(prompts, images, strict=True):
+        assert feed.keys() == {name for port in compiled.inputs for name in port.get_names()}
+        length = feed["inputs_embeds"].shape[1]
+        assert length > len(image["pixel_values"]) * TOKENS_PER_TILE
+        assert np.array_equal(feed["position_ids"], np.arange(length)[None])
+        assert np.isfinite(compiled(feed)[0]).all()
+
+
+def test_inputs_can_be_gone_through_again(parts, converted):
+    inputs = inputs_by_part(parts, load_processor(converted), find_samples("shapes", 1))
+    first, second = (next(iter(inputs[LANGUAGE_MODEL])) for _ in range(2))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_question_without_a_picture(parts, converted):
+    processor = load_processor(converted)
+    inputs = inputs_by_part(parts, processor, [(None, "Why?")])
+    assert list(inputs[IMAGE_ENCODER]) == []
+    [feed] = inputs[LANGUAGE_MODEL]
+    assert feed["attention_mask"].shape == processor.input_ids([user_message("Why?")]).shape
+
+
+def test_nothing_is_computed_before_it_is_asked_for(parts, converted, monkeypatch):
+    processor = load_processor(converted)
+    monkeypatch.setattr(type(processor), "image_inputs", lambda *_: pytest.fail("too early"))
+    assert len(inputs_by_part(parts, processor, [(Path("nothing.png"), "?")])) == 2
