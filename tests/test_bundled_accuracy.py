@@ -1,11 +1,14 @@
 """The bundled checkpoint answers as its card says, in PyTorch and in every precision."""
 
+from pathlib import Path
+
 import pytest
 
 from helpers.checkpoints import BUNDLED, bundled_checkpoints, read_json
 from helpers.hub import weight_bytes
 from helpers.shapes import report
 
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 FAMILIES = sorted(bundled_checkpoints())
 # Answers may differ by a question or two from one processor to another.
 TOLERANCE = 0.005
@@ -52,3 +55,10 @@ def test_the_card_says_what_is_measured(measured):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_is_small(family):
     assert weight_bytes(BUNDLED / family) <= 8e6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_notebook_uses_the_int4_that_is_measured(family):
+    notebooks = [path.read_text(encoding="utf-8") for path in NOTEBOOKS.glob("*.ipynb")]
+    (notebook,) = (text for text in notebooks if rf"\"{family}\"" in text)
+    assert str(report.presets(family)[-1].language_model) in notebook

@@ -13,18 +13,19 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from helpers.compression import PRESETS, Weights
 from helpers.models import internvl2, llava_mpt, minicpm_v2, mllama, mobilevlm
 from helpers.shapes import world
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A small model of one family: its config, its tokenizer, its files, and how long it trains.
+    """A small model of one family: its config, tokenizer and files, its training and its INT4.
 
     `sizes` are the places in the config where the number of tokens belongs, each a path of names.
     `tower` is the config of an image encoder that the authors keep in a folder of its own, which
     the config names. With `shards`, weights are written as that many `.bin` files, else as one of
-    safetensors.
+    safetensors. `int4` is how its notebook stores the language model in 4 bits.
     """
 
     config: dict
@@ -35,6 +36,7 @@ class Recipe:
     steps: int = 7000
     batch: int = 16
     learning_rate: float = 1.2e-3
+    int4: Weights = PRESETS["int4"].language_model
 
     def prepare(self, folder: Path, texts: Iterable[str]) -> None:
         """Write the tokenizer's files and the configs into `folder`."""
@@ -378,13 +380,29 @@ MLLAMA = {
     },
 }
 
+MIXED = Weights("int4-asym", group_size=128, ratio=0.8)
 RECIPES = {
     "internvl2": Recipe(INTERNVL2, qwen2_tokenizer, (("llm_config", "vocab_size"),)),
-    "llava_mpt": Recipe(LLAVA_MPT, gpt_neox_tokenizer, tower=CLIP, shards=2),
+    "llava_mpt": Recipe(LLAVA_MPT, gpt_neox_tokenizer, tower=CLIP, shards=2, int4=MIXED),
     # A finer grid, of which the projector leaves a quarter.
-    "mobilevlm": Recipe(MOBILEVLM, llama_tokenizer, tower=CLIP | {"patch_size": 6}, shards=1),
-    "minicpm_v2": Recipe(MINICPM_V2, minicpm_tokenizer),
+    "mobilevlm": Recipe(
+        MOBILEVLM, llama_tokenizer, tower=CLIP | {"patch_size": 6}, shards=1, int4=MIXED
+    ),
+    "minicpm_v2": Recipe(
+        MINICPM_V2, minicpm_tokenizer, int4=Weights("int4-sym", group_size=64, ratio=0.6)
+    ),
     "mllama": Recipe(
-        MLLAMA, llama3_tokenizer, (("text_config", "vocab_size"), ("image_token_index",))
+        MLLAMA,
+        llama3_tokenizer,
+        (("text_config", "vocab_size"), ("image_token_index",)),
+        int4=Weights(
+            "int4-asym",
+            group_size=64,
+            all_layers=True,
+            awq=True,
+            scale_estimation=True,
+            sensitivity="max_activation_variance",
+            samples=24,
+        ),
     ),
 }

@@ -7,22 +7,23 @@ card) beside the checkpoint.
 import argparse
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from helpers import evaluation
+from helpers.calibration import SHAPES, find_samples, inputs_by_part
 from helpers.checkpoints import BUNDLED, read_json
-from helpers.compression import find_preset
-from helpers.conversion import convert
+from helpers.compression import Preset, compress, find_preset
+from helpers.conversion import convert, convert_part, write
 from helpers.hub import weight_bytes
 from helpers.models import load_model
 from helpers.pipeline import VisionLanguagePipeline
 from helpers.plots import format_table
+from helpers.shapes.recipes import RECIPES
 
 QUESTIONS, SEED = 500, 2026
-PRECISIONS = ("fp16", "int8", "int4")
 
 CARD = """\
 # A small {family} that knows drawn shapes
@@ -40,7 +41,8 @@ CARD = """\
 | to measure it again | `python -m helpers.shapes.report {family}` |
 
 Exact answers to {questions} questions about pictures and words that training never showed, greedy,
-in ACCURACY mode; KL is the mean divergence of the first token's distribution from PyTorch's:
+in ACCURACY mode; KL is the mean divergence of the first token's distribution from PyTorch's. In
+int4, the language model is {int4}.
 
 ```
 {table}
@@ -54,12 +56,34 @@ def measure(folder: Path, *, questions: int = QUESTIONS, seed: int = SEED) -> di
     reference = evaluation.answer(load_model(folder, torch.float32), asked)
     found = {"PyTorch": _figures(reference, reference, asked)}
     with tempfile.TemporaryDirectory() as place:
-        for name in PRECISIONS:
-            output = Path(place) / name
-            convert(folder, output, find_preset(name))
+        for preset in presets(folder.name):
+            output = Path(place) / preset.name
+            convert_with_samples(folder, output, preset)
             answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), asked)
-            found[name] = _figures(reference, answers, asked)
+            found[preset.name] = _figures(reference, answers, asked)
     return found
+
+
+def presets(family: str) -> list[Preset]:
+    """Return what is measured beside PyTorch: 16 and 8 bits, and the INT4 of the notebook."""
+    int4 = replace(find_preset("int4"), language_model=RECIPES[family].int4)
+    return [find_preset("fp16"), find_preset("int8"), int4]
+
+
+def convert_with_samples(folder: Path, output: Path, preset: Preset) -> None:
+    """Convert as `convert` does; where the preset looks at samples, they are of the drawn world."""
+    if not preset.language_model.needs_data:
+        convert(folder, output, preset)
+        return
+    model = load_model(folder)
+    parts = {part.name: convert_part(part) for part in model.parts()}
+    samples = find_samples(SHAPES, preset.language_model.samples)
+    inputs = inputs_by_part(parts, model.processor, samples)
+    smaller = [
+        (name, compress(part.clone(), preset.weights_of(name), inputs.get(name)))
+        for name, part in parts.items()
+    ]
+    write(smaller, output, checkpoint=folder, preset=preset, compressed=True)
 
 
 def _figures(reference, answers, asked) -> dict:
@@ -99,6 +123,7 @@ def write_card(folder: Path, figures: dict[str, dict], training: str) -> None:
         megabytes=weight_bytes(folder) / 1e6,
         training=training,
         questions=QUESTIONS,
+        int4=RECIPES[folder.name].int4,
         table=format_table(accuracy_table(figures)),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
