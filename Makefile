@@ -29,7 +29,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test lint format clean constraints
+.PHONY: help run lab test torture lint format clean constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -46,6 +46,9 @@ lab: $(VENV)/.installed  ## Open the notebook in JupyterLab
 
 test: lint  ## Run all checks: the cheap ones first, then the notebooks
 	@$(BIN)/python -m pytest
+
+torture: $(VENV)/.checks  ## Break things on purpose, many times: takes about TORTURE_MINUTES minutes
+	@$(BIN)/python -m pytest --torture tests/test_kills.py tests/test_untrusted.py tests/test_conversion.py
 
 lint: $(VENV)/.checks  ## Check style
 	@$(BIN)/python -m ruff check .

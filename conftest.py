@@ -1,6 +1,10 @@
-"""Settings of all tests: no calls home, a fixed environment for kernels, cheap tests first."""
+"""Settings of all tests: no calls home, a fixed environment for kernels, cheap tests first.
+
+With `--torture`, what breaks things on purpose does so many times more; a table says how often.
+"""
 
 import os
+from collections import Counter
 
 import pytest
 
@@ -28,3 +32,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.get_closest_marker("slow") is not None,
         )
     )
+
+
+BROKEN = pytest.StashKey[Counter]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `make torture`."""
+    parser.addoption("--torture", action="store_true", help="break things many times more")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start to count."""
+    config.stash[BROKEN] = Counter()
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest):
+    """Return a function that says how often something is broken: `few` times, or `many`."""
+
+    def choose(what: str, few: int, many: int) -> int:
+        number = many if request.config.getoption("torture") else few
+        request.config.stash[BROKEN][what] += number
+        return number
+
+    return choose
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """Say how often what was broken; a loss is a failed test."""
+    if config.stash[BROKEN]:
+        terminalreporter.section("broken on purpose")
+        for what, number in config.stash[BROKEN].items():
+            terminalreporter.write_line(f"{number:6,}  {what}")

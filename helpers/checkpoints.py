@@ -9,15 +9,15 @@ spread over several devices.
 """
 
 import json
+import math
 import re
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from helpers.errors import CheckpointError
@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; give a checkpoint's folder."
         ) from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON ({error}); download it again."
         ) from None
@@ -49,11 +49,67 @@ def read_json(path: Path) -> dict:
 
 
 def read_config(folder: Path) -> dict:
-    """Read a checkpoint's `config.json`."""
+    """Read a checkpoint's `config.json`, and check the numbers that size a model."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a checkpoint's folder.")
-    return read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    check_sizes(config, folder / "config.json")
+    return config
+
+
+# The most that a field of a config may ask for, far above any model that fits a computer: what
+# follows from these numbers is built in loops and held in memory before any weight is looked at.
+_LIMITS = {
+    1_000: (
+        "num_hidden_layers",
+        "num_global_layers",
+        "n_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "attention_heads",
+        "n_heads",
+        "expansion_ratio",
+        "num_channels",
+        "min_dynamic_patch",
+        "max_dynamic_patch",
+        "max_slice_nums",
+        "max_num_tiles",
+    ),
+    10_000: ("image_size", "force_image_size", "scale_resolution", "patch_size", "query_num"),
+    1_000_000: ("hidden_size", "intermediate_size", "d_model", "head_dim", "vision_output_dim"),
+    100_000_000: ("vocab_size", "max_position_embeddings", "max_seq_len"),
+}
+_LIMIT_OF = {name: limit for limit, names in _LIMITS.items() for name in names}
+
+
+def check_sizes(config: dict, path: Path) -> None:
+    """Raise a `CheckpointError` where a number that sizes something is none, or beyond reason.
+
+    Looks into sections too. A field that is null counts as one that is not there.
+    """
+    for name, value in config.items():
+        if isinstance(value, dict):
+            check_sizes(value, path)
+        limit = _LIMIT_OF.get(name)
+        if limit is None or value is None:
+            continue
+        for number in value if isinstance(value, list) else [value]:
+            if not _is_whole(number) or not 1 <= number <= limit:
+                raise CheckpointError(
+                    f"{name} in {path} is {_shortened(value)}, which should be a whole number "
+                    f"from 1 to {limit:,}; download the checkpoint again."
+                )
+
+
+def _is_whole(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value == int(value)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 # Reading tensors
@@ -78,11 +134,13 @@ def _weight_files(folder: Path) -> list[Path]:
         index = folder / f"{stem}.{ending}.index.json"
         if index.exists():
             shards = read_json(index).get("weight_map")
-            names = sorted(set(shards.values())) if isinstance(shards, dict) else []
-            missing = [name for name in names if not (folder / name).exists()]
+            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+            # A name is a file of this folder, not a path to somewhere else.
+            there = {path.name for path in folder.iterdir() if path.is_file()}
+            missing = [_shortened(name) for name in names if name not in there]
             if missing or not names:
                 raise CheckpointError(
-                    f"{index} names files that are not there ({', '.join(missing) or 'none'}); "
+                    f"{index} names files that are not there ({', '.join(missing[:3]) or 'none'}); "
                     "download the checkpoint again."
                 )
             return [folder / name for name in names]
@@ -98,8 +156,9 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError, struct.error) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); download it again.") from None
+    except Exception as error:  # a header may ask for anything, and for types that torch lacks
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise CheckpointError(f"{path} is damaged ({reason}); download it again.") from None
 
 
 def _open_bin(path: Path) -> dict[str, Tensor]:
@@ -114,6 +173,8 @@ def _open_bin(path: Path) -> dict[str, Tensor]:
 
 
 # Translating names
+
+_WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -189,6 +250,8 @@ def load_tensors(
             if part.shape != expected[target]:
                 shapes = f"{tuple(part.shape)}, not {tuple(expected[target])}"
                 problems.append(f"mis-shaped {name}: {shapes}")
+            if part.dtype not in _WEIGHT_TYPES:
+                problems.append(f"{name} of type {part.dtype}")
             native[target] = part if dtype is None else part.to(dtype)
     tied = _tied_names(module)
     problems += [f"missing {name}" for name in expected if name not in native and name not in tied]

@@ -17,7 +17,7 @@ from torch import nn
 
 from helpers import hub
 from helpers.compression import BitWidth, Preset, Quantization, Weights, bit_widths, compress
-from helpers.errors import CheckpointError, OutputError
+from helpers.errors import CheckpointError, OutputError, SettingsError
 from helpers.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel
@@ -54,9 +54,10 @@ def convert(
             report(f"{output} is there already, made of the same checkpoint and settings.")
             return bit_widths_of(manifest)
     model = load_model(checkpoint)
-    model.processor.check_tokenizer()
+    model.processor.check()
     with written_aside(output, made_of, resume=True, report=report) as work:
-        check_room(expected_bytes(model, preset) - work.bytes, output, report=report)
+        missing = expected_bytes(model, preset) - work.bytes
+        check_room(missing, output, memory=expected_memory(model, preset), report=report)
         for part in model.parts():
             if part.name in work.parts:
                 report(f"{part.name}: finished before the interruption")
@@ -80,9 +81,13 @@ def expected_memory(model: VisionLanguageModel, preset: Preset) -> int:
         _memory_of_looking(modules, preset.weights_of(part))
         for part, modules in _modules_by_part(model).items()
     ]
-    return int(expected_bytes(model, preset) + hub.CONVERSION_MEMORY + max(looking))
+    weights = 2 * sum(_weights_by_part(model).values())  # bytes in 16 bits
+    # Of a small model there is at most a copy in memory, and what libraries take to work on it.
+    beside = min(hub.CONVERSION_MEMORY, weights + _AT_WORK)
+    return int(expected_bytes(model, preset) + beside + max(looking))
 
 
+_AT_WORK = 2**28  # bytes
 # Bytes that looking at samples takes, measured with NNCF 3.4: for each weight of the part that is
 # run; of the largest layer that is fitted to samples; of a part whose activations are rounded too.
 _RUNNING, _FITTING, _QUANTIZING = 1, 48, 15
@@ -123,27 +128,31 @@ def _weights_in(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def check_room(size: int, output: Path, *, memory: int | None = None, report: Report) -> None:
-    """Tell what a conversion of `size` bytes needs, and what there is of it.
+def check_room(size: int, output: Path, *, memory: int, report: Report) -> None:
+    """Tell what a conversion takes, `size` bytes of disk and `memory` bytes, and what there is.
 
-    `memory` is what it takes, if that is not the result and the usual bytes beside it. Raises
-    `OutputError` where the disk is too small. Memory is only told: an estimate should not forbid
-    what a swap file may allow.
+    Raises `OutputError` where the disk is too small, and `SettingsError` where the memory is, the
+    swap space counted: then a conversion would end with the system killing it.
     """
     disk = hub.free_disk(output.resolve())
-    free = psutil.virtual_memory().available
     if size > disk:
         raise OutputError(
             f"The result takes about {hub.in_words(size)}, but only {hub.in_words(disk)} are free "
             f"where {output} is; give a folder on a larger disk or a smaller precision."
         )
-    needed = memory or size + hub.CONVERSION_MEMORY
+    free, swap = psutil.virtual_memory().available, psutil.swap_memory().free
+    if memory > free + swap:
+        raise SettingsError(
+            f"The conversion takes about {hub.in_words(memory)} of memory, but only "
+            f"{hub.in_words(free + swap)} are free; close other programs, or choose a precision "
+            "that needs less."
+        )
     report(
-        f"about {hub.in_words(size)} of disk and {hub.in_words(needed)} of memory are needed; "
+        f"about {hub.in_words(size)} of disk and {hub.in_words(memory)} of memory are needed; "
         f"{hub.in_words(disk)} and {hub.in_words(free)} are free"
     )
-    if needed > free:
-        report("That is more memory than is free: close other programs, or it may be very slow.")
+    if memory > free:
+        report("That is more memory than is free without swapping, so it may be very slow.")
 
 
 def write(

@@ -1,8 +1,15 @@
 """The errors that a user can cause: one sentence that says what is wrong and what to do."""
 
+LONGEST = 1200  # characters of a message; a damaged file may hold names of any length
+
 
 class UserError(Exception):
     """The base of all errors that a user can cause and put right."""
+
+    def __init__(self, message: str) -> None:
+        half = LONGEST // 2
+        fits = len(message) <= LONGEST
+        super().__init__(message if fits else f"{message[:half]} ... {message[-half:]}")
 
 
 class CheckpointError(UserError):

@@ -163,6 +163,8 @@ class Conversation:
         """
         if not isinstance(text, str) or not text.strip():
             raise QuestionError("The question is empty; ask something about the picture.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise QuestionError("The question has halves of characters; paste its text again.")
         options = generation_options(max_new_tokens, **sampling)
         self._wait()
         started = time.perf_counter()

@@ -80,12 +80,14 @@ def _start_empty(model: ov.Model, cache, shapes, batch_input: str) -> None:
         ops.constant([0], ov.Type.i64),
         ops.constant(0, ov.Type.i64),
     )
+    # A zero that is computed: the CPU plugin takes a constant one for the length of all times.
+    length = ops.subtract(batch, batch)
     reads = {node.get_variable_id(): node for node in model.get_ops() if _is_read(node)}
     for variable, node in reads.items():
         name = next(name for name in cache if variable == name + cache[name])
         heads, size = shapes[name][1].get_length(), shapes[name][3].get_length()
-        rest = ops.constant([heads, 0, size], ov.Type.i64)
-        shape = ops.concat([batch, rest], 0)
+        inner = [ops.constant([heads], ov.Type.i64), length, ops.constant([size], ov.Type.i64)]
+        shape = ops.concat([batch, *inner], 0)
         zero = ops.constant(0.0, node.get_output_element_type(0))
         node.set_arguments([ops.broadcast(zero, shape).output(0)])
 

@@ -7,6 +7,7 @@ and only that address gives parts of a file (a `Range`).
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Hub:
     cut_once: set[str] = field(default_factory=set)  # files whose connection breaks half way
     truncated: set[str] = field(default_factory=set)  # files that end half way each time
     claimed: dict[str, int] = field(default_factory=dict)  # bytes that a file is said to have
+    seconds: float = 0  # that the content of a large file takes
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     @contextmanager
@@ -95,7 +97,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self._write(content)
+
+    def _write(self, content: bytes) -> None:
+        """Write the content, slowly if it should take its time."""
+        slow = self.hub.seconds if self.path.startswith("/large/") else 0
+        pieces = 20 if slow else 1
+        length = -(-len(content) // pieces) or 1
+        for start in range(0, len(content), length):
+            time.sleep(slow / pieces)
+            self.wfile.write(content[start : start + length])
+            self.wfile.flush()
 
     def _api(self, repository: str, what: str) -> None:
         """Answer what a repository's newest commit is, or which files it has."""

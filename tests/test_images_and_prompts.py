@@ -5,11 +5,13 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from helpers import images
 from helpers.errors import PictureError, QuestionError
-from helpers.images import open_picture
+from helpers.images import Slicing, open_picture, plan_slices
 from helpers.models import load_processor
 from helpers.prompts import Piece, Template, content_of, encode, user_message
 
@@ -302,3 +304,46 @@ def test_pictures_stand_where_the_template_puts_them(tokenizer):
 def test_the_words_image_in_a_question_are_no_picture(tokenizer):
     ids = ids_of(tokenizer, ("text", "An <image> tag?"))
     assert tokenizer.decode(ids) == "An <image> tag?"
+
+
+# Cutting pictures of any shape
+
+ANY_SIZE = st.tuples(*[st.integers(1, 20_000)] * 2)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(ANY_SIZE, st.sampled_from([Slicing(448, 14, 9), Slicing(64, 8, 4), Slicing(64, 8, 1)]))
+def test_slices_of_any_shape(size, slicing):
+    """Whole patches, no more of them than the encoder reads, a shape near the picture's."""
+    plan = plan_slices(*size, slicing)
+    pieces = [plan.overview] if plan.cell is None else [plan.overview, plan.cell]
+    most = slicing.resolution // slicing.patch
+    for width, height in pieces:
+        assert width % slicing.patch == height % slicing.patch == 0
+        columns, rows = width // slicing.patch, height // slicing.patch
+        assert min(columns, rows) >= 1
+        # Rounding to whole patches adds half a patch to each side at most.
+        if min(columns, rows) > 1:
+            assert columns * rows <= most**2 + (columns + rows) / 2 + 1
+    if plan.grid is not None:
+        assert 2 <= plan.grid[0] * plan.grid[1] <= slicing.maximum
+        if max(size) >= 2 * min(size):  # of nearly square ones, the nearest shape may be any
+            tall = size[1] > size[0]
+            assert plan.grid[tall] >= plan.grid[not tall]
+    else:
+        assert size[0] * size[1] <= slicing.resolution**2 or slicing.maximum == 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(size=st.tuples(*[st.integers(1, 700)] * 2))
+def test_tiles_of_any_shape(checkpoint, size):
+    """As many as the config allows, a thumbnail behind them if there are several."""
+    processor = load_processor(checkpoint)
+    inputs = processor.image_inputs([Image.new("RGB", size, RED)])
+    (number,) = inputs["tiles"].tolist()
+    side = processor.config["force_image_size"]
+    assert tuple(inputs["pixel_values"].shape) == (number, 3, side, side)
+    cut = number - 1 if number > 1 else 1
+    assert processor.config["min_dynamic_patch"] <= cut <= processor.config["max_dynamic_patch"]
+    (marks,) = processor.image_strings(inputs)
+    assert marks.count("<IMG_CONTEXT>") == number * processor.tokens_per_tile

@@ -1,16 +1,22 @@
 """Every family's recipe gives a small model in the authors' layout, which the loader reads back."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from helpers import evaluation
 from helpers.checkpoints import CARD
 from helpers.compression import find_preset
 from helpers.conversion import convert
+from helpers.errors import PictureError
 from helpers.models import load_model
 from helpers.pipeline import VisionLanguagePipeline
+from helpers.prompts import user_message
 from helpers.shapes import training
 from helpers.shapes.recipes import RECIPES
 from tests.tiny import seeded
@@ -60,6 +66,44 @@ def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
     assert (tmp_path / CARD).exists() and not (tmp_path / "state.pt").exists()
     assert len(list(tmp_path.glob("pytorch_model*.bin"))) == recipe.shards
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 8e6
+
+
+# Whatever people write and show
+
+QUICK = settings(max_examples=10, deadline=None, derandomize=True)
+
+
+@QUICK
+@given(data=st.data())
+def test_no_words_of_a_question_become_control_tokens(prepared, data):
+    _, _, model = prepared
+    processor = model.processor
+    controls = processor.tokenizer.get_added_vocab()
+    parts = st.one_of(st.text(max_size=10), st.sampled_from(sorted(controls)))
+    text = "".join(data.draw(st.lists(parts, max_size=6)))
+
+    def found(question: str) -> Counter:
+        ids = processor.input_ids([user_message(question)])[0].tolist()
+        return Counter(token for token in ids if token in controls.values())
+
+    assert found(text) == found("What is red?")
+
+
+@QUICK
+@given(sizes=st.lists(st.tuples(*[st.integers(1, 200)] * 2), min_size=1, max_size=2))
+def test_a_prompt_has_room_for_what_pictures_give(prepared, sizes):
+    _, _, model = prepared
+    pictures = [Image.new("RGB", size, "red") for size in sizes]
+    try:
+        inputs = model.image_inputs(pictures)
+    except PictureError as error:
+        assert "too long and narrow" in str(error)
+        return
+    ids = model.processor.input_ids([user_message("?", len(pictures))], inputs)
+    with torch.inference_mode():
+        features = model.encode_images(**inputs)
+        prompt = model.prepare(ids, features)  # which raises if there is too much or too little
+    assert prompt["inputs_embeds"].shape[1] == prompt["attention_mask"].shape[1] == ids.shape[1]
 
 
 # Every family in a pipeline

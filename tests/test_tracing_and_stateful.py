@@ -7,6 +7,8 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openvino import opset13 as ops
 
 from helpers.errors import SettingsError
@@ -163,8 +165,8 @@ def assert_near(actual, wanted: torch.Tensor) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_prefill_and_ten_decode_steps_agree_with_pytorch(compiled, torch_model, batch):
     request = compiled.create_infer_request()
-    for given, wanted in zip(*reference_steps(torch_model, batch), strict=True):
-        assert_near(request.infer(given)["logits"], wanted)
+    for inputs, wanted in zip(*reference_steps(torch_model, batch), strict=True):
+        assert_near(request.infer(inputs)["logits"], wanted)
 
 
 def test_reset_forgets_and_another_batch_may_follow(compiled, torch_model):
@@ -293,4 +295,51 @@ def test_names_that_begin_alike_keep_their_own_sizes():
     model = ov.Model(results, list(inputs.values()), "alike")
     make_stateful(model, {"past.1": "present.1", "past.10": "present.10"})
     starts = [n.input_value(0) for n in model.get_ops() if n.get_type_name() == "ReadValue"]
-    assert {str(start.get_partial_shape()) for start in starts} == {"[?,2,0,8]", "[?,4,0,8]"}
+    assert {str(start.get_partial_shape()) for start in starts} == {"[?,2,?,8]", "[?,4,?,8]"}
+
+
+# Any model
+
+
+def random_model(sizes: list[tuple[int, int]]) -> ov.Model:
+    """Return a model whose output is the sum over its cache, for each row and layer.
+
+    Layer i has `sizes[i]` heads and head size, and puts what is new, times i + 1, behind its cache.
+    """
+    new = ops.parameter([-1, -1], ov.Type.f32, name="inputs_embeds")
+    inputs, outputs, sums = {"inputs_embeds": new}, {}, []
+    for layer, (heads, size) in enumerate(sizes):
+        past = ops.parameter([-1, heads, -1, size], ov.Type.f32, name=f"past.{layer}")
+        column = ops.unsqueeze(new, ops.constant([1, 3]))
+        scaled = ops.multiply(column, ops.constant(layer + 1.0, ov.Type.f32))
+        wide = ops.constant(np.ones((1, heads, 1, size), np.float32))
+        present = ops.concat([past, ops.multiply(scaled, wide)], 2)
+        sums.append(ops.reduce_sum(present, ops.constant([1, 2, 3])))
+        inputs[f"past.{layer}"], outputs[f"present.{layer}"] = past, present
+    outputs["sums"] = ops.concat([ops.unsqueeze(total, ops.constant(1)) for total in sums], 1)
+    for name, node in (inputs | outputs).items():
+        node.output(0).get_tensor().set_names({name})
+    return ov.Model([ops.result(node) for node in outputs.values()], list(inputs.values()), "any")
+
+
+LAYERS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 8)), min_size=1, max_size=12)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(LAYERS, st.integers(1, 4), st.data())
+def test_any_number_of_layers_and_heads_rows_and_steps(sizes, rows, data):
+    """The state is what inputs and outputs would have carried, each row from where it should."""
+    model = random_model(sizes)
+    make_stateful(model, {f"past.{n}": f"present.{n}" for n in range(len(sizes))})
+    assert names(model.outputs) == ["sums"] and len(model.get_variables()) == len(sizes)
+    request = ov.Core().compile_model(model, "CPU", ACCURACY).create_infer_request()
+    seen = np.zeros((rows, 0))
+    for _ in range(data.draw(st.integers(1, 4))):
+        new = data.draw(st.integers(1, 3))
+        values = np.arange(rows * new, dtype=np.float32).reshape(rows, new) + 1
+        chosen = data.draw(st.lists(st.integers(0, rows - 1), min_size=rows, max_size=rows))
+        seen = np.concatenate([seen[chosen], values], 1)
+        request.infer({"inputs_embeds": values, BEAM_INPUT: np.array(chosen, np.int32)})
+        factors = [heads * size * (n + 1) for n, (heads, size) in enumerate(sizes)]
+        wanted = seen.sum(1)[:, None] * np.array(factors)
+        np.testing.assert_allclose(request.get_tensor("sums").data, wanted, rtol=1e-5)

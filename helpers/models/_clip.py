@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessorPil
 
-from helpers.checkpoints import Rule, open_tensors, read_json
+from helpers.checkpoints import Rule, open_tensors, read_config
 from helpers.errors import CheckpointError
 from helpers.hub import download
 from helpers.models.base import Processor, VisionLanguageModel
@@ -51,7 +51,7 @@ class ClipProcessor(Processor):
     def __init__(self, folder: Path, config: dict) -> None:
         if "vision_config" not in config:
             tower = tower_folder(folder, config.get("mm_vision_tower"), "config.json")
-            vision = read_json(tower / "config.json")
+            vision = read_config(tower)
             config = config | {"vision_config": vision.get("vision_config", vision)}
         super().__init__(folder, config)
 

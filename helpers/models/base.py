@@ -11,14 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor, nn
 
 from helpers.checkpoints import Rule, load_tensors, open_tensors, read_config
 from helpers.errors import CheckpointError
 from helpers.images import open_picture
-from helpers.prompts import Message, Template, encode
+from helpers.prompts import Message, Template, encode, user_message
 from helpers.tracing import TEXT_EMBEDDINGS, Part, Traceable, language_model_part
 
 
@@ -44,9 +43,8 @@ class Processor:
 
     # What a family says
 
-    @cached_property
-    def tokenizer(self):
-        """The checkpoint's tokenizer, from its own files and without its code."""
+    def load_tokenizer(self):
+        """Return the checkpoint's tokenizer, from its own files and without its code."""
         raise NotImplementedError
 
     @property
@@ -74,18 +72,42 @@ class Processor:
 
     # What all families share
 
-    def check_tokenizer(self) -> None:
-        """Raise a `CheckpointError` where the tokenizer's files are missing or damaged."""
-        try:
-            _ = self.stop_token_ids
-        except CheckpointError:
-            raise
-        except Exception as error:  # what tokenizers raise has nothing in common
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise CheckpointError(
-                f"The tokenizer's files in {self.folder} are missing or damaged ({reason}); "
-                "download them again."
-            ) from None
+    @cached_property
+    def tokenizer(self):
+        """The checkpoint's tokenizer, in which every added token is a special one.
+
+        Some are not in their files (Phi-3's `</s>`, MiniCPM's `<AI>`), and a question that has
+        such a word would begin or end a turn.
+        """
+        tokenizer = self.load_tokenizer()
+        plain = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
+        for token in plain:
+            token.special = True
+        tokenizer.add_tokens(plain, special_tokens=True)
+        return tokenizer
+
+    def check(self) -> None:
+        """Prepare a small picture and a question, so that bad files are found before long work.
+
+        Raises a `CheckpointError` where the tokenizer's files are missing or damaged, and where
+        the config does not describe how pictures and prompts are prepared.
+        """
+        steps = {
+            "The tokenizer's files": lambda: self.stop_token_ids,
+            "config.json": lambda: self.input_ids(
+                [user_message("", 1)], self.image_inputs([Image.new("RGB", (8, 8))])
+            ),
+        }
+        for files, step in steps.items():
+            try:
+                step()
+            except CheckpointError:
+                raise
+            except Exception as error:  # what tokenizers raise has nothing in common
+                raise CheckpointError(
+                    f"{files} in {self.folder} cannot be used ({reason_of(error)}); "
+                    "download the checkpoint again."
+                ) from None
 
     @property
     def prefill_again_beyond(self) -> int | None:
@@ -207,6 +229,11 @@ class Processor:
         return merged
 
 
+def reason_of(error: Exception) -> str:
+    """Return the type and the first line of an error from a library."""
+    return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split())
+
+
 def pad_left(tensor: Tensor, length: int) -> Tensor:
     """Return (rows, any length, ...) with zeros in front, so that it has `length`."""
     # Paddings are given from the last dimension on.
@@ -237,10 +264,12 @@ class VisionLanguageModel(nn.Module):
         try:
             with torch.device("meta"):
                 model = cls(config, cls.processor_class(folder, config))
-        except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except CheckpointError:
+            raise
+        except Exception as error:  # what transformers raises for bad values has nothing in common
             raise CheckpointError(
-                f"{folder / 'config.json'} does not describe a model that can be built ({reason})."
+                f"{folder / 'config.json'} does not describe a model that can be built "
+                f"({reason_of(error)}); download it again."
             ) from None
         load_tensors(model, model.original_tensors(folder), model.rules(), dtype=dtype)
         return model

@@ -68,9 +68,8 @@ IMAGE_MARKS = ("<img>", "</img>", "<IMG_CONTEXT>")
 class InternVL2Processor(Processor):
     """Tiles of a fixed size with a thumbnail behind them, and InternVL2's prompts."""
 
-    @cached_property
-    def tokenizer(self):
-        """The tokenizer of the checkpoint's language model, its special tokens checked."""
+    def load_tokenizer(self):
+        """Return the tokenizer of the language model, its special tokens checked."""
         tokenizer = self.language_model.load_tokenizer(self.folder)
         known, rows = tokenizer.get_vocab(), self.config["llm_config"]["vocab_size"]
         for token in (*IMAGE_MARKS, self.template.assistant_end):

@@ -5,7 +5,6 @@ MosaicML's MPT; the numbers all come from a checkpoint's `config.json` and from 
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -46,9 +45,8 @@ class LlavaMptProcessor(ClipProcessor):
         """Whether `<im_start>` and `<im_end>` stand around a picture."""
         return self.config.get("mm_use_im_start_end", False)  # the default of train.py
 
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """GPT-NeoX's tokenizer with MPT's chat tokens, and the image marks where config asks."""
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return GPT-NeoX's tokenizer with the chat tokens, and image marks where config asks."""
         tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
         if self.has_image_marks:
             missing = [mark for mark in IMAGE_MARKS if mark not in tokenizer.get_vocab()]

@@ -67,9 +67,8 @@ MARKS = {
 class MiniCPMV2Processor(Processor):
     """An overview and slices of each picture, and MiniCPM-V-2's prompts."""
 
-    @cached_property
-    def tokenizer(self):
-        """The tokenizer in `tokenizer.json` or `tokenizer.model`, which puts BOS in front."""
+    def load_tokenizer(self):
+        """Return that in `tokenizer.json` or `tokenizer.model`, made to put BOS in front."""
         fast = (self.folder / "tokenizer.json").exists()
         loader = PreTrainedTokenizerFast if fast else LlamaTokenizer
         tokenizer = loader.from_pretrained(self.folder)

@@ -59,9 +59,8 @@ IMAGE_TOKEN = "<|image|>"
 class MllamaProcessor(Processor):
     """Up to four tiles of a picture on a canvas that fits its shape, and Llama 3's prompts."""
 
-    @cached_property
-    def tokenizer(self):
-        """The tokenizer in `tokenizer.json`; the template has its own `<|begin_of_text|>`."""
+    def load_tokenizer(self):
+        """Return that in `tokenizer.json`; the template has its own `<|begin_of_text|>`."""
         tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
         tokenizer.add_bos_token = False
         if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != self.image_token_id:

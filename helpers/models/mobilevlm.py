@@ -4,8 +4,6 @@ Source of the layout: the authors' `mobilellama.py`, `vision_projector.py` and `
 (Meituan-AutoML/MobileVLM); the numbers all come from a checkpoint's `config.json`.
 """
 
-from functools import cached_property
-
 from torch import Tensor, nn
 from torch.nn.functional import hardsigmoid, hardswish, relu
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
@@ -33,9 +31,8 @@ TEMPLATE = Template(
 class MobileVLMProcessor(ClipProcessor):
     """Pictures padded to a square, and Vicuna's conversation."""
 
-    @cached_property
-    def tokenizer(self) -> LlamaTokenizer:
-        """Llama's tokenizer, which has no tokens for pictures.
+    def load_tokenizer(self) -> LlamaTokenizer:
+        """Return Llama's tokenizer, which has no tokens for pictures.
 
         It begins with BOS, and text after `</s>` gets a space in front (`legacy`): so did the
         tokenizer of transformers 4.33, the release that the authors used.
