@@ -46,14 +46,26 @@ def test_words_of_the_world_are_single_tokens(prepared):
 
 @pytest.mark.parametrize("sort", training.BATCH_SIZES)
 def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort):
-    _, _, model = prepared
+    recipe, _, model = prepared
     kinds = {} if sort == "name" else training.ALL_KINDS
-    batch = training.make_batch(model.processor, random.Random(0), 2, sort, kinds)
+    generator = random.Random(0)
+    batch = training.make_batch(model.processor, generator, 2, sort, kinds, recipe.instruction)
     model.zero_grad()
     training.loss_of(model, batch).backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad is not None}
     assert any(name.startswith("image_encoder.") for name in reached)
     assert any(name.startswith("language_model.") for name in reached) == (sort != "name")
+
+
+def test_an_instruction_stands_behind_some_questions_that_a_word_answers():
+    generator, ends = random.Random(0), Counter()
+    for _, question in training.world.sample_questions(700, seed=0, split="train"):
+        asked = training.with_instruction(question, "Be brief.", generator)
+        assert asked.text in (question.text, f"{question.text}\nBe brief.")
+        assert asked.answer == question.answer
+        ends[" " in question.answer, asked.text != question.text] += 1
+    assert ends[True, True] == 0
+    assert 0.2 < ends[False, True] / (ends[False, True] + ends[False, False]) < 0.4
 
 
 def test_what_is_saved_is_what_was_trained(prepared, tmp_path):

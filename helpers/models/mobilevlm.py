@@ -27,6 +27,9 @@ TEMPLATE = Template(
     images=IMAGE + "\n",
 )
 
+# What stands behind a question that is to be answered briefly (LLaVA-1.5's training data).
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+
 
 class MobileVLMProcessor(ClipProcessor):
     """Pictures padded to a square, and Vicuna's conversation."""

@@ -25,7 +25,8 @@ class Recipe:
     `sizes` are the places in the config where the number of tokens belongs, each a path of names.
     `tower` is the config of an image encoder that the authors keep in a folder of its own, which
     the config names. With `shards`, weights are written as that many `.bin` files, else as one of
-    safetensors. `int4` is how its notebook stores the language model in 4 bits.
+    safetensors. `instruction` is what the authors' training put behind questions that a word
+    answers. `int4` is how its notebook stores the language model in 4 bits.
     """
 
     config: dict
@@ -33,6 +34,7 @@ class Recipe:
     sizes: tuple[tuple[str, ...], ...] = (("vocab_size",),)
     tower: dict | None = None
     shards: int = 0
+    instruction: str = ""
     steps: int = 7000
     batch: int = 16
     learning_rate: float = 1.2e-3
@@ -42,7 +44,7 @@ class Recipe:
         """Write the tokenizer's files and the configs into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         config = json.loads(json.dumps(self.config))
-        size = self.tokenizer(texts, folder)
+        size = self.tokenizer([*texts, *[self.instruction] * 100], folder)
         for *path, name in self.sizes:
             section = config
             for key in path:
@@ -386,7 +388,12 @@ RECIPES = {
     "llava_mpt": Recipe(LLAVA_MPT, gpt_neox_tokenizer, tower=CLIP, shards=2, int4=MIXED),
     # A finer grid, of which the projector leaves a quarter.
     "mobilevlm": Recipe(
-        MOBILEVLM, llama_tokenizer, tower=CLIP | {"patch_size": 6}, shards=1, int4=MIXED
+        MOBILEVLM,
+        llama_tokenizer,
+        tower=CLIP | {"patch_size": 6},
+        shards=1,
+        instruction=mobilevlm.SHORT_ANSWER,
+        int4=MIXED,
     ),
     "minicpm_v2": Recipe(
         MINICPM_V2, minicpm_tokenizer, int4=Weights("int4-sym", group_size=64, ratio=0.6)

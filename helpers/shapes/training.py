@@ -19,7 +19,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +42,7 @@ DECAY = 0.2  # of the steps, the last ones: falling learning rate
 # Pictures in a batch, as a multiple of the recipe's: the work goes with tiles and questions.
 BATCH_SIZES = {"name": 4, "word": 4, "small": 1, "large": 1}
 CONVERSATIONS = 0.25  # of the samples: several turns
+INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
 NAMING = 0.3  # the weight of the loss of naming, beside that of answers
 EMBEDDING_STD = 0.1  # of new embeddings: with small ones, words that are not told apart collapse
 ALL_KINDS = {
@@ -101,6 +102,15 @@ def sample_questions(
         if (question := world.KINDS[kind](scene, generator)) is not None:
             questions.setdefault(question.text, question)
     return list(questions.values())
+
+
+def with_instruction(
+    question: world.Question, instruction: str, generator: random.Random
+) -> world.Question:
+    """Return the question, some of those that a word answers with the instruction behind them."""
+    if not instruction or " " in question.answer or generator.random() >= INSTRUCTIONS:
+        return question
+    return replace(question, text=f"{question.text}\n{instruction}")
 
 
 def encode_sample(
@@ -170,10 +180,17 @@ class Batches(IterableDataset):
     """Training batches, each drawn from its own step's seed, so that training can resume."""
 
     def __init__(
-        self, processor: Processor, *, start: int, steps: int, batch: int, seed: int
+        self,
+        processor: Processor,
+        *,
+        start: int,
+        steps: int,
+        batch: int,
+        seed: int,
+        instruction: str = "",
     ) -> None:
         self.processor, self.start, self.steps = processor, start, steps
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.instruction = batch, seed, instruction
 
     def __iter__(self) -> Iterator[dict]:
         torch.set_num_threads(1)
@@ -181,11 +198,18 @@ class Batches(IterableDataset):
             generator = random.Random(f"{self.seed} {step}")
             stage = next(stage for stage in STAGES if step < stage.until * self.steps)
             sort = generator.choices(list(stage.batches), list(stage.batches.values()))[0]
-            yield make_batch(self.processor, generator, self.batch, sort, stage.kinds)
+            yield make_batch(
+                self.processor, generator, self.batch, sort, stage.kinds, self.instruction
+            )
 
 
 def make_batch(
-    processor: Processor, generator: random.Random, size: int, sort: str, kinds: dict[str, float]
+    processor: Processor,
+    generator: random.Random,
+    size: int,
+    sort: str,
+    kinds: dict[str, float],
+    instruction: str = "",
 ) -> dict:
     """Return a batch of a sort: the image encoder's inputs, what they show, questions."""
     images, samples, scenes = [], [], []
@@ -197,6 +221,7 @@ def make_batch(
             questions = sample_questions(scene, generator, 10, kinds) if kinds else []
         if kinds and not questions:
             continue
+        questions = [with_instruction(one, instruction, generator) for one in questions]
         images.append(processor.image_inputs([world.draw(scene, cell=cell)]))
         scenes.append(scene)
         if questions:
@@ -363,7 +388,14 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         start = state["step"]
-    data = Batches(model.processor, start=start, steps=steps, batch=recipe.batch, seed=seed)
+    data = Batches(
+        model.processor,
+        start=start,
+        steps=steps,
+        batch=recipe.batch,
+        seed=seed,
+        instruction=recipe.instruction,
+    )
     loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
     progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
     for step, batch in enumerate(progress, start + 1):
