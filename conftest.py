@@ -7,6 +7,7 @@ import os
 from collections import Counter
 
 import pytest
+from hypothesis import settings
 
 import helpers  # noqa: F401  (switches the telemetry of other libraries off)
 
@@ -43,15 +44,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start to count."""
+    """Start to count, and say how many examples hypothesis tries."""
     config.stash[BROKEN] = Counter()
+    examples = 300 if config.getoption("torture") else 20
+    settings.register_profile("ours", max_examples=examples, deadline=None, derandomize=True)
+    settings.load_profile("ours")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def times(request: pytest.FixtureRequest):
     """Return a function that says how often something is broken: `few` times, or `many`."""
 
-    def choose(what: str, few: int, many: int) -> int:
+    def choose(what: str, few: int = 1, many: int = 1) -> int:
         number = many if request.config.getoption("torture") else few
         request.config.stash[BROKEN][what] += number
         return number

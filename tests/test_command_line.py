@@ -221,6 +221,8 @@ def test_an_output_that_holds_something_else(run, checkpoint, photo):
         (["--question", "What?", "--device", "NPU"], "an NPU needs fixed sizes"),
         (["--question", "What?", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--question", "What? " * 600], "the model's context holds"),
+        (["--question", "x" * 100_000], "the model's context holds"),
+        (["--question", "What is \udcff?"], "The question has halves of characters"),
     ],
 )
 def test_questions_that_cannot_be_asked(run, converted, options, sentence):

@@ -349,6 +349,18 @@ def test_a_disk_that_is_full_at_any_stage(
         assert list(place.iterdir()) == []
 
 
+def test_a_folder_that_may_only_be_read(small_disk, checkpoint, tmp_path, convert_quickly):
+    place = tmp_path / "mine"
+    place.mkdir(mode=0o555)
+    if os.access(place, os.W_OK):  # as the administrator, for whom only a disk can be closed
+        place = small_disk(2**20)
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    convert, taken = convert_quickly
+    with pytest.raises(OutputError, match="cannot be written .*; give another folder"):
+        convert(checkpoint, place / "made", FP16)
+    assert taken == [] and list(place.iterdir()) == []
+
+
 def test_a_disk_that_is_full_is_told(parts, checkpoint, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

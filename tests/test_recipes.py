@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -82,12 +82,10 @@ def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
 
 # Whatever people write and show
 
-QUICK = settings(max_examples=10, deadline=None, derandomize=True)
 
-
-@QUICK
 @given(data=st.data())
-def test_no_words_of_a_question_become_control_tokens(prepared, data):
+def test_no_words_of_a_question_become_control_tokens(prepared, times, data):
+    times("prompts with control words")
     _, _, model = prepared
     processor = model.processor
     controls = processor.tokenizer.get_added_vocab()
@@ -101,9 +99,12 @@ def test_no_words_of_a_question_become_control_tokens(prepared, data):
     assert found(text) == found("What is red?")
 
 
-@QUICK
+@settings(max_examples=settings.default.max_examples // 2)
+@example(sizes=[(1, 1)])
+@example(sizes=[(20_000, 10)])
 @given(sizes=st.lists(st.tuples(*[st.integers(1, 200)] * 2), min_size=1, max_size=2))
-def test_a_prompt_has_room_for_what_pictures_give(prepared, sizes):
+def test_a_prompt_has_room_for_what_pictures_give(prepared, times, sizes):
+    times("pictures of any shape", len(sizes), len(sizes))
     _, _, model = prepared
     pictures = [Image.new("RGB", size, "red") for size in sizes]
     try:

@@ -7,7 +7,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openvino import opset13 as ops
 
@@ -325,7 +325,6 @@ def random_model(sizes: list[tuple[int, int]]) -> ov.Model:
 LAYERS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 8)), min_size=1, max_size=12)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
 @given(LAYERS, st.integers(1, 4), st.data())
 def test_any_number_of_layers_and_heads_rows_and_steps(sizes, rows, data):
     """The state is what inputs and outputs would have carried, each row from where it should."""

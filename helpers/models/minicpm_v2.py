@@ -184,7 +184,9 @@ class MiniCPMV2(VisionLanguageModel):
         self.image_encoder = ImageEncoder(config)
         self.language_model = GraniteForCausalLM(text_config(config))
         table = self.language_model.get_input_embeddings()
-        scaled = ScaledEmbedding(table.num_embeddings, table.embedding_dim, config["scale_emb"])
+        scaled = ScaledEmbedding(
+            table.num_embeddings, table.embedding_dim, float(config["scale_emb"])
+        )
         self.language_model.set_input_embeddings(scaled)
 
     def rules(self) -> list[Rule]:
