@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,8 +49,8 @@ def test_words_of_the_world_are_single_tokens(prepared):
 def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort):
     recipe, _, model = prepared
     kinds = {} if sort == "name" else training.ALL_KINDS
-    generator = random.Random(0)
-    batch = training.make_batch(model.processor, generator, 2, sort, kinds, recipe.instruction)
+    recipe = replace(recipe, batch=2)
+    batch = training.make_batch(model.processor, recipe, random.Random(0), sort, kinds)
     model.zero_grad()
     training.loss_of(model, batch).backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad is not None}

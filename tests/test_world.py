@@ -2,12 +2,14 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from helpers.models import load_processor
 from helpers.shapes import training, world
+from helpers.shapes.recipes import RECIPES
 from helpers.shapes.world import PLACES, SPLITS, Item, Scene, draw, random_scene, split_of
 
 
@@ -273,7 +275,8 @@ def test_padding_is_seen_by_itself_only(processor, drawn):
 
 def test_resuming_gives_the_batches_that_would_have_come(processor):
     def batches(start: int):
-        return training.Batches(processor, start=start, steps=12, batch=2, seed=3)
+        recipe = replace(RECIPES["internvl2"], batch=2)
+        return training.Batches(processor, recipe, start=start, steps=12, seed=3)
 
     threads = torch.get_num_threads()
     try:

@@ -25,7 +25,8 @@ class Recipe:
     `sizes` are the places in the config where the number of tokens belongs, each a path of names.
     `tower` is the config of an image encoder that the authors keep in a folder of its own, which
     the config names. With `shards`, weights are written as that many `.bin` files, else as one of
-    safetensors. `instruction` is what the authors' training put behind questions that a word
+    safetensors. Words are learned in pictures of `word_grids`, as large as the image encoder reads
+    at once. `instruction` is what the authors' training put behind questions that a word
     answers. `int4` is how its notebook stores the language model in 4 bits.
     """
 
@@ -34,6 +35,7 @@ class Recipe:
     sizes: tuple[tuple[str, ...], ...] = (("vocab_size",),)
     tower: dict | None = None
     shards: int = 0
+    word_grids: tuple[tuple[int, int], ...] = ((1, 1),)
     instruction: str = ""
     steps: int = 7000
     batch: int = 16
@@ -382,16 +384,20 @@ MLLAMA = {
     },
 }
 
+WHOLE = ((1, 1), (1, 1), (2, 2))  # CLIP reads a whole picture in one tile
 MIXED = Weights("int4-asym", group_size=128, ratio=0.8)
 RECIPES = {
     "internvl2": Recipe(INTERNVL2, qwen2_tokenizer, (("llm_config", "vocab_size"),)),
-    "llava_mpt": Recipe(LLAVA_MPT, gpt_neox_tokenizer, tower=CLIP, shards=2, int4=MIXED),
+    "llava_mpt": Recipe(
+        LLAVA_MPT, gpt_neox_tokenizer, tower=CLIP, shards=2, word_grids=WHOLE, int4=MIXED
+    ),
     # A finer grid, of which the projector leaves a quarter.
     "mobilevlm": Recipe(
         MOBILEVLM,
         llama_tokenizer,
         tower=CLIP | {"patch_size": 6},
         shards=1,
+        word_grids=WHOLE,
         instruction=mobilevlm.SHORT_ANSWER,
         int4=MIXED,
     ),

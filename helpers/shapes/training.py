@@ -85,12 +85,18 @@ IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entr
 # Samples
 
 
-def sample_scene(generator: random.Random, split: str, batch: str) -> tuple[world.Scene, int]:
+def sample_scene(
+    generator: random.Random,
+    split: str,
+    batch: str,
+    word_grids: Sequence[tuple[int, int]] = ((1, 1),),
+) -> tuple[world.Scene, int]:
     """Return a scene for a batch of the sort `batch` and the size of its places in pixels."""
     if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
     if batch == "word":
-        return world.random_scene(generator, split, grid=(1, 1), word=0.95), 64
+        grid = generator.choice(word_grids)
+        return world.random_scene(generator, split, grid=grid, word=0.95), 64
     return world.random_scene(generator, split, grid=(2, 2), word=0.0), 32
 
 
@@ -182,17 +188,10 @@ class Batches(IterableDataset):
     """Training batches, each drawn from its own step's seed, so that training can resume."""
 
     def __init__(
-        self,
-        processor: Processor,
-        *,
-        start: int,
-        steps: int,
-        batch: int,
-        seed: int,
-        instruction: str = "",
+        self, processor: Processor, recipe: Recipe, *, start: int, steps: int, seed: int
     ) -> None:
-        self.processor, self.start, self.steps = processor, start, steps
-        self.batch, self.seed, self.instruction = batch, seed, instruction
+        self.processor, self.recipe = processor, recipe
+        self.start, self.steps, self.seed = start, steps, seed
 
     def __iter__(self) -> Iterator[dict]:
         torch.set_num_threads(1)
@@ -200,30 +199,27 @@ class Batches(IterableDataset):
             generator = random.Random(f"{self.seed} {step}")
             stage = next(stage for stage in STAGES if step < stage.until * self.steps)
             sort = generator.choices(list(stage.batches), list(stage.batches.values()))[0]
-            yield make_batch(
-                self.processor, generator, self.batch, sort, stage.kinds, self.instruction
-            )
+            yield make_batch(self.processor, self.recipe, generator, sort, stage.kinds)
 
 
 def make_batch(
     processor: Processor,
+    recipe: Recipe,
     generator: random.Random,
-    size: int,
     sort: str,
     kinds: dict[str, float],
-    instruction: str = "",
 ) -> dict:
     """Return a batch of a sort: the image encoder's inputs, what they show, questions."""
     images, samples, scenes = [], [], []
-    while len(images) < size * BATCH_SIZES[sort]:
-        scene, cell = sample_scene(generator, "train", sort)
+    while len(images) < recipe.batch * BATCH_SIZES[sort]:
+        scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
         if sort == "word":
             questions = [world.word(scene, generator)]
         else:
             questions = sample_questions(scene, generator, 10, kinds) if kinds else []
         if kinds and not questions:
             continue
-        questions = [with_instruction(one, instruction, generator) for one in questions]
+        questions = [with_instruction(one, recipe.instruction, generator) for one in questions]
         images.append(processor.image_inputs([world.draw(scene, cell=cell)]))
         scenes.append(scene)
         if questions:
@@ -390,14 +386,7 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         start = state["step"]
-    data = Batches(
-        model.processor,
-        start=start,
-        steps=steps,
-        batch=recipe.batch,
-        seed=seed,
-        instruction=recipe.instruction,
-    )
+    data = Batches(model.processor, recipe, start=start, steps=steps, seed=seed)
     loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
     progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
     for step, batch in enumerate(progress, start + 1):
