@@ -14,7 +14,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from helpers.errors import UserError
+from helpers.errors import PictureError, UserError
+from helpers.images import open_picture
 from helpers.pipeline import Conversation, Reply, VisionLanguagePipeline
 
 MAXIMUM_UPLOAD = "20mb"
@@ -23,7 +24,7 @@ THEME = gr.themes.Default(
     primary_hue="blue",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
-)
+).set(body_text_color_subdued="*neutral_600")  # the default has too little contrast for WCAG
 GENERAL_NOTICE = "Answers can be wrong. Nothing leaves this computer."
 AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
 
@@ -90,6 +91,7 @@ class Radio:
 
 
 Control = Slider | Tick | Radio
+Shown = Image.Image | str | Path | None  # a picture, where it is, or that there is none
 SAMPLING: tuple[Control, ...] = (
     Tick("do_sample", "Sample (otherwise the most probable token)"),
     Slider("temperature", "Temperature", 0.1, 2.0, value=0.7, step=0.1),
@@ -105,6 +107,20 @@ def options_of(controls: Sequence[Control], values: Sequence[Any]) -> dict[str, 
     return options
 
 
+def _path_of(payload: gr.data_classes.ImageData | None) -> str | None:
+    """Return the path of what was uploaded: opening it, and telling errors, is ours."""
+    return None if payload is None else payload.path
+
+
+def _opened(shown: Image.Image | str | Path) -> Image.Image:
+    """Open a picture; an error names an upload as its user does, without our folder for it."""
+    try:
+        return open_picture(shown)
+    except PictureError as error:
+        name = Path(shown).name if isinstance(shown, str | Path) else ""
+        raise PictureError(str(error).replace(str(shown), name)) from None
+
+
 class Sessions:
     """The conversation and the running answer of each browser window."""
 
@@ -114,25 +130,24 @@ class Sessions:
         self.stops: dict[str, threading.Event] = {}
         self.pictures: dict[str, tuple] = {}
         # The last question with its picture, and the answer if there is any.
-        self.asked: dict[str, tuple[str, Image.Image | None, Reply | None]] = {}
+        self.asked: dict[str, tuple[str, Shown, Reply | None]] = {}
 
-    def ask(
-        self, session: str, text: str, picture: Image.Image | None, options: dict[str, Any]
-    ) -> Reply:
+    def ask(self, session: str, text: str, picture: Shown, options: dict[str, Any]) -> Reply:
         """Start an answer; another picture than the last question's starts a new conversation."""
+        self.asked[session] = (text, picture, None)
+        picture = None if picture is None else _opened(picture)
         content = (picture.mode, picture.size, picture.tobytes()) if picture is not None else ()
         if session not in self.conversations or self.pictures.get(session) != content:
             self.conversations[session] = self.pipeline.conversation()
             self.pictures[session] = content
         conversation = self.conversations[session]
-        self.asked[session] = (text, picture, None)
         new = [picture] if picture is not None and not conversation.ids else []
         self.stops[session] = threading.Event()
         reply = conversation.ask(text, new, stop=self.stops[session], **options)
         self.asked[session] = (text, picture, reply)
         return reply
 
-    def take_back(self, session: str) -> tuple[str, Image.Image | None] | None:
+    def take_back(self, session: str) -> tuple[str, Shown] | None:
         """Forget a window's last question and its answer; return the question and its picture.
 
         None if there is none.
@@ -210,7 +225,8 @@ def build_page(
         gr.Markdown(f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}\n\n{terms}".strip())
         with gr.Row():
             with gr.Column(scale=1):
-                picture = gr.Image(label="Picture", type="pil", sources=["upload", "clipboard"])
+                picture = gr.Image(label="Picture", sources=["upload", "clipboard"])
+                picture.preprocess = _path_of
                 settings = [control.component() for control in controls]
             with gr.Column(scale=2):
                 chat = gr.Chatbot(label="Conversation", height=380, buttons=["copy"])
@@ -250,10 +266,13 @@ def build_page(
             sessions.forget(request.session_hash)
 
         inputs = [question, picture, chat, *settings]
-        gr.on([ask.click, question.submit], answer, inputs, [chat, question], api_name="ask")
-        again.click(regenerate, [chat, *settings], chat)
+        running = [
+            gr.on([ask.click, question.submit], answer, inputs, [chat, question], api_name="ask"),
+            again.click(regenerate, [chat, *settings], chat),
+        ]
         stop.click(stop_answer, queue=False)
-        clear.click(forget, None, chat, queue=False)
+        # The chat has a button of its own. An answer that goes on would write into the empty chat.
+        gr.on([clear.click, chat.clear], forget, None, chat, queue=False, cancels=running)
         page.unload(leave)
     return page
 

@@ -1,5 +1,8 @@
 """Fixtures of several test files: the small random model, as a checkpoint and converted."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -48,3 +51,16 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(StatefulLanguageModel, "_run", counted)
     return steps
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Let every step take a moment, its `seconds`, so that there is time to stop it."""
+    run, pace = StatefulLanguageModel._run, SimpleNamespace(seconds=0.03)
+
+    def slow(self, cache, inputs):
+        time.sleep(pace.seconds)
+        run(self, cache, inputs)
+
+    monkeypatch.setattr(StatefulLanguageModel, "_run", slow)
+    return pace

@@ -14,7 +14,6 @@ from PIL import Image
 
 from helpers import demo
 from helpers.demo import Sessions, build_page, open_page, respond, save_examples
-from helpers.generation import StatefulLanguageModel
 from helpers.shapes.training import NOTICE
 from tests.tiny import picture, questions
 
@@ -84,18 +83,6 @@ def window(page):
     opened = Window(page[1])
     yield opened
     opened.client.close()
-
-
-@pytest.fixture
-def slowly(monkeypatch):
-    """Let every step take a moment, so that there is time to stop it."""
-    run = StatefulLanguageModel._run
-
-    def slow(self, cache, inputs):
-        time.sleep(0.03)
-        run(self, cache, inputs)
-
-    monkeypatch.setattr(StatefulLanguageModel, "_run", slow)
 
 
 # The page in use

@@ -1,0 +1,168 @@
+"""The chat page as a person uses it, in a real browser, with each bundled model."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from helpers.checkpoints import bundled_checkpoints
+from helpers.compression import find_preset
+from helpers.conversion import convert
+from helpers.demo import build_page, open_page
+from helpers.pipeline import VisionLanguagePipeline
+from helpers.shapes import world
+from tests.browser import new_page, opened
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with opened() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module", params=sorted(bundled_checkpoints()))
+def served(request, tmp_path_factory):
+    """Serve the page of a bundled model; gives its address and its pipeline."""
+    folder = tmp_path_factory.mktemp(request.param)
+    convert(bundled_checkpoints()[request.param], folder / "model", find_preset("int8"))
+    pipeline = VisionLanguagePipeline(folder / "model")
+    blocks = build_page(pipeline, title="Ask a small model")
+    yield open_page(blocks), pipeline
+    blocks.close()
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Return the files of two pictures that differ in what is at the top left."""
+    paths = {}
+    for shape, colour in (("circle", "red"), ("star", "blue")):
+        items = (world.Item(shape, colour), None, None, world.Item("square", "green"))
+        paths[shape] = tmp_path / f"{shape}.png"
+        world.draw(world.Scene((2, 2), items, style=3)).save(paths[shape])
+    return paths
+
+
+class Chat:
+    """The page as its user sees it: everything is found by its label or its role."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page = page
+        page.goto(address)
+        self.question = page.get_by_label("Question")
+        expect(self.question).to_be_visible()
+
+    def show(self, path) -> None:
+        self.page.locator("input[type=file]").first.set_input_files(path)
+        expect(self.page.get_by_role("img", name="")).not_to_have_count(0)
+        self.page.wait_for_timeout(300)
+
+    def ask(self, text: str) -> None:
+        self.question.fill(text)
+        self.press("Ask")
+
+    def press(self, name: str) -> None:
+        button = self.page.get_by_role("button", name=name, exact=True)
+        button.filter(has_text=name).click()  # Gradio has icons of the same name
+
+    @property
+    def answers(self):
+        return self.page.get_by_test_id("bot")
+
+
+def test_asking_about_a_picture(browser, served, drawn):
+    address, _ = served
+    chat = Chat(new_page(browser), address)
+    chat.show(drawn["circle"])
+    chat.ask("What shape is at the top left?")
+    expect(chat.answers.last).to_contain_text("circle")
+    expect(chat.answers.last).to_contain_text("first token")
+    chat.ask("What colour is the shape at the bottom right?")
+    expect(chat.answers.last).to_contain_text("green")
+    chat.press("Regenerate")
+    expect(chat.answers.last).to_contain_text("green")
+    expect(chat.answers).to_have_count(2)
+    chat.press("Clear")
+    expect(chat.answers).to_have_count(0)
+
+
+def test_a_broken_file_is_told_in_the_page(browser, served, tmp_path):
+    address, _ = served
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    chat = Chat(new_page(browser), address)
+    chat.page.locator("input[type=file]").first.set_input_files(broken)
+    chat.ask("What shape is at the top left?")
+    expect(chat.answers.last).to_contain_text("broken.png is not a picture in a format")
+
+
+def test_an_answer_is_stopped(browser, served, drawn, slowly):
+    address, _ = served
+    slowly.seconds = 0.4
+    chat = Chat(new_page(browser), address)
+    chat.show(drawn["star"])
+    chat.ask("Describe the picture.")
+    expect(chat.answers.last).to_contain_text("blue")
+    chat.press("Stop")
+    expect(chat.answers.last).to_contain_text("first token", timeout=1000)  # it has ended
+    expect(chat.answers.last).not_to_contain_text("green")
+
+
+def test_the_chat_stays_empty_when_a_running_answer_is_cleared(browser, served, drawn, slowly):
+    address, _ = served
+    slowly.seconds = 0.2
+    chat = Chat(new_page(browser), address)
+    chat.show(drawn["star"])
+    chat.ask("Describe the picture.")
+    expect(chat.answers.last).to_contain_text("blue")
+    chat.press("Clear")
+    chat.page.wait_for_timeout(2000)
+    expect(chat.answers).to_have_count(0)
+
+
+def test_two_people_at_once(browser, served, drawn):
+    """Each sees the answers to their own picture, also when questions come in turn."""
+    address, _ = served
+    chats = {shape: Chat(new_page(browser), address) for shape in drawn}
+    for shape, chat in chats.items():
+        chat.show(drawn[shape])
+    for number in (1, 2):
+        for chat in chats.values():
+            chat.ask("What shape is at the top left?")
+        for shape, chat in chats.items():
+            expect(chat.answers).to_have_count(number)
+            expect(chat.answers.last).to_contain_text("first token")
+            expect(chat.answers.last).to_contain_text(shape)
+
+
+def test_with_the_keyboard_alone(browser, served, drawn):
+    address, _ = served
+    chat = Chat(new_page(browser), address)
+    chat.show(drawn["circle"])
+    chat.question.focus()
+    chat.page.keyboard.type("What shape is at the top left?")
+    chat.page.keyboard.press("Enter")
+    expect(chat.answers.last).to_contain_text("circle")
+    reached = set()
+    for _ in range(40):
+        chat.page.keyboard.press("Tab")
+        focused = chat.page.evaluate("document.activeElement.innerText || ''")
+        reached.add(focused.strip())
+        if focused.strip() == "Clear":
+            chat.page.keyboard.press("Enter")
+            break
+    assert {"Ask", "Stop", "Regenerate"} <= reached
+    expect(chat.answers).to_have_count(0)
+
+
+def test_accessibility(browser, served, drawn):
+    address, _ = served
+    chat = Chat(new_page(browser), address)
+    chat.show(drawn["circle"])
+    chat.ask("What shape is at the top left?")
+    expect(chat.answers.last).to_contain_text("first token")
+    found = Axe().run(chat.page).response["violations"]
+    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"]]) for rule in found] == []
