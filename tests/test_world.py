@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -314,6 +315,33 @@ def test_what_picture_tokens_should_name(processor):
         for words in ids[rows, columns].flatten(0, 1).tolist():
             assert processor.tokenizer.decode(words).strip() == text
     assert (ids[:2, 2:] == -1).all() and (ids[2:, :2] == -1).all()
+
+
+@pytest.mark.parametrize(("grid", "place"), [((1, 1), 0), ((2, 2), 1)])
+def test_letters_are_where_they_are_said_to_be(grid, place):
+    """Nearly all ink is in the boxes, and each box has some."""
+    for style in range(20):
+        items = (None,) * (grid[0] * grid[1])
+        scene = Scene(grid, items, style=style, word="MKB", word_place=place)
+        pixels = np.asarray(draw(scene, cell=100).convert("L")) < 120
+        inside = np.zeros_like(pixels)
+        for left, top, right, bottom in world.letter_boxes(scene):
+            height, width = pixels.shape
+            rows = slice(round(top * height) - 3, round(bottom * height) + 3)
+            box = rows, slice(round(left * width), round(right * width))
+            inside[box] = True
+            assert pixels[box].mean() > 0.1
+        assert pixels[inside].sum() > 0.95 * pixels.sum()
+    assert world.letter_boxes(Scene((1, 1), (None,))) == []
+
+
+def test_letters_are_named_where_they_are(processor):
+    scene = Scene((1, 1), (Item("star", "red"),), word="AVX")
+    ids = training.shown_words(processor, [scene])[0]
+    assert processor.tokenizer.decode(ids[2, 6, :2]).strip() == "red star"
+    line = [processor.tokenizer.decode(ids[9, column, :1]).strip() for column in (3, 6, 8)]
+    assert line == ["A", "V", "X"]
+    assert (ids[9, 6, 1:] == -1).all()
 
 
 @torch.inference_mode()

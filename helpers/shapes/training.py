@@ -71,7 +71,7 @@ class Stage:
 
 
 STAGES = (
-    Stage(0.06, {"name": 1}, {}),
+    Stage(0.06, {"name": 0.7, "word": 0.3}, {}),
     # From what is there to its place, from a place to what is there, which is unlike the others:
     # each is learned in about a thousand steps of little else, and among all kinds hardly at all.
     Stage(0.2, {"small": 1}, {"where": 1}),
@@ -226,7 +226,7 @@ def make_batch(
             turns = generator.random() < CONVERSATIONS
             samples.append(encode_sample(processor, images[-1], questions, turns=turns))
     batch = {"images": join_images(images)} | (collate(samples) if samples else {})
-    if sort in ("name", "small"):
+    if sort != "large":
         batch["shown"] = shown_words(processor, scenes)
     return batch
 
@@ -249,24 +249,36 @@ def shown_words(processor: Processor, scenes: Sequence[world.Scene], side: int =
     """Return the words for what is at each of `side` x `side` points of pictures of one tile.
 
     The result holds token ids (scene, side, side, word), -1 where there is no word: colour, shape
-    and place. A point without a shape has none at all: the place of nothing answers no question,
-    and with it in the picture tokens the language model does not learn to look places up.
+    and place, or a printed letter. A point without a shape has none at all: the place of nothing
+    answers no question, and with it in the picture tokens the language model does not learn to look
+    places up. The only place of a picture is not named either.
     """
     ids = torch.full((len(scenes), side, side, 4), -1)
     for index, scene in enumerate(scenes):
-        columns, rows = scene.grid
         for number, item in enumerate(scene.items):
             if item is None:
                 continue
-            row, column = divmod(number, columns)
-            tokens = _tokens_after(processor, "the", f"{item} {world.PLACES[scene.grid][number]}")
-            ids[
-                index,
-                row * side // rows : (row + 1) * side // rows,
-                column * side // columns : (column + 1) * side // columns,
-                : len(tokens),
-            ] = torch.tensor(tokens)
+            row, column = divmod(number, scene.grid[0])
+            place = world.PLACES[scene.grid][number] if len(scene.items) > 1 else ""
+            tokens = _tokens_after(processor, "the", f"{item} {place}".strip())
+            _name(ids[index], (column, row, column + 1, row + 1), scene.grid, tokens)
+        boxes = world.letter_boxes(scene)
+        letters = processor.tokenizer(scene.word or "", add_special_tokens=False)["input_ids"]
+        # A space may stand in front. Letters that are no tokens of their own are not named.
+        for box, letter in zip(boxes, letters[-len(boxes) :], strict=False):
+            if len(letters) >= len(boxes):
+                _name(ids[index], box, (1, 1), [letter])
     return ids
+
+
+def _name(ids: Tensor, box: Sequence[float], whole: tuple[int, int], tokens: list[int]) -> None:
+    """Let the points (side, side, word) in a box, of a picture of this size, have these tokens."""
+    side = len(ids)
+    (left, top, right, bottom), (width, height) = box, whole
+    rows = slice(round(top * side / height), round(bottom * side / height))
+    columns = slice(round(left * side / width), round(right * side / width))
+    ids[rows, columns] = -1
+    ids[rows, columns, : len(tokens)] = torch.tensor(tokens)
 
 
 def _tokens_after(processor: Processor, before: str, words: str) -> list[int]:

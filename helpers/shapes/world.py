@@ -12,6 +12,7 @@ the test split cannot occur in training, whatever the seeds are.
 import hashlib
 import math
 import random
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -144,12 +145,16 @@ def _odd_one_out(generator: random.Random) -> list[Item | None]:
 
 # Drawing
 
+STRETCH = (0.92, 1.09)  # a place's width by its usual width, and its usual height by its height
+# A word in shares of its place's height: size of the font, middle, height of a capital letter.
+WORD_SIZE, WORD_MIDDLE, CAPITAL = (0.36, 0.40), (0.77, 0.80), 0.27
+
 
 def draw(scene: Scene, *, cell: int = CELL) -> Image.Image:
     """Draw `scene` as an RGB picture with places of about `cell` pixels a side."""
     style = random.Random(scene.style)
     columns, rows = scene.grid
-    stretch = style.uniform(0.92, 1.09)
+    stretch = style.uniform(*STRETCH)
     width, height = round(cell * stretch), round(cell / stretch)
     shade = style.randint(225, 255)
     background = tuple(min(255, shade + style.randint(-8, 8)) for _ in range(3))
@@ -170,6 +175,28 @@ def draw(scene: Scene, *, cell: int = CELL) -> Image.Image:
         if item is not None:
             _draw_item(pen, box, item, style, shrink=0.66 if has_word else 1.0)
     return picture.resize((columns * width, rows * height), Image.Resampling.LANCZOS)
+
+
+def letter_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
+    """Return where `draw` prints each letter of the word: left, top, right, bottom.
+
+    In shares of the picture; the style moves and sizes a word by a few hundredths of its place.
+    """
+    if scene.word is None:
+        return []
+    columns, rows = scene.grid
+    row, column = divmod(scene.word_place, columns)
+    stretch = random.Random(scene.style).uniform(*STRETCH)  # the first that `draw` takes
+    font = ImageFont.load_default(size=100 * statistics.mean(WORD_SIZE))
+    lengths = [font.getlength(letter) / 100 / stretch**2 for letter in scene.word]
+    middle = statistics.mean(WORD_MIDDLE)
+    x, boxes = 0.5 - sum(lengths) / 2, []
+    for length in lengths:
+        left, right = (column + x) / columns, (column + x + length) / columns
+        top, bottom = ((row + middle + side * CAPITAL) / rows for side in (-0.5, 0.5))
+        boxes.append((left, top, right, bottom))
+        x += length
+    return boxes
 
 
 def _draw_item(pen, box, item: Item, style: random.Random, *, shrink: float) -> None:
@@ -198,9 +225,9 @@ def _draw_item(pen, box, item: Item, style: random.Random, *, shrink: float) -> 
 def _draw_word(pen, box, word: str, style: random.Random) -> None:
     left, top, right, bottom = box
     width, height = right - left, bottom - top
-    font = ImageFont.load_default(size=height * style.uniform(0.36, 0.40))
+    font = ImageFont.load_default(size=height * style.uniform(*WORD_SIZE))
     x = left + width * style.uniform(0.48, 0.52)
-    y = top + height * style.uniform(0.77, 0.80)
+    y = top + height * style.uniform(*WORD_MIDDLE)
     ink = tuple(style.randint(0, 45) for _ in range(3))
     bold = round(height * 0.014)  # the font's strokes would be less than a pixel in a small tile
     pen.text((x, y), word, font=font, fill=ink, anchor="mm", stroke_width=bold, stroke_fill=ink)
