@@ -29,7 +29,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test torture lint format clean constraints
+.PHONY: help run lab test torture soak lint format clean constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -47,8 +47,13 @@ lab: $(VENV)/.installed  ## Open the notebook in JupyterLab
 test: lint  ## Run all checks: the cheap ones first, then the notebooks
 	@$(BIN)/python -m pytest
 
+TORTURE := $(addprefix tests/test_,kills.py untrusted.py conversion.py recipes.py \
+	images_and_prompts.py tracing_and_stateful.py)
 torture: $(VENV)/.checks  ## Break things on purpose, many times: takes about TORTURE_MINUTES minutes
-	@$(BIN)/python -m pytest --torture tests/test_kills.py tests/test_untrusted.py tests/test_conversion.py
+	@$(BIN)/python -m pytest --torture $(TORTURE)
+
+soak: $(VENV)/.checks  ## Use the chat page for three minutes, four people at once
+	@$(BIN)/python -m pytest --soak tests/test_soak.py
 
 lint: $(VENV)/.checks  ## Check style
 	@$(BIN)/python -m ruff check .

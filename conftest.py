@@ -39,8 +39,9 @@ BROKEN = pytest.StashKey[Counter]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of `make torture`."""
+    """Add the options of `make torture` and `make soak`."""
     parser.addoption("--torture", action="store_true", help="break things many times more")
+    parser.addoption("--soak", action="store_true", help="use the page for three minutes")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,10 +17,10 @@ from torch import nn
 
 from helpers import hub
 from helpers.compression import BitWidth, Preset, Quantization, Weights, bit_widths, compress
-from helpers.errors import CheckpointError, OutputError, SettingsError
+from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
 from helpers.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
 from helpers.models import load_model, load_processor
-from helpers.models.base import VisionLanguageModel
+from helpers.models.base import VisionLanguageModel, reason_of
 from helpers.stateful import make_stateful
 from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, Part, trace
 
@@ -63,10 +63,22 @@ def convert(
                 report(f"{part.name}: finished before the interruption")
                 continue
             report(f"{part.name}: converting")
-            _store(work, part.name, convert_part(part), preset, report)
+            _store(work, part.name, _converted(part, checkpoint), preset, report)
         _copy_small_files(checkpoint, work.folder)
     report(f"{output} is complete.")
     return work.bit_widths
+
+
+def _converted(part: Part, checkpoint: Path) -> ov.Model:
+    try:
+        return convert_part(part)
+    except UserError:
+        raise
+    except Exception as error:  # what a trace raises has nothing in common
+        raise CheckpointError(
+            f"The {part.name} of {checkpoint} cannot be converted ({reason_of(error)}); is its "
+            "config.json the authors'?"
+        ) from error
 
 
 def expected_bytes(model: VisionLanguageModel, preset: Preset) -> int:

@@ -8,7 +8,8 @@ import time
 import pytest
 from PIL import Image
 
-from helpers.checkpoints import read_config
+from helpers.__main__ import main
+from helpers.checkpoints import BUNDLED, bundled_checkpoints, read_config
 from helpers.errors import LONGEST, CheckpointError, UserError
 from helpers.models import load_model, load_processor
 from tests.golden_checks import GOLDEN, change_config
@@ -67,6 +68,20 @@ def test_a_damaged_tokenizer(checkpoint, tmp_path, times):
         told += assert_no_worse_than_a_sentence(look, folder) is not None
         shutil.rmtree(folder)
     assert told >= number / 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(bundled_checkpoints()))
+def test_converting_with_a_damaged_config(tmp_path, times, capsys, family):
+    """On the command line: exit code 0, or 1 and a sentence."""
+    for seed in range(times("damaged configs converted", 3, 40)):
+        generator = random.Random(f"{family} {seed}")
+        folder = shutil.copytree(BUNDLED / family, tmp_path / str(seed) / family)
+        damage(folder / "config.json", generator)
+        code = main(["convert", str(folder), "--output", str(tmp_path / str(seed) / "made")])
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert (code, said.startswith("error: ")) in ((0, False), (1, True)), said
+        shutil.rmtree(tmp_path / str(seed))
 
 
 @pytest.mark.parametrize(

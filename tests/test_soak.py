@@ -1,0 +1,100 @@
+"""Many people on one page for a while: right answers, nobody else's words, no growing memory.
+
+Half a minute in `make test`, three minutes in `make soak`.
+"""
+
+import gc
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+
+from helpers import evaluation
+from helpers.checkpoints import BUNDLED
+from helpers.compression import find_preset
+from helpers.conversion import convert
+from helpers.demo import build_page, open_page
+from helpers.pipeline import VisionLanguagePipeline
+
+AT_ONCE, IN_TURN = 4, 20  # people
+MOST_GROWTH = 100 * 2**20  # bytes, after the first third of the time
+FOLLOW_UP = "How many shapes are there?"
+SETTINGS = (24, False, 0.7, 0.9)  # tokens at most, no sampling
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing"),
+]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Serve the bundled InternVL2; gives its page, the address and the pipeline."""
+    folder = tmp_path_factory.mktemp("soak")
+    convert(BUNDLED / "internvl2", folder / "model", find_preset("int8"))
+    pipeline = VisionLanguagePipeline(folder / "model")
+    page = build_page(pipeline, title="Many people")
+    yield page, open_page(page), pipeline
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def people(served, tmp_path_factory):
+    """Return for each person a picture's file, a question, and what both answers should be."""
+    _, _, pipeline = served
+    folder = tmp_path_factory.mktemp("pictures")
+    found = []
+    for number, (picture, question) in enumerate(evaluation.draw_questions(IN_TURN, seed=9)):
+        path = folder / f"{number}.png"
+        picture.save(path)
+        talk = pipeline.conversation()
+        first = talk.ask(question.text, [picture], max_new_tokens=SETTINGS[0]).text
+        second = talk.ask(FOLLOW_UP, max_new_tokens=SETTINGS[0]).text
+        found.append((path, question.text, first.strip(), second.strip()))
+    return found
+
+
+def visit(address: str, person: tuple[Path, str, str, str]) -> None:
+    """Ask two questions in a window of its own, and check both answers."""
+    path, question, *wanted = person
+    window = Client(address, verbose=False, analytics_enabled=False)
+    chat: list[dict] = []
+    for text, answer in zip((question, FOLLOW_UP), wanted, strict=True):
+        given = (text, handle_file(path), chat, *SETTINGS)
+        chat, _ = window.predict(*given, api_name="/ask")
+        content = chat[-1]["content"]
+        said = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        assert said.partition("\n\n<small>")[0] == answer
+    window.close()
+
+
+def test_many_people_one_after_another_and_at_once(served, people, request):
+    _, address, _ = served
+    seconds = 180 if request.config.getoption("soak") else 30
+    for person in people[: IN_TURN if request.config.getoption("soak") else 4]:
+        visit(address, person)
+    turns, lock = itertools.cycle(people), threading.Lock()
+    end, visits = time.monotonic() + seconds, itertools.count()
+
+    def keep_visiting() -> None:
+        while time.monotonic() < end:
+            with lock:
+                person = next(turns)
+                next(visits)
+            visit(address, person)
+
+    memory = psutil.Process().memory_info
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = [pool.submit(keep_visiting) for _ in range(AT_ONCE)]
+        time.sleep(seconds / 3)
+        before = memory().rss
+        for one in running:
+            one.result()
+    gc.collect()
+    assert next(visits) >= 2 * AT_ONCE
+    assert memory().rss - before < MOST_GROWTH
