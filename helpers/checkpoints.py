@@ -137,7 +137,7 @@ def _weight_files(folder: Path) -> list[Path]:
             names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
             # A name is a file of this folder, not a path to somewhere else.
             there = {path.name for path in folder.iterdir() if path.is_file()}
-            missing = [_shortened(name) for name in names if name not in there]
+            missing = [name[:80] for name in names if name not in there]
             if missing or not names:
                 raise CheckpointError(
                     f"{index} names files that are not there ({', '.join(missing[:3]) or 'none'}); "

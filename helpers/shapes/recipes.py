@@ -37,7 +37,7 @@ class Recipe:
     shards: int = 0
     word_grids: tuple[tuple[int, int], ...] = ((1, 1),)
     instruction: str = ""
-    steps: int = 7000
+    steps: int = 8000
     batch: int = 16
     learning_rate: float = 1.2e-3
     int4: Weights = PRESETS["int4"].language_model

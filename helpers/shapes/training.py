@@ -7,7 +7,7 @@ four is a conversation instead, in which later questions also see the earlier tu
 Training has stages. First the image encoder alone learns to name: each picture token is pulled
 towards the embeddings of the words for what it shows, as encoders are trained on captions before
 they meet a language model. Then the language model learns to look places up, which it finds
-hardest, and then all kinds of question. The pictures grow: small ones that fit one tile (cheap, and
+hardest, to compare and to read, and then all kinds of question. The pictures grow: small ones that fit one tile (cheap, and
 all that is needed for shapes, colours and places) come before larger ones that are cut into tiles.
 """
 
@@ -72,12 +72,14 @@ class Stage:
 
 STAGES = (
     Stage(0.06, {"name": 0.7, "word": 0.3}, {}),
-    # From what is there to its place, from a place to what is there, which is unlike the others:
-    # each is learned in about a thousand steps of little else, and among all kinds hardly at all.
-    Stage(0.2, {"small": 1}, {"where": 1}),
-    Stage(0.3, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}),
-    Stage(0.37, {"small": 1}, {"unusual": 5, "describe": 2, "colour": 1, "shape": 1, "where": 1}),
-    Stage(1.0, {"word": 0.12, "small": 0.28, "large": 0.6}, ALL_KINDS),
+    # From what is there to its place, from a place to what is there, which is unlike the others,
+    # what is written: each is learned within a thousand steps of little else, and among all kinds
+    # hardly at all.
+    Stage(0.18, {"small": 1}, {"where": 1}),
+    Stage(0.27, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}),
+    Stage(0.34, {"small": 1}, {"unusual": 5, "describe": 2, "colour": 1, "shape": 1, "where": 1}),
+    Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
+    Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
 )
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
