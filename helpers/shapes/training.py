@@ -4,11 +4,12 @@ A sample is one picture with several questions, which share the picture's tokens
 sees the picture and itself, at the positions it would have if it were the only one. One sample in
 four is a conversation instead, in which later questions also see the earlier turns.
 
-Training has stages. First the image encoder alone learns to name: each picture token is pulled
-towards the embeddings of the words for what it shows, as encoders are trained on captions before
-they meet a language model. Then the language model learns to look places up, which it finds
-hardest, to compare and to read, and then all kinds of question. The pictures grow: small ones that fit one tile (cheap, and
-all that is needed for shapes, colours and places) come before larger ones that are cut into tiles.
+Training has stages. First the image encoder learns to name: each picture token is pulled towards
+the embeddings of the words for what it shows, as encoders are trained on captions before they meet
+a language model. Then the language model learns to look places up, which it finds hardest, to
+compare and to read, and then all kinds of question. The pictures grow: small ones that fit one tile
+(cheap, and all that is needed for shapes, colours and places) come before larger ones that are cut
+into tiles.
 """
 
 import argparse
