@@ -49,7 +49,7 @@ test: lint  ## Run all checks: the cheap ones first, then the notebooks
 
 TORTURE := $(addprefix tests/test_,kills.py untrusted.py conversion.py recipes.py \
 	images_and_prompts.py tracing_and_stateful.py)
-torture: $(VENV)/.checks  ## Break things on purpose, many times: takes about TORTURE_MINUTES minutes
+torture: $(VENV)/.checks  ## Break things on purpose, many times
 	@$(BIN)/python -m pytest --torture $(TORTURE)
 
 soak: $(VENV)/.checks  ## Use the chat page for three minutes, four people at once
