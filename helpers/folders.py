@@ -9,6 +9,8 @@ interrupted goes on from.
 import contextlib
 import hashlib
 import json
+import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -23,6 +25,7 @@ from helpers.tracing import FILES
 
 MANIFEST = "manifest.json"
 UNFINISHED_MANIFEST = "unfinished.json"
+HOLDER = "held_by.txt"  # says which process writes an unfinished folder
 FORMAT = 1  # of the manifest; a folder of another format is not read
 _MADE_OF = ("format", "source", "preset", "versions")
 _AGAIN = "run `python -m helpers convert` again"
@@ -64,6 +67,8 @@ class Unfinished:
         for path in self.folder.iterdir():
             if path.name not in self.manifest["files"]:
                 path.unlink()
+        holder = f"process {os.getpid()} on {platform.node()}"
+        (self.folder / HOLDER).write_text(holder, encoding="utf-8")
         self._write()
 
     def _take_over(self, earlier: dict) -> None:
@@ -83,6 +88,7 @@ class Unfinished:
 
     def finish(self) -> None:
         """Record all other files and give the manifest its name."""
+        (self.folder / HOLDER).unlink()
         own = (MANIFEST, UNFINISHED_MANIFEST)
         names = sorted(path.name for path in self.folder.iterdir() if path.name not in own)
         self.manifest["files"] = _describe_files(self.folder, names)
@@ -166,11 +172,13 @@ def _held(output: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        holder = "another process"
+        with contextlib.suppress(OSError):  # it may have ended just now
+            holder = (_aside(output) / HOLDER).read_text(encoding="utf-8")
         with contextlib.suppress(OSError):  # the other's has files in it
             _aside(output).rmdir()
         raise OutputError(
-            f"{output} is being written by another process; wait until it is done, or give "
-            "another folder."
+            f"{output} is being written by {holder}; wait until it is done, or give another folder."
         ) from None
     try:
         yield

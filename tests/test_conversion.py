@@ -1,5 +1,6 @@
 """A converted folder is complete or not there; it says truly what it was made of."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from helpers.folders import (
     folder_bytes,
     read_manifest,
     verify,
+    written_aside,
 )
 from helpers.models import load_model
 from helpers.pipeline import VisionLanguagePipeline
@@ -552,6 +554,11 @@ def test_a_second_process_is_told_of_the_first(checkpoint, tmp_path, convert_qui
         convert(checkpoint, output, FP16)
     assert not output.exists()
     lock.release()
+    made_of = {"source": "another", "preset": {}, "versions": {}}
+    with contextlib.suppress(InterruptedError), written_aside(output, made_of):
+        with pytest.raises(OutputError, match=f"is being written by process {os.getpid()} on .*"):
+            convert(checkpoint, output, FP16)
+        raise InterruptedError
     convert(checkpoint, output, FP16)
     assert read_manifest(output)
 
