@@ -555,10 +555,10 @@ def test_a_second_process_is_told_of_the_first(checkpoint, tmp_path, convert_qui
     assert not output.exists()
     lock.release()
     made_of = {"source": "another", "preset": {}, "versions": {}}
-    with contextlib.suppress(InterruptedError), written_aside(output, made_of):
+    with contextlib.suppress(KeyboardInterrupt), written_aside(output, made_of):
         with pytest.raises(OutputError, match=f"is being written by process {os.getpid()} on .*"):
             convert(checkpoint, output, FP16)
-        raise InterruptedError
+        raise KeyboardInterrupt
     convert(checkpoint, output, FP16)
     assert read_manifest(output)
 
