@@ -94,13 +94,16 @@ def sample_scene(
     batch: str,
     word_grids: Sequence[tuple[int, int]] = ((1, 1),),
 ) -> tuple[world.Scene, int]:
-    """Return a scene for a batch of the sort `batch` and the size of its places in pixels."""
+    """Return a scene for a batch of the sort `batch` and the size of its places in pixels.
+
+    Small pictures stay below 64 x 64 pixels, which no image encoder here cuts into pieces.
+    """
     if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
     if batch == "word":
         grid = generator.choice(word_grids)
-        return world.random_scene(generator, split, grid=grid, word=0.95), 64
-    return world.random_scene(generator, split, grid=(2, 2), word=0.0), 32
+        return world.random_scene(generator, split, grid=grid, word=0.95), 60
+    return world.random_scene(generator, split, grid=(2, 2), word=0.0), 30
 
 
 def sample_questions(
