@@ -242,7 +242,11 @@ def load_tensors(
     for name, tensor in tensors.items():
         if any(_match(pattern, name) is not None for pattern in ignore):
             continue
-        parts = next((p for rule in rules if (p := rule.to_native(name, tensor)) is not None), {})
+        try:
+            parts = next((p for r in rules if (p := r.to_native(name, tensor)) is not None), {})
+        except RuntimeError:  # it cannot be cut as a rule does
+            problems.append(f"mis-shaped {name}: {tuple(tensor.shape)}")
+            continue
         if not parts or not set(parts) <= set(expected):
             problems.append(f"unexpected {name}")
             continue

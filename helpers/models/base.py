@@ -34,6 +34,9 @@ class PictureInputs:
     along: dict[str, Tensor]
 
 
+_SMALL = Image.new("RGB", (8, 8))
+
+
 class Processor:
     """Turn pictures and messages into what a model takes; knows no weights."""
 
@@ -92,22 +95,25 @@ class Processor:
         Raises a `CheckpointError` where the tokenizer's files are missing or damaged, and where
         the config does not describe how pictures and prompts are prepared.
         """
-        steps = {
-            "The tokenizer's files": lambda: self.stop_token_ids,
-            "config.json": lambda: self.input_ids(
-                [user_message("", 1)], self.image_inputs([Image.new("RGB", (8, 8))])
-            ),
-        }
-        for files, step in steps.items():
-            try:
-                step()
-            except CheckpointError:
-                raise
-            except Exception as error:  # what tokenizers raise has nothing in common
-                raise CheckpointError(
-                    f"{files} in {self.folder} cannot be used ({reason_of(error)}); "
-                    "download the checkpoint again."
-                ) from None
+        self._try("The tokenizer's files", lambda: self.stop_token_ids)
+        self.check_pictures()
+        inputs = self.image_inputs([_SMALL])
+        self._try("The tokenizer's files", lambda: self.input_ids([user_message("", 1)], inputs))
+
+    def check_pictures(self) -> None:
+        """Raise a `CheckpointError` where the config does not say how pictures are prepared."""
+        self._try("config.json", lambda: self.image_inputs([_SMALL]))
+
+    def _try(self, files: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except CheckpointError:
+            raise
+        except Exception as error:  # what libraries raise for bad files has nothing in common
+            raise CheckpointError(
+                f"{files} in {self.folder} cannot be used ({reason_of(error)}); "
+                "download the checkpoint again."
+            ) from None
 
     @property
     def prefill_again_beyond(self) -> int | None:
@@ -271,6 +277,7 @@ class VisionLanguageModel(nn.Module):
                 f"{folder / 'config.json'} does not describe a model that can be built "
                 f"({reason_of(error)}); download it again."
             ) from None
+        model.processor.check_pictures()
         load_tensors(model, model.original_tensors(folder), model.rules(), dtype=dtype)
         return model
 
