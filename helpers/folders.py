@@ -202,7 +202,10 @@ def read_manifest(folder: Path) -> dict:
     folder = Path(folder)
     if not is_conversion(folder):
         if _exists(_aside(folder.resolve()) / UNFINISHED_MANIFEST):
-            raise OutputError(f"The conversion to {folder} was interrupted; {_AGAIN} to go on.")
+            lacks = ", ".join(_missing_parts(folder))
+            raise OutputError(
+                f"The conversion to {folder} was interrupted and lacks {lacks}; {_AGAIN} to go on."
+            )
         raise OutputError(f"{folder} holds no finished conversion; {_AGAIN}.")
     damaged = OutputError(f"The manifest of {folder} is damaged; {_AGAIN}.")
     try:
@@ -220,6 +223,14 @@ def read_manifest(folder: Path) -> dict:
     if missing:
         raise OutputError(f"{missing[0]} in {folder} is missing or damaged; {_AGAIN}.")
     return manifest
+
+
+def _missing_parts(folder: Path) -> list[str]:
+    """Return the parts that an interrupted conversion did not finish."""
+    finished: set[str] = set()
+    with contextlib.suppress(CheckpointError, KeyError, TypeError):
+        finished = set(read_json(_aside(folder.resolve()) / UNFINISHED_MANIFEST)["bit_widths"])
+    return [part for part in FILES if part not in finished]
 
 
 def verify(folder: Path, *, report: Report = lambda line: None) -> list[str]:

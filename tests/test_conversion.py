@@ -512,7 +512,9 @@ def interrupted(checkpoint, tmp_path, convert_quickly, monkeypatch):
 def test_finished_parts_are_used_again(interrupted, converted, checkpoint):
     output, convert, taken = interrupted
     assert not output.exists()
-    with pytest.raises(OutputError, match="was interrupted; run .* again to go on"):
+    with pytest.raises(
+        OutputError, match="was interrupted and lacks language model; run .* again to go on"
+    ):
         VisionLanguagePipeline(output)
     lines = []
     widths = convert(checkpoint, output, FP16, report=lines.append)
