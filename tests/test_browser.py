@@ -57,8 +57,7 @@ class Chat:
 
     def show(self, path) -> None:
         self.page.locator("input[type=file]").first.set_input_files(path)
-        expect(self.page.get_by_role("img", name="")).not_to_have_count(0)
-        self.page.wait_for_timeout(300)
+        expect(self.page.get_by_role("button", name="Remove Image")).to_be_visible()  # it is there
 
     def ask(self, text: str) -> None:
         self.question.fill(text)
@@ -99,28 +98,27 @@ def test_a_broken_file_is_told_in_the_page(browser, served, tmp_path):
     expect(chat.answers.last).to_contain_text("broken.png is not a picture in a format")
 
 
-def test_an_answer_is_stopped(browser, served, drawn, slowly):
-    address, _ = served
+@pytest.fixture
+def answering(browser, served, drawn, slowly):
+    """Return a chat whose answer has begun and takes a few seconds more."""
     slowly.seconds = 0.4
-    chat = Chat(new_page(browser), address)
+    chat = Chat(new_page(browser), served[0])
     chat.show(drawn["star"])
     chat.ask("Describe the picture.")
     expect(chat.answers.last).to_contain_text("blue")
-    chat.press("Stop")
-    expect(chat.answers.last).to_contain_text("first token", timeout=1000)  # it has ended
-    expect(chat.answers.last).not_to_contain_text("green")
+    return chat
 
 
-def test_the_chat_stays_empty_when_a_running_answer_is_cleared(browser, served, drawn, slowly):
-    address, _ = served
-    slowly.seconds = 0.2
-    chat = Chat(new_page(browser), address)
-    chat.show(drawn["star"])
-    chat.ask("Describe the picture.")
-    expect(chat.answers.last).to_contain_text("blue")
-    chat.press("Clear")
-    chat.page.wait_for_timeout(2000)
-    expect(chat.answers).to_have_count(0)
+def test_an_answer_is_stopped(answering):
+    answering.press("Stop")
+    expect(answering.answers.last).to_contain_text("first token", timeout=1000)  # it has ended
+    expect(answering.answers.last).not_to_contain_text("green")
+
+
+def test_the_chat_stays_empty_when_a_running_answer_is_cleared(answering):
+    answering.press("Clear")
+    answering.page.wait_for_timeout(2000)
+    expect(answering.answers).to_have_count(0)
 
 
 def test_two_people_at_once(browser, served, drawn):
