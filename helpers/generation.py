@@ -54,7 +54,7 @@ class StateCache:
         self.length = 0
         self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
         self.stop: threading.Event | None = None
-        self.pictures: PictureInputs | None = None
+        self.pictures: dict[str, Tensor] = {}  # what the request was handed of them
         self.seen: list[tuple[Tensor, np.ndarray | None]] = []
         request.reset_state()
 
@@ -74,7 +74,7 @@ class StateCache:
             pieces.append(embeddings[order])
             order = order if rows is None else rows[order]
         self.request.reset_state()
-        self.length, self.rows, self.seen = 0, None, []
+        self.length, self.rows, self.seen, self.pictures = 0, None, [], {}
         return torch.cat(pieces[::-1], dim=1)
 
 
@@ -174,11 +174,17 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     def _set_pictures(self, cache: StateCache, pictures: PictureInputs) -> None:
-        """Hand the request what stays the same for all tokens; it is kept until it changes."""
-        if cache.pictures is not pictures:
-            cache.pictures = pictures  # the request's tensors share its memory
-            for name, value in pictures.fixed.items():
-                cache.request.set_tensor(name, ov.Tensor(value.numpy(), shared_memory=True))
+        """Hand the request what stays the same for all tokens, unless it has it."""
+        states = {state.name: state for state in cache.request.query_state()}
+        for name, value in pictures.fixed.items():
+            if cache.pictures.get(name) is value:
+                continue
+            tensor = ov.Tensor(value.numpy(), shared_memory=True)
+            if name in states:
+                states[name].state = tensor
+            else:
+                cache.request.set_tensor(name, tensor)
+            cache.pictures[name] = value  # kept, since a request's tensor shares its memory
 
     def _to_compute(self, cache: StateCache, new: Tensor, *, length: int) -> Tensor:
         """Return the embeddings to run: the new ones, or all where the cache counts no more."""

@@ -32,6 +32,7 @@ from helpers.folders import read_manifest
 from helpers.generation import StateCache, StatefulLanguageModel, StopOnEvent, Stopped
 from helpers.models import load_processor
 from helpers.prompts import user_message
+from helpers.stateful import keep_inputs
 from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 
 
@@ -66,7 +67,11 @@ class VisionLanguagePipeline:
         options = {"PERFORMANCE_HINT": "LATENCY"}
         if accuracy:
             options["EXECUTION_MODE_HINT"] = "ACCURACY"
-        compiled = {name: self._compile(folder / file, options) for name, file in FILES.items()}
+        kept = {LANGUAGE_MODEL: self.processor.kept_inputs}
+        compiled = {
+            name: self._compile(folder / file, options, kept.get(name, []))
+            for name, file in FILES.items()
+        }
         self.image_encoder = compiled[IMAGE_ENCODER]
         self.language_model = StatefulLanguageModel(
             compiled[TEXT_EMBEDDINGS],
@@ -76,12 +81,15 @@ class VisionLanguagePipeline:
         )
         self.lock = threading.Lock()  # one answer at a time
 
-    def _compile(self, path: Path, options: dict[str, str]) -> ov.CompiledModel:
+    def _compile(
+        self, path: Path, options: dict[str, str], kept: Sequence[str]
+    ) -> ov.CompiledModel:
         core = ov.Core()
         try:
             model = core.read_model(path)
         except RuntimeError:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.") from None
+        keep_inputs(model, kept)
         try:
             return core.compile_model(model, self.device, options)
         except RuntimeError as error:

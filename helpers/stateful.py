@@ -8,11 +8,12 @@ What this module does not know: caches that are not (batch, heads, length, head 
 those of state-space models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
+from openvino.op.util import Variable, VariableInfo
 
 from helpers.errors import SettingsError
 
@@ -53,6 +54,30 @@ def make_stateful(
     model.validate_nodes_and_infer_types()
 
 
+def keep_inputs(
+    model: ov.Model, names: Sequence[str], *, batch_input: str = "inputs_embeds"
+) -> None:
+    """Turn inputs that stay the same for many calls into state, in place.
+
+    Their values are set once, through the request's `query_state`, and are kept in the type that
+    the device computes in; as inputs they would be converted in every call. Until then they are
+    empty. They need the form of a KV cache, of which `batch_input` is the same as for
+    `make_stateful`.
+    """
+    for name in names:
+        port, shape = model.input(name), model.input(name).get_partial_shape()
+        info = VariableInfo()
+        info.data_shape, info.data_type, info.variable_id = shape, port.get_element_type(), name
+        variable = Variable(info)
+        read = ops.read_value(_empty(model, shape, port.get_element_type(), batch_input), variable)
+        for consumer in port.get_target_inputs():
+            consumer.replace_source_output(read.output(0))
+        model.remove_parameter(port.get_node())
+        model.add_variables([variable])
+        model.add_sinks([ops.assign(read, variable)])
+    model.validate_nodes_and_infer_types()
+
+
 def _check(model: ov.Model, cache: Mapping[str, str], batch_input: str) -> None:
     if is_stateful(model):
         raise SettingsError("The model is stateful already; convert it from PyTorch again.")
@@ -75,6 +100,15 @@ def _check(model: ov.Model, cache: Mapping[str, str], batch_input: str) -> None:
 
 def _start_empty(model: ov.Model, cache, shapes, batch_input: str) -> None:
     """Give every state its first value: no positions, for as many rows as the batch has."""
+    reads = {node.get_variable_id(): node for node in model.get_ops() if _is_read(node)}
+    for variable, node in reads.items():
+        name = next(name for name in cache if variable == name + cache[name])
+        start = _empty(model, shapes[name], node.get_output_element_type(0), batch_input)
+        node.set_arguments([start.output(0)])
+
+
+def _empty(model: ov.Model, shape: ov.PartialShape, element: ov.Type, batch_input: str):
+    """Return keys or values of no positions, for as many rows as the batch has."""
     batch = ops.gather(
         ops.shape_of(model.input(batch_input), ov.Type.i64),
         ops.constant([0], ov.Type.i64),
@@ -82,14 +116,8 @@ def _start_empty(model: ov.Model, cache, shapes, batch_input: str) -> None:
     )
     # A zero that is computed: the CPU plugin takes a constant one for the length of all times.
     length = ops.subtract(batch, batch)
-    reads = {node.get_variable_id(): node for node in model.get_ops() if _is_read(node)}
-    for variable, node in reads.items():
-        name = next(name for name in cache if variable == name + cache[name])
-        heads, size = shapes[name][1].get_length(), shapes[name][3].get_length()
-        inner = [ops.constant([heads], ov.Type.i64), length, ops.constant([size], ov.Type.i64)]
-        shape = ops.concat([batch, *inner], 0)
-        zero = ops.constant(0.0, node.get_output_element_type(0))
-        node.set_arguments([ops.broadcast(zero, shape).output(0)])
+    heads, size = (ops.constant([shape[axis].get_length()], ov.Type.i64) for axis in (1, 3))
+    return ops.broadcast(ops.constant(0.0, element), ops.concat([batch, heads, length, size], 0))
 
 
 def _is_read(node) -> bool:

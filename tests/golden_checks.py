@@ -55,10 +55,12 @@ def greedy_with_cache(model, prepared: dict, number: int) -> list[int]:
     return generate(model.language_model, embeddings, max_new_tokens=number)[0].tolist()
 
 
+ACCURATE = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_NUM_THREADS": 1}
+
+
 def compiled(part: Part) -> ov.CompiledModel:
     """Convert one part and compile it to compute as PyTorch does."""
-    accurate = {"EXECUTION_MODE_HINT": "ACCURACY", "INFERENCE_NUM_THREADS": 1}
-    return ov.Core().compile_model(convert_part(part), "CPU", accurate)
+    return ov.Core().compile_model(convert_part(part), "CPU", ACCURATE)
 
 
 def stateful(model) -> StatefulLanguageModel:

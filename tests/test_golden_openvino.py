@@ -3,13 +3,17 @@
 import itertools
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 from torch import Tensor
 
+from helpers.conversion import convert_part
 from helpers.models import load_model
 from helpers.models.mllama import cross_names
+from helpers.stateful import keep_inputs
 from tests.golden_checks import (
+    ACCURATE,
     GOLDEN,
     assert_close,
     compiled,
@@ -82,17 +86,15 @@ def test_beams(name, converted, wanted):
 # Llama-3.2-Vision, whose language model takes a picture's keys and values as inputs
 
 
-def mllama_inputs(model, wanted, encoder, case: int | None) -> dict[str, np.ndarray]:
-    """Return what stays the same in a conversation; without a picture its places hold zeros."""
+def mllama_pictures(model, wanted, encoder, case: int | None) -> dict[str, np.ndarray]:
+    """Return what stays the same in a conversation; without a picture it is empty."""
+    names = cross_names(len(model.language_model.config.cross_attention_layers))
     images = [
         wanted[f"{name}.{case or 0}"].numpy()
         for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
     ]
-    names = cross_names(len(model.language_model.config.cross_attention_layers))
     pictures = dict(zip(names, encoder(images).values(), strict=True))
-    if case is None:
-        pictures = {name: np.zeros_like(value) for name, value in pictures.items()}
-    return pictures | {"has_picture": np.float32([case is not None])}
+    return pictures if case is not None else {name: x[:, :, :0] for name, x in pictures.items()}
 
 
 def mllama_logits(request, embeddings: Tensor, mask: Tensor, length: int, fixed: dict) -> Tensor:
@@ -109,17 +111,31 @@ def mllama_logits(request, embeddings: Tensor, mask: Tensor, length: int, fixed:
     return torch.from_numpy(request.get_tensor("logits").data.copy())
 
 
-def test_mllama_in_one_language_model():
-    """Three layouts of tiles, and text only: logits of the prompt, then greedy tokens."""
+@pytest.mark.parametrize("kept", [False, True])
+def test_mllama_in_one_language_model(kept):
+    """Three layouts of tiles, and text only: logits of the prompt, then greedy tokens.
+
+    The pictures' keys and values are inputs, or `kept` in state, where they are set only once.
+    """
     model, wanted = load_model(GOLDEN / "mllama"), expected("mllama")
-    encoder, _, language_model = (compiled(part) for part in model.parts())
+    encoder, _, language_model = (convert_part(part) for part in model.parts())
+    if kept:
+        keep_inputs(language_model, model.processor.kept_inputs)
+    encoder, language_model = (
+        ov.Core().compile_model(part, "CPU", ACCURATE) for part in (encoder, language_model)
+    )
     request = language_model.create_infer_request()
     for case in (0, 1, 2, None):
         start, ending = ("text_only.", "") if case is None else ("", f".{case}")
         ids, tokens = wanted[f"{start}input_ids{ending}"], wanted[f"{start}greedy_tokens{ending}"]
-        mask = wanted.get(f"cross_attention_mask{ending}", torch.zeros(*ids.shape, 1, 4).long())
-        fixed = mllama_inputs(model, wanted, encoder, case)
+        mask = wanted.get(f"cross_attention_mask{ending}", torch.zeros(*ids.shape, 0, 4).long())
+        pictures = mllama_pictures(model, wanted, encoder, case)
+        fixed = {"has_picture": np.float32([case is not None])}
         request.reset_state()
+        for state in request.query_state() if kept else ():
+            if state.name in pictures:
+                state.state = ov.Tensor(np.ascontiguousarray(pictures.pop(state.name)))
+        fixed |= pictures
         logits = mllama_logits(request, model.embed_tokens(ids), mask, ids.shape[1], fixed)
         assert_close(logits[:, 0], wanted[f"{start}logits{ending}"][:, -1], TOLERANCE)
         found = [int(logits.argmax())]

@@ -164,6 +164,18 @@ def test_a_conversation_says_what_pytorch_says(both):
         assert len(set(answers)) == 2
 
 
+def test_a_second_question_hands_no_picture_over_again(both):
+    _, pipeline = both
+    conversation = pipeline.conversation()
+    picture = training.world.draw(*training.sample_scene(random.Random(3), "train", "large")[:1])
+    assert conversation.ask("What do you see?", [picture], max_new_tokens=2).text is not None
+    before = dict(conversation.cache.pictures)
+    assert before.keys() >= set(pipeline.processor.kept_inputs)
+    assert conversation.ask("Where is the star?", max_new_tokens=2).text is not None
+    after = conversation.cache.pictures
+    assert all(after[name] is before[name] for name in pipeline.processor.kept_inputs)
+
+
 def test_both_are_evaluated_by_the_same_calls(both):
     asked = evaluation.draw_questions(3, seed=0)
     given = [evaluation.answer(one, asked, max_new_tokens=4, batch=2) for one in both]

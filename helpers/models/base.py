@@ -121,6 +121,11 @@ class Processor:
         return None
 
     @property
+    def kept_inputs(self) -> list[str]:
+        """Names of the exported language model's inputs that stay the same for all tokens."""
+        return []
+
+    @property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer: the template's and the tokenizer's own."""
         end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end)

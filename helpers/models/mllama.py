@@ -17,7 +17,6 @@ from functools import cache, cached_property, wraps
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     DynamicCache,
     MllamaForCausalLM,
@@ -176,31 +175,33 @@ class MllamaProcessor(Processor):
     ) -> dict:
         """Return the prompt, and under `pictures` the keys and values and who sees them.
 
-        Without `features` they are zeros, and `has_picture` is 0.
+        Without `features` there are none of them, and `has_picture` is 0.
         """
         prepared = super().prepare_exported(input_ids, embed_tokens, past=past)
+        pictures = features or [self._no_picture()]
         if features:
             mask = self.cross_attention_mask(input_ids, [picture.tiles for picture in features])
         else:
-            features = [self._no_picture()]
-            mask = torch.zeros(*input_ids.shape, 1, self.config["vision_config"]["max_num_tiles"])
-        fixed = {
-            name: torch.cat([picture.keys_values[name] for picture in features], dim=2)
-            for name in features[0].keys_values
-        }
-        fixed["has_picture"] = torch.full((1,), float(features[0].tiles > 0))
+            mask = torch.zeros(*input_ids.shape, 0, self.config["vision_config"]["max_num_tiles"])
+        # Those of a single picture stay the same objects, so that they are handed over once.
+        fixed = dict(pictures[0].keys_values)
+        if len(pictures) > 1:
+            for name in fixed:
+                fixed[name] = torch.cat([one.keys_values[name] for one in pictures], dim=2)
+        fixed["has_picture"] = torch.full((1,), float(bool(features)))
         along = {"cross_attention_mask": mask.to(torch.int64)}
         return prepared | {"pictures": PictureInputs(fixed, along)}
 
     def _no_picture(self) -> "PictureKeysValues":
-        text, vision = self.config["text_config"], self.config["vision_config"]
-        patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1  # and one for the whole
+        text = self.config["text_config"]
         size = text["hidden_size"] // text["num_attention_heads"]
-        nothing = torch.zeros(
-            1, text["num_key_value_heads"], vision["max_num_tiles"] * patches, size
-        )
-        names = cross_names(len(text["cross_attention_layers"]))
-        return PictureKeysValues(0, dict.fromkeys(names, nothing))
+        nothing = torch.zeros(1, text["num_key_value_heads"], 0, size)
+        return PictureKeysValues(0, dict.fromkeys(self.kept_inputs, nothing))
+
+    @property
+    def kept_inputs(self) -> list[str]:
+        """The keys and values of the pictures, which stay the same for all tokens."""
+        return cross_names(len(self.config["text_config"]["cross_attention_layers"]))
 
     def collate(self, prompts: Sequence[dict]) -> dict:
         """Join prepared prompts into a batch; what is of pictures only has one length."""
@@ -211,17 +212,8 @@ class MllamaProcessor(Processor):
             states = [prompt["cross_attention_states"] for prompt in prompts]
             batch["cross_attention_states"] = torch.cat(states)
         if "pictures" in prompts[0]:
-            length = batch["attention_mask"].shape[1]
             pictures = [prompt["pictures"] for prompt in prompts]
-            fixed = {
-                name: torch.cat([p.fixed[name] for p in pictures]) for name in pictures[0].fixed
-            }
-            fixed["has_picture"] = pictures[0].fixed["has_picture"]
-            along = {
-                name: torch.cat([pad_left(p.along[name], length) for p in pictures])
-                for name in pictures[0].along
-            }
-            batch["pictures"] = PictureInputs(fixed, along)
+            batch["pictures"] = _join(pictures, batch["attention_mask"].shape[1])
         return batch
 
     def cross_attention_mask(self, input_ids: Tensor, tiles: Sequence[int]) -> Tensor:
@@ -453,9 +445,11 @@ def visible_patches(cross_attention_mask: Tensor, patches: int) -> tuple[Tensor,
     attend to everything, so that their softmax has a sum: the authors' models were trained so,
     and leave out only such tokens' MLP.
     """
-    tiles = cross_attention_mask.flatten(2).bool()
-    seen = tiles[..., None].expand(-1, -1, -1, patches).flatten(2)[:, None]
-    sees = tiles.any(-1)[:, None, :, None]
+    batch, length, pictures, tiles = cross_attention_mask.shape
+    seen = cross_attention_mask.bool()[..., None].expand(-1, -1, -1, -1, patches)
+    # With every size given: without a picture, none can be computed from the others.
+    seen = seen.reshape(batch, 1, length, pictures * tiles * patches)
+    sees = cross_attention_mask.sum((2, 3))[:, None, :, None] > 0
     return seen | ~sees, sees
 
 
@@ -562,7 +556,7 @@ class DecoderWithPicture(nn.Module):
 
     `has_picture` is 1, or 0 for a conversation without: then a cross-attention layer adds
     nothing. Masking the keys would not do that, since its MLP adds something all the same. The
-    keys and values may then be zeros; they may not be empty, which would make NaN.
+    keys and values may then be empty, and the mask has no pictures.
     """
 
     def __init__(self, decoder: MllamaForCausalLM, patches: int) -> None:
@@ -634,7 +628,7 @@ class Sight:
 
     def __init__(self, cross_attention_mask: Tensor, patches: int, has_picture: Tensor) -> None:
         seen, sees = visible_patches(cross_attention_mask, patches)
-        self.seen = seen[:, 0].flatten(0, 1)  # (tokens of all rows, patches)
+        self.seen = seen
         self.sees = sees[:, 0]
         self.has_picture = has_picture
 
@@ -643,9 +637,13 @@ class Sight:
     ) -> Tensor:
         """Return a cross-attention layer's output."""
         seen = self.attend(layer.cross_attn, layer.input_layernorm(hidden), keys, values)
-        hidden = hidden + self.has_picture * layer.cross_attn_attn_gate.tanh() * seen
+        hidden = hidden + self._with_picture(layer.cross_attn_attn_gate.tanh() * seen)
         thought = self.sees * layer.mlp(layer.post_attention_layernorm(hidden))
-        return hidden + self.has_picture * layer.cross_attn_mlp_gate.tanh() * thought
+        return hidden + self._with_picture(layer.cross_attn_mlp_gate.tanh() * thought)
+
+    def _with_picture(self, added: Tensor) -> Tensor:
+        """Return what a layer adds, or nothing: chosen, since attention to no keys is not zero."""
+        return torch.where(self.has_picture > 0, added, 0.0)
 
     def attend(
         self, attention: MllamaTextCrossAttention, hidden: Tensor, keys: Tensor, values: Tensor
@@ -659,8 +657,13 @@ class Sight:
         prompts = keys.shape[0]
         queries = attention.q_proj(hidden).reshape(prompts, -1, heads, groups, attention.head_dim)
         queries = attention.q_norm(queries).transpose(1, 2).flatten(2, 3)
-        mask = self.seen.reshape(prompts, -1, 1, self.seen.shape[-1]).expand(-1, -1, groups, -1)
-        mask = mask.flatten(1, 2)[:, None]
-        seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        rows = seen.unflatten(2, (-1, groups)).transpose(1, 2)
-        return attention.o_proj(rows.reshape(hidden.shape))
+        rows = queries.shape[2]
+        mask = self.seen.reshape(prompts, rows // groups, 1, keys.shape[2])
+        mask = mask.expand(-1, -1, groups, -1).reshape(prompts, 1, rows, keys.shape[2])
+        # Not scaled_dot_product_attention: without a growing cache, OpenVINO's CPU plugin makes it
+        # operations that transpose and scale all keys for every token.
+        scores = (queries * attention.scaling) @ keys.transpose(2, 3)
+        scores = scores + torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        seen = scores.softmax(-1) @ values
+        seen = seen.unflatten(2, (-1, groups)).transpose(1, 2)
+        return attention.o_proj(seen.reshape(hidden.shape))
