@@ -29,7 +29,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test torture soak lint format clean constraints
+.PHONY: help run lab test torture soak browser screenshots lint format clean constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -54,6 +54,12 @@ torture: $(VENV)/.checks  ## Break things on purpose, many times
 
 soak: $(VENV)/.checks  ## Use the chat page for three minutes, four people at once
 	@$(BIN)/python -m pytest --soak tests/test_soak.py
+
+browser: $(VENV)/.checks  ## Use the chat page and every notebook in a real browser
+	@$(BIN)/python -m pytest --browser tests/test_browser.py tests/test_lab.py
+
+screenshots: $(VENV)/.checks  ## Take the README's pictures of them anew
+	@$(BIN)/python -m pytest --screenshots tests/test_browser.py tests/test_lab.py
 
 lint: $(VENV)/.checks  ## Check style
 	@$(BIN)/python -m ruff check .

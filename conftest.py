@@ -39,9 +39,11 @@ BROKEN = pytest.StashKey[Counter]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of `make torture` and `make soak`."""
+    """Add the options of `make torture`, `make soak`, `make browser` and `make screenshots`."""
     parser.addoption("--torture", action="store_true", help="break things many times more")
     parser.addoption("--soak", action="store_true", help="use the page for three minutes")
+    parser.addoption("--browser", action="store_true", help="open all notebooks in a browser")
+    parser.addoption("--screenshots", action="store_true", help="take the README's pictures")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""One chat page for all models: a picture, questions, answers that stream in.
+"""One chat page for all models: pictures, questions, answers that stream in.
 
 The page is served to this computer only, loads nothing from elsewhere, and keeps one conversation
 for each browser window. What its user can set is data: a sequence of `Slider`, `Tick` and `Radio`.
@@ -6,16 +6,18 @@ for each browser window. What its user can set is data: a sequence of `Slider`, 
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from helpers.errors import PictureError, UserError
 from helpers.images import open_picture
+from helpers.models.base import Processor
 from helpers.pipeline import Conversation, Reply, VisionLanguagePipeline
 
 MAXIMUM_UPLOAD = "20mb"
@@ -25,6 +27,9 @@ THEME = gr.themes.Default(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 ).set(body_text_color_subdued="*neutral_600")  # the default has too little contrast for WCAG
+# Gradio's button that adds to a gallery is a button around an input, which screen readers cannot
+# tell apart. Several pictures can be chosen at once instead.
+CSS = ".icon-button:has(input[type=file]) { display: none; }"
 GENERAL_NOTICE = "Answers can be wrong. Nothing leaves this computer."
 AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
 
@@ -91,7 +96,7 @@ class Radio:
 
 
 Control = Slider | Tick | Radio
-Shown = Image.Image | str | Path | None  # a picture, where it is, or that there is none
+Shown = Sequence[Image.Image | str | Path]  # pictures, or where they are
 SAMPLING: tuple[Control, ...] = (
     Tick("do_sample", "Sample (otherwise the most probable token)"),
     Slider("temperature", "Temperature", 0.1, 2.0, value=0.7, step=0.1),
@@ -107,9 +112,25 @@ def options_of(controls: Sequence[Control], values: Sequence[Any]) -> dict[str, 
     return options
 
 
-def _path_of(payload: gr.data_classes.ImageData | None) -> str | None:
-    """Return the path of what was uploaded: opening it, and telling errors, is ours."""
-    return None if payload is None else payload.path
+def _pictures_component(processor: Processor) -> gr.Component:
+    """Return where pictures are uploaded: one, or several for a model that takes them."""
+    sources = ["upload", "clipboard"]
+    if processor.most_pictures == 1:
+        component = gr.Image(label="Picture", sources=sources)
+    else:
+        component = gr.Gallery(
+            label="Pictures", sources=sources, file_types=["image"], columns=2, height=300
+        )
+    component.preprocess = _paths_of
+    return component
+
+
+def _paths_of(payload) -> list[str]:
+    """Return the paths of what was uploaded: opening it, and telling errors, is ours."""
+    if payload is None:
+        return []
+    several = getattr(payload, "root", None)
+    return [payload.path] if several is None else [item.image.path for item in several]
 
 
 def _opened(shown: Image.Image | str | Path) -> Image.Image:
@@ -126,75 +147,97 @@ class Sessions:
 
     def __init__(self, pipeline: VisionLanguagePipeline) -> None:
         self.pipeline = pipeline
+        self.uploads: dict[str, set[Path]] = {}
         self.conversations: dict[str, Conversation] = {}
         self.stops: dict[str, threading.Event] = {}
         self.pictures: dict[str, tuple] = {}
-        # The last question with its picture, and the answer if there is any.
+        # The last question with its pictures, and the answer if there is any.
         self.asked: dict[str, tuple[str, Shown, Reply | None]] = {}
 
-    def ask(self, session: str, text: str, picture: Shown, options: dict[str, Any]) -> Reply:
-        """Start an answer; another picture than the last question's starts a new conversation."""
-        self.asked[session] = (text, picture, None)
-        picture = None if picture is None else _opened(picture)
-        content = (picture.mode, picture.size, picture.tobytes()) if picture is not None else ()
+    def ask(self, session: str, text: str, shown: Shown, options: dict[str, Any]) -> Reply:
+        """Start an answer; other pictures than the last question's start a new conversation."""
+        self.asked[session] = (text, shown, None)
+        pictures = [_opened(picture) for picture in shown]
+        content = tuple((picture.size, picture.tobytes()) for picture in pictures)
         if session not in self.conversations or self.pictures.get(session) != content:
             self.conversations[session] = self.pipeline.conversation()
             self.pictures[session] = content
         conversation = self.conversations[session]
-        new = [picture] if picture is not None and not conversation.ids else []
+        new = [] if conversation.ids else pictures
         self.stops[session] = threading.Event()
         reply = conversation.ask(text, new, stop=self.stops[session], **options)
-        self.asked[session] = (text, picture, reply)
+        self.asked[session] = (text, shown, reply)
         return reply
 
     def take_back(self, session: str) -> tuple[str, Shown] | None:
-        """Forget a window's last question and its answer; return the question and its picture.
+        """Forget a window's last question and its answer; return the question and its pictures.
 
         None if there is none.
         """
         if session not in self.asked:
             return None
         self.stop(session)
-        text, picture, reply = self.asked.pop(session)
+        text, shown, reply = self.asked.pop(session)
         if reply is not None:
             reply.conversation.take_back(reply)
-        return text, picture
+        return text, shown
 
     def stop(self, session: str) -> None:
         """End the running answer of a window."""
         if session in self.stops:
             self.stops[session].set()
 
+    def uploaded(self, session: str, paths: Iterable[str]) -> None:
+        """Remember which files a window brought."""
+        self.uploads.setdefault(session, set()).update(map(Path, paths))
+
+    def close(self, session: str) -> None:
+        """Drop everything of a window that is gone, and its files unless another has the same."""
+        self.forget(session)
+        mine = self.uploads.pop(session, set())
+        for path in mine.difference(*self.uploads.values()):
+            path.unlink(missing_ok=True)
+
     def forget(self, session: str) -> None:
-        """Stop and drop everything of a window."""
+        """Stop and drop the conversation of a window."""
         self.stop(session)
         for kept in (self.conversations, self.stops, self.pictures, self.asked):
             kept.pop(session, None)
 
 
 def respond(
-    sessions: Sessions, session: str, text: str, picture, history: list, options: dict
+    sessions: Sessions, session: str, text: str, shown: Shown, history: list, options: dict
 ) -> Iterator[list]:
     """Yield the chat with the answer so far; an error is shown as a sentence in the chat.
 
     Several beams cannot stream, which the chat says until their answer is there.
     """
     history = [*history, {"role": "user", "content": text}]
-    answer = {"role": "assistant", "content": ""}
-    beams = options.get("num_beams", 1)
-    yield [*history, answer if beams == 1 else answer | {"content": f"<small>{AT_ONCE}</small>"}]
+
+    def chat(answer: str) -> list:
+        return [*history, {"role": "assistant", "content": answer}]
+
+    beams, said = options.get("num_beams", 1), ""
+    begun = "" if beams == 1 else _small(AT_ONCE)
+    yield chat(begun)
     started = time.perf_counter()
     try:
-        reply = sessions.ask(session, text, picture, options)
+        reply = sessions.ask(session, text, shown, options)
+        for place in reply.places():
+            yield chat(_small(f"waiting; questions before this one: {place}"))
+        yield chat(begun)
         for piece in reply:
-            answer["content"] += piece
-            yield [*history, answer]
+            said += piece
+            yield chat(said)
         taken = time.perf_counter() - started
         times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {taken:.2f} s"
-        answer["content"] = answer["content"].strip() + (times and f"\n\n<small>{times}</small>")
+        yield chat(said.strip() + (times and f"\n\n{_small(times)}"))
     except UserError as error:
-        answer["content"] = f"⚠️ {error}"
-    yield [*history, answer]
+        yield chat(f"⚠️ {error}")
+
+
+def _small(text: str) -> str:
+    return f"<small>{text}</small>"
 
 
 def _times(reply: Reply) -> str:
@@ -225,8 +268,7 @@ def build_page(
         gr.Markdown(f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}\n\n{terms}".strip())
         with gr.Row():
             with gr.Column(scale=1):
-                picture = gr.Image(label="Picture", sources=["upload", "clipboard"])
-                picture.preprocess = _path_of
+                pictures = _pictures_component(pipeline.processor)
                 settings = [control.component() for control in controls]
             with gr.Column(scale=2):
                 chat = gr.Chatbot(label="Conversation", height=380, buttons=["copy"])
@@ -239,7 +281,11 @@ def build_page(
                     again = gr.Button("Regenerate", min_width=90)
                     clear = gr.Button("Clear", min_width=90)
         if examples:
-            gr.Examples([list(example) for example in examples], [picture, question])
+            one = isinstance(pictures, gr.Image)
+            samples = [[path if one else [path], text] for path, text in examples]
+            gr.Examples(samples, [pictures, question])
+            # An upload that equals an example is one file with it.
+            sessions.uploaded("examples", map(str, Path(get_upload_folder()).rglob("*.*")))
 
         # Gradio hands the request to a positional parameter of this type only.
         def answer(request: gr.Request, text, image, history, *values):
@@ -263,9 +309,12 @@ def build_page(
             sessions.stop(request.session_hash)
 
         def leave(request: gr.Request) -> None:
-            sessions.forget(request.session_hash)
+            sessions.close(request.session_hash)
 
-        inputs = [question, picture, chat, *settings]
+        def keep(request: gr.Request, shown) -> None:
+            sessions.uploaded(request.session_hash, shown)
+
+        inputs = [question, pictures, chat, *settings]
         running = [
             gr.on([ask.click, question.submit], answer, inputs, [chat, question], api_name="ask"),
             again.click(regenerate, [chat, *settings], chat),
@@ -273,13 +322,14 @@ def build_page(
         stop.click(stop_answer, queue=False)
         # The chat has a button of its own. An answer that goes on would write into the empty chat.
         gr.on([clear.click, chat.clear], forget, None, chat, queue=False, cancels=running)
+        pictures.upload(keep, pictures, queue=False, api_visibility="private")
         page.unload(leave)
     return page
 
 
 def open_page(page: gr.Blocks, *, wait: bool = False, port: int | None = None) -> str:
     """Serve the page on this computer and return its address; `wait` blocks until it is closed."""
-    page.queue(default_concurrency_limit=4)
+    page.queue(default_concurrency_limit=None)  # the pipeline lets one answer at a time begin
     _, address, _ = page.launch(
         server_name="127.0.0.1",
         server_port=port,
@@ -290,6 +340,7 @@ def open_page(page: gr.Blocks, *, wait: bool = False, port: int | None = None) -
         max_file_size=MAXIMUM_UPLOAD,
         footer_links=[],
         theme=THEME,
+        css=CSS,
     )
     return address
 

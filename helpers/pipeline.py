@@ -9,7 +9,7 @@ What this module does not know: video, audio, and calling tools.
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -31,7 +31,7 @@ from helpers.errors import DeviceError, OutputError, QuestionError, SettingsErro
 from helpers.folders import read_manifest
 from helpers.generation import StateCache, StatefulLanguageModel, StopOnEvent, Stopped
 from helpers.models import load_processor
-from helpers.prompts import user_message
+from helpers.prompts import Message, content_of, pictures_of
 from helpers.stateful import keep_inputs
 from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 
@@ -48,6 +48,57 @@ class Times:
     def per_token(self) -> float:
         """The median time of the tokens after the first."""
         return median(self.next_tokens) if self.next_tokens else 0.0
+
+
+@dataclass
+class Counts:
+    """Tokens: of the whole prompt, those of them that were in the cache, and of the answer."""
+
+    prompt: int
+    cached: int = 0
+    answer: int = 0
+
+
+class Turns:
+    """Lets one answer at a time be computed, in the order in which they were asked."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: list[object] = []  # the first one's answer is being computed
+
+    def join(self, who: object) -> None:
+        """Stand at the end."""
+        self._waiting.append(who)
+
+    def place(self, who: object) -> int:
+        """Return how many are before `who`."""
+        waiting = list(self._waiting)
+        return waiting.index(who) if who in waiting else 0
+
+    def places(self, who: object) -> Iterator[int]:
+        """Give how many are before `who`, as that changes, until nobody is."""
+        shown = 0
+        while place := self.place(who):
+            if place != shown:
+                yield place
+            shown = place
+            with self._changed:
+                self._changed.wait(_LOOK)
+
+    def wait(self, who: object, stop: threading.Event) -> None:
+        """Return when it is the turn of `who`, or once `stop` is set."""
+        while self.place(who) and not stop.is_set():
+            with self._changed:
+                self._changed.wait(_LOOK)
+
+    def leave(self, who: object) -> None:
+        """Let the next one begin."""
+        with self._changed:
+            self._waiting.remove(who)
+            self._changed.notify_all()
+
+
+_LOOK = 0.05  # seconds after which those who wait look whether they were stopped
 
 
 class VisionLanguagePipeline:
@@ -79,7 +130,7 @@ class VisionLanguagePipeline:
             generation=GenerationConfig(),
             prefill_again_beyond=self.processor.prefill_again_beyond,
         )
-        self.lock = threading.Lock()  # one answer at a time
+        self.turns = Turns()
 
     def _compile(
         self, path: Path, options: dict[str, str], kept: Sequence[str]
@@ -130,23 +181,40 @@ class VisionLanguagePipeline:
 
     # Asking
 
-    def conversation(self) -> "Conversation":
-        """Return a new conversation, which remembers its pictures, words and KV cache."""
-        return Conversation(self)
+    def conversation(self, messages: Sequence[Message] = ()) -> "Conversation":
+        """Return a new conversation, which remembers its pictures, words and KV cache.
+
+        `messages` are what was asked and answered before, elsewhere. Raises `QuestionError` unless
+        they are a user's and an assistant's in turn.
+        """
+        return Conversation(self, messages)
 
     def ask(self, text: str, images: Sequence[Image.Image] = (), **options) -> "Reply":
         """Ask one question in a conversation of its own."""
         return self.conversation().ask(text, images, **options)
 
+    def chat(self, messages: Sequence[Message], **options) -> "Reply":
+        """Answer the last of `messages`, a whole conversation as chat programs keep it."""
+        if not messages:
+            raise QuestionError("There are no messages; give at least one of a user.")
+        return self.conversation(messages[:-1]).ask(messages[-1], **options)
+
 
 class Conversation:
     """Questions and answers that build on each other."""
 
-    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
+    def __init__(self, pipeline: VisionLanguagePipeline, messages: Sequence[Message] = ()) -> None:
+        for message in messages:
+            content_of(message)  # or it is an error
+        roles = [message["role"] for message in messages]
+        if len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
+            raise QuestionError(
+                "The messages before a question should be a user's and an assistant's in turn."
+            )
         self.pipeline = pipeline
         self.ids: list[int] = []  # all tokens so far; text is never tokenised a second time
         self.features: list[Tensor] = []
-        self.messages: list[dict] = []
+        self.messages: list[Message] = list(messages)
         self.turns: list[tuple[int, int]] = []  # tokens and pictures' features before each
         self.cache: StateCache | None = None
         self._request: ov.InferRequest | None = None
@@ -154,7 +222,7 @@ class Conversation:
 
     def ask(
         self,
-        text: str,
+        question: str | Message,
         images: Sequence[Image.Image] = (),
         *,
         max_new_tokens: int = 256,
@@ -163,23 +231,24 @@ class Conversation:
     ) -> "Reply":
         """Start an answer and return it; iterating over it gives pieces of text as they come.
 
-        `stop` ends the answer when set. `sampling` are options of transformers' `generate`:
-        do_sample, temperature, top_p, top_k, num_beams, repetition_penalty (of the answer's own
-        tokens), and `seed`.
+        `question` is a text, or a user's message with its pictures in it. `stop` ends the answer
+        when set. `sampling` are options of transformers' `generate`: do_sample, temperature,
+        top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), and `seed`.
         Raises `QuestionError` for an empty question or one that does not fit into the context,
         and `PictureError` for what is no picture.
         """
-        if not isinstance(text, str) or not text.strip():
-            raise QuestionError("The question is empty; ask something about the picture.")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise QuestionError("The question has halves of characters; paste its text again.")
+        message = _message(question, images)
         options = generation_options(max_new_tokens, **sampling)
         self._wait()
         started = time.perf_counter()
-        inputs = self.pipeline.image_inputs(images) if images else None
-        message = user_message(text, len(images))
+        earlier = [] if self.ids else self.messages  # not computed yet
+        pictures = [picture for one in (*earlier, message) for picture in pictures_of(one)]
+        inputs = self.pipeline.image_inputs(pictures) if pictures else None
         processor = self.pipeline.processor
-        ids = self.ids + processor.turn_ids(message, inputs, first=not self.ids)
+        if earlier:
+            ids = processor.input_ids([*earlier, message], inputs)[0].tolist()
+        else:
+            ids = self.ids + processor.turn_ids(message, inputs, first=not self.ids)
         limit = processor.context_length
         if len(ids) + max_new_tokens > limit:
             raise QuestionError(
@@ -223,6 +292,7 @@ class Conversation:
             features += list(pipeline.encode_images(**reply.inputs))
             reply.times.image_encoder = time.perf_counter() - begun
         cache = self._cache_for(reply)
+        reply._counts.cached = cache.length
         ids = torch.tensor([reply.prompt_ids])
         prepared = pipeline.prepare(ids, features, past=cache.length)
         if (seed := reply.options.pop("seed", None)) is not None:
@@ -267,21 +337,50 @@ class Conversation:
         end = [] if ended else self.pipeline.processor.end_of_answer_ids
         self.ids = reply.prompt_ids + tokens + end
         self.turns.append(reply.before)
-        self.messages += [reply.message, {"role": "assistant", "content": reply._text}]
+        self.messages += [reply.question, _answer(reply._text)]
+
+
+def _message(question: str | Message, images: Sequence[Image.Image]) -> Message:
+    """Return a user's message with these pictures before what it has itself."""
+    if not isinstance(question, str | Mapping):
+        raise QuestionError(EMPTY)
+    parts = [{"type": "image", "image": picture} for picture in images]
+    if isinstance(question, str):
+        message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    elif parts:
+        raise QuestionError("A message has its pictures in it; give them there and not beside it.")
+    else:
+        message = dict(question)
+    text, _ = content_of(message)
+    if message["role"] != "user":
+        raise QuestionError("The last message should be a user's, which is to be answered.")
+    if not text.strip():
+        raise QuestionError(EMPTY)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise QuestionError("The question has halves of characters; paste its text again.")
+    return message
+
+
+EMPTY = "The question is empty; ask something about the picture."
+
+
+def _answer(text: str) -> Message:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 class Reply:
     """An answer that is being computed: iterate for its pieces, or read `text` when it is done."""
 
-    def __init__(self, conversation, message, ids, inputs, options, stop, started, before) -> None:
+    def __init__(self, conversation, question, ids, inputs, options, stop, started, before) -> None:
         self.conversation = conversation
-        self.message, self.prompt_ids, self.inputs = message, ids, inputs
+        self.question, self.prompt_ids, self.inputs = question, ids, inputs
         self.options, self.stop, self.before = options, stop, before
-        self.times = Times()
+        self.times, self._counts = Times(), Counts(len(ids))
         self._text, self._tokens = "", []
         self._pieces: queue.Queue[str | None] = queue.Queue()
         self._error: BaseException | None = None
         self._started = started
+        conversation.pipeline.turns.join(self)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -296,6 +395,21 @@ class Reply:
         """The answer's tokens; waits until it is computed."""
         self._wait()
         return self._tokens
+
+    @property
+    def message(self) -> Message:
+        """The whole answer as an assistant's message; waits until it is computed."""
+        return _answer(self.text)
+
+    @property
+    def counts(self) -> Counts:
+        """How many tokens there were; waits until the answer is computed."""
+        self._wait()
+        return self._counts
+
+    def places(self) -> Iterator[int]:
+        """Give how many answers are computed before this one, as that changes, until its turn."""
+        return self.conversation.pipeline.turns.places(self)
 
     def __iter__(self) -> Iterator[str]:
         """Give pieces of the answer as they come; an error of the computation is raised here."""
@@ -314,11 +428,11 @@ class Reply:
         pipeline = self.conversation.pipeline
         streamer = _Streamer(pipeline.processor.tokenizer, self)
         try:
-            with pipeline.lock:
-                if self.stop.is_set():
-                    return  # as if it had never been asked
-                self._tokens = self.conversation._generate(self, streamer)
-            ids = self._tokens
+            pipeline.turns.wait(self, self.stop)
+            if self.stop.is_set():
+                return  # as if it had never been asked
+            ids = self._tokens = self.conversation._generate(self, streamer)
+            self._counts.answer = len(ids)
             self._text = pipeline.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
             if self.options["num_beams"] > 1:
                 self._pieces.put(self._text)
@@ -327,6 +441,7 @@ class Reply:
             self.conversation.cache = None
             self._error = error if isinstance(error, UserError) else _explain(error)
         finally:
+            pipeline.turns.leave(self)
             self._pieces.put(None)
 
 

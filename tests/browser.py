@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
@@ -39,3 +40,20 @@ def new_page(browser: Browser, width: int = 1100, height: int = 820) -> Page:
     page = browser.new_context(viewport={"width": width, "height": height}).new_page()
     page.set_default_timeout(30_000)
     return page
+
+
+IMAGES = Path(__file__).parent.parent / "notebooks" / "images"
+MOST_BYTES = 200_000  # of a picture in the README
+
+
+@pytest.fixture
+def screenshot(request, tmp_path) -> Callable[[Page, str], None]:
+    """Return what takes a picture of a page: for the README with `--screenshots`."""
+
+    def take(page: Page, name: str) -> None:
+        kept = request.config.getoption("screenshots")
+        path = (IMAGES if kept else tmp_path) / f"{name}.png"
+        page.screenshot(path=path)
+        assert path.stat().st_size < MOST_BYTES
+
+    return take

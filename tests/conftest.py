@@ -10,6 +10,7 @@ from helpers import compression, conversion
 from helpers.generation import StatefulLanguageModel
 from helpers.models import load_model
 from helpers.pipeline import VisionLanguagePipeline
+from tests.browser import screenshot  # noqa: F401
 from tests.tiny import write_tiny
 
 

@@ -1,5 +1,8 @@
 """The chat page as a person uses it, in a real browser, with each bundled model."""
 
+import time
+from pathlib import Path
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
@@ -57,7 +60,7 @@ class Chat:
 
     def show(self, path) -> None:
         self.page.locator("input[type=file]").first.set_input_files(path)
-        expect(self.page.get_by_role("button", name="Remove Image")).to_be_visible()  # it is there
+        expect(self.page.locator("img[src*='file=']").first).to_be_visible()  # it is there
 
     def ask(self, text: str) -> None:
         self.question.fill(text)
@@ -72,8 +75,8 @@ class Chat:
         return self.page.get_by_test_id("bot")
 
 
-def test_asking_about_a_picture(browser, served, drawn):
-    address, _ = served
+def test_asking_about_a_picture(browser, served, drawn, screenshot):
+    address, pipeline = served
     chat = Chat(new_page(browser), address)
     chat.show(drawn["circle"])
     chat.ask("What shape is at the top left?")
@@ -81,6 +84,8 @@ def test_asking_about_a_picture(browser, served, drawn):
     expect(chat.answers.last).to_contain_text("first token")
     chat.ask("What colour is the shape at the bottom right?")
     expect(chat.answers.last).to_contain_text("green")
+    if pipeline.processor.most_pictures == 1:
+        screenshot(chat.page, "page")
     chat.press("Regenerate")
     expect(chat.answers.last).to_contain_text("green")
     expect(chat.answers).to_have_count(2)
@@ -134,6 +139,21 @@ def test_two_people_at_once(browser, served, drawn):
             expect(chat.answers).to_have_count(number)
             expect(chat.answers.last).to_contain_text("first token")
             expect(chat.answers.last).to_contain_text(shape)
+
+
+def test_files_go_when_the_window_is_closed(browser, served, drawn):
+    address, _ = served
+    chat = Chat(new_page(browser), address)
+    chat.show(drawn["star"])
+    source = chat.page.locator("img[src*='file=']").first.get_attribute("src")
+    file = Path(source.split("file=")[1])
+    assert file.exists()
+    chat.page.context.close()
+    for _ in range(200):
+        if not file.exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("the file is still there")
 
 
 def test_with_the_keyboard_alone(browser, served, drawn):

@@ -41,7 +41,12 @@ def picture_files(tmp_path_factory):
     paths = [folder / f"{number}.png" for number in range(2)]
     for number, path in enumerate(paths):
         picture(number).save(path)
-    return [handle_file(path) for path in paths]
+    return [gallery(path) for path in paths]
+
+
+def gallery(*paths) -> list[dict]:
+    """Return what a page for several pictures sends of files."""
+    return [{"image": handle_file(path), "caption": None} for path in paths]
 
 
 class Window:
@@ -51,12 +56,12 @@ class Window:
         self.client = Client(address, verbose=False, analytics_enabled=False)
         self.chat: list[dict] = []
 
-    def ask(self, text: str, image=None, tokens: int = 8):
+    def ask(self, text: str, image=(), tokens: int = 8):
         """Send a question and return the running job."""
-        given = (text, image, self.chat, tokens, False, 0.7, 0.9)
+        given = (text, list(image), self.chat, tokens, False, 0.7, 0.9)
         return self.client.submit(*given, api_name="/ask")
 
-    def answer(self, text: str, image=None, tokens: int = 8) -> str:
+    def answer(self, text: str, image=(), tokens: int = 8) -> str:
         self.chat, question = self.ask(text, image, tokens).result(timeout=60)
         assert question == ""
         return content(self.chat[-1])
@@ -112,6 +117,43 @@ def test_another_picture_starts_anew(window, pipeline, picture_files):
     window.answer(FIRST, picture_files[0])
     second = window.answer(FIRST, picture_files[1])
     assert [second] == expected(pipeline, (FIRST, [picture(1)]))
+
+
+def test_several_pictures(window, pipeline, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, path in enumerate(paths):
+        picture(number).save(path)
+    wanted = expected(pipeline, (FIRST, [picture(0), picture(1)]))
+    assert [window.answer(FIRST, gallery(*paths))] == wanted
+
+
+def test_a_model_for_one_picture(pipeline, picture_files, monkeypatch):
+    monkeypatch.setattr(pipeline.processor, "most_pictures", 1)
+    blocks = build_page(pipeline, title="One picture")
+    opened = Window(open_page(blocks))
+    try:
+        given = (FIRST, picture_files[0][0]["image"], [], *USUAL)
+        chat, _ = opened.client.predict(*given, api_name="/ask")
+        assert [content(chat[-1])] == expected(pipeline, (FIRST, [picture()]))
+    finally:
+        opened.client.close()
+        blocks.close()
+
+
+def test_a_question_that_waits_shows_its_place(page, pipeline, slowly):
+    slowly.seconds = 0.2
+    windows = [Window(page[1]) for _ in range(3)]
+    jobs = []
+    for opened in windows:
+        jobs.append(opened.ask(FIRST))
+        time.sleep(0.3)
+    chats = [[content(chat[-1]) for chat, _ in job] for job in jobs]
+    assert not any("waiting" in shown for shown in chats[0])
+    assert any("before this one: 1" in shown for shown in chats[1])
+    assert any("before this one: 2" in shown for shown in chats[2])
+    assert [shown[-1] for shown in chats] == expected(pipeline, (FIRST, [])) * 3
+    for opened in windows:
+        opened.client.close()
 
 
 def test_windows_are_kept_apart(page, pipeline, picture_files):
@@ -220,7 +262,7 @@ def test_a_page_with_controls_of_its_own(pipeline):
     blocks = build_page(pipeline, title="Beams", controls=CONTROLS)
     opened = Window(open_page(blocks))
     try:
-        job = opened.client.submit(FIRST, None, [], 8, "beams", 3, 0.8, api_name="/ask")
+        job = opened.client.submit(FIRST, [], [], 8, "beams", 3, 0.8, api_name="/ask")
         (chat, _), wanted = job.result(timeout=60), pipeline.ask(FIRST, num_beams=3, **GREEDY)
         assert content(chat[-1]) == wanted.text
         assert "3 beams, all at once after" in str(chat[-1])
@@ -240,36 +282,50 @@ def test_a_page_with_controls_of_its_own(pipeline):
 
 def test_an_answer_that_is_computed_is_stopped_to_be_given_anew(pipeline):
     sessions = Sessions(pipeline)
-    reply = sessions.ask("one", FIRST, picture(), {"max_new_tokens": 400})
-    assert sessions.take_back("one") == (FIRST, picture())
+    reply = sessions.ask("one", FIRST, [picture()], {"max_new_tokens": 400})
+    assert sessions.take_back("one") == (FIRST, [picture()])
     assert len(reply.token_ids) < 400 and not reply.conversation.messages
     assert sessions.take_back("one") is None
 
 
 def test_the_chat_shows_the_question_at_once(pipeline):
-    chats = respond(Sessions(pipeline), "one", FIRST, None, [], GREEDY)
+    chats = respond(Sessions(pipeline), "one", FIRST, [], [], GREEDY)
     assert [content(message) for message in next(chats)] == [FIRST, ""]
     assert content(list(chats)[-1][-1])
 
 
 def test_options_that_cannot_be_are_told(pipeline):
-    *_, chat = respond(Sessions(pipeline), "one", FIRST, None, [], {"max_new_tokens": 0})
+    *_, chat = respond(Sessions(pipeline), "one", FIRST, [], [], {"max_new_tokens": 0})
     assert content(chat[-1]).startswith("⚠️ max_new_tokens is 0; it should be")
 
 
 def test_a_window_that_is_closed_leaves_nothing(pipeline):
     sessions = Sessions(pipeline)
-    sessions.ask("one", FIRST, picture(), GREEDY).text  # noqa: B018
+    sessions.ask("one", FIRST, [picture()], GREEDY).text  # noqa: B018
     sessions.forget("one")
     assert not sessions.conversations and not sessions.pictures and not sessions.stops
     sessions.forget("one")
     sessions.stop("one")
 
 
+def test_files_go_with_the_last_window_that_has_them(pipeline, tmp_path):
+    sessions, files = Sessions(pipeline), [tmp_path / name for name in ("a", "b", "example")]
+    for file in files:
+        file.touch()
+    sessions.uploaded("examples", [str(files[2])])
+    sessions.uploaded("one", map(str, files))
+    sessions.uploaded("two", [str(files[1])])
+    sessions.close("one")
+    assert [file.exists() for file in files] == [False, True, True]
+    sessions.close("two")
+    assert [file.exists() for file in files] == [False, False, True]
+    sessions.close("two")
+
+
 def test_pictures_of_other_sizes_are_other_pictures(pipeline):
     sessions = Sessions(pipeline)
     sizes = ((64, 32), (32, 64))
-    first, second = (sessions.ask("one", FIRST, Image.new("L", s), GREEDY) for s in sizes)
+    first, second = (sessions.ask("one", FIRST, [Image.new("L", s)], GREEDY) for s in sizes)
     assert first.conversation is not second.conversation
     assert second.text is not None
 

@@ -7,7 +7,7 @@ import torch
 
 from helpers import generation
 from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
-from helpers.pipeline import VisionLanguagePipeline
+from helpers.pipeline import Counts, VisionLanguagePipeline
 from helpers.prompts import user_message
 from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture
 
@@ -196,7 +196,68 @@ def test_messages_are_remembered(pipeline):
     conversation = pipeline.conversation()
     one, two = two_turns(conversation, [picture()])
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
-    assert [m["content"] for m in conversation.messages[1::2]] == [one.text, two.text]
+    assert conversation.messages[1::2] == [one.message, two.message]
+    assert conversation.messages[::2] == [asked(QUESTION, picture()), asked(SECOND)]
+
+
+def asked(text: str, *pictures) -> dict:
+    """Return a user's message as chat programs have it."""
+    parts = [{"type": "image", "image": shown} for shown in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def test_messages_in_and_out(pipeline, torch_model):
+    """A whole conversation is handed over, as programs do that keep it themselves."""
+    first = pipeline.chat([asked(QUESTION, picture())], max_new_tokens=NEW)
+    assert first.token_ids == ask(pipeline.conversation(), images=[picture()]).token_ids
+    assert first.message == {
+        "role": "assistant",
+        "content": [{"type": "text", "text": first.text}],
+    }
+    history = [*first.conversation.messages, asked(SECOND)]
+    second = pipeline.chat(history, max_new_tokens=NEW)
+    inputs = pipeline.image_inputs([picture()])
+    assert second.prompt_ids == pipeline.processor.input_ids(history, inputs)[0].tolist()
+    assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+    third = ask(second.conversation, asked(QUESTION, picture(1)))
+    assert third.counts.cached > len(second.prompt_ids)
+    wanted = reference(torch_model, third.prompt_ids, [picture(), picture(1)])
+    assert third.token_ids == wanted
+    assert len(third.conversation.messages) == 6
+    second.conversation.take_back(third)
+    assert second.conversation.messages == [*history, second.message]
+
+
+def test_counts(pipeline):
+    first, second = two_turns(pipeline.conversation(), [picture()])
+    assert first.counts == Counts(len(first.prompt_ids), 0, len(first.token_ids))
+    known = len(first.prompt_ids) + len(first.token_ids) - 1  # the last is not computed on
+    assert second.counts == Counts(len(second.prompt_ids), known, len(second.token_ids))
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([], "There are no messages"),
+        ([{"role": "assistant", "content": "no"}], "The last message should be a user's"),
+        ([asked("a"), asked("b")], "a user's and an assistant's in turn"),
+        ([{"role": "system", "content": "no"}], "A message needs a role, user or assistant"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "A message needs a role"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "A message needs a role"),
+        ([{"role": "user"}], "A message needs a role"),
+        ([{"role": "user", "content": " "}], "The question is empty"),
+        ([{"role": "user", "content": [{"type": "image"}, asked("a")["content"][0]]}], "lacks"),
+    ],
+)
+def test_messages_that_cannot_be(pipeline, messages, sentence):
+    with pytest.raises(QuestionError, match=sentence) as caught:
+        pipeline.chat(messages)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_stand_in_a_message_or_beside_a_text(pipeline):
+    with pytest.raises(QuestionError, match="give them there and not beside it"):
+        pipeline.ask(asked(QUESTION), [picture()])
 
 
 def test_conversations_do_not_mix(pipeline):
@@ -226,7 +287,7 @@ def test_what_is_taken_back_was_never_asked(pipeline, first, second):
     conversation = pipeline.conversation()
     one, two = two_turns(conversation, before, after)
     conversation.take_back(two)
-    assert [message["content"] for message in conversation.messages[1:]] == [one.text]
+    assert conversation.messages[1:] == [one.message]
     again = ask(conversation, SECOND, after)
     assert (again.prompt_ids, again.token_ids) == (two.prompt_ids, two.token_ids)
     conversation.take_back(again)
@@ -282,6 +343,28 @@ def test_stop_during_the_prompt(pipeline, torch_model, monkeypatch):
     monkeypatch.undo()
     second = ask(conversation, SECOND)
     assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+
+
+def test_whoever_asks_first_is_answered_first(pipeline, slowly):
+    replies = [pipeline.ask(QUESTION, max_new_tokens=8) for _ in range(4)]
+    places = [next(iter(reply.places()), 0) for reply in replies]
+    assert places == [0, 1, 2, 3]
+    done = []
+    for reply in replies:
+        assert reply.text is not None
+        done.append([other._thread.is_alive() for other in replies].count(False))
+    assert done == sorted(done) and done[0] < 4
+    assert not list(replies[-1].places())
+
+
+def test_whoever_waits_may_be_stopped(pipeline, slowly):
+    first = pipeline.ask(QUESTION, max_new_tokens=40)
+    stop = threading.Event()
+    waiting = pipeline.ask(SECOND, max_new_tokens=8, stop=stop)
+    assert next(waiting.places()) == 1
+    stop.set()
+    assert waiting.text == "" and first._thread.is_alive()
+    assert first.text
 
 
 def test_an_answer_stopped_before_it_began_was_never_asked(pipeline):

@@ -65,7 +65,7 @@ def visit(address: str, person: tuple[Path, str, str, str]) -> None:
     window = Client(address, verbose=False, analytics_enabled=False)
     chat: list[dict] = []
     for text, answer in zip((question, FOLLOW_UP), wanted, strict=True):
-        given = (text, handle_file(path), chat, *SETTINGS)
+        given = (text, [{"image": handle_file(path), "caption": None}], chat, *SETTINGS)
         chat, _ = window.predict(*given, api_name="/ask")
         content = chat[-1]["content"]
         said = content if isinstance(content, str) else "".join(part["text"] for part in content)

@@ -40,6 +40,8 @@ _SMALL = Image.new("RGB", (8, 8))
 class Processor:
     """Turn pictures and messages into what a model takes; knows no weights."""
 
+    most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
+
     def __init__(self, folder: Path, config: dict) -> None:
         self.folder = Path(folder)
         self.config = config

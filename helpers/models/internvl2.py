@@ -68,6 +68,8 @@ IMAGE_MARKS = ("<img>", "</img>", "<IMG_CONTEXT>")
 class InternVL2Processor(Processor):
     """Tiles of a fixed size with a thumbnail behind them, and InternVL2's prompts."""
 
+    most_pictures = None
+
     def load_tokenizer(self):
         """Return the tokenizer of the language model, its special tokens checked."""
         tokenizer = self.language_model.load_tokenizer(self.folder)

@@ -1,0 +1,151 @@
+"""A notebook as a reader uses it: JupyterLab in a real browser, run all, and the widgets.
+
+One notebook in `make test`, all of them in `make browser`.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import nbformat
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.browser import new_page, opened
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
+ONE = "03-internvl2.ipynb"  # the quickest of those with every widget
+SECONDS = 300  # for a notebook on a busy machine; measured: 40
+WITH = 'print(f"{pipeline.folder.name} on {pipeline.device}")'  # a cell that is added
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Serve JupyterLab on a copy of the notebooks; gives its address."""
+    folder = tmp_path_factory.mktemp("lab")
+    ignored = shutil.ignore_patterns("models")
+    shutil.copytree(NOTEBOOKS, folder / "notebooks", ignore=ignored)
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells.append(nbformat.v4.new_code_cell(WITH))
+        nbformat.write(notebook, path)
+    # All cells are in the page, not only those in view, so that a test can find them.
+    write_setting(folder, "notebook-extension/tracker", {"windowingMode": "none"})
+    write_setting(folder, "apputils-extension/notification", {"fetchNews": "false"})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--ServerApp.root_dir={folder / 'notebooks'}", "--IdentityProvider.token="]
+    command += [f"--LabApp.user_settings_dir={folder / 'settings'}", "--LabApp.news_url=None"]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    command += ["--LabApp.extension_manager=readonly"]
+    address = f"http://127.0.0.1:{port}"
+    with (
+        (folder / "log").open("w", encoding="utf-8") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
+        wait_for(f"{address}/api")
+        yield address
+        process.terminate()
+
+
+def write_setting(folder: Path, plugin: str, values: dict) -> None:
+    path = folder / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def wait_for(address: str) -> None:
+    for _ in range(120):
+        try:
+            if httpx.get(address).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"nothing answers at {address}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with opened() as browser:
+        yield browser
+
+
+class Notebook:
+    """An open notebook."""
+
+    def __init__(self, page: Page, address: str, name: str) -> None:
+        self.page = page
+        page.set_default_timeout(60_000)
+        page.goto(f"{address}/lab/tree/{name}")
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
+
+    def menu(self, menu: str, entry: str) -> None:
+        self.page.get_by_role("menuitem", name=menu, exact=True).click()
+        self.page.get_by_role("menuitem", name=entry, exact=True).click()
+
+    def run_all(self) -> None:
+        self.menu("Run", "Run All Cells")
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until no cell waits."""
+        waiting = self.page.locator(".jp-InputPrompt", has_text="[*]:")
+        expect(waiting).to_have_count(0, timeout=SECONDS * 1000)
+
+    def choose(self, label: str, value: str) -> None:
+        """Choose an entry of a widget by its label and the beginning of its words."""
+        dropdown = self.page.get_by_label(f"{label}:")
+        words = dropdown.locator("option").all_text_contents()
+        dropdown.select_option(next(text for text in words if text.startswith(value)))
+
+    def run_cell_with(self, code: str) -> str:
+        """Run the cell that has some code, and return what it shows."""
+        cell = self.page.locator(".jp-CodeCell", has_text=code).first
+        cell.locator(".jp-InputArea-editor").click()
+        self.page.keyboard.press("Control+Enter")
+        self.page.wait_for_timeout(500)
+        self.wait()
+        return cell.locator(".jp-Cell-outputArea").inner_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_run_all_and_the_widgets(browser, lab, name, request, screenshot):
+    if name != ONE and not request.config.getoption("browser"):
+        pytest.skip("in `make browser`")
+    notebook = Notebook(new_page(browser), lab, name)
+    notebook.run_all()
+    page = notebook.page
+    expect(page.get_by_role("link", name="http://127.0.0.1:")).to_be_visible()
+    assert page.locator(".jp-RenderedText[data-mime-type*='error']").count() == 0
+
+    for label, value, line in (
+        ("Precision", "int8", "Precision: int8 ("),
+        ("Device", "AUTO", "Device: AUTO (OpenVINO decides"),
+    ):
+        notebook.choose(label, value)
+        expect(page.get_by_text(line)).to_be_visible()
+    notebook.run_cell_with("pipeline = VisionLanguagePipeline(place")
+    shown = notebook.run_cell_with(WITH)
+    assert shown.strip().endswith("on AUTO")
+    if name == ONE:
+        assert shown.strip() == "int8 on AUTO"
+        page.get_by_label("Precision:").scroll_into_view_if_needed()
+        screenshot(page, "notebook")
+
+    notebook.choose("Checkpoint", "a folder")
+    expect(page.get_by_text("Checkpoint: folder (set VLM_FOLDER)")).to_be_visible()
+    found = Axe().run(page, context=".widget-vbox").response["violations"]
+    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"]]) for rule in found] == []
