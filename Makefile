@@ -2,6 +2,7 @@
 
 NOTEBOOK ?= notebooks/03-internvl2.ipynb
 OUTPUT   ?= output
+MODEL    ?= internvl2-1b
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -29,11 +30,11 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test torture soak browser screenshots lint format clean constraints
+.PHONY: help run lab test torture soak browser screenshots full-size lint format clean constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 run: $(VENV)/.installed  ## Execute the notebook; leave it and an HTML copy in output/
 	@$(BIN)/python -m helpers.notebooks $(NOTEBOOK) --output $(OUTPUT)
@@ -60,6 +61,12 @@ browser: $(VENV)/.checks  ## Use the chat page and every notebook in a real brow
 
 screenshots: $(VENV)/.checks  ## Take the README's pictures of them anew
 	@$(BIN)/python -m pytest --screenshots tests/test_browser.py tests/test_lab.py
+
+full-size: $(VENV)/.installed  ## Measure MODEL at full size, with random weights; needs time and disk
+	@mkdir -p notebooks/full-size
+	@$(BIN)/python -m helpers benchmark $(MODEL) --full-size --against pytorch \
+		--output notebooks/full-size/$(MODEL).json
+	@$(BIN)/python -m helpers.readme
 
 lint: $(VENV)/.checks  ## Check style
 	@$(BIN)/python -m ruff check .

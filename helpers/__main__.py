@@ -1,12 +1,14 @@
-"""The command line: `python -m helpers convert | ask | evaluate | demo | info | verify | clean`.
+"""The command line: `python -m helpers convert | ask | evaluate | benchmark | ...`.
 
 Errors that a user can cause are one sentence on the error stream and exit code 1; a wrong command
 line is exit code 2; Ctrl-C is exit code 130.
 """
 
 import argparse
+import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
     command.add_argument("--questions", type=int, default=500)
     command.add_argument("--seed", type=int, default=0)
+
+    command = _add(commands, "benchmark", benchmark, "measure what a model costs on this computer")
+    command.add_argument("model", help="llava-mpt, mobilevlm, internvl2-1b, ...")
+    command.add_argument("--full-size", action="store_true", help="with random weights")
+    command.add_argument("--precision", default="int4", help="one or several, as fp16,int8,int4")
+    command.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
+    command.add_argument("--folder", type=Path, help="keep checkpoints and converted models there")
+    command.add_argument("--output", type=Path, help="write the figures into this file too")
 
     command = _add(commands, "demo", demo, "serve the chat page on this computer")
     _add_folder(command)
@@ -146,6 +156,30 @@ def evaluate(options: argparse.Namespace) -> int:
         print(json.dumps({"questions": len(asked), "seed": options.seed, "accuracy": shares}))
     else:
         plots.show_table([{"kind": k, "right": f"{v:.1%}"} for k, v in shares.items()])
+    return 0
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Print the time, memory and disk that a model takes."""
+    from helpers import benchmark as measuring
+    from helpers import plots
+
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        found = measuring.benchmark(
+            options.model,
+            folder,
+            full_size=options.full_size,
+            precisions=options.precision.split(","),
+            against=("bfloat16", "float32") if options.against else (),
+            report=_say,
+        )
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.json:
+        print(json.dumps(found))
+    else:
+        plots.show_table(measuring.table(found))
     return 0
 
 

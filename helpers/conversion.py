@@ -19,6 +19,7 @@ from helpers import hub
 from helpers.compression import BitWidth, Preset, Quantization, Weights, bit_widths, compress
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
 from helpers.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
+from helpers.memory import Growth
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel, reason_of
 from helpers.stateful import make_stateful
@@ -58,14 +59,17 @@ def convert(
     with written_aside(output, made_of, resume=True, report=report) as work:
         missing = expected_bytes(model, preset) - work.bytes
         check_room(missing, output, memory=expected_memory(model, preset), report=report)
-        for part in model.parts():
-            if part.name in work.parts:
-                report(f"{part.name}: finished before the interruption")
-                continue
-            report(f"{part.name}: converting")
-            _store(work, part.name, _converted(part, checkpoint), preset, report)
+        weights, done = _weights_by_part(model), 0
+        with Growth() as growth:
+            for part in model.parts():
+                if part.name in work.parts:
+                    report(f"{part.name}: finished before the interruption")
+                else:
+                    report(f"{part.name}: converting ({done / sum(weights.values()):.0%} done)")
+                    _store(work, part.name, _converted(part, checkpoint), preset, report)
+                done += weights[part.name]
         _copy_small_files(checkpoint, work.folder)
-    report(f"{output} is complete.")
+    report(f"{output} is complete; it took at most {hub.in_words(growth.bytes)} of memory.")
     return work.bit_widths
 
 

@@ -1,8 +1,9 @@
-"""Write the README's tables from measured data: `python -m helpers.readme`."""
+"""Write the README's tables and FULL_SIZE.md from measured data: `python -m helpers.readme`."""
 
 import re
 from pathlib import Path
 
+from helpers.benchmark import page
 from helpers.checkpoints import bundled_checkpoints, read_json
 from helpers.plots import format_table
 from helpers.shapes.report import accuracy_table
@@ -43,6 +44,13 @@ def filled(text: str) -> str:
     return text
 
 
+def full_size_page() -> str:
+    """Return the page of what was measured with `make full-size`, the small models first."""
+    results = [read_json(path) for path in (ROOT / "notebooks" / "full-size").glob("*.json")]
+    return page(sorted(results, key=lambda found: sum(found["parameters"].values())))
+
+
 if __name__ == "__main__":
+    (ROOT / "notebooks" / "FULL_SIZE.md").write_text(full_size_page(), encoding="utf-8")
     readme = ROOT / "README.md"
     readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,43 @@
+"""How much memory a process has of its own: what it allocated, without the files that it mapped."""
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+EVERY = 0.02  # seconds between two looks
+
+
+def anonymous_memory(pid: int) -> int:
+    """Return the bytes of memory that a process has of its own now; 0 if it is gone."""
+    status = Path(f"/proc/{pid}/status")
+    with suppress(OSError, psutil.Error):
+        if status.exists():
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            return int(fields.get("RssAnon", "0 kB").split()[0]) * 1024
+        return psutil.Process(pid).memory_full_info().uss
+    return 0
+
+
+class Growth:
+    """Watches by how many `bytes` this process grows at most inside a `with` block."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._start = anonymous_memory(os.getpid())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Growth":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(EVERY):
+            self.bytes = max(self.bytes, anonymous_memory(os.getpid()) - self._start)
