@@ -1,0 +1,64 @@
+"""How long people wait: for a second question, and behind an answer that was stopped."""
+
+import random
+import threading
+import time
+from statistics import median
+
+import pytest
+
+from helpers.checkpoints import BUNDLED
+from helpers.compression import find_preset
+from helpers.conversion import convert
+from helpers.pipeline import VisionLanguagePipeline
+from helpers.shapes import world
+
+FIRST, SECOND = "Describe the picture.", "How many shapes are there?"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory) -> VisionLanguagePipeline:
+    """Return the bundled InternVL2 in INT8."""
+    folder = tmp_path_factory.mktemp("waiting") / "internvl2"
+    convert(BUNDLED / "internvl2", folder, find_preset("int8"))
+    return VisionLanguagePipeline(folder)
+
+
+@pytest.fixture(scope="module")
+def tiled(bundled):
+    """Return a picture of many tiles."""
+    picture = world.draw(world.random_scene(random.Random(2), "test", grid=(2, 2)), cell=144)
+    assert len(bundled.image_inputs([picture])["pixel_values"]) >= 5
+    return picture
+
+
+def test_a_second_question_is_three_times_faster(bundled, tiled):
+    ratios = []
+    for _ in range(7):
+        conversation = bundled.conversation()
+        waits = []
+        for text, pictures in ((FIRST, [tiled]), (SECOND, [])):
+            reply = conversation.ask(text, pictures, max_new_tokens=4)
+            assert reply.counts.answer
+            waits.append(reply.times.first_token)
+        ratios.append(waits[0] / waits[1])
+    assert median(ratios) >= 3
+
+
+def test_a_stopped_answer_lets_the_next_begin_within_a_second(bundled, tiled):
+    waits = []
+    for pieces in (0, 1, 5):
+        stop = threading.Event()
+        reply = bundled.ask(FIRST, [tiled], stop=stop, max_new_tokens=100)
+        for _, _ in zip(range(pieces), reply, strict=False):
+            pass
+        stop.set()
+        started = time.perf_counter()
+        following = bundled.ask(SECOND, [tiled], max_new_tokens=2)
+        while list(following.places()):
+            pass
+        waits.append(time.perf_counter() - started)
+        assert following.counts.answer
+    assert max(waits) < 1
