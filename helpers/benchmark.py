@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import psutil
 import torch
@@ -40,7 +41,8 @@ from helpers.tracing import LANGUAGE_MODEL
 Report = Callable[[str], None]
 QUESTION = "Describe the picture."
 TOKENS = 32  # that an answer has, the first one included
-BLOCK = 2**30  # bytes that are read to measure the memory's bandwidth
+ROUNDS = 5
+BLOCK = 2**27  # bytes that are read to measure the memory's bandwidth, more than caches hold
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,15 @@ def measure(task: str, *, report: Report = lambda line: None, **arguments) -> di
 # Tasks
 
 
-def bandwidth() -> dict:
+def bandwidth() -> float:
     """Return how many bytes a second are read from memory by all cores together."""
     numbers = torch.ones(BLOCK // 4, dtype=torch.float32)
-    numbers.sum()
     seconds = []
-    for _ in range(5):
+    for _ in range(7):
         started = time.perf_counter()
         numbers.sum()
         seconds.append(time.perf_counter() - started)
-    return {"bytes_per_second": BLOCK / min(seconds)}
+    return BLOCK / median(seconds)
 
 
 def conversion(checkpoint: str, output: str, precision: str) -> dict:
@@ -160,13 +161,22 @@ def pytorch(checkpoint: str, picture: Sequence[int], dtype: str) -> dict:
 
 
 def _speed(model, picture: Sequence[int]) -> dict:
+    """Return seconds, round by round: the median of each, and the memory's bandwidth meanwhile.
+
+    On a computer that others use too, both change from one second to the next.
+    """
     drawn = draw_lake(*picture)
-    speed = evaluation.speed(model, drawn, QUESTION, tokens=TOKENS)
+    evaluation.speed(model, drawn, QUESTION, tokens=2, repeats=1, warm_up=False)
+    rounds = []
+    for _ in range(ROUNDS):
+        one = evaluation.speed(model, drawn, QUESTION, tokens=TOKENS, repeats=1, warm_up=False)
+        rounds.append(asdict(one) | {"bandwidth": bandwidth()})
     prompt = model.processor.input_ids([user_message(QUESTION, 1)], model.image_inputs([drawn]))
-    return {"speed": asdict(speed), "prompt_tokens": prompt.shape[1]}
+    speed = {step: median(one[step] for one in rounds) for step in rounds[0]}
+    return {"speed": speed, "rounds": rounds, "prompt_tokens": prompt.shape[1]}
 
 
-TASKS = {task.__name__: task for task in (bandwidth, conversion, running, pytorch)}
+TASKS = {task.__name__: task for task in (conversion, running, pytorch)}
 
 
 # All of a model
@@ -198,7 +208,6 @@ def benchmark(
     parameters = count_parameters(checkpoint)
     found = {"model": name, "full_size": full_size, "picture": subject.picture}
     found |= {"computer": computer(), "parameters": parameters, "runs": {}}
-    found["bandwidth"] = measure("bandwidth", report=report)["bytes_per_second"]
     for precision in precisions:
         output = place / precision
         shutil.rmtree(output, ignore_errors=True)
@@ -206,7 +215,9 @@ def benchmark(
             "conversion", report=report, checkpoint=checkpoint, output=output, precision=precision
         )
         run = measure("running", report=report, folder=output, picture=subject.picture)
-        floor = written["bytes_by_part"][LANGUAGE_MODEL] / found["bandwidth"]
+        size = written["bytes_by_part"][LANGUAGE_MODEL]
+        times = median(one["next_token"] * one["bandwidth"] / size for one in run["rounds"])
+        floor = {"seconds": size / run["speed"]["bandwidth"], "times": times}
         found["runs"][precision] = {"conversion": written, "running": run, "floor": floor}
     for dtype in against:
         size = sum(parameters.values()) * getattr(torch, dtype).itemsize
@@ -254,8 +265,8 @@ def table(found: dict) -> list[dict[str, str]]:
         for step in ("image_encoder", "first_token", "next_token"):
             row[step.replace("_", " ")] = f"{speed[step] * 1000:.1f} ms"
         floor = run.get("floor")
-        row["floor"] = f"{floor * 1000:.1f} ms" if floor else "-"
-        row["times floor"] = f"{speed['next_token'] / floor:.2f}" if floor else "-"
+        row["floor"] = f"{floor['seconds'] * 1000:.1f} ms" if floor else "-"
+        row["times floor"] = f"{floor['times']:.2f}" if floor else "-"
         rows.append(row | {"memory": hub.in_words(run["running"]["peak_memory"])})
     return rows
 
@@ -273,16 +284,17 @@ def page(results: Sequence[dict]) -> str:
         "have learned.\n",
         "*Memory* is anonymous memory, sampled: what a process allocates, without the files that "
         "it maps. *Floor* is the time that reading the language model's weights once takes at the "
-        "memory's bandwidth, measured beside it: no token can take less. *First token* is that of "
-        f'the question "{QUESTION}" about a picture, after the image encoder; *next token* is the '
-        f"median over {TOKENS}.\n",
+        "memory's bandwidth, measured after each round: no token can take less. "
+        f'*First token* is that of the question "{QUESTION}" about a picture, after the image '
+        f"encoder; *next token* is the median over {TOKENS}.\n",
     ]
     for found in results:
         width, height = found["picture"]
         billions = sum(found["parameters"].values()) / 1e9
+        prompt = next(iter(found["runs"].values()))["running"]["prompt_tokens"]
         parts.append(
             f"## {found['model']}\n\n{billions:.2f} billion parameters; a picture of {width} x "
-            f"{height}; memory read at {found['bandwidth'] / 1e9:.1f} GB/s.\n\n```\n"
+            f"{height}, {prompt} tokens with the question.\n\n```\n"
             f"{format_table(table(found))}\n```\n"
         )
         for precision, run in found["runs"].items():

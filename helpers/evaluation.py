@@ -6,6 +6,7 @@ both are measured by the same code in the same run.
 What this module does not know: answers that are right in other words; an answer is exact or wrong.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from helpers.prompts import user_message
 from helpers.shapes import world
@@ -128,24 +130,50 @@ class Speed:
 
 
 @torch.inference_mode()
-def speed(model, picture: Image.Image, text: str, *, tokens: int = 32, repeats: int = 3) -> Speed:
-    """Measure one question; the first run warms up and does not count."""
+def speed(
+    model,
+    picture: Image.Image,
+    text: str,
+    *,
+    tokens: int = 32,
+    repeats: int = 3,
+    warm_up: bool = True,
+) -> Speed:
+    """Measure one question; where the first run is to `warm_up`, it does not count."""
     inputs = model.image_inputs([picture])
     ids = model.processor.input_ids([user_message(text, 1)], inputs)
     runs = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats + warm_up):
         encoder, features = _timed(lambda: model.encode_images(**inputs))
+        clock = _Clock()
+        # Every run makes the same number of tokens, whatever the model wants to say. (With
+        # min_new_tokens, transformers would look through the whole vocabulary for each of them.)
+        config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
         prepared = model.prepare(ids, features)
-        first, _ = _timed(lambda p=prepared: _generate(model, p, 1))
-        whole, _ = _timed(lambda p=prepared: _generate(model, p, tokens))
-        runs.append((encoder, first, (whole - first) / (tokens - 1)))
-    return Speed(*(median(column) for column in zip(*runs[1:], strict=True)))
+        model.language_model.generate(**prepared, generation_config=config, streamer=clock)
+        runs.append((encoder, *clock.first_and_next))
+    return Speed(*(median(column) for column in zip(*runs[warm_up:], strict=True)))
 
 
-def _generate(model, prepared: dict, tokens: int) -> Tensor:
-    # Every run makes the same number of tokens, whatever the model wants to say.
-    config = _greedy(model, tokens, min_new_tokens=tokens)
-    return model.language_model.generate(**prepared, generation_config=config)
+class _Clock(BaseStreamer):
+    """Notes when tokens come."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def put(self, value: Tensor) -> None:
+        """Take a token, or first of all the ids of a prompt, which are none here."""
+        if value.numel():
+            self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Do nothing."""
+
+    @property
+    def first_and_next(self) -> tuple[float, float]:
+        """The seconds to the first token, and the median of those between tokens."""
+        waits = [after - before for before, after in itertools.pairwise(self.times)]
+        return waits[0], median(waits[1:])
 
 
 def _timed(function: Callable[[], object]) -> tuple[float, object]:

@@ -30,16 +30,15 @@ def figures(tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_is_measured(figures):
-    assert figures["bandwidth"] > 1e9
     assert figures["runs"].keys() == {"int4", "PyTorch float32"}
     run = figures["runs"]["int4"]
     assert run["conversion"]["bytes_by_part"].keys() == run["conversion"]["seconds_by_part"].keys()
-    assert run["floor"] * figures["bandwidth"] == pytest.approx(
-        run["conversion"]["bytes_by_part"][LANGUAGE_MODEL]
-    )
+    speed, size = run["running"]["speed"], run["conversion"]["bytes_by_part"][LANGUAGE_MODEL]
+    assert speed["bandwidth"] > 1e9
+    assert run["floor"]["seconds"] * speed["bandwidth"] == pytest.approx(size)
     for task in (run["conversion"], run["running"]):
         assert 2e7 < task["peak_memory"] < 4e9 and 0 < task["seconds"] < 300
-    assert set(run["running"]["speed"]) == {"image_encoder", "first_token", "next_token"}
+    assert len(run["running"]["rounds"]) == benchmark.ROUNDS
     assert run["running"]["second_question"] < run["running"]["first_question"]
     assert 0 <= run["running"]["stop"] < 1
     assert figures["parameters"][LANGUAGE_MODEL] > figures["parameters"]["others"]
@@ -71,7 +70,7 @@ def test_a_task_that_fails_is_told(tmp_path):
 def test_what_does_not_fit_is_left_out(monkeypatch, tmp_path):
     lines = []
     monkeypatch.setattr(benchmark.psutil, "virtual_memory", lambda: _Memory)
-    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: {"bytes_per_second": 1.0})
+    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: {})
     monkeypatch.setattr(benchmark, "computer", dict)
     found = benchmark.benchmark(
         "internvl2-1b", tmp_path, precisions=(), against=["float32"], report=lines.append
