@@ -104,20 +104,30 @@ _LOOK = 0.05  # seconds after which those who wait look whether they were stoppe
 class VisionLanguagePipeline:
     """A converted model on a device; `accuracy` computes as PyTorch does, more slowly.
 
+    `properties` are further ones of OpenVINO's `compile_model`, such as INFERENCE_NUM_THREADS.
+
     Raises `OutputError` for a folder without a finished conversion, and `DeviceError` for a device
     that does not exist or cannot run it.
     """
 
-    def __init__(self, folder: Path, device: str = "CPU", *, accuracy: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "CPU",
+        *,
+        accuracy: bool = False,
+        properties: Mapping[str, object] | None = None,
+    ) -> None:
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
         self.folder, self.device = folder, check_device(device)
         self.processor = load_processor(folder)
         card = folder / CARD
         self.notice = str(read_json(card).get("notice", "")) if card.exists() else ""
-        options = {"PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
         if accuracy:
             options["EXECUTION_MODE_HINT"] = "ACCURACY"
+        options |= properties or {}
         kept = {LANGUAGE_MODEL: self.processor.kept_inputs}
         compiled = {
             name: self._compile(folder / file, options, kept.get(name, []))
@@ -133,7 +143,7 @@ class VisionLanguagePipeline:
         self.turns = Turns()
 
     def _compile(
-        self, path: Path, options: dict[str, str], kept: Sequence[str]
+        self, path: Path, options: dict[str, object], kept: Sequence[str]
     ) -> ov.CompiledModel:
         core = ov.Core()
         try:

@@ -41,6 +41,9 @@ def test_what_is_measured(figures):
     assert len(run["running"]["rounds"]) == benchmark.ROUNDS
     assert run["running"]["second_question"] < run["running"]["first_question"]
     assert 0 <= run["running"]["stop"] < 1
+    inside = run["profile"]
+    assert 0.2 < inside["kernels"] / inside["step"] < 1
+    assert "FullyConnected" in str(inside["largest"])
     assert figures["parameters"][LANGUAGE_MODEL] > figures["parameters"]["others"]
 
 

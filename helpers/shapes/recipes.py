@@ -27,7 +27,8 @@ class Recipe:
     the config names. With `shards`, weights are written as that many `.bin` files, else as one of
     safetensors. Words are learned in pictures of `word_grids`, as large as the image encoder reads
     at once. `instruction` is what the authors' training put behind questions that a word
-    answers. `int4` is how its notebook stores the language model in 4 bits.
+    answers. `sees_as` is the family whose bundled image encoder training begins with. `int4` is how
+    its notebook stores the language model in 4 bits.
     """
 
     config: dict
@@ -37,6 +38,7 @@ class Recipe:
     shards: int = 0
     word_grids: tuple[tuple[int, int], ...] = ((1, 1),)
     instruction: str = ""
+    sees_as: str = ""
     steps: int = 8000
     batch: int = 16
     learning_rate: float = 1.2e-3
@@ -399,6 +401,7 @@ RECIPES = {
         shards=1,
         word_grids=WHOLE,
         instruction=mobilevlm.SHORT_ANSWER,
+        sees_as="llava_mpt",
         int4=MIXED,
     ),
     "minicpm_v2": Recipe(

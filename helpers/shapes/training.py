@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers.trainer_utils import set_seed
 
 from helpers.checkpoints import BUNDLED, CARD, original_tensors, read_config
-from helpers.models import family_of
+from helpers.models import family_of, load_model
 from helpers.models._clip import VISION_NAMES
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.prompts import user_message
@@ -386,6 +386,8 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         recipe.prepare(run, corpus())
     set_seed(seed)
     model = new_model(run)
+    if recipe.sees_as:
+        start_from(model, recipe.sees_as)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -443,6 +445,28 @@ def new_model(folder: Path) -> VisionLanguageModel:
             nn.init.normal_(parameter, std=0.04)
     nn.init.normal_(model.language_model.get_input_embeddings().weight, std=EMBEDDING_STD)
     return model
+
+
+@torch.no_grad()
+def start_from(model: VisionLanguageModel, family: str) -> None:
+    """Begin with the image encoder of a bundled model, as authors begin with a trained one."""
+    trained = load_model(BUNDLED / family, torch.float32).image_encoder.state_dict()
+    for name, own in model.image_encoder.state_dict().items():
+        own.copy_(_resized(trained[name], own.shape))
+
+
+def _resized(weights: Tensor, shape: torch.Size) -> Tensor:
+    """Return an image encoder's weights for patches of another size, or for more of them."""
+    if weights.shape == shape:
+        return weights
+    if weights.dim() == 4:  # of one patch; fewer pixels are to add up to as much
+        smaller = nn.functional.interpolate(weights, shape[2:], mode="bilinear", antialias=True)
+        return smaller * (weights[0, 0].numel() / smaller[0, 0].numel())
+    whole, places = weights[:1], weights[1:]  # positions: of the summary (CLS), of the patches
+    side, wanted = math.isqrt(len(places)), math.isqrt(shape[0] - 1)
+    grid = places.T.unflatten(1, (side, side))[None]
+    places = nn.functional.interpolate(grid, (wanted, wanted), mode="bicubic")[0].flatten(1).T
+    return torch.cat([whole, places])
 
 
 def corpus(number: int = 20000) -> list[str]:
