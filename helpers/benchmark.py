@@ -352,10 +352,15 @@ def _sentences(precision: str, run: dict, parameters: dict[str, int]) -> str:
         f"{width['layers']} layers in {width['type']} ({width['share']:.0%})"
         for width in written["bit_widths"][LANGUAGE_MODEL]
     )
+    parts = ", ".join(
+        f"{part} {hub.in_words(taken)} ({written['seconds_by_part'][part]:.0f} s)"
+        for part, taken in written["bytes_by_part"].items()
+    )
     return (
-        f"{precision}: converting took {above:+.2f} GiB of memory beside the result's size, and "
-        f"{each:.1f} s per billion parameters of the language model, which has {widths}; "
-        f"{size / sum(parameters.values()):.2f} bytes a parameter on disk. A second question's "
+        f"{precision}: {parts}. Converting took {above:+.2f} GiB of memory beside the "
+        f"result's size, and {each:.1f} s per billion parameters of the language model, "
+        f"which has {widths}; {size / sum(parameters.values()):.2f} bytes a parameter on disk. "
+        "A second question's "
         f"first token came after {ran['second_question'] * 1000:.0f} ms, the first one's after "
         f"{ran['first_question'] * 1000:.0f} ms, and stopping while the prompt was read took "
         f"{ran['stop'] * 1000:.0f} ms. Where a token's time goes: {_profile(run['profile'])}.\n"

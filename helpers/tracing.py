@@ -16,10 +16,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from unittest import mock
 
 import openvino as ov
 import torch
-from openvino.frontend.pytorch import patch_model
+from openvino.frontend.pytorch import ModuleExtension, patch_model
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -150,7 +151,8 @@ def trace(part: Part) -> ov.Model:
 
     Sizes that `part.fixed` names stay as they are in the example; all others are dynamic.
     """
-    with _late_interrupts(), _quiet(), _traceable_in_16_bits(part.module), torch.no_grad():
+    weights = _traceable_in_16_bits(part.module)
+    with _late_interrupts(), _quiet(), weights, _recorded_attention(), torch.no_grad():
         model = ov.convert_model(part.module, example_input=tuple(part.example_inputs.values()))
     forget_traces()
     for port, name in zip(model.inputs, part.example_inputs, strict=True):
@@ -185,6 +187,35 @@ def _traceable_in_16_bits(module: nn.Module) -> Iterator[None]:
         patch_model.unpatch_model(module, "_openvino_module_extension_patch_orig_forward")
         for tensor, data in zip(tensors, before, strict=True):
             tensor.data = data
+
+
+@contextlib.contextmanager
+def _recorded_attention() -> Iterator[None]:
+    """Let attention with a mask be recorded without being computed.
+
+    OpenVINO's converter does that with 16-bit linear layers, by the same functions. What is left is
+    attention, which for the four large tiles of Llama-3.2-Vision would take many minutes.
+    """
+    compute = nn.functional.scaled_dot_product_attention
+    extension = ModuleExtension(
+        nn.Module,
+        "aten::scaled_dot_product_attention",
+        convert=lambda _, record, *inputs: record(*inputs),
+        evaluate=lambda _, queries, keys, values, *__: queries.new_full(
+            (*queries.shape[:-1], values.shape[-1]), 0.5
+        ),
+    )
+    record = patch_model._create_function_wrapper(extension)
+
+    def attend(queries, keys, values, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
+        plain = options.get("scale") in (None, queries.shape[-1] ** -0.5)
+        if attn_mask is None or not plain or options.get("enable_gqa"):
+            options |= {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
+            return compute(queries, keys, values, **options)
+        return record(queries, keys, values, attn_mask, dropout_p, is_causal)
+
+    with mock.patch.object(nn.functional, "scaled_dot_product_attention", attend):
+        yield
 
 
 @contextlib.contextmanager

@@ -10,10 +10,12 @@ import torch
 from helpers import benchmark, full_size, random_checkpoint
 from helpers.__main__ import main
 from helpers.benchmark import SUBJECTS, measure, page, table
+from helpers.checkpoints import read_json
 from helpers.errors import SettingsError
 from helpers.memory import Growth, anonymous_memory
 from helpers.models import load_model
 from helpers.prompts import user_message
+from helpers.readme import ROOT, full_size_page
 from helpers.tracing import LANGUAGE_MODEL
 from tests.tiny import picture
 
@@ -54,6 +56,30 @@ def test_the_table_and_the_page(figures):
     assert rows[1]["floor"] == rows[1]["on disk"] == "-"
     text = page([figures])
     assert "## internvl2-1b" in text and "A second question's first token" in text
+
+
+def test_the_page_is_made_from_the_data():
+    path = ROOT / "notebooks" / "FULL_SIZE.md"
+    assert path.read_text(encoding="utf-8") == full_size_page(), "run: python -m helpers.readme"
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_at_full_size(name):
+    """What was measured keeps to its limits, where they do not depend on the computer's speed."""
+    found = read_json(ROOT / "notebooks" / "full-size" / f"{name}.json")
+    written = found["runs"]["int4"]["conversion"]
+    size, every = sum(written["bytes_by_part"].values()), sum(found["parameters"].values())
+    assert found["full_size"] and written["peak_memory"] <= size + 1.5 * 2**30
+    assert every < 6.5e9 or size / every <= 0.62
+    ran = found["runs"]["int4"]["running"]
+    assert ran["peak_memory"] < 24 * 2**30
+    assert ran["first_question"] >= 5 * ran["second_question"] and ran["stop"] < 1
+    if name == "internvl2-1b":  # as in the original tutorial
+        widths = {
+            w["type"]: (w["layers"], round(w["share"], 2))
+            for w in written["bit_widths"][LANGUAGE_MODEL]
+        }
+        assert widths == {"u8": (1, 0.28), "u4": (168, 0.72)}
 
 
 def test_a_model_that_nobody_knows(capsys):
