@@ -10,11 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from openvino import opset13 as ops
+from torch import nn
 
 from helpers.errors import SettingsError
 from helpers.models import load_model
 from helpers.stateful import BEAM_INPUT, is_stateful, make_stateful
-from helpers.tracing import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, trace
+from helpers.tracing import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, Part, trace
 from tests.tiny import TOKENS_PER_TILE, seeded
 
 TOLERANCE = 1e-4  # of the largest logit, measured: up to 1.5e-6
@@ -129,6 +130,30 @@ def test_tracing_leaves_nothing_behind_and_says_nothing(checkpoint, capfd, recwa
 
 
 # State
+
+
+class Looking(nn.Module):
+    def forward(self, states, mask):
+        """Attend from states to what is made of them."""
+        return nn.functional.scaled_dot_product_attention(
+            states, states + 1, states * 2, attn_mask=mask
+        )
+
+
+def test_attention_with_a_mask_is_recorded_without_being_computed(monkeypatch):
+    computed, compute = [], nn.functional.scaled_dot_product_attention
+
+    def counted(*inputs, **options):
+        computed.append(inputs)
+        return compute(*inputs, **options)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+    example = {"states": torch.zeros(2, 3, 5, 4), "mask": torch.zeros(2, 1, 5, 5)}
+    model = trace(Part("looking", Looking(), example, ("seen",), fixed={"states": (1, 3)}))
+    assert not computed
+    inputs = torch.randn(1, 3, 7, 4), torch.randn(1, 1, 7, 7)
+    found = ov.Core().compile_model(model, "CPU", ACCURACY)([x.numpy() for x in inputs])[0]
+    assert_near(found, Looking()(*inputs))
 
 
 @torch.inference_mode()
