@@ -21,6 +21,7 @@ from helpers.models.base import Processor
 from helpers.pipeline import Conversation, Reply, VisionLanguagePipeline
 
 MAXIMUM_UPLOAD = "20mb"
+HOUR = 3600  # seconds
 # No web fonts: they would be fetched from elsewhere.
 THEME = gr.themes.Default(
     primary_hue="blue",
@@ -264,7 +265,8 @@ def build_page(
     sessions = Sessions(pipeline)
     length = Slider("max_new_tokens", "Maximum new tokens", 1, 512, value=maximum_tokens, step=1)
     controls = (length, *controls)
-    with gr.Blocks(title=title, analytics_enabled=False) as page:
+    # Uploads go with their window; what a window left that closed too early, with the page.
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)) as page:
         gr.Markdown(f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}\n\n{terms}".strip())
         with gr.Row():
             with gr.Column(scale=1):

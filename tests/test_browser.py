@@ -141,12 +141,17 @@ def test_two_people_at_once(browser, served, drawn):
             expect(chat.answers.last).to_contain_text(shape)
 
 
-def test_files_go_when_the_window_is_closed(browser, served, drawn):
+def test_files_go_when_the_window_is_closed(browser, served, tmp_path):
     address, _ = served
+    # No other window has this picture: one that two have stays until both are closed.
+    path = tmp_path / "own.png"
+    world.draw(world.Scene((1, 1), (world.Item("cross", "red"),), style=5)).save(path)
     chat = Chat(new_page(browser), address)
-    chat.show(drawn["star"])
+    chat.show(path)
     source = chat.page.locator("img[src*='file=']").first.get_attribute("src")
     file = Path(source.split("file=")[1])
+    chat.ask("What shape is at the top left?")
+    expect(chat.answers.last).to_contain_text("first token")
     assert file.exists()
     chat.page.context.close()
     for _ in range(200):

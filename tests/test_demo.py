@@ -4,6 +4,7 @@ import re
 import socket
 import time
 from itertools import pairwise
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -138,6 +139,18 @@ def test_a_model_for_one_picture(pipeline, picture_files, monkeypatch):
     finally:
         opened.client.close()
         blocks.close()
+
+
+def test_no_upload_outlives_the_page(pipeline, tmp_path):
+    """Not even one whose window never said that it has it."""
+    blocks = build_page(pipeline, title="Closed")
+    address = open_page(blocks)
+    picture().save(tmp_path / "left.png")
+    sent = {"files": ("left.png", (tmp_path / "left.png").read_bytes())}
+    kept = [Path(path) for path in httpx.post(f"{address}gradio_api/upload", files=sent).json()]
+    assert [path.name for path in kept] == ["left.png"] and kept[0].exists()
+    blocks.close()
+    assert not kept[0].exists()
 
 
 def test_a_question_that_waits_shows_its_place(page, pipeline, slowly):

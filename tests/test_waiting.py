@@ -3,7 +3,6 @@
 import random
 import threading
 import time
-from statistics import median
 
 import pytest
 
@@ -28,23 +27,22 @@ def bundled(tmp_path_factory) -> VisionLanguagePipeline:
 
 @pytest.fixture(scope="module")
 def tiled(bundled):
-    """Return a picture of many tiles."""
-    picture = world.draw(world.random_scene(random.Random(2), "test", grid=(2, 2)), cell=144)
+    """Return a picture of many tiles, as large as the smallest photographs."""
+    picture = world.draw(world.random_scene(random.Random(2), "test", grid=(2, 2)), cell=320)
     assert len(bundled.image_inputs([picture])["pixel_values"]) >= 5
     return picture
 
 
 def test_a_second_question_is_three_times_faster(bundled, tiled):
-    ratios = []
-    for _ in range(7):
+    waits = {FIRST: [], SECOND: []}
+    for _ in range(10):
         conversation = bundled.conversation()
-        waits = []
         for text, pictures in ((FIRST, [tiled]), (SECOND, [])):
             reply = conversation.ask(text, pictures, max_new_tokens=4)
             assert reply.counts.answer
-            waits.append(reply.times.first_token)
-        ratios.append(waits[0] / waits[1])
-    assert median(ratios) >= 3
+            waits[text].append(reply.times.first_token)
+    # What else a computer does makes a wait longer and never shorter.
+    assert min(waits[FIRST]) >= 3 * min(waits[SECOND]), waits
 
 
 def test_a_stopped_answer_lets_the_next_begin_within_a_second(bundled, tiled):
