@@ -145,7 +145,7 @@ def running(folder: str, picture: Sequence[int]) -> dict:
     second.counts  # noqa: B018
     stop = threading.Event()
     stopped = pipeline.ask(QUESTION, [drawn], stop=stop)
-    while not stopped.times.image_encoder:  # then the prompt is read
+    while stopped.is_running and not stopped.times.image_encoder:  # then the prompt is read
         time.sleep(0.001)
     started = time.perf_counter()
     stop.set()

@@ -237,12 +237,14 @@ def _options_of_4_bits(weights: Weights, samples: Inputs | None) -> dict[str, ob
     }
     if not weights.needs_data:
         return options
+    gptq = nncf.AdvancedGPTQParameters(subset_size=weights.samples)  # it has a limit of its own
     return options | {
         "dataset": _dataset(weights, samples),
         "subset_size": weights.samples,
         "awq": weights.awq,
         "scale_estimation": weights.scale_estimation,
         "gptq": weights.gptq,
+        "advanced_parameters": nncf.AdvancedCompressionParameters(gptq_params=gptq),
         "sensitivity_metric": _SENSITIVITIES.get(weights.sensitivity),
     }
 

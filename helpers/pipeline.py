@@ -417,6 +417,11 @@ class Reply:
         self._wait()
         return self._counts
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the answer waits for its turn or is being computed."""
+        return self._thread.is_alive()
+
     def places(self) -> Iterator[int]:
         """Give how many answers are computed before this one, as that changes, until its turn."""
         return self.conversation.pipeline.turns.places(self)

@@ -156,6 +156,14 @@ def test_weights_that_look_at_samples(language_model, inputs, name):
     assert weight_bytes(aware) != weight_bytes(plain)
 
 
+def test_no_more_samples_are_looked_at_than_said(language_model, inputs):
+    one, three = (
+        weight_bytes(compress(language_model.clone(), weights, inputs[LANGUAGE_MODEL]))
+        for weights in (replace(AWARE["gptq"], samples=1), AWARE["gptq"])
+    )
+    assert one != three
+
+
 def test_looking_at_samples_brings_their_logits_closer(language_model, inputs):
     samples = inputs[LANGUAGE_MODEL]
     exact = logits_of(language_model, samples)

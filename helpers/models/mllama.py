@@ -555,8 +555,8 @@ class DecoderWithPicture(nn.Module):
     keys and values.
 
     `has_picture` is 1, or 0 for a conversation without: then a cross-attention layer adds
-    nothing. Masking the keys would not do that, since its MLP adds something all the same. The
-    keys and values may then be empty, and the mask has no pictures.
+    nothing. Masking the keys would not do that, since attention to no keys is not zero. The keys
+    and values may then be empty, and the mask has no pictures.
     """
 
     def __init__(self, decoder: MllamaForCausalLM, patches: int) -> None:
