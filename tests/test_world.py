@@ -292,10 +292,11 @@ def test_resuming_gives_the_batches_that_would_have_come(processor):
     assert not torch.equal(whole[10]["input_ids"], whole[11]["input_ids"])
 
 
-def test_the_stages_reach_the_end_and_know_their_batches():
-    shares = [stage.until for stage in training.STAGES]
+@pytest.mark.parametrize("stages", [training.FROM_NOTHING, training.FROM_PARTS])
+def test_the_stages_reach_the_end_and_know_their_batches(stages):
+    shares = [stage.until for stage in stages]
     assert shares == sorted(shares) and shares[-1] == 1
-    for stage in training.STAGES:
+    for stage in stages:
         assert stage.batches.keys() <= training.BATCH_SIZES.keys()
         assert stage.kinds.keys() <= world.KINDS.keys()
 

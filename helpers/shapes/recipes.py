@@ -6,7 +6,7 @@ Widths are multiples of 128, the usual group size of INT4 weights.
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
@@ -15,7 +15,8 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from helpers.compression import PRESETS, Weights
 from helpers.models import internvl2, llava_mpt, minicpm_v2, mllama, mobilevlm
-from helpers.shapes import world
+from helpers.shapes import beginnings, world
+from helpers.shapes.beginnings import Beginning
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Recipe:
     the config names. With `shards`, weights are written as that many `.bin` files, else as one of
     safetensors. Words are learned in pictures of `word_grids`, as large as the image encoder reads
     at once. `instruction` is what the authors' training put behind questions that a word
-    answers. `sees_as` is the family whose bundled image encoder training begins with. `int4` is how
-    its notebook stores the language model in 4 bits.
+    answers. Training begins with parts of the bundled models of the families in `begins_with`, each
+    with what becomes of them here. `int4` is how its notebook stores the language model in 4 bits.
     """
 
     config: dict
@@ -38,7 +39,7 @@ class Recipe:
     shards: int = 0
     word_grids: tuple[tuple[int, int], ...] = ((1, 1),)
     instruction: str = ""
-    sees_as: str = ""
+    begins_with: dict[str, Beginning] = field(default_factory=dict)
     steps: int = 8000
     batch: int = 16
     learning_rate: float = 1.2e-3
@@ -281,7 +282,7 @@ MOBILEVLM = LLAVA | {
     "hidden_act": "silu",
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
+    "rope_theta": 1000000.0,
     "rope_scaling": None,
     "attention_bias": False,
     "tie_word_embeddings": False,
@@ -308,7 +309,7 @@ MINICPM_V2 = {
     "hidden_act": "silu",
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
+    "rope_theta": 1000000.0,
     "rope_scaling": None,
     "attention_bias": False,
     "tie_word_embeddings": False,
@@ -401,16 +402,29 @@ RECIPES = {
         shards=1,
         word_grids=WHOLE,
         instruction=mobilevlm.SHORT_ANSWER,
-        sees_as="llava_mpt",
+        begins_with={"llava_mpt": beginnings.clip, "internvl2": beginnings.qwen2_as_llama},
+        steps=3500,
+        learning_rate=8e-4,
         int4=MIXED,
     ),
     "minicpm_v2": Recipe(
-        MINICPM_V2, minicpm_tokenizer, int4=Weights("int4-sym", group_size=64, ratio=0.6)
+        MINICPM_V2,
+        minicpm_tokenizer,
+        begins_with={"internvl2": beginnings.internvl2_as_minicpm},
+        steps=3500,
+        learning_rate=8e-4,
+        int4=Weights("int4-sym", group_size=64, ratio=0.6),
     ),
     "mllama": Recipe(
         MLLAMA,
         llama3_tokenizer,
         (("text_config", "vocab_size"), ("image_token_index",)),
+        begins_with={
+            "llava_mpt": beginnings.clip_as_mllama,
+            "internvl2": beginnings.qwen2_as_mllama,
+        },
+        steps=3500,
+        learning_rate=8e-4,
         int4=Weights(
             "int4-asym",
             group_size=64,

@@ -7,9 +7,10 @@ four is a conversation instead, in which later questions also see the earlier tu
 Training has stages. First the image encoder learns to name: each picture token is pulled towards
 the embeddings of the words for what it shows, as encoders are trained on captions before they meet
 a language model. Then the language model learns to look places up, which it finds hardest, to
-compare and to read, and then all kinds of question. The pictures grow: small ones that fit one tile
-(cheap, and all that is needed for shapes, colours and places) come before larger ones that are cut
-into tiles.
+compare and to read, and then all kinds of question. Where training begins with parts that know
+all that (see `beginnings`), what is new between them learns to name, and the stages are fewer. The
+pictures grow: small ones that fit one tile (cheap, and all that is needed for shapes, colours and
+places) come before larger ones that are cut into tiles.
 """
 
 import argparse
@@ -33,17 +34,18 @@ from tqdm import tqdm
 from transformers.trainer_utils import set_seed
 
 from helpers.checkpoints import BUNDLED, CARD, original_tensors, read_config
-from helpers.models import family_of, load_model
+from helpers.models import family_of
 from helpers.models._clip import VISION_NAMES
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.prompts import user_message
 from helpers.shapes import world
+from helpers.shapes.beginnings import start_from
 from helpers.shapes.recipes import RECIPES, Recipe
 
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
 # Pictures in a batch, as a multiple of the recipe's: the work goes with tiles and questions.
-BATCH_SIZES = {"name": 4, "word": 4, "small": 1, "large": 1}
+BATCH_SIZES = {"name": 4, "word": 2, "small": 1, "large": 1}
 CONVERSATIONS = 0.25  # of the samples: several turns
 INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
 NAMING = 0.3  # the weight of the loss of naming, beside that of answers
@@ -71,7 +73,7 @@ class Stage:
     kinds: dict[str, float]
 
 
-STAGES = (
+FROM_NOTHING = (
     Stage(0.06, {"name": 0.7, "word": 0.3}, {}),
     # From what is there to its place, from a place to what is there, which is unlike the others,
     # what is written: each is learned within a thousand steps of little else, and among all kinds
@@ -81,6 +83,12 @@ STAGES = (
     Stage(0.34, {"small": 1}, {"unusual": 5, "describe": 2, "colour": 1, "shape": 1, "where": 1}),
     Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
     Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
+)
+FROM_PARTS = (
+    Stage(0.15, {"name": 0.7, "word": 0.3}, {}),
+    Stage(0.4, {"small": 1}, ALL_KINDS),
+    Stage(0.6, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
+    Stage(1.0, {"word": 0.25, "small": 0.25, "large": 0.5}, ALL_KINDS),
 )
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
@@ -201,9 +209,10 @@ class Batches(IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         torch.set_num_threads(1)
+        stages = FROM_PARTS if self.recipe.begins_with else FROM_NOTHING
         for step in range(self.start, self.steps):
             generator = random.Random(f"{self.seed} {step}")
-            stage = next(stage for stage in STAGES if step < stage.until * self.steps)
+            stage = next(stage for stage in stages if step < stage.until * self.steps)
             sort = generator.choices(list(stage.batches), list(stage.batches.values()))[0]
             yield make_batch(self.processor, self.recipe, generator, sort, stage.kinds)
 
@@ -386,8 +395,8 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
         recipe.prepare(run, corpus())
     set_seed(seed)
     model = new_model(run)
-    if recipe.sees_as:
-        start_from(model, recipe.sees_as)
+    for other, beginning in recipe.begins_with.items():
+        start_from(model, other, beginning)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -445,28 +454,6 @@ def new_model(folder: Path) -> VisionLanguageModel:
             nn.init.normal_(parameter, std=0.04)
     nn.init.normal_(model.language_model.get_input_embeddings().weight, std=EMBEDDING_STD)
     return model
-
-
-@torch.no_grad()
-def start_from(model: VisionLanguageModel, family: str) -> None:
-    """Begin with the image encoder of a bundled model, as authors begin with a trained one."""
-    trained = load_model(BUNDLED / family, torch.float32).image_encoder.state_dict()
-    for name, own in model.image_encoder.state_dict().items():
-        own.copy_(_resized(trained[name], own.shape))
-
-
-def _resized(weights: Tensor, shape: torch.Size) -> Tensor:
-    """Return an image encoder's weights for patches of another size, or for more of them."""
-    if weights.shape == shape:
-        return weights
-    if weights.dim() == 4:  # of one patch; fewer pixels are to add up to as much
-        smaller = nn.functional.interpolate(weights, shape[2:], mode="bilinear", antialias=True)
-        return smaller * (weights[0, 0].numel() / smaller[0, 0].numel())
-    whole, places = weights[:1], weights[1:]  # positions: of the summary (CLS), of the patches
-    side, wanted = math.isqrt(len(places)), math.isqrt(shape[0] - 1)
-    grid = places.T.unflatten(1, (side, side))[None]
-    places = nn.functional.interpolate(grid, (wanted, wanted), mode="bicubic")[0].flatten(1).T
-    return torch.cat([whole, places])
 
 
 def corpus(number: int = 20000) -> list[str]:

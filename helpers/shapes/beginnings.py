@@ -1,0 +1,216 @@
+"""What training begins with: parts of the bundled models that are trained already.
+
+Authors hardly ever train a vision-language model from nothing: the image encoder has seen pictures
+before, the language model has read, and what joins the two is new. So it is here: LLaVA-MPT's CLIP,
+InternVL2's InternViT and its Qwen2 become the parts of the other models. Where an architecture
+lacks something (biases of attention, a summary token), it is left out, which training makes up for.
+
+The functions take a trained model's tensors and the configs of that model and of the new one. They
+return what the new one's tensors become, under the names of its authors.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from helpers.checkpoints import BUNDLED, original_tensors
+from helpers.models import load_model
+from helpers.models._clip import VISION_NAMES
+from helpers.models.base import VisionLanguageModel
+
+Tensors = dict[str, Tensor]
+Beginning = Callable[[Tensors, dict, dict], Tensors]
+
+LANGUAGE_NAMES = "language_model."  # InternVL2's name of its language model
+_VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
+
+
+@torch.no_grad()
+def start_from(model: VisionLanguageModel, family: str, beginning: Beginning) -> None:
+    """Give `model` parts of the bundled model of `family`.
+
+    Patches and positions are resized. Tokens that both models have keep their embeddings and their
+    rows of the LM head.
+    """
+    trained = load_model(BUNDLED / family, torch.float32)
+    own, rules = model.state_dict(), model.rules()
+    rows = _same_tokens(model, trained)
+    tensors = original_tensors(trained, trained.rules())
+    for name, tensor in beginning(tensors, trained.config, model.config).items():
+        parts = next(found for rule in rules if (found := rule.to_native(name, tensor)) is not None)
+        for native, part in parts.items():
+            if native.endswith(_VOCABULARY):
+                there = [pair for pair in rows if pair[0] < len(own[native])]
+                new, old = torch.tensor(there).T
+                own[native][new] = part[old]
+            else:
+                own[native].copy_(resized(part, own[native].shape))
+
+
+def _same_tokens(model: VisionLanguageModel, trained: VisionLanguageModel) -> list[tuple[int, int]]:
+    """Return the ids of each token that both know, in `model` and in `trained`."""
+    ids, others = _vocabulary(model), _vocabulary(trained)
+    size = trained.language_model.get_input_embeddings().num_embeddings
+    pairs = []
+    for token, number in ids.items():
+        # A text's first word has a space in front only where sentencepiece puts it.
+        other = others.get(token, others.get(token.strip("\u2581")))
+        if other is not None and other < size:
+            pairs.append((number, other))
+    return pairs
+
+
+def _vocabulary(model: VisionLanguageModel) -> dict[str, int]:
+    """Return the tokens' ids, a space as sentencepiece writes it, and that of an answer's end."""
+    processor = model.processor
+    ids = processor.tokenizer.get_vocab()
+    ids = {token.replace("\u0120", "\u2581"): number for token, number in ids.items()}
+    return ids | {"end of answer": processor.stop_token_ids[-1]}
+
+
+def resized(weights: Tensor, shape: torch.Size) -> Tensor:
+    """Return an image encoder's weights for patches of another size, or for more of them."""
+    if weights.shape == shape:
+        return weights
+    if weights.dim() == 4:  # of one patch; fewer pixels are to add up to as much
+        smaller = nn.functional.interpolate(weights, shape[2:], mode="bilinear", antialias=True)
+        return smaller * (weights[0, 0].numel() / smaller[0, 0].numel())
+    whole, places = weights[:1], weights[1:]  # positions: of the summary (CLS), of the patches
+    side, wanted = math.isqrt(len(places)), math.isqrt(shape[0] - 1)
+    grid = places.T.unflatten(1, (side, side))[None]
+    places = nn.functional.interpolate(grid, (wanted, wanted), mode="bicubic")[0].flatten(1).T
+    return torch.cat([whole, places])
+
+
+# Image encoders
+
+
+def clip(trained: Tensors, _config: dict, _own: dict) -> Tensors:
+    """Return CLIP as it is."""
+    return {name: tensor for name, tensor in trained.items() if name.startswith(VISION_NAMES)}
+
+
+def clip_as_mllama(trained: Tensors, config: dict, own: dict) -> Tensors:
+    """Return CLIP as the first of Llama-3.2-Vision's two encoders, without attention's biases."""
+    renamed = {
+        "embeddings.class_embedding": "class_embedding",
+        "embeddings.patch_embedding.": "patch_embedding.",
+        "embeddings.position_embedding.weight": "gated_positional_embedding.embedding",
+        "pre_layrnorm.": "layernorm_pre.",
+        "post_layernorm.": "layernorm_post.",
+        "encoder.layers.": "transformer.layers.",
+        ".layer_norm1.": ".input_layernorm.",
+        ".layer_norm2.": ".post_attention_layernorm.",
+        ".out_proj.": ".o_proj.",
+    }
+    tensors = {}
+    for name, tensor in clip(trained, config, own).items():
+        if ".self_attn." in name and name.endswith(".bias"):
+            continue
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor
+    return tensors
+
+
+def internvit_as_siglip(trained: Tensors, _config: dict, _own: dict) -> Tensors:
+    """Return InternViT without its summary token; its layers' scales go into their weights."""
+    layers, embeddings = "vision_model.encoder.layers.", "vision_model.embeddings."
+    tensors = {
+        "vpm.pos_embed": trained[embeddings + "position_embedding"][:, 1:],
+        "vpm.patch_embed.proj.weight": trained[embeddings + "patch_embedding.weight"],
+        "vpm.patch_embed.proj.bias": trained[embeddings + "patch_embedding.bias"],
+    }
+    for name, tensor in trained.items():
+        if not name.startswith(layers) or name.endswith((".ls1", ".ls2")):
+            continue
+        number, part = name.removeprefix(layers).split(".", 1)
+        for scale, scaled in (("ls1", "attn.proj."), ("ls2", "mlp.fc2.")):
+            if part.startswith(scaled):
+                factors = trained[f"{layers}{number}.{scale}"]
+                tensor = tensor * factors.reshape(-1, *[1] * (tensor.dim() - 1))
+        tensors[f"vpm.blocks.{number}.{part}"] = tensor
+    return tensors
+
+
+def queries_on_a_grid(own: dict) -> Tensors:
+    """Return a resampler whose queries look at the patches in their own square of a slice.
+
+    As the authors' begin, at sines and cosines of places on a grid (MAE's, arXiv:2111.06377), but
+    in the patches' unit, and with projections that compare places with each other at once.
+    """
+    hidden, side = own["hidden_size"], math.isqrt(own["query_num"])
+    patches = own["scale_resolution"] // own["patch_size"]
+    middles = (torch.arange(side) + 0.5) * patches / side - 0.5
+    angles = middles[:, None] * 10000 ** -(torch.arange(hidden // 4) / (hidden // 4))
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    across, down = (line.expand(side, -1, -1), line[:, None].expand(-1, side, -1))
+    same = torch.eye(hidden)
+    # Places count for more than what is there, and those nearby for more than those far away.
+    return {
+        "resampler.pos_embed": torch.cat([across, down], dim=-1).flatten(0, 1),
+        "resampler.ln_q.weight": torch.full((hidden,), 0.1),
+        "resampler.ln_kv.weight": torch.full((hidden,), 0.3),
+        "resampler.attn.in_proj_weight": torch.cat([3 * same, same, same]),
+        "resampler.attn.out_proj.weight": same,
+    }
+
+
+# Language models
+
+
+def qwen2(trained: Tensors) -> Tensors:
+    """Return InternVL2's language model under Llama's names, without its biases.
+
+    Left out of the bundled model, they cost no point of accuracy.
+    """
+    return {
+        name.removeprefix(LANGUAGE_NAMES): tensor
+        for name, tensor in trained.items()
+        if name.startswith(LANGUAGE_NAMES) and not name.endswith(".bias")
+    }
+
+
+def qwen2_as_llama(trained: Tensors, config: dict, _own: dict) -> Tensors:
+    """Return Qwen2 with as many key heads as heads: each is repeated for those that share it."""
+    text = config["llm_config"]
+    size = text["hidden_size"] // text["num_attention_heads"]
+    repeats = text["num_attention_heads"] // text["num_key_value_heads"]
+    return {
+        name: tensor.unflatten(0, (-1, size)).repeat_interleave(repeats, 0).flatten(0, 1)
+        if name.endswith(("k_proj.weight", "v_proj.weight"))
+        else tensor
+        for name, tensor in qwen2(trained).items()
+    }
+
+
+def internvl2_as_minicpm(trained: Tensors, config: dict, own: dict) -> Tensors:
+    """Return InternVL2's parts; the language model computes the same between MiniCPM's scales."""
+    residual = own["scale_depth"] / own["num_hidden_layers"] ** 0.5
+    factors = {
+        "embed_tokens.weight": 1 / own["scale_emb"],
+        "o_proj.weight": 1 / residual,
+        "down_proj.weight": 1 / residual,
+        "lm_head.weight": own["hidden_size"] / own["dim_model_base"],
+    }
+    tensors = internvit_as_siglip(trained, config, own) | queries_on_a_grid(own)
+    for name, tensor in qwen2_as_llama(trained, config, own).items():
+        factor = next((factor for end, factor in factors.items() if name.endswith(end)), 1.0)
+        tensors[f"llm.{name}"] = tensor * factor
+    return tensors
+
+
+def qwen2_as_mllama(trained: Tensors, _config: dict, own: dict) -> Tensors:
+    """Return Qwen2's layers between those that look at the picture."""
+    text = own["text_config"]
+    looking = text["cross_attention_layers"]
+    places = [layer for layer in range(text["num_hidden_layers"]) if layer not in looking]
+    tensors = {}
+    for name, tensor in qwen2(trained).items():
+        if found := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name):
+            name = f"model.layers.{places[int(found[1])]}.{found[2]}"
+        tensors[LANGUAGE_NAMES + name] = tensor
+    return tensors
