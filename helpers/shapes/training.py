@@ -85,10 +85,10 @@ FROM_NOTHING = (
     Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
 )
 FROM_PARTS = (
-    Stage(0.15, {"name": 0.7, "word": 0.3}, {}),
-    Stage(0.4, {"small": 1}, ALL_KINDS),
-    Stage(0.6, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
-    Stage(1.0, {"word": 0.25, "small": 0.25, "large": 0.5}, ALL_KINDS),
+    Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
+    Stage(0.25, {"small": 1}, ALL_KINDS),
+    Stage(0.45, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
+    Stage(1.0, {"word": 0.25, "small": 0.2, "large": 0.55}, ALL_KINDS),
 )
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
