@@ -11,7 +11,11 @@ from helpers.checkpoints import BUNDLED
 from tests.offline import run_offline
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-BUNDLED_NAMES = {"01-llava-mpt": "llava_mpt", "03-internvl2": "internvl2"}
+BUNDLED_NAMES = {
+    "01-llava-mpt": "llava_mpt",
+    "02-mobilevlm": "mobilevlm",
+    "03-internvl2": "internvl2",
+}
 CHOICES = [
     {"VLM_PRECISION": "int8", "VLM_DEVICE": "AUTO"},
     {"VLM_PRECISION": "int4-sym", "VLM_DEVICE": "CPU"},
