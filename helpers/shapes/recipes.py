@@ -282,7 +282,7 @@ MOBILEVLM = LLAVA | {
     "hidden_act": "silu",
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
+    "rope_theta": 1000000.0,  # that of the language model that training begins with
     "rope_scaling": None,
     "attention_bias": False,
     "tie_word_embeddings": False,
@@ -309,7 +309,7 @@ MINICPM_V2 = {
     "hidden_act": "silu",
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
-    "rope_theta": 1000000.0,
+    "rope_theta": 1000000.0,  # that of the language model that training begins with
     "rope_scaling": None,
     "attention_bias": False,
     "tie_word_embeddings": False,
