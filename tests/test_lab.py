@@ -140,7 +140,7 @@ def test_run_all_and_the_widgets(browser, lab, name, request, screenshot):
     ):
         notebook.choose(label, value)
         expect(page.get_by_text(line)).to_be_visible()
-    notebook.run_cell_with("pipeline = VisionLanguagePipeline(place")
+    notebook.run_cell_with("pipeline = VisionLanguagePipeline(")
     shown = notebook.run_cell_with(WITH)
     assert shown.strip().endswith("on AUTO")
     if name == ONE:

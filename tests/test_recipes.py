@@ -19,7 +19,7 @@ from helpers.models import load_model
 from helpers.pipeline import VisionLanguagePipeline
 from helpers.prompts import user_message
 from helpers.shapes import training
-from helpers.shapes.recipes import RECIPES
+from helpers.shapes.recipes import BATCHES, RECIPES
 from tests.tiny import seeded
 
 
@@ -45,11 +45,11 @@ def test_words_of_the_world_are_single_tokens(prepared):
         assert len(training._tokens_after(model.processor, "the", word)) == 1
 
 
-@pytest.mark.parametrize("sort", training.BATCH_SIZES)
+@pytest.mark.parametrize("sort", BATCHES)
 def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort):
     recipe, _, model = prepared
     kinds = {} if sort == "name" else training.ALL_KINDS
-    recipe = replace(recipe, batch=2)
+    recipe = replace(recipe, batches=dict.fromkeys(recipe.batches, 2))
     batch = training.make_batch(model.processor, recipe, random.Random(0), sort, kinds)
     model.zero_grad()
     training.loss_of(model, batch).backward()

@@ -10,7 +10,7 @@ import torch
 
 from helpers.models import load_processor
 from helpers.shapes import training, world
-from helpers.shapes.recipes import RECIPES
+from helpers.shapes.recipes import BATCHES, RECIPES
 from helpers.shapes.world import PLACES, SPLITS, Item, Scene, draw, random_scene, split_of
 
 
@@ -36,7 +36,7 @@ def test_no_scene_and_no_word_of_the_test_set_occurs_in_training():
 
 def test_training_s_own_scenes_are_of_its_split():
     generator = random.Random(0)
-    for sort in training.BATCH_SIZES:
+    for sort in BATCHES:
         for _ in range(200):
             scene, _ = training.sample_scene(generator, "train", sort)
             assert split_of((scene.grid, scene.items)) == "train"
@@ -276,7 +276,7 @@ def test_padding_is_seen_by_itself_only(processor, drawn):
 
 def test_resuming_gives_the_batches_that_would_have_come(processor):
     def batches(start: int):
-        recipe = replace(RECIPES["internvl2"], batch=2)
+        recipe = replace(RECIPES["internvl2"], batches=dict.fromkeys(BATCHES, 2))
         return training.Batches(processor, recipe, start=start, steps=12, seed=3)
 
     threads = torch.get_num_threads()
@@ -297,7 +297,7 @@ def test_the_stages_reach_the_end_and_know_their_batches(stages):
     shares = [stage.until for stage in stages]
     assert shares == sorted(shares) and shares[-1] == 1
     for stage in stages:
-        assert stage.batches.keys() <= training.BATCH_SIZES.keys()
+        assert stage.batches.keys() <= BATCHES.keys()
         assert stage.kinds.keys() <= world.KINDS.keys()
 
 

@@ -204,13 +204,35 @@ def internvl2_as_minicpm(trained: Tensors, config: dict, own: dict) -> Tensors:
 
 
 def qwen2_as_mllama(trained: Tensors, _config: dict, own: dict) -> Tensors:
-    """Return Qwen2's layers between those that look at the picture."""
+    """Return Qwen2's layers, and those that look at the picture made of the layers behind them.
+
+    A layer of Qwen2 attends to text and picture at once. Here the layer before it attends to the
+    picture with the same weights, and its gate begins open.
+    """
     text = own["text_config"]
     looking = text["cross_attention_layers"]
     places = [layer for layer in range(text["num_hidden_layers"]) if layer not in looking]
-    tensors = {}
+    tensors, layers = {}, [dict[str, Tensor]() for _ in places]
     for name, tensor in qwen2(trained).items():
         if found := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name):
-            name = f"model.layers.{places[int(found[1])]}.{found[2]}"
+            number, part = int(found[1]), found[2]
+            layers[number][part] = tensor
+            name = f"model.layers.{places[number]}.{part}"
         tensors[LANGUAGE_NAMES + name] = tensor
+    # A picture's states are not normalized, and are about sums of three embeddings.
+    size = 3**0.5 * trained[LANGUAGE_NAMES + "model.embed_tokens.weight"].square().mean().sqrt()
+    for layer in looking:
+        behind = layers[next(number for number, place in enumerate(places) if place > layer)]
+        norm = behind["input_layernorm.weight"]
+        looks = {
+            "input_layernorm.weight": norm,
+            "cross_attn.q_proj.weight": behind["self_attn.q_proj.weight"],
+            "cross_attn.k_proj.weight": behind["self_attn.k_proj.weight"] * norm,
+            "cross_attn.v_proj.weight": behind["self_attn.v_proj.weight"] * norm / size,
+            "cross_attn.o_proj.weight": behind["self_attn.o_proj.weight"],
+            "cross_attn_attn_gate": torch.ones(1),
+            "cross_attn_mlp_gate": torch.ones(1),
+        }
+        for name, tensor in looks.items():
+            tensors[f"{LANGUAGE_NAMES}model.layers.{layer}.{name}"] = tensor
     return tensors

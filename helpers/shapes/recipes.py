@@ -18,6 +18,9 @@ from helpers.models import internvl2, llava_mpt, minicpm_v2, mllama, mobilevlm
 from helpers.shapes import beginnings, world
 from helpers.shapes.beginnings import Beginning
 
+# Pictures in a batch of each sort: the work goes with tiles and questions.
+BATCHES = {"name": 64, "word": 32, "small": 16, "large": 16}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -41,7 +44,7 @@ class Recipe:
     instruction: str = ""
     begins_with: dict[str, Beginning] = field(default_factory=dict)
     steps: int = 8000
-    batch: int = 16
+    batches: dict[str, int] = field(default_factory=lambda: BATCHES)
     learning_rate: float = 1.2e-3
     int4: Weights = PRESETS["int4"].language_model
 
@@ -424,6 +427,7 @@ RECIPES = {
             "internvl2": beginnings.qwen2_as_mllama,
         },
         steps=6000,
+        batches=dict.fromkeys(BATCHES, 16),  # a picture costs all its tiles, used or not
         learning_rate=8e-4,
         int4=Weights(
             "int4-asym",

@@ -44,8 +44,6 @@ from helpers.shapes.recipes import RECIPES, Recipe
 
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
-# Pictures in a batch, as a multiple of the recipe's: the work goes with tiles and questions.
-BATCH_SIZES = {"name": 4, "word": 2, "small": 1, "large": 1}
 CONVERSATIONS = 0.25  # of the samples: several turns
 INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
 NAMING = 0.3  # the weight of the loss of naming, beside that of answers
@@ -84,12 +82,18 @@ FROM_NOTHING = (
     Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
     Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
 )
-# The lengths settled while MobileVLM was trained; only reading is hardly learned among all kinds.
+# Lengths and shares settled while MobileVLM and MiniCPM-V-2 were trained. Only reading is hardly
+# learned among all kinds; large pictures, and what is unusual in them, come last.
 FROM_PARTS = (
     Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
     Stage(0.25, {"small": 1}, ALL_KINDS),
     Stage(0.45, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
-    Stage(1.0, {"word": 0.25, "small": 0.2, "large": 0.55}, ALL_KINDS),
+    Stage(0.75, {"word": 0.4, "small": 0.1, "large": 0.5}, ALL_KINDS | {"unusual": 6}),
+    Stage(
+        1.0,
+        {"word": 0.2, "small": 0.05, "large": 0.75},
+        ALL_KINDS | {"describe": 2, "count": 1, "where": 1, "unusual": 6, "word": 4},
+    ),
 )
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
@@ -227,7 +231,7 @@ def make_batch(
 ) -> dict:
     """Return a batch of a sort: the image encoder's inputs, what they show, questions."""
     images, samples, scenes = [], [], []
-    while len(images) < recipe.batch * BATCH_SIZES[sort]:
+    while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
         if sort == "word":
             questions = [world.word(scene, generator)]
