@@ -15,6 +15,7 @@ BUNDLED_NAMES = {
     "01-llava-mpt": "llava_mpt",
     "02-mobilevlm": "mobilevlm",
     "03-internvl2": "internvl2",
+    "04-minicpm-v-2": "minicpm_v2",
 }
 CHOICES = [
     {"VLM_PRECISION": "int8", "VLM_DEVICE": "AUTO"},

@@ -19,7 +19,7 @@ from helpers.shapes import beginnings, world
 from helpers.shapes.beginnings import Beginning
 
 # Pictures in a batch of each sort: the work goes with tiles and questions.
-BATCHES = {"name": 64, "word": 32, "small": 16, "large": 16}
+BATCHES = {"name": 64, "word": 32, "strip": 32, "small": 16, "large": 16}
 
 
 @dataclass(frozen=True)

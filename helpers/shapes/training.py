@@ -63,7 +63,8 @@ ALL_KINDS = {
 class Stage:
     """A part of training up to a share of the steps: how often each sort of batch and question.
 
-    A batch is of pictures to `name`, of a `word` to read, or of `small` or `large` pictures.
+    A batch is of pictures to `name`, of a `word` to read, of words on a `strip`, or of `small` or
+    `large` pictures.
     """
 
     until: float
@@ -83,7 +84,8 @@ FROM_NOTHING = (
     Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
 )
 # Lengths and shares settled while MobileVLM and MiniCPM-V-2 were trained. Only reading is hardly
-# learned among all kinds; large pictures, and what is unusual in them, come last.
+# learned among all kinds; large pictures, what is unusual in them, and letters that a cut goes
+# through come last.
 FROM_PARTS = (
     Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
     Stage(0.25, {"small": 1}, ALL_KINDS),
@@ -91,7 +93,7 @@ FROM_PARTS = (
     Stage(0.75, {"word": 0.4, "small": 0.1, "large": 0.5}, ALL_KINDS | {"unusual": 6}),
     Stage(
         1.0,
-        {"word": 0.2, "small": 0.05, "large": 0.75},
+        {"word": 0.1, "strip": 0.2, "small": 0.05, "large": 0.65},
         ALL_KINDS | {"describe": 2, "count": 1, "where": 1, "unusual": 6, "word": 4},
     ),
 )
@@ -113,6 +115,10 @@ def sample_scene(
     """
     if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
+    if batch == "strip":
+        grid = generator.choice(((2, 1), (1, 2)))
+        scene = world.random_scene(generator, split, grid=grid, word=0.95)
+        return scene, generator.randint(64, 144)
     if batch == "word":
         grid = generator.choice(word_grids)
         return world.random_scene(generator, split, grid=grid, word=0.95), 60
@@ -233,7 +239,7 @@ def make_batch(
     images, samples, scenes = [], [], []
     while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
-        if sort == "word":
+        if sort in ("word", "strip"):
             questions = [world.word(scene, generator)]
         else:
             questions = sample_questions(scene, generator, 10, kinds) if kinds else []
@@ -246,7 +252,7 @@ def make_batch(
             turns = generator.random() < CONVERSATIONS
             samples.append(encode_sample(processor, images[-1], questions, turns=turns))
     batch = {"images": join_images(images)} | (collate(samples) if samples else {})
-    if sort != "large":
+    if sort not in ("strip", "large"):  # those that image encoders may cut into pieces
         batch["shown"] = shown_words(processor, scenes)
     return batch
 
