@@ -80,6 +80,54 @@ def test_clip_sees_alike_with_patches_and_pictures_of_other_sizes(begun, family)
     assert torch.cosine_similarity(*centred, dim=0) > 0.3
 
 
+@pytest.mark.parametrize(("canvas", "top"), [((2, 2), 0.0), ((1, 2), 0.25)])
+def test_tiles_begin_with_the_places_of_the_whole_picture(begun, canvas, top):
+    """On a canvas of (rows, columns) tiles, each patch is nearest to CLIP's position for its place.
+
+    A wide canvas lies in the middle of the square: it begins at a quarter of the height.
+    """
+    own = begun("mllama")
+    shapes = own.config["vision_config"]["supported_aspect_ratios"]
+    positions = own.image_encoder.gated_positional_embedding
+    trained = load_model(beginnings.BUNDLED / "llava_mpt", torch.float32)
+    table = trained.image_encoder.embeddings.position_embedding.weight.detach()[1:]
+    nothing = torch.zeros(1, 4, positions.num_patches, positions.hidden_size)
+    with torch.inference_mode():
+        found = positions(nothing, torch.tensor([[1 + shapes.index(list(canvas))]]))[0, :, 1:]
+    (rows, columns), side, wide = canvas, 8, 12  # patches: of a tile, and of CLIP's square
+    for row, column in ((0, 0), (side - 1, columns * side - 1), (rows * side - 1, side)):
+        tile = row // side * columns + column // side
+        patch = found[tile, row % side * side + column % side]
+        nearest = torch.cosine_similarity(patch, table, dim=1).argmax().item()
+        down = (row + 0.5) / (max(canvas) * side) + top
+        across = (column + 0.5) / (max(canvas) * side)
+        assert divmod(nearest, wide) == (int(down * wide), int(across * wide))
+
+
+def test_a_layer_that_looks_takes_from_a_picture_what_the_one_behind_took_from_words(begun):
+    """Of a state like a sum of three embeddings, which says what a picture shows somewhere."""
+    own, trained = begun("mllama"), load_model(beginnings.BUNDLED / "internvl2", torch.float32)
+    layers, words = (
+        trained.language_model.model.layers,
+        trained.embed_tokens(torch.arange(300, 303)),
+    )
+    state = words.sum(0)[None, None]
+    crossing = own.config["text_config"]["cross_attention_layers"]
+    for index, number in enumerate(crossing):
+        looks, behind = own.language_model.model.layers[number], layers[number - index]
+        attention = behind.self_attn
+        with torch.inference_mode():
+            normed = behind.input_layernorm(state)
+            values = attention.v_proj(normed).unflatten(-1, (2, 32)) - attention.v_proj.bias.view(
+                2, 32
+            )
+            wanted = attention.o_proj(values.repeat_interleave(2, dim=2).flatten(2))
+            found, _ = looks.cross_attn(state, state)
+        assert torch.cosine_similarity(found, wanted, dim=-1) > 0.999
+        assert 0.5 < found.norm() / wanted.norm() < 2
+        assert looks.cross_attn_attn_gate.tanh() > 0.5
+
+
 def clip_states(model, picture) -> torch.Tensor:
     """Return the patches of a picture's only tile behind CLIP's layers, (width, side, side)."""
     encoder, seen = model.image_encoder, []

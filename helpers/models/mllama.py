@@ -10,6 +10,7 @@ pictures and others do not, or different numbers of them.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, wraps
@@ -304,8 +305,16 @@ class Mllama(VisionLanguageModel):
         return PictureStates(states, aspect_ratio_mask.sum(-1).flatten().tolist())
 
     def squares(self, features: PictureStates) -> Tensor:
-        """Return the patches of each picture's first tile; before them is one for the whole."""
-        return torch.stack([states[0, 1:] for states in features])
+        """Return the patches of each picture, whose tiles make a square, row by row.
+
+        Before the patches of a tile is a token for the whole tile, which is left out.
+        """
+        return torch.stack(
+            [
+                _joined(states[:tiles, 1:])
+                for states, tiles in zip(features, features.tiles, strict=True)
+            ]
+        )
 
     def prepare(
         self,
@@ -367,6 +376,13 @@ class Mllama(VisionLanguageModel):
             },
             cache=dict(zip(past, present, strict=True)),
         )
+
+
+def _joined(tiles: Tensor) -> Tensor:
+    """Return the patches of tiles (tiles, patches, hidden) that make a square, row by row."""
+    rows, side = math.isqrt(tiles.shape[0]), math.isqrt(tiles.shape[1])
+    square = tiles.unflatten(1, (side, side)).unflatten(0, (rows, rows))
+    return square.transpose(1, 2).flatten(0, 3)
 
 
 class LanguageModel(MllamaForCausalLM):

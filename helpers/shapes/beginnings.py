@@ -11,7 +11,7 @@ return what the new one's tensors become, under the names of its authors.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,9 @@ def _vocabulary(model: VisionLanguageModel) -> dict[str, int]:
     return ids | {"end of answer": processor.stop_token_ids[-1]}
 
 
-def resized(weights: Tensor, shape: torch.Size) -> Tensor:
+def resized(weights: Tensor, shape: Sequence[int]) -> Tensor:
     """Return an image encoder's weights for patches of another size, or for more of them."""
-    if weights.shape == shape:
+    if weights.shape == tuple(shape):
         return weights
     if weights.dim() == 4:  # of one patch; fewer pixels are to add up to as much
         smaller = nn.functional.interpolate(weights, shape[2:], mode="bilinear", antialias=True)
@@ -88,13 +88,19 @@ def resized(weights: Tensor, shape: torch.Size) -> Tensor:
 # Image encoders
 
 
+MLLAMA_POSITIONS = "vision_model.gated_positional_embedding."
+
+
 def clip(trained: Tensors, _config: dict, _own: dict) -> Tensors:
     """Return CLIP as it is."""
     return {name: tensor for name, tensor in trained.items() if name.startswith(VISION_NAMES)}
 
 
 def clip_as_mllama(trained: Tensors, config: dict, own: dict) -> Tensors:
-    """Return CLIP as the first of Llama-3.2-Vision's two encoders, without attention's biases."""
+    """Return CLIP as the first of Llama-3.2-Vision's two encoders, without attention's biases.
+
+    A picture of several tiles begins with the positions that CLIP gives to the whole picture.
+    """
     renamed = {
         "embeddings.class_embedding": "class_embedding",
         "embeddings.patch_embedding.": "patch_embedding.",
@@ -113,7 +119,32 @@ def clip_as_mllama(trained: Tensors, config: dict, own: dict) -> Tensors:
         for old, new in renamed.items():
             name = name.replace(old, new)
         tensors[name] = tensor
-    return tensors
+    return tensors | positions_in_tiles(tensors[MLLAMA_POSITIONS + "embedding"], own)
+
+
+def positions_in_tiles(trained: Tensor, own: dict) -> Tensors:
+    """Return Llama-3.2-Vision's positions in tiles from those of a square (1 + patches, hidden).
+
+    They are added to those in one tile, in shares that the gate says. The tiles of a picture lie
+    in the middle of the square, where LLaVA-MPT has a picture that is not one.
+    """
+    vision, gate = own["vision_config"], torch.ones(1)
+    shapes, tiles = vision["supported_aspect_ratios"], vision["max_num_tiles"]
+    side = vision["image_size"] // vision["patch_size"]
+    one_tile = resized(trained, (1 + side**2, trained.shape[1]))
+    table = one_tile.repeat(1 + len(shapes), tiles, 1, 1)  # id 0 is of no picture
+    for number, (rows, columns) in enumerate(shapes, 1):
+        width = max(rows, columns) * side
+        places = resized(trained, (1 + width**2, trained.shape[1]))[1:].unflatten(0, (width, width))
+        top, left = ((width - count * side) // 2 for count in (rows, columns))
+        used = places[top : top + rows * side, left : left + columns * side]
+        used = used.unflatten(1, (columns, side)).unflatten(0, (rows, side)).transpose(1, 2)
+        table[number, : rows * columns, 1:] = used.flatten(2, 3).flatten(0, 1)
+    added = (table - (1 - gate.tanh()) * one_tile) / gate.tanh()
+    return {
+        MLLAMA_POSITIONS + "gate": gate,
+        MLLAMA_POSITIONS + "tile_embedding.weight": added.flatten(1),
+    }
 
 
 def internvit_as_siglip(trained: Tensors, _config: dict, _own: dict) -> Tensors:

@@ -29,10 +29,11 @@ class Recipe:
     `sizes` are the places in the config where the number of tokens belongs, each a path of names.
     `tower` is the config of an image encoder that the authors keep in a folder of its own, which
     the config names. With `shards`, weights are written as that many `.bin` files, else as one of
-    safetensors. Words are learned in pictures of `word_grids`, as large as the image encoder reads
-    at once. `instruction` is what the authors' training put behind questions that a word
-    answers. Training begins with parts of the bundled models of the families in `begins_with`, each
-    with what becomes of them here. `int4` is how its notebook stores the language model in 4 bits.
+    safetensors. Words are learned in pictures of `word_grids`. Where the image encoder sees tiles
+    as one picture, small pictures are drawn at several `scales`. `instruction` is what the authors'
+    training put behind questions that a word answers. Training begins with parts of the bundled
+    models of the families in `begins_with`, each with what becomes of them here. `int4` is how its
+    notebook stores the language model in 4 bits.
     """
 
     config: dict
@@ -41,6 +42,7 @@ class Recipe:
     tower: dict | None = None
     shards: int = 0
     word_grids: tuple[tuple[int, int], ...] = ((1, 1),)
+    scales: tuple[int, ...] = (1,)
     instruction: str = ""
     begins_with: dict[str, Beginning] = field(default_factory=dict)
     steps: int = 8000
@@ -426,8 +428,9 @@ RECIPES = {
             "llava_mpt": beginnings.clip_as_mllama,
             "internvl2": beginnings.qwen2_as_mllama,
         },
-        steps=6000,
-        batches=dict.fromkeys(BATCHES, 16),  # a picture costs all its tiles, used or not
+        scales=(1, 2, 2, 2),
+        steps=5000,
+        batches=BATCHES | {"name": 16},  # a picture costs all its tiles, used or not
         learning_rate=8e-4,
         int4=Weights(
             "int4-asym",

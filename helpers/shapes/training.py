@@ -97,6 +97,7 @@ FROM_PARTS = (
         ALL_KINDS | {"describe": 2, "count": 1, "where": 1, "unusual": 6, "word": 4},
     ),
 )
+IN_PIECES = ("strip", "large")  # batches of pictures that image encoders may cut
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
 
@@ -111,7 +112,8 @@ def sample_scene(
 ) -> tuple[world.Scene, int]:
     """Return a scene for a batch of the sort `batch` and the size of its places in pixels.
 
-    Small pictures stay below 64 x 64 pixels, which no image encoder here cuts into pieces.
+    Pictures to name, small ones and those of one word stay below 64 x 64 pixels, which no image
+    encoder here cuts into pieces.
     """
     if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
@@ -237,6 +239,7 @@ def make_batch(
 ) -> dict:
     """Return a batch of a sort: the image encoder's inputs, what they show, questions."""
     images, samples, scenes = [], [], []
+    scale = 1 if sort in IN_PIECES else generator.choice(recipe.scales)
     while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
         if sort in ("word", "strip"):
@@ -246,13 +249,17 @@ def make_batch(
         if kinds and not questions:
             continue
         questions = [with_instruction(one, recipe.instruction, generator) for one in questions]
-        images.append(processor.image_inputs([world.draw(scene, cell=cell)]))
+        picture = world.draw(scene, cell=cell * scale)
+        if sort not in IN_PIECES:
+            # A square, so that it is known where on the image encoder's canvas everything is.
+            picture = picture.resize((min(picture.size),) * 2)
+        images.append(processor.image_inputs([picture]))
         scenes.append(scene)
         if questions:
             turns = generator.random() < CONVERSATIONS
             samples.append(encode_sample(processor, images[-1], questions, turns=turns))
     batch = {"images": join_images(images)} | (collate(samples) if samples else {})
-    if sort not in ("strip", "large"):  # those that image encoders may cut into pieces
+    if sort not in IN_PIECES:
         batch["shown"] = shown_words(processor, scenes)
     return batch
 
