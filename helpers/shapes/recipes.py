@@ -428,6 +428,7 @@ RECIPES = {
             "llava_mpt": beginnings.clip_as_mllama,
             "internvl2": beginnings.qwen2_as_mllama,
         },
+        word_grids=((2, 2),),
         scales=(1, 2, 2, 2),
         steps=5000,
         batches=BATCHES | {"name": 16},  # a picture costs all its tiles, used or not

@@ -89,7 +89,7 @@ FROM_NOTHING = (
 FROM_PARTS = (
     Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
     Stage(0.25, {"small": 1}, ALL_KINDS),
-    Stage(0.45, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
+    Stage(0.5, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
     Stage(0.75, {"word": 0.4, "small": 0.1, "large": 0.5}, ALL_KINDS | {"unusual": 6}),
     Stage(
         1.0,
