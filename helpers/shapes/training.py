@@ -83,7 +83,7 @@ FROM_NOTHING = (
     Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
     Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
 )
-# Lengths and shares settled while MobileVLM and MiniCPM-V-2 were trained. Only reading is hardly
+# Lengths and shares settled while the models that begin with parts were trained. Only reading is hardly
 # learned among all kinds; large pictures, what is unusual in them, and letters that a cut goes
 # through come last.
 FROM_PARTS = (
