@@ -83,9 +83,9 @@ FROM_NOTHING = (
     Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
     Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
 )
-# Lengths and shares settled while the models that begin with parts were trained. Only reading is hardly
-# learned among all kinds; large pictures, what is unusual in them, and letters that a cut goes
-# through come last.
+# Lengths and shares settled while the models that begin with parts were trained. Only reading is
+# hardly learned among all kinds; large pictures, what is unusual in them, and letters that a cut
+# goes through come last.
 FROM_PARTS = (
     Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
     Stage(0.25, {"small": 1}, ALL_KINDS),
