@@ -90,7 +90,12 @@ FROM_PARTS = (
     Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
     Stage(0.25, {"small": 1}, ALL_KINDS),
     Stage(0.5, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
-    Stage(0.75, {"word": 0.4, "small": 0.1, "large": 0.5}, ALL_KINDS | {"unusual": 6}),
+    Stage(0.69, {"word": 0.4, "small": 0.1, "large": 0.5}, ALL_KINDS | {"unusual": 6}),
+    Stage(
+        0.8,
+        {"word": 0.1, "small": 0.4, "large": 0.5},
+        {"unusual": 10, "describe": 2, "count": 2, "colour": 1, "shape": 1, "where": 2, "word": 1},
+    ),
     Stage(
         1.0,
         {"word": 0.1, "strip": 0.2, "small": 0.05, "large": 0.65},
