@@ -430,7 +430,7 @@ RECIPES = {
         },
         word_grids=((2, 2),),
         scales=(1, 2, 2, 2),
-        steps=6000,
+        steps=6300,
         batches=BATCHES | {"name": 16},  # a picture costs all its tiles, used or not
         learning_rate=8e-4,
         int4=Weights(

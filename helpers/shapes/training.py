@@ -99,7 +99,7 @@ FROM_PARTS = (
     Stage(
         1.0,
         {"word": 0.1, "strip": 0.2, "small": 0.05, "large": 0.65},
-        ALL_KINDS | {"describe": 2, "count": 1, "where": 1, "unusual": 6, "word": 4},
+        {"describe": 2, "count": 3, "colour": 1, "shape": 1, "where": 2, "unusual": 8, "word": 3},
     ),
 )
 IN_PIECES = ("strip", "large")  # batches of pictures that image encoders may cut
