@@ -16,6 +16,7 @@ BUNDLED_NAMES = {
     "02-mobilevlm": "mobilevlm",
     "03-internvl2": "internvl2",
     "04-minicpm-v-2": "minicpm_v2",
+    "05-llama-3.2-vision": "mllama",
 }
 CHOICES = [
     {"VLM_PRECISION": "int8", "VLM_DEVICE": "AUTO"},
