@@ -89,8 +89,10 @@ class Notebook:
     def __init__(self, page: Page, address: str, name: str) -> None:
         self.page = page
         page.set_default_timeout(60_000)
-        # A workspace of its own: the usual one opens again what was open in it before.
-        page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}")
+        # A workspace of its own: the usual one opens again what was open in it before. JupyterLab
+        # does not take dots in its name.
+        workspace = Path(name).stem.replace(".", "-")
+        page.goto(f"{address}/lab/workspaces/{workspace}/tree/{name}")
         expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=60_000)
 
     def menu(self, menu: str, entry: str) -> None:
