@@ -117,8 +117,8 @@ def sample_scene(
 ) -> tuple[world.Scene, int]:
     """Return a scene for a batch of the sort `batch` and the size of its places in pixels.
 
-    Pictures to name, small ones and those of one word stay below 64 x 64 pixels, which no image
-    encoder here cuts into pieces.
+    Pictures to name, small ones and those of one word stay below 64 x 64 pixels, unless a recipe's
+    `scales` enlarge them; no image encoder here cuts such pictures into pieces.
     """
     if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
