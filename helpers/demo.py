@@ -18,7 +18,7 @@ from PIL import Image
 from helpers.errors import PictureError, UserError
 from helpers.images import open_picture
 from helpers.models.base import Processor
-from helpers.pipeline import Conversation, Reply, VisionLanguagePipeline
+from helpers.pipeline import EMPTY, Conversation, Reply, VisionLanguagePipeline
 
 MAXIMUM_UPLOAD = "20mb"
 HOUR = 3600  # seconds
@@ -143,75 +143,86 @@ def _opened(shown: Image.Image | str | Path) -> Image.Image:
         raise PictureError(str(error).replace(str(shown), name)) from None
 
 
-class Sessions:
-    """The conversation and the running answer of each browser window."""
+class Window:
+    """What one browser window has asked since it was opened or cleared."""
 
     def __init__(self, pipeline: VisionLanguagePipeline) -> None:
         self.pipeline = pipeline
-        self.uploads: dict[str, set[Path]] = {}
-        self.conversations: dict[str, Conversation] = {}
-        self.stops: dict[str, threading.Event] = {}
-        self.pictures: dict[str, tuple] = {}
+        self.conversation: Conversation | None = None
+        self.pictures: tuple = ()  # sizes and pixels of those that the conversation is about
         # The last question with its pictures, and the answer if there is any.
-        self.asked: dict[str, tuple[str, Shown, Reply | None]] = {}
+        self.asked: tuple[str, Shown, Reply | None] | None = None
+        self.stop = threading.Event()  # of the last answer
+        self.cleared = False
 
-    def ask(self, session: str, text: str, shown: Shown, options: dict[str, Any]) -> Reply:
+    def ask(self, text: str, shown: Shown, options: dict[str, Any]) -> Reply:
         """Start an answer; other pictures than the last question's start a new conversation."""
-        self.asked[session] = (text, shown, None)
+        self.asked, self.stop = (text, shown, None), threading.Event()
+        if self.cleared:
+            self.stop.set()
         pictures = [_opened(picture) for picture in shown]
         content = tuple((picture.size, picture.tobytes()) for picture in pictures)
-        if session not in self.conversations or self.pictures.get(session) != content:
-            self.conversations[session] = self.pipeline.conversation()
-            self.pictures[session] = content
-        conversation = self.conversations[session]
-        new = [] if conversation.ids else pictures
-        self.stops[session] = threading.Event()
-        reply = conversation.ask(text, new, stop=self.stops[session], **options)
-        self.asked[session] = (text, shown, reply)
+        if self.conversation is None or self.pictures != content:
+            self.conversation, self.pictures = self.pipeline.conversation(), content
+        new = [] if self.conversation.ids else pictures
+        reply = self.conversation.ask(text, new, stop=self.stop, **options)
+        self.asked = (text, shown, reply)
         return reply
 
-    def take_back(self, session: str) -> tuple[str, Shown] | None:
-        """Forget a window's last question and its answer; return the question and its pictures.
+    def take_back(self) -> tuple[str, Shown] | None:
+        """Forget the last question and its answer; return the question and its pictures.
 
         None if there is none.
         """
-        if session not in self.asked:
+        if self.asked is None:
             return None
-        self.stop(session)
-        text, shown, reply = self.asked.pop(session)
+        self.stop.set()
+        (text, shown, reply), self.asked = self.asked, None
         if reply is not None:
             reply.conversation.take_back(reply)
         return text, shown
 
-    def stop(self, session: str) -> None:
-        """End the running answer of a window."""
-        if session in self.stops:
-            self.stops[session].set()
+    def clear(self) -> None:
+        """End the running answer, and every one to come: a cleared window is not asked again."""
+        self.cleared = True
+        self.stop.set()
+
+
+class Sessions:
+    """The windows that are open, by what Gradio calls their session, and what they uploaded."""
+
+    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
+        self.pipeline = pipeline
+        self.uploads: dict[str, set[Path]] = {}
+        self.windows: dict[str, Window] = {}
+
+    def window(self, session: str) -> Window:
+        """Return the window of a session."""
+        return self.windows.setdefault(session, Window(self.pipeline))
 
     def uploaded(self, session: str, paths: Iterable[str]) -> None:
         """Remember which files a window brought."""
         self.uploads.setdefault(session, set()).update(map(Path, paths))
 
+    def clear(self, session: str) -> None:
+        """Forget what a window has asked."""
+        self.windows.pop(session, Window(self.pipeline)).clear()
+
     def close(self, session: str) -> None:
         """Drop everything of a window that is gone, and its files unless another has the same."""
-        self.forget(session)
+        self.clear(session)
         mine = self.uploads.pop(session, set())
         for path in mine.difference(*self.uploads.values()):
             path.unlink(missing_ok=True)
 
-    def forget(self, session: str) -> None:
-        """Stop and drop the conversation of a window."""
-        self.stop(session)
-        for kept in (self.conversations, self.stops, self.pictures, self.asked):
-            kept.pop(session, None)
-
 
 def respond(
-    sessions: Sessions, session: str, text: str, shown: Shown, history: list, options: dict
+    window: Window, text: str, shown: Shown, history: list, options: dict
 ) -> Iterator[list]:
     """Yield the chat with the answer so far; an error is shown as a sentence in the chat.
 
-    Several beams cannot stream, which the chat says until their answer is there.
+    Several beams cannot stream, which the chat says until their answer is there. When the window
+    is cleared meanwhile, the last chat is empty.
     """
     history = [*history, {"role": "user", "content": text}]
 
@@ -223,7 +234,7 @@ def respond(
     yield chat(begun)
     started = time.perf_counter()
     try:
-        reply = sessions.ask(session, text, shown, options)
+        reply = window.ask(text, shown, options)
         for place in reply.places():
             yield chat(_small(f"waiting; questions before this one: {place}"))
         yield chat(begun)
@@ -235,6 +246,9 @@ def respond(
         yield chat(said.strip() + (times and f"\n\n{_small(times)}"))
     except UserError as error:
         yield chat(f"⚠️ {error}")
+    # The page may show what was sent to it before it was cleared after it was cleared.
+    if window.cleared:
+        yield []
 
 
 def _small(text: str) -> str:
@@ -291,24 +305,30 @@ def build_page(
 
         # Gradio hands the request to a positional parameter of this type only.
         def answer(request: gr.Request, text, image, history, *values):
-            options, session = options_of(controls, values), request.session_hash
-            for chat_now in respond(sessions, session, text, image, history or [], options):
-                yield chat_now, ""
+            if not (text or "").strip():  # the second of two clicks, for one
+                gr.Warning(EMPTY)
+                yield gr.skip(), gr.skip()
+                return
+            window, options = sessions.window(request.session_hash), options_of(controls, values)
+            question_now = ""  # at once, and then it is left alone: the next one may be typed
+            for chat_now in respond(window, text, image, history or [], options):
+                yield chat_now, question_now
+                question_now = gr.skip()
 
         def regenerate(request: gr.Request, history, *values):
-            options, session = options_of(controls, values), request.session_hash
-            last = sessions.take_back(session)
+            window, options = sessions.window(request.session_hash), options_of(controls, values)
+            last = window.take_back()
             if last is None:
                 yield history
             else:
-                yield from respond(sessions, session, *last, history[:-2], options)
+                yield from respond(window, *last, history[:-2], options)
 
         def forget(request: gr.Request) -> list:
-            sessions.forget(request.session_hash)
+            sessions.clear(request.session_hash)
             return []
 
         def stop_answer(request: gr.Request) -> None:
-            sessions.stop(request.session_hash)
+            sessions.window(request.session_hash).stop.set()
 
         def leave(request: gr.Request) -> None:
             sessions.close(request.session_hash)
@@ -316,14 +336,18 @@ def build_page(
         def keep(request: gr.Request, shown) -> None:
             sessions.uploaded(request.session_hash, shown)
 
-        inputs = [question, pictures, chat, *settings]
-        running = [
-            gr.on([ask.click, question.submit], answer, inputs, [chat, question], api_name="ask"),
-            again.click(regenerate, [chat, *settings], chat),
-        ]
+        # A question that is asked during an answer, or just after it was stopped, comes next.
+        gr.on(
+            [ask.click, question.submit],
+            answer,
+            [question, pictures, chat, *settings],
+            [chat, question],
+            api_name="ask",
+            trigger_mode="always_last",
+        )
+        again.click(regenerate, [chat, *settings], chat)
         stop.click(stop_answer, queue=False)
-        # The chat has a button of its own. An answer that goes on would write into the empty chat.
-        gr.on([clear.click, chat.clear], forget, None, chat, queue=False, cancels=running)
+        gr.on([clear.click, chat.clear], forget, None, chat, queue=False)  # the chat has its own
         pictures.upload(keep, pictures, queue=False, api_visibility="private")
         page.unload(leave)
     return page

@@ -242,7 +242,8 @@ class Conversation:
         """Start an answer and return it; iterating over it gives pieces of text as they come.
 
         `question` is a text, or a user's message with its pictures in it. `stop` ends the answer
-        when set. `sampling` are options of transformers' `generate`: do_sample, temperature,
+        when set; an image encoder that runs is not interrupted, so the next answer waits for it.
+        `sampling` are options of transformers' `generate`: do_sample, temperature,
         top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), and `seed`.
         Raises `QuestionError` for an empty question or one that does not fit into the context,
         and `PictureError` for what is no picture.
@@ -427,12 +428,24 @@ class Reply:
         return self.conversation.pipeline.turns.places(self)
 
     def __iter__(self) -> Iterator[str]:
-        """Give pieces of the answer as they come; an error of the computation is raised here."""
-        while (piece := self._pieces.get()) is not None:
+        """Give pieces of the answer as they come; an error of the computation is raised here.
+
+        An answer that is stopped before its first token has none, and ends without waiting.
+        """
+        while not self._is_given_up():
+            try:
+                piece = self._pieces.get(timeout=_LOOK)
+            except queue.Empty:
+                continue
+            if piece is None:
+                self._pieces.put(None)  # so that iterating again ends at once
+                self._wait()
+                return
             if piece:
                 yield piece
-        self._pieces.put(None)  # so that iterating again ends at once
-        self._wait()
+
+    def _is_given_up(self) -> bool:
+        return self.stop.is_set() and self.is_running and not self.times.first_token
 
     def _wait(self) -> None:
         self._thread.join()

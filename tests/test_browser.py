@@ -126,6 +126,31 @@ def test_the_chat_stays_empty_when_a_running_answer_is_cleared(answering):
     expect(answering.answers).to_have_count(0)
 
 
+def test_a_question_just_after_clearing(answering):
+    answering.press("Clear")
+    answering.ask("What shape is at the top left?")
+    expect(answering.answers.last).to_contain_text("star")
+    expect(answering.answers.last).to_contain_text("first token")
+    expect(answering.answers).to_have_count(1)
+
+
+def test_the_next_question_is_typed_while_an_answer_comes(answering):
+    answering.ask("What shape is at the top left?")
+    expect(answering.question).to_have_value("What shape is at the top left?")
+    expect(answering.answers).to_have_count(2)  # it is asked when the answer is complete
+    expect(answering.answers.last).to_contain_text("star")
+    expect(answering.question).to_have_value("")
+
+
+def test_a_double_click_asks_once(browser, served):
+    chat = Chat(new_page(browser), served[0])
+    chat.question.fill("What is in the picture?")
+    chat.page.get_by_role("button", name="Ask", exact=True).dblclick()
+    expect(chat.page.get_by_text("The question is empty")).to_be_visible()
+    expect(chat.answers.last).to_contain_text("first token")
+    expect(chat.answers).to_have_count(1)
+
+
 def test_two_people_at_once(browser, served, drawn):
     """Each sees the answers to their own picture, also when questions come in turn."""
     address, _ = served

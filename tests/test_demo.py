@@ -14,7 +14,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from helpers import demo
-from helpers.demo import Sessions, build_page, open_page, respond, save_examples
+from helpers.demo import Sessions, Window, build_page, open_page, respond, save_examples
 from helpers.shapes.training import NOTICE
 from tests.tiny import picture, questions
 
@@ -50,7 +50,7 @@ def gallery(*paths) -> list[dict]:
     return [{"image": handle_file(path), "caption": None} for path in paths]
 
 
-class Window:
+class Visitor:
     """One browser window: its session, and the chat that it shows."""
 
     def __init__(self, address: str) -> None:
@@ -63,8 +63,9 @@ class Window:
         return self.client.submit(*given, api_name="/ask")
 
     def answer(self, text: str, image=(), tokens: int = 8) -> str:
-        self.chat, question = self.ask(text, image, tokens).result(timeout=60)
-        assert question == ""
+        job = self.ask(text, image, tokens)
+        self.chat = job.result(timeout=60)[0]
+        assert job.outputs()[0][1] == ""  # the question's field, at once
         return content(self.chat[-1])
 
     def press(self, name: str):
@@ -86,7 +87,7 @@ def expected(pipeline, *turns) -> list[str]:
 
 @pytest.fixture
 def window(page):
-    opened = Window(page[1])
+    opened = Visitor(page[1])
     yield opened
     opened.client.close()
 
@@ -131,7 +132,7 @@ def test_several_pictures(window, pipeline, tmp_path):
 def test_a_model_for_one_picture(pipeline, picture_files, monkeypatch):
     monkeypatch.setattr(pipeline.processor, "most_pictures", 1)
     blocks = build_page(pipeline, title="One picture")
-    opened = Window(open_page(blocks))
+    opened = Visitor(open_page(blocks))
     try:
         given = (FIRST, picture_files[0][0]["image"], [], *USUAL)
         chat, _ = opened.client.predict(*given, api_name="/ask")
@@ -155,7 +156,7 @@ def test_no_upload_outlives_the_page(pipeline, tmp_path):
 
 def test_a_question_that_waits_shows_its_place(page, pipeline, slowly):
     slowly.seconds = 0.2
-    windows = [Window(page[1]) for _ in range(3)]
+    windows = [Visitor(page[1]) for _ in range(3)]
     jobs = []
     for opened in windows:
         jobs.append(opened.ask(FIRST))
@@ -170,7 +171,7 @@ def test_a_question_that_waits_shows_its_place(page, pipeline, slowly):
 
 
 def test_windows_are_kept_apart(page, pipeline, picture_files):
-    windows = [Window(page[1]), Window(page[1])]
+    windows = [Visitor(page[1]), Visitor(page[1])]
     for text in (FIRST, SECOND):
         jobs = [w.ask(text, picture_files[number]) for number, w in enumerate(windows)]
         for opened, job in zip(windows, jobs, strict=True):
@@ -203,7 +204,7 @@ def test_stop_ends_the_answer(window, slowly):
 
 
 def test_stop_of_one_window_leaves_the_other_s_answer(page, pipeline, slowly):
-    windows = [Window(page[1]), Window(page[1])]
+    windows = [Visitor(page[1]), Visitor(page[1])]
     job = windows[0].ask(FIRST)
     windows[1].press("/stop_answer")
     assert [content(job.result(timeout=60)[0][-1])] == expected(pipeline, (FIRST, []))
@@ -211,16 +212,13 @@ def test_stop_of_one_window_leaves_the_other_s_answer(page, pipeline, slowly):
         opened.client.close()
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("", "⚠️ The question is empty; ask something about the picture."),
-        ("What? " * 600, "but the model's context holds 512; ask less or start a new one."),
-    ],
-)
-def test_an_error_is_one_sentence_in_the_chat(window, text, sentence):
-    shown = window.answer(text)
-    assert sentence in shown and "\n" not in shown
+TOO_LONG = "What? " * 600
+
+
+def test_an_error_is_one_sentence_in_the_chat(window):
+    shown = window.answer(TOO_LONG)
+    assert "but the model's context holds 512; ask less or start a new one." in shown
+    assert "\n" not in shown
     assert window.answer(FIRST)
 
 
@@ -243,9 +241,9 @@ def test_nothing_to_give_anew(window):
 
 def test_a_question_that_failed_is_asked_anew(window):
     window.answer(FIRST)
-    window.answer("")
+    window.answer(TOO_LONG)
     window.chat = window.client.predict(window.chat, *USUAL, api_name="/regenerate")
-    assert len(window.chat) == 4 and content(window.chat[-1]).startswith("⚠️ The question is")
+    assert len(window.chat) == 4 and content(window.chat[-1]).startswith("⚠️ The conversation would")
     assert window.answer(FIRST)
 
 
@@ -273,7 +271,7 @@ def test_what_controls_are_set_to(values, options):
 
 def test_a_page_with_controls_of_its_own(pipeline):
     blocks = build_page(pipeline, title="Beams", controls=CONTROLS)
-    opened = Window(open_page(blocks))
+    opened = Visitor(open_page(blocks))
     try:
         job = opened.client.submit(FIRST, [], [], 8, "beams", 3, 0.8, api_name="/ask")
         (chat, _), wanted = job.result(timeout=60), pipeline.ask(FIRST, num_beams=3, **GREEDY)
@@ -294,31 +292,41 @@ def test_a_page_with_controls_of_its_own(pipeline):
 
 
 def test_an_answer_that_is_computed_is_stopped_to_be_given_anew(pipeline):
-    sessions = Sessions(pipeline)
-    reply = sessions.ask("one", FIRST, [picture()], {"max_new_tokens": 400})
-    assert sessions.take_back("one") == (FIRST, [picture()])
+    window = Window(pipeline)
+    reply = window.ask(FIRST, [picture()], {"max_new_tokens": 400})
+    assert window.take_back() == (FIRST, [picture()])
     assert len(reply.token_ids) < 400 and not reply.conversation.messages
-    assert sessions.take_back("one") is None
+    assert window.take_back() is None
 
 
 def test_the_chat_shows_the_question_at_once(pipeline):
-    chats = respond(Sessions(pipeline), "one", FIRST, [], [], GREEDY)
+    chats = respond(Window(pipeline), FIRST, [], [], GREEDY)
     assert [content(message) for message in next(chats)] == [FIRST, ""]
     assert content(list(chats)[-1][-1])
 
 
 def test_options_that_cannot_be_are_told(pipeline):
-    *_, chat = respond(Sessions(pipeline), "one", FIRST, [], [], {"max_new_tokens": 0})
+    *_, chat = respond(Window(pipeline), FIRST, [], [], {"max_new_tokens": 0})
     assert content(chat[-1]).startswith("⚠️ max_new_tokens is 0; it should be")
 
 
 def test_a_window_that_is_closed_leaves_nothing(pipeline):
     sessions = Sessions(pipeline)
-    sessions.ask("one", FIRST, [picture()], GREEDY).text  # noqa: B018
-    sessions.forget("one")
-    assert not sessions.conversations and not sessions.pictures and not sessions.stops
-    sessions.forget("one")
-    sessions.stop("one")
+    reply = sessions.window("one").ask(FIRST, [picture()], {"max_new_tokens": 400})
+    sessions.close("one")
+    assert len(reply.token_ids) < 400 and not sessions.windows
+    sessions.close("one")
+
+
+@pytest.mark.parametrize("shown", [1, 3])
+def test_a_window_that_is_cleared_ends_empty(pipeline, shown):
+    """Whatever it was shown before: its question, or some of the answer too."""
+    window = Window(pipeline)
+    chats = respond(window, FIRST, [], [], {"max_new_tokens": 400})
+    for _ in range(shown):
+        assert next(chats)
+    window.clear()
+    assert list(chats)[-1] == []
 
 
 def test_files_go_with_the_last_window_that_has_them(pipeline, tmp_path):
@@ -336,9 +344,9 @@ def test_files_go_with_the_last_window_that_has_them(pipeline, tmp_path):
 
 
 def test_pictures_of_other_sizes_are_other_pictures(pipeline):
-    sessions = Sessions(pipeline)
+    window = Window(pipeline)
     sizes = ((64, 32), (32, 64))
-    first, second = (sessions.ask("one", FIRST, [Image.new("L", s)], GREEDY) for s in sizes)
+    first, second = (window.ask(FIRST, [Image.new("L", s)], GREEDY) for s in sizes)
     assert first.conversation is not second.conversation
     assert second.text is not None
 

@@ -367,6 +367,22 @@ def test_whoever_waits_may_be_stopped(pipeline, slowly):
     assert first.text
 
 
+def test_nobody_waits_for_an_image_encoder_after_stopping(pipeline, monkeypatch):
+    goes_on, stop = threading.Event(), threading.Event()
+    encode_images = pipeline.encode_images
+
+    def encode_later(**inputs):
+        goes_on.wait()
+        return encode_images(**inputs)
+
+    monkeypatch.setattr(pipeline, "encode_images", encode_later)
+    reply = pipeline.ask(QUESTION, [picture()], stop=stop)
+    stop.set()
+    assert list(reply) == [] and reply.is_running
+    goes_on.set()
+    assert reply.text == ""
+
+
 def test_an_answer_stopped_before_it_began_was_never_asked(pipeline):
     conversation, stop = pipeline.conversation(), threading.Event()
     stop.set()
