@@ -21,6 +21,7 @@ from unittest import mock
 import openvino as ov
 import torch
 from openvino.frontend.pytorch import ModuleExtension, patch_model
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -153,8 +154,15 @@ def trace(part: Part) -> ov.Model:
     """
     weights = _traceable_in_16_bits(part.module)
     with _late_interrupts(), _quiet(), weights, _recorded_attention(), torch.no_grad():
-        model = ov.convert_model(part.module, example_input=tuple(part.example_inputs.values()))
-    forget_traces()
+        decoder = TorchScriptPythonDecoder(
+            part.module,
+            example_input=tuple(part.example_inputs.values()),
+            # It would trace a second time and compare what both compute, two thirds of the work.
+            trace_kwargs={"check_trace": False},
+        )
+        model = ov.convert_model(decoder)
+        del decoder
+        forget_traces()
     for port, name in zip(model.inputs, part.example_inputs, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
