@@ -38,6 +38,10 @@ def served(request, tmp_path_factory):
     blocks.close()
 
 
+# What does not depend on the family is tried with one of them.
+WHICHEVER = pytest.mark.parametrize("served", ["internvl2"], indirect=True)
+
+
 @pytest.fixture
 def drawn(tmp_path):
     """Return the files of two pictures that differ in what is at the top left."""
@@ -126,6 +130,7 @@ def test_the_chat_stays_empty_when_a_running_answer_is_cleared(answering):
     expect(answering.answers).to_have_count(0)
 
 
+@WHICHEVER
 def test_a_question_just_after_clearing(answering):
     answering.press("Clear")
     answering.ask("What shape is at the top left?")
@@ -134,6 +139,7 @@ def test_a_question_just_after_clearing(answering):
     expect(answering.answers).to_have_count(1)
 
 
+@WHICHEVER
 def test_the_next_question_is_typed_while_an_answer_comes(answering):
     answering.ask("What shape is at the top left?")
     expect(answering.question).to_have_value("What shape is at the top left?")
@@ -142,6 +148,7 @@ def test_the_next_question_is_typed_while_an_answer_comes(answering):
     expect(answering.question).to_have_value("")
 
 
+@WHICHEVER
 def test_a_double_click_asks_once(browser, served):
     chat = Chat(new_page(browser), served[0])
     chat.question.fill("What is in the picture?")

@@ -19,9 +19,8 @@ BUNDLED_NAMES = {
     "05-llama-3.2-vision": "mllama",
 }
 CHOICES = [
-    {"VLM_PRECISION": "int8", "VLM_DEVICE": "AUTO"},
-    {"VLM_PRECISION": "int4-sym", "VLM_DEVICE": "CPU"},
-    {"VLM_CHECKPOINT": "folder", "VLM_PRECISION": "fp16", "VLM_DEVICE": "CPU"},
+    {"VLM_PRECISION": "int4-sym", "VLM_DEVICE": "AUTO"},
+    {"VLM_CHECKPOINT": "folder", "VLM_PRECISION": "int8", "VLM_DEVICE": "CPU"},
 ]
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
