@@ -1,5 +1,6 @@
 """Which devices can run a model here, and why each is or is not offered."""
 
+import functools
 from collections.abc import Mapping
 
 import openvino as ov
@@ -10,12 +11,22 @@ from helpers.widgets import Choice, Option
 KNOWN = ("CPU", "GPU", "NPU")
 
 
+@functools.cache
+def core() -> ov.Core:
+    """Return the one `Core` that a process should have.
+
+    The CPU plugin of OpenVINO 2026.4 gives the thread that loads it a stack for signals, which goes
+    with the `Core`. Where several go in another order than the last one first, the thread keeps a
+    stack that is gone, and the next Ctrl-C, or Jupyter's button for it, ends the process.
+    """
+    return ov.Core()
+
+
 def available_devices() -> dict[str, str]:
     """Return the devices that OpenVINO sees on this computer, with their full names."""
-    core = ov.Core()
     return {
-        device: str(core.get_property(device, "FULL_DEVICE_NAME"))
-        for device in core.available_devices
+        device: str(core().get_property(device, "FULL_DEVICE_NAME"))
+        for device in core().available_devices
     }
 
 

@@ -1,5 +1,6 @@
 """How much memory a process has of its own: what it allocated, without the files that it mapped."""
 
+import ctypes
 import os
 import threading
 from contextlib import suppress
@@ -19,6 +20,12 @@ def anonymous_memory(pid: int) -> int:
             return int(fields.get("RssAnon", "0 kB").split()[0]) * 1024
         return psutil.Process(pid).memory_full_info().uss
     return 0
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system: glibc keeps pieces below 32 MiB otherwise."""
+    with suppress(AttributeError, OSError, TypeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Growth:

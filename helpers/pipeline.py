@@ -26,7 +26,7 @@ from transformers.generation import (
 )
 
 from helpers.checkpoints import CARD, read_json
-from helpers.devices import check_device
+from helpers.devices import check_device, core
 from helpers.errors import DeviceError, OutputError, QuestionError, SettingsError, UserError
 from helpers.folders import read_manifest
 from helpers.generation import StateCache, StatefulLanguageModel, StopOnEvent, Stopped
@@ -145,14 +145,13 @@ class VisionLanguagePipeline:
     def _compile(
         self, path: Path, options: dict[str, object], kept: Sequence[str]
     ) -> ov.CompiledModel:
-        core = ov.Core()
         try:
-            model = core.read_model(path)
+            model = core().read_model(path)
         except RuntimeError:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.") from None
         keep_inputs(model, kept)
         try:
-            return core.compile_model(model, self.device, options)
+            return core().compile_model(model, self.device, options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"{self.device} cannot run {path.name}: {reason}") from None

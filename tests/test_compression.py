@@ -3,9 +3,11 @@
 from collections import Counter
 from dataclasses import replace
 
+import nncf
 import numpy as np
 import openvino as ov
 import pytest
+from nncf.openvino.optimized_functions import models as optimized_models
 
 from helpers import calibration, compression, conversion
 from helpers.compression import (
@@ -114,6 +116,28 @@ def test_a_group_size_that_divides_no_layer_is_refused_in_a_sentence(language_mo
 def test_compressing_says_nothing(language_model, capfd):
     compress(language_model, Weights("int4-asym"))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4-asym", "int4-sym"])
+def test_layers_alike_are_rounded_by_one_model(converted, monkeypatch, mode):
+    """And the result is NNCF's own."""
+    read, path = ov.Core().read_model, converted / FILES[LANGUAGE_MODEL]
+    compile_model, compiled = optimized_models._compile_ov_model, []
+
+    def counted(model, **options):
+        compiled.append(model)
+        return compile_model(model, **options)
+
+    monkeypatch.setattr(optimized_models, "_compile_ov_model", counted)
+    weights = Weights(mode, group_size=32)
+    ours, number = compress(read(path), weights), len(compiled)
+    options = {} if mode == "int8" else {"group_size": 32, "ratio": 1.0}
+    theirs = nncf.compress_weights(read(path), mode=compression._MODES[mode], **options)
+    assert number <= 2 and len(compiled) - number > 10  # NumPy rounds the smallest layers
+    for one, other in zip(ours.get_ordered_ops(), theirs.get_ordered_ops(), strict=True):
+        assert one.get_type_name() == other.get_type_name()
+        if one.get_type_name() == "Constant":
+            assert one.get_data().tobytes() == other.get_data().tobytes()
 
 
 def test_fp16_leaves_a_model_as_it_is(language_model):

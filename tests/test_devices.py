@@ -1,5 +1,8 @@
 """Devices of made-up computers: each is offered or not, and says why."""
 
+import subprocess
+import sys
+
 import pytest
 
 from helpers.devices import (
@@ -148,3 +151,32 @@ def test_the_line_is_the_plain_text_where_no_widget_is_shown(monkeypatch):
     assert raw and bundle["text/plain"] == choice.line
     assert choice.line.startswith("Device: CPU (Core i7: always there")
     assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+INTERRUPTED = """
+import gc, os, signal, sys, time
+import openvino as ov
+from helpers.compression import Weights, compress
+from helpers.pipeline import VisionLanguagePipeline
+from helpers.tracing import FILES, LANGUAGE_MODEL
+
+folder = sys.argv[1]
+for mode in ("int8", "int4-asym"):
+    compress(ov.Core().read_model(f"{folder}/{FILES[LANGUAGE_MODEL]}"), Weights(mode, 32))
+first = VisionLanguagePipeline(folder)
+second = VisionLanguagePipeline(folder)
+del first, second
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+def test_an_interrupt_after_models_are_gone(converted):
+    command = [sys.executable, "-c", INTERRUPTED, str(converted)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
