@@ -429,7 +429,7 @@ class Reply:
     def __iter__(self) -> Iterator[str]:
         """Give pieces of the answer as they come; an error of the computation is raised here.
 
-        An answer that is stopped before its first token has none, and ends without waiting.
+        An answer that is stopped before its pictures are encoded has none, and ends at once.
         """
         while not self._is_given_up():
             try:
@@ -444,7 +444,8 @@ class Reply:
                 yield piece
 
     def _is_given_up(self) -> bool:
-        return self.stop.is_set() and self.is_running and not self.times.first_token
+        encoding = self.inputs is not None and not self.times.image_encoder
+        return encoding and self.stop.is_set() and self.is_running
 
     def _wait(self) -> None:
         self._thread.join()

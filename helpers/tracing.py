@@ -161,8 +161,8 @@ def trace(part: Part) -> ov.Model:
             trace_kwargs={"check_trace": False},
         )
         model = ov.convert_model(decoder)
-        del decoder
-        forget_traces()
+    del decoder
+    forget_traces()
     for port, name in zip(model.inputs, part.example_inputs, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)

@@ -1,6 +1,7 @@
 """Conversations with the small model: what is asked, answered, remembered and refused."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -365,6 +366,16 @@ def test_whoever_waits_may_be_stopped(pipeline, slowly):
     stop.set()
     assert waiting.text == "" and first._thread.is_alive()
     assert first.text
+
+
+def test_the_pieces_of_stopped_beams_end_with_their_answer(pipeline, slowly):
+    slowly.seconds, stop = 0.3, threading.Event()
+    reply = pipeline.ask(QUESTION, [picture()], stop=stop, num_beams=2, max_new_tokens=200)
+    while not reply.times.image_encoder:
+        time.sleep(0.01)
+    stop.set()
+    pieces = list(reply)
+    assert not reply.is_running and "".join(pieces) == reply.text
 
 
 def test_nobody_waits_for_an_image_encoder_after_stopping(pipeline, monkeypatch):
