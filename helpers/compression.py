@@ -326,17 +326,21 @@ def _compiled_once() -> Iterator[None]:
 
     It does not where the results become part of the model, since they share the memory of the
     request that computed them. Here they are copied, and the same; for MobileVLM's 169 layers,
-    compiling was 9 of 21 seconds.
+    compiling was 9 of 21 seconds. A large result stays where it is, and what computed it is
+    compiled again for the next layer.
     """
     infer, kept = optimized_models._infer_ov_model, 0
 
     def copied(parameters, compiled, inputs):
         nonlocal kept
-        results = [
-            type(result)(_copy(result.data)) for result in infer(parameters, compiled, inputs)
-        ]
-        kept += sum(_bytes_of(result.data) for result in results)
-        if kept > _KEPT:  # or results lie scattered between what each layer needs meanwhile
+        results = infer(parameters, compiled, inputs)
+        size = sum(_bytes_of(result.data) for result in results)
+        if size > _LARGE:
+            optimized_models.clear_ov_model_cache()
+        else:
+            results = [type(result)(_copy(result.data)) for result in results]
+        kept += size
+        if kept > _SCATTERED:  # or results lie scattered between what each layer needs meanwhile
             return_freed_memory()
             kept = 0
         return results
@@ -351,9 +355,11 @@ def _compiled_once() -> Iterator[None]:
             optimized_models.clear_ov_model_cache()
 
 
-# Bytes of results after which what lies freed between them is given back. To do so for every layer
-# took a sixth of compressing InternVL2-1B, whose layers are small; four times as much cost 0.8 GB.
-_KEPT = 2**26
+_LARGE = 2**26  # bytes of a result which are not worth a second copy
+# Bytes of results after which memory freed between them is given back. To do so for every layer
+# took a sixth of compressing InternVL2-1B, whose layers are small; to wait for 2**26 cost the 8B,
+# whose layers are large, 0.6 GB.
+_SCATTERED = 2**23
 
 
 def _bytes_of(data: np.ndarray | ov.Tensor) -> int:
