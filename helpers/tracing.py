@@ -150,7 +150,9 @@ def present_names(layers: int) -> list[str]:
 def trace(part: Part) -> ov.Model:
     """Return the OpenVINO model of `part`, with its inputs and outputs named.
 
-    Sizes that `part.fixed` names stay as they are in the example; all others are dynamic.
+    Sizes that `part.fixed` names stay as they are in the example; all others are dynamic. The model
+    shares memory with the module and keeps it alive; what is compiled from it does not, so keep the
+    model as long.
     """
     weights = _traceable_in_16_bits(part.module)
     with _late_interrupts(), _quiet(), weights, _recorded_attention(), torch.no_grad():
@@ -163,6 +165,7 @@ def trace(part: Part) -> ov.Model:
         model = ov.convert_model(decoder)
     del decoder
     forget_traces()
+    model.shares_memory_with = part.module  # constants in bfloat16 keep nothing alive themselves
     for port, name in zip(model.inputs, part.example_inputs, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
