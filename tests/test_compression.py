@@ -131,9 +131,27 @@ def test_layers_alike_are_rounded_by_one_model(converted, monkeypatch, mode):
     monkeypatch.setattr(optimized_models, "_compile_ov_model", counted)
     weights = Weights(mode, group_size=32)
     ours, number = compress(read(path), weights), len(compiled)
-    options = {} if mode == "int8" else {"group_size": 32, "ratio": 1.0}
-    theirs = nncf.compress_weights(read(path), mode=compression._MODES[mode], **options)
+    assert_same(ours, by_nncf_alone(read(path), mode))
     assert number <= 2 and len(compiled) - number > 10  # NumPy rounds the smallest layers
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4-asym"])
+def test_large_results_stay_where_they_are(converted, monkeypatch, mode):
+    """Those of one layer are not overwritten by the next, although nothing is copied."""
+    monkeypatch.setattr(compression, "_LARGE", 0)
+    monkeypatch.delattr(compression, "_copy")
+    read, path = ov.Core().read_model, converted / FILES[LANGUAGE_MODEL]
+    ours = compress(read(path), Weights(mode, group_size=32))
+    assert_same(ours, by_nncf_alone(read(path), mode))
+
+
+def by_nncf_alone(model: ov.Model, mode: str) -> ov.Model:
+    options = {} if mode == "int8" else {"group_size": 32, "ratio": 1.0}
+    return nncf.compress_weights(model, mode=compression._MODES[mode], **options)
+
+
+def assert_same(ours: ov.Model, theirs: ov.Model) -> None:
+    """Compare the operations and the bytes of all constants."""
     for one, other in zip(ours.get_ordered_ops(), theirs.get_ordered_ops(), strict=True):
         assert one.get_type_name() == other.get_type_name()
         if one.get_type_name() == "Constant":
