@@ -349,7 +349,7 @@ def _sentences(precision: str, run: dict, parameters: dict[str, int]) -> str:
     each = written["seconds_by_part"][LANGUAGE_MODEL] / (parameters[LANGUAGE_MODEL] / 1e9)
     above = (written["peak_memory"] - size) / 2**30
     widths = ", ".join(
-        f"{width['layers']} layers in {width['type']} ({width['share']:.0%})"
+        f"{width['type']} {width['layers']} ({width['share']:.0%})"
         for width in written["bit_widths"][LANGUAGE_MODEL]
     )
     parts = ", ".join(
@@ -359,7 +359,7 @@ def _sentences(precision: str, run: dict, parameters: dict[str, int]) -> str:
     return (
         f"{precision}: {parts}. Converting took {above:+.2f} GiB of memory beside the "
         f"result's size, and {each:.1f} s per billion parameters of the language model, "
-        f"which has {widths}; {size / sum(parameters.values()):.2f} bytes a parameter on disk. "
+        f"whose layers by type are {widths}; {size / sum(parameters.values()):.2f} bytes a parameter on disk. "
         "A second question's "
         f"first token came after {ran['second_question'] * 1000:.0f} ms, the first one's after "
         f"{ran['first_question'] * 1000:.0f} ms, and stopping while the prompt was read took "
