@@ -359,8 +359,8 @@ def _sentences(precision: str, run: dict, parameters: dict[str, int]) -> str:
     return (
         f"{precision}: {parts}. Converting took {above:+.2f} GiB of memory beside the "
         f"result's size, and {each:.1f} s per billion parameters of the language model, "
-        f"whose layers by type are {widths}; {size / sum(parameters.values()):.2f} bytes a parameter on disk. "
-        "A second question's "
+        f"whose layers by type are {widths}; {size / sum(parameters.values()):.2f} bytes a "
+        "parameter on disk. A second question's "
         f"first token came after {ran['second_question'] * 1000:.0f} ms, the first one's after "
         f"{ran['first_question'] * 1000:.0f} ms, and stopping while the prompt was read took "
         f"{ran['stop'] * 1000:.0f} ms. Where a token's time goes: {_profile(run['profile'])}.\n"
