@@ -37,7 +37,7 @@ help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 run: $(VENV)/.installed  ## Execute the notebook; leave it and an HTML copy in output/
-	@$(BIN)/python -m helpers.notebooks $(NOTEBOOK) --output $(OUTPUT)
+	@$(BIN)/python -m helpers.workshop.notebooks $(NOTEBOOK) --output $(OUTPUT)
 
 # No news, no check for updates, no list of extensions: JupyterLab would fetch each of them.
 lab: $(VENV)/.installed  ## Open the notebook in JupyterLab
@@ -66,7 +66,7 @@ full-size: $(VENV)/.installed  ## Measure MODEL at full size, with random weight
 	@mkdir -p notebooks/full-size
 	@$(BIN)/python -m helpers benchmark $(MODEL) --full-size --against pytorch \
 		--output notebooks/full-size/$(MODEL).json
-	@$(BIN)/python -m helpers.readme
+	@$(BIN)/python -m helpers.workshop.readme
 
 lint: $(VENV)/.checks  ## Check style
 	@$(BIN)/python -m ruff check .

@@ -93,7 +93,7 @@ def _say(line: str) -> None:
 
 
 def _pipeline(options: argparse.Namespace):
-    from helpers.pipeline import VisionLanguagePipeline
+    from helpers.run.pipeline import VisionLanguagePipeline
 
     pipeline = VisionLanguagePipeline(options.folder, options.device)
     if pipeline.notice:
@@ -106,7 +106,10 @@ def _pipeline(options: argparse.Namespace):
 
 def convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint and print the bit widths of its parts."""
-    from helpers import compression, conversion, folders, hub, plots
+    from helpers.convert import conversion, folders
+    from helpers.graphs import compression
+    from helpers.show import plots
+    from helpers.sources import hub
 
     preset = compression.find_preset(
         options.precision, group_size=options.group_size, ratio=options.ratio
@@ -124,7 +127,7 @@ def convert(options: argparse.Namespace) -> int:
 
 def ask(options: argparse.Namespace) -> int:
     """Stream the answer to one question."""
-    from helpers.images import open_picture
+    from helpers.inputs.images import open_picture
 
     pictures = [open_picture(Path(path)) for path in options.image]
     pipeline = _pipeline(options)
@@ -142,7 +145,8 @@ def ask(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Print the share of right answers by kind."""
-    from helpers import evaluation, plots
+    from helpers.measure import evaluation
+    from helpers.show import plots
 
     if options.questions < 1:
         raise SettingsError("Ask at least one question.")
@@ -161,8 +165,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def benchmark(options: argparse.Namespace) -> int:
     """Print the time, memory and disk that a model takes."""
-    from helpers import benchmark as measuring
-    from helpers import plots
+    from helpers.measure import benchmark as measuring
+    from helpers.show import plots
 
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -185,7 +189,7 @@ def benchmark(options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """Serve the chat page until Ctrl-C."""
-    from helpers import demo as page
+    from helpers.serve import demo as page
 
     pipeline = _pipeline(options)
     blocks = page.build_page(pipeline, title=f"Ask {pipeline.name}")
@@ -198,7 +202,8 @@ def demo(options: argparse.Namespace) -> int:
 
 def info(options: argparse.Namespace) -> int:
     """Print what a converted folder was made of, and its sizes."""
-    from helpers import folders, plots
+    from helpers.convert import folders
+    from helpers.show import plots
 
     manifest = folders.read_manifest(options.folder)
     sizes = folders.folder_bytes(options.folder)
@@ -223,7 +228,7 @@ def info(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Read every file and compare it with the manifest."""
-    from helpers import folders
+    from helpers.convert import folders
 
     names = folders.verify(options.folder, report=_say)
     if options.json:
@@ -235,7 +240,7 @@ def verify(options: argparse.Namespace) -> int:
 
 def clean(options: argparse.Namespace) -> int:
     """Remove what interrupted conversions left, and say what it was."""
-    from helpers import folders
+    from helpers.convert import folders
 
     removed = [str(path) for path in folders.clean(options.folder)]
     if options.json:

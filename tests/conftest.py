@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import compression, conversion
-from helpers.generation import StatefulLanguageModel
+from helpers.convert import conversion
+from helpers.graphs import compression
 from helpers.models import load_model
-from helpers.pipeline import VisionLanguagePipeline
+from helpers.run.generation import StatefulLanguageModel
+from helpers.run.pipeline import VisionLanguagePipeline
 from tests.browser import screenshot  # noqa: F401
 from tests.tiny import write_tiny
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from helpers.conversion import convert_part
-from helpers.generation import StatefulLanguageModel
-from helpers.prompts import user_message
-from helpers.tracing import Part
+from helpers.convert.conversion import convert_part
+from helpers.graphs.tracing import Part
+from helpers.inputs.prompts import user_message
+from helpers.run.generation import StatefulLanguageModel
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 3e-6  # of the largest expected value; measured: up to 2.3e-6

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from helpers.models import load_model
-from helpers.shapes import beginnings, training
-from helpers.shapes.recipes import RECIPES
+from helpers.workshop import beginnings, training
+from helpers.workshop.recipes import RECIPES
 from tests.tiny import seeded
 
 TEXT = ["What", " colour", " is", " the", " circle", "?", " red"]

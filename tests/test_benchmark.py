@@ -7,16 +7,16 @@ import time
 import pytest
 import torch
 
-from helpers import benchmark, full_size, random_checkpoint
 from helpers.__main__ import main
-from helpers.benchmark import SUBJECTS, measure, page, table
-from helpers.checkpoints import read_json
 from helpers.errors import SettingsError
-from helpers.memory import Growth, anonymous_memory
+from helpers.graphs.tracing import LANGUAGE_MODEL
+from helpers.inputs.prompts import user_message
+from helpers.measure import benchmark, full_size, random_checkpoint
+from helpers.measure.benchmark import SUBJECTS, measure, page, table
 from helpers.models import load_model
-from helpers.prompts import user_message
-from helpers.readme import ROOT, full_size_page
-from helpers.tracing import LANGUAGE_MODEL
+from helpers.resources import Growth, anonymous_memory
+from helpers.sources.checkpoints import read_json
+from helpers.workshop.readme import ROOT, full_size_page
 from tests.tiny import picture
 
 HUB_IDS = sorted({subject.hub_id for subject in SUBJECTS.values()})
@@ -60,7 +60,9 @@ def test_the_table_and_the_page(figures):
 
 def test_the_page_is_made_from_the_data():
     path = ROOT / "notebooks" / "FULL_SIZE.md"
-    assert path.read_text(encoding="utf-8") == full_size_page(), "run: python -m helpers.readme"
+    assert path.read_text(encoding="utf-8") == full_size_page(), (
+        "run: python -m helpers.workshop.readme"
+    )
 
 
 @pytest.mark.parametrize("name", SUBJECTS)

@@ -7,12 +7,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from helpers.checkpoints import bundled_checkpoints
-from helpers.compression import find_preset
-from helpers.conversion import convert
-from helpers.demo import build_page, open_page
-from helpers.pipeline import VisionLanguagePipeline
+from helpers.convert.conversion import convert
+from helpers.graphs.compression import find_preset
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve.demo import build_page, open_page
 from helpers.shapes import world
+from helpers.sources.checkpoints import bundled_checkpoints
 from tests.browser import new_page, opened
 
 pytestmark = [

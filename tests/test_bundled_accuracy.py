@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.checkpoints import BUNDLED, bundled_checkpoints, read_json
-from helpers.hub import weight_bytes
-from helpers.shapes import report
+from helpers.sources.checkpoints import BUNDLED, bundled_checkpoints, read_json
+from helpers.sources.hub import weight_bytes
+from helpers.workshop import report
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 FAMILIES = sorted(bundled_checkpoints())

@@ -9,12 +9,12 @@ import openvino as ov
 import pytest
 from PIL import Image
 
-from helpers.calibration import PROMPT, find_samples, inputs_by_part
+from helpers.convert.calibration import PROMPT, find_samples, inputs_by_part
 from helpers.errors import PictureError, SettingsError
+from helpers.graphs.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.inputs.prompts import user_message
 from helpers.models import load_processor
-from helpers.prompts import user_message
 from helpers.shapes import world
-from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
 from tests.tiny import TOKENS_PER_TILE
 
 

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers.checkpoints import (
+from helpers.errors import CheckpointError
+from helpers.models import load_model
+from helpers.sources.checkpoints import (
     Rule,
     bundled_checkpoints,
     load_tensors,
@@ -17,8 +19,6 @@ from helpers.checkpoints import (
     original_tensors,
     read_config,
 )
-from helpers.errors import CheckpointError
-from helpers.models import load_model
 from tests.golden_checks import change_config, change_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}

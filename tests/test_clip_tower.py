@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from helpers.errors import CheckpointError
 from helpers.models import load_model, load_processor
-from helpers.models._clip import PLACEHOLDER
+from helpers.models.clip import PLACEHOLDER
 from tests.golden_checks import (
     GOLDEN,
     assert_close,
@@ -228,7 +228,7 @@ def test_a_tower_may_be_a_file_of_its_own(copy):
 
 @pytest.mark.parametrize("place", ["clip-vit-large-patch14", FULL_ID])
 def test_a_hub_id_is_looked_for_beside_the_checkpoint(tmp_path, place, monkeypatch):
-    monkeypatch.setattr("helpers.models._clip.download", None)  # would be called in vain
+    monkeypatch.setattr("helpers.models.clip.download", None)  # would be called in vain
     folder = copy_of("llava_mpt", tmp_path, mm_vision_tower=FULL_ID)
     (tmp_path / place).parent.mkdir(exist_ok=True)
     shutil.move(folder / "clip", tmp_path / place)
@@ -280,7 +280,7 @@ def test_only_what_is_needed_is_downloaded(tmp_path, monkeypatch):
         asked.append((name, list(wanted)))
         return hub
 
-    monkeypatch.setattr("helpers.models._clip.download", download)
+    monkeypatch.setattr("helpers.models.clip.download", download)
     load_processor(folder)
     assert asked == [(FULL_ID, ["config.json"])]
     load_model(folder)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from helpers.__main__ import main
-from helpers.folders import read_manifest
-from helpers.shapes.training import NOTICE
+from helpers.convert.folders import read_manifest
+from helpers.workshop.training import NOTICE
 from tests.golden_checks import change_tensors
 from tests.tiny import picture
 
@@ -270,5 +270,5 @@ def test_control_c_is_exit_code_130(run, converted, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("helpers.folders.read_manifest", interrupt)
+    monkeypatch.setattr("helpers.convert.folders.read_manifest", interrupt)
     assert run("info", converted) == (130, "", "stopped\n")

@@ -9,8 +9,10 @@ import openvino as ov
 import pytest
 from nncf.openvino.optimized_functions import models as optimized_models
 
-from helpers import calibration, compression, conversion
-from helpers.compression import (
+from helpers.convert import calibration, conversion
+from helpers.errors import SettingsError
+from helpers.graphs import compression
+from helpers.graphs.compression import (
     BitWidth,
     Preset,
     Quantization,
@@ -19,10 +21,9 @@ from helpers.compression import (
     compress,
     find_preset,
 )
-from helpers.errors import SettingsError
+from helpers.graphs.stateful import is_stateful
+from helpers.graphs.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.models import load_processor
-from helpers.stateful import is_stateful
-from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 
 # Layers of the small model: two of the language model with seven matrices each and an LM head; one
 # of the image encoder with six, the patch embedding and the projector's two.

@@ -17,11 +17,9 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from helpers import conversion, full_size, hub
-from helpers.compression import Quantization, find_preset
-from helpers.conversion import convert, expected_bytes
-from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
-from helpers.folders import (
+from helpers.convert import conversion
+from helpers.convert.conversion import convert, expected_bytes
+from helpers.convert.folders import (
     MANIFEST,
     UNFINISHED_MANIFEST,
     bit_widths_of,
@@ -31,9 +29,13 @@ from helpers.folders import (
     verify,
     written_aside,
 )
+from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
+from helpers.graphs.compression import Quantization, find_preset
+from helpers.graphs.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.measure import full_size
 from helpers.models import load_model
-from helpers.pipeline import VisionLanguagePipeline
-from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.sources import hub
 
 FP16 = find_preset("fp16")
 
@@ -166,7 +168,7 @@ def test_parts_that_are_compressed_already_are_written_as_they_are(
 
 def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch, convert_quickly):
     convert, taken = convert_quickly
-    monkeypatch.setattr("helpers.hub.free_disk", lambda folder: 1000)
+    monkeypatch.setattr("helpers.sources.hub.free_disk", lambda folder: 1000)
     with pytest.raises(OutputError, match="but only 0.0 MB are free"):
         convert(checkpoint, tmp_path / "made", FP16)
     assert taken == [] and list(tmp_path.iterdir()) == []
@@ -334,7 +336,7 @@ def test_a_disk_that_is_full_at_any_stage(
     small_disk, checkpoint, converted, monkeypatch, convert_quickly, times
 ):
     convert, _ = convert_quickly
-    monkeypatch.setattr("helpers.hub.free_disk", lambda folder: 10**12)  # let it begin
+    monkeypatch.setattr("helpers.sources.hub.free_disk", lambda folder: 10**12)  # let it begin
     whole = sum(path.stat().st_size for path in converted.iterdir())
     number = times("disks that were full", 6, 40)
     for step in range(number):

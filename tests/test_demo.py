@@ -13,9 +13,9 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from helpers import demo
-from helpers.demo import Sessions, Window, build_page, open_page, respond, save_examples
-from helpers.shapes.training import NOTICE
+from helpers.serve import demo
+from helpers.serve.demo import Sessions, Window, build_page, open_page, respond, save_examples
+from helpers.workshop.training import NOTICE
 from tests.tiny import picture, questions
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")

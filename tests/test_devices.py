@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from helpers.devices import (
+from helpers.errors import DeviceError, SettingsError
+from helpers.run.devices import (
     available_devices,
     check_device,
     choose_device,
     device_options,
     explain_devices,
 )
-from helpers.errors import DeviceError, SettingsError
 
 CPU, ARC, IRIS = {"CPU": "Core i7"}, {"GPU": "Arc A770"}, {"GPU.0": "Iris Xe"}
 COMPUTERS = {
@@ -144,7 +144,7 @@ def test_the_line_follows_the_choice():
 
 def test_the_line_is_the_plain_text_where_no_widget_is_shown(monkeypatch):
     shown = []
-    monkeypatch.setattr("helpers.widgets.display", lambda data, raw: shown.append((data, raw)))
+    monkeypatch.setattr("helpers.show.widgets.display", lambda data, raw: shown.append((data, raw)))
     choice = choose_device(COMPUTERS["a CPU"])
     choice._ipython_display_()
     ((bundle, raw),) = shown

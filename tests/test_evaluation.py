@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from helpers import evaluation
-from helpers.evaluation import Answers, accuracy, agreement, wrong_answers
+from helpers.measure import evaluation
+from helpers.measure.evaluation import Answers, accuracy, agreement, wrong_answers
 from helpers.shapes.world import Question
 from tests.tiny import picture
 

@@ -7,9 +7,9 @@ import torch
 from transformers.generation import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from helpers import generation
-from helpers.generation import StopOnEvent, Stopped
-from helpers.prompts import user_message
+from helpers.inputs.prompts import user_message
+from helpers.run import generation
+from helpers.run.generation import StopOnEvent, Stopped
 from tests.tiny import picture, seeded
 
 NEW = 12

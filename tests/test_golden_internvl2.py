@@ -13,15 +13,15 @@ from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 from transformers import LlamaTokenizer
 
-from helpers.checkpoints import bundled_checkpoints, original_tensors, read_config
-from helpers.compression import find_preset
-from helpers.conversion import convert
+from helpers.convert.conversion import convert
 from helpers.errors import CheckpointError
-from helpers.generation import StatefulLanguageModel
+from helpers.graphs.compression import find_preset
+from helpers.inputs.prompts import user_message
 from helpers.models import load_model, load_processor
 from helpers.models.internvl2 import IMAGE_MEAN, IMAGE_STD, TEMPLATES, InternVL2Processor
-from helpers.pipeline import VisionLanguagePipeline
-from helpers.prompts import user_message
+from helpers.run.generation import StatefulLanguageModel
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.sources.checkpoints import bundled_checkpoints, original_tensors, read_config
 from tests.golden_checks import (
     GOLDEN,
     assert_close,

@@ -9,12 +9,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import MptConfig, MptForCausalLM, PreTrainedTokenizerFast
 
 from helpers.errors import CheckpointError
-from helpers.images import open_picture
+from helpers.graphs.tracing import DecoderWithCache, decoder_example
+from helpers.inputs.images import open_picture
+from helpers.inputs.prompts import user_message
 from helpers.models import load_model, load_processor
-from helpers.models._clip import PLACEHOLDER
+from helpers.models.clip import PLACEHOLDER
 from helpers.models.llava_mpt import RELEASE_SYSTEM, FusedMpt, alibi_slopes
-from helpers.prompts import user_message
-from helpers.tracing import DecoderWithCache, decoder_example
 from tests.golden_checks import (
     GOLDEN,
     assert_close,

@@ -10,12 +10,13 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
 
-from helpers.checkpoints import original_tensors, read_config
-from helpers.compression import bit_widths
 from helpers.errors import CheckpointError, PictureError
-from helpers.full_size import MINICPM_V2 as FULL_SIZE
-from helpers.full_size import without_weights
-from helpers.images import Slicing, plan_slices, slice_picture
+from helpers.graphs.compression import bit_widths
+from helpers.graphs.tracing import trace
+from helpers.inputs.images import Slicing, plan_slices, slice_picture
+from helpers.inputs.prompts import user_message
+from helpers.measure.full_size import MINICPM_V2 as FULL_SIZE
+from helpers.measure.full_size import without_weights
 from helpers.models import load_model, load_processor
 from helpers.models.minicpm_v2 import (
     MiniCPMV2,
@@ -24,8 +25,7 @@ from helpers.models.minicpm_v2 import (
     text_config,
     vision_config,
 )
-from helpers.prompts import user_message
-from helpers.tracing import trace
+from helpers.sources.checkpoints import original_tensors, read_config
 from tests.golden_checks import (
     GOLDEN,
     TOLERANCE,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import MllamaVisionModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from helpers.checkpoints import original_tensors, read_config
 from helpers.errors import CheckpointError
+from helpers.graphs.tracing import trace
 from helpers.models import load_model, load_processor, mllama
 from helpers.models.mllama import (
     CrossAttentionKeysValues,
@@ -23,7 +23,7 @@ from helpers.models.mllama import (
     corrected_vision_fields,
     text_config,
 )
-from helpers.tracing import trace
+from helpers.sources.checkpoints import original_tensors, read_config
 from tests.golden_checks import (
     GOLDEN,
     TOLERANCE,

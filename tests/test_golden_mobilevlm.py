@@ -8,15 +8,15 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file
 
-from helpers.compression import find_preset
-from helpers.conversion import convert
+from helpers.convert.conversion import convert
 from helpers.errors import CheckpointError
-from helpers.images import open_picture
+from helpers.graphs.compression import find_preset
+from helpers.inputs.images import open_picture
+from helpers.inputs.prompts import user_message
 from helpers.models import load_model, load_processor
-from helpers.models._clip import PLACEHOLDER
+from helpers.models.clip import PLACEHOLDER
 from helpers.models.mobilevlm import LdpProjector, LdpV2Projector
-from helpers.pipeline import VisionLanguagePipeline
-from helpers.prompts import user_message
+from helpers.run.pipeline import VisionLanguagePipeline
 from tests.golden_checks import (
     GOLDEN,
     assert_close,

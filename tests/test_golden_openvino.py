@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.conversion import convert_part
+from helpers.convert.conversion import convert_part
+from helpers.graphs.stateful import keep_inputs
 from helpers.models import load_model
 from helpers.models.mllama import cross_names
-from helpers.stateful import keep_inputs
 from tests.golden_checks import (
     ACCURATE,
     GOLDEN,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.errors import CheckpointError
-from helpers.hub import find_checkpoint
+from helpers.sources.hub import find_checkpoint
 from tests.golden_checks import GOLDEN, change_config
 from tests.hub_server import Hub
 

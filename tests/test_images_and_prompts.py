@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers import images
 from helpers.errors import PictureError, QuestionError
-from helpers.images import Slicing, open_picture, plan_slices
+from helpers.inputs import images
+from helpers.inputs.images import Slicing, open_picture, plan_slices
+from helpers.inputs.prompts import Piece, Template, content_of, encode, user_message
 from helpers.models import load_processor
-from helpers.prompts import Piece, Template, content_of, encode, user_message
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -15,7 +15,7 @@ import pytest
 from tests.hub_server import Hub
 
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-DOWNLOAD = "import sys; from helpers.hub import download; print(download(sys.argv[1]))"
+DOWNLOAD = "import sys; from helpers.sources.hub import download; print(download(sys.argv[1]))"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

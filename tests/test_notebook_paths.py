@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers.checkpoints import BUNDLED
+from helpers.sources.checkpoints import BUNDLED
 from tests.offline import run_offline
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -41,7 +41,7 @@ def test_choices_by_environment(stem, choice, tmp_path):
     if choice.get("VLM_CHECKPOINT") == "folder":
         source = shutil.copytree(BUNDLED / BUNDLED_NAMES[stem], tmp_path / "my checkpoint")
         environment["VLM_FOLDER"] = str(source)
-    command = [sys.executable, "-m", "helpers.notebooks", str(notebook), "--in-place"]
+    command = [sys.executable, "-m", "helpers.workshop.notebooks", str(notebook), "--in-place"]
     code, output, attempts = run_offline(command, environment=environment)
     assert code == 0, output
     assert attempts == []

@@ -1,4 +1,4 @@
-"""`python -m helpers.notebooks`: what it shows, what it leaves, and how it fails."""
+"""`python -m helpers.workshop.notebooks`: what it shows, what it leaves, and how it fails."""
 
 import re
 import signal
@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers.notebooks import first_line, heading_of, main
+from helpers.workshop.notebooks import first_line, heading_of, main
 
 CARD = new_markdown_cell("# A toy\n\n![a box](images/box.svg)")
 BOX = '<svg xmlns="http://www.w3.org/2000/svg"><rect width="5" height="5"/></svg>'
@@ -116,7 +116,14 @@ def test_an_output_folder_that_cannot_be_written(write, tmp_path, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 def test_control_c_ends_it_cleanly(write, tmp_path):
     notebook = write(shown("import time\nprint('running', flush=True)\ntime.sleep(60)"))
-    command = [sys.executable, "-m", "helpers.notebooks", notebook, "--output", tmp_path / "output"]
+    command = [
+        sys.executable,
+        "-m",
+        "helpers.workshop.notebooks",
+        notebook,
+        "--output",
+        tmp_path / "output",
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from torch import nn
 
-from helpers.full_size import FULL_SIZE, without_weights
+from helpers.measure.full_size import FULL_SIZE, without_weights
 
 CLIP_224, CLIP_336 = 303_179_776, 303_507_456
 INTERNVIT, SIGLIP, RESAMPLER = 304_012_288, 397_747_744, 29_514_240

@@ -6,10 +6,10 @@ import time
 import pytest
 import torch
 
-from helpers import generation
 from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
-from helpers.pipeline import Counts, VisionLanguagePipeline
-from helpers.prompts import user_message
+from helpers.inputs.prompts import user_message
+from helpers.run import generation
+from helpers.run.pipeline import Counts, VisionLanguagePipeline
 from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture
 
 NEW = 10

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import plots
+from helpers.show import plots
 
 
 def test_grids_are_drawn_as_they_are_each_with_a_scale():

@@ -2,13 +2,13 @@
 
 import re
 
-from helpers.readme import ROOT, filled
+from helpers.workshop.readme import ROOT, filled
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_tables_are_made_from_the_data():
-    assert filled(README) == README, "run: python -m helpers.readme"
+    assert filled(README) == README, "run: python -m helpers.workshop.readme"
 
 
 def test_pictures_exist_and_are_described():

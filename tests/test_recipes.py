@@ -10,16 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers import evaluation
-from helpers.checkpoints import CARD
-from helpers.compression import find_preset
-from helpers.conversion import convert
+from helpers.convert.conversion import convert
 from helpers.errors import PictureError
+from helpers.graphs.compression import find_preset
+from helpers.inputs.prompts import user_message
+from helpers.measure import evaluation
 from helpers.models import load_model
-from helpers.pipeline import VisionLanguagePipeline
-from helpers.prompts import user_message
-from helpers.shapes import training
-from helpers.shapes.recipes import BATCHES, RECIPES
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.sources.checkpoints import CARD
+from helpers.workshop import training
+from helpers.workshop.recipes import BATCHES, RECIPES
 from tests.tiny import seeded
 
 

@@ -60,7 +60,7 @@ def notebook_sources() -> list[str]:
 def test_what_readers_import_is_required():
     used = imported_distributions(sources_in("helpers") + notebook_sources())
     # ipywidgets requires IPython, and display() is all that is used of it; data sets by name are
-    # for who has installed `datasets`, and helpers.calibration says so to all others.
+    # for who has installed `datasets`, and helpers.convert.calibration says so to all others.
     assert used - {"ipython", "datasets"} <= set(pins("requirements.txt"))
 
 

@@ -14,12 +14,12 @@ import psutil
 import pytest
 from gradio_client import Client, handle_file
 
-from helpers import evaluation
-from helpers.checkpoints import BUNDLED
-from helpers.compression import find_preset
-from helpers.conversion import convert
-from helpers.demo import build_page, open_page
-from helpers.pipeline import VisionLanguagePipeline
+from helpers.convert.conversion import convert
+from helpers.graphs.compression import find_preset
+from helpers.measure import evaluation
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve.demo import build_page, open_page
+from helpers.sources.checkpoints import BUNDLED
 
 AT_ONCE, IN_TURN = 4, 20  # people
 MOST_GROWTH = 100 * 2**20  # bytes, after the first third of the time

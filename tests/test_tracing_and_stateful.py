@@ -13,9 +13,9 @@ from openvino import opset13 as ops
 from torch import nn
 
 from helpers.errors import SettingsError
+from helpers.graphs.stateful import BEAM_INPUT, is_stateful, make_stateful
+from helpers.graphs.tracing import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, Part, trace
 from helpers.models import load_model
-from helpers.stateful import BEAM_INPUT, is_stateful, make_stateful
-from helpers.tracing import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, Part, trace
 from tests.tiny import TOKENS_PER_TILE, seeded
 
 TOLERANCE = 1e-4  # of the largest logit, measured: up to 1.5e-6

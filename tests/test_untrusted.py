@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from helpers.__main__ import main
-from helpers.checkpoints import BUNDLED, bundled_checkpoints, read_config
 from helpers.errors import LONGEST, CheckpointError, UserError
 from helpers.models import load_model, load_processor
+from helpers.sources.checkpoints import BUNDLED, bundled_checkpoints, read_config
 from tests.golden_checks import GOLDEN, change_config
 from tests.mutations import damage
 

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from helpers.checkpoints import BUNDLED
-from helpers.compression import find_preset
-from helpers.conversion import convert
-from helpers.pipeline import VisionLanguagePipeline
+from helpers.convert.conversion import convert
+from helpers.graphs.compression import find_preset
+from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes import world
+from helpers.sources.checkpoints import BUNDLED
 
 FIRST, SECOND = "Describe the picture.", "How many shapes are there?"
 

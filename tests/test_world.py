@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from helpers.models import load_processor
-from helpers.shapes import training, world
-from helpers.shapes.recipes import BATCHES, RECIPES
+from helpers.shapes import world
 from helpers.shapes.world import PLACES, SPLITS, Item, Scene, draw, random_scene, split_of
+from helpers.workshop import training
+from helpers.workshop.recipes import BATCHES, RECIPES
 
 
 def scenes(number: int, seed: int = 0, split: str = "train") -> list[Scene]:

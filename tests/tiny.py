@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from helpers.shapes import training, world
-from helpers.shapes.recipes import RECIPES
+from helpers.shapes import world
+from helpers.workshop import training
+from helpers.workshop.recipes import RECIPES
 
 TOKENS_PER_TILE = 4
 CONTEXT = 512

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from helpers.checkpoints import read_config
 from helpers.errors import CheckpointError
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.models.internvl2 import InternVL2
@@ -12,6 +11,7 @@ from helpers.models.llava_mpt import LlavaMpt
 from helpers.models.minicpm_v2 import MiniCPMV2
 from helpers.models.mllama import Mllama
 from helpers.models.mobilevlm import MobileVLM
+from helpers.sources.checkpoints import read_config
 
 # model_type in config.json, as the authors wrote it
 FAMILIES: dict[str, type[VisionLanguageModel]] = {

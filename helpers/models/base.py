@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from helpers.checkpoints import Rule, load_tensors, open_tensors, read_config
 from helpers.errors import CheckpointError
-from helpers.images import open_picture
-from helpers.prompts import Message, Template, encode, user_message
-from helpers.tracing import TEXT_EMBEDDINGS, Part, Traceable, language_model_part
+from helpers.graphs.tracing import TEXT_EMBEDDINGS, Part, Traceable, language_model_part
+from helpers.inputs.images import open_picture
+from helpers.inputs.prompts import Message, Template, encode, user_message
+from helpers.sources.checkpoints import Rule, load_tensors, open_tensors, read_config
 
 
 @dataclass(frozen=True, eq=False)

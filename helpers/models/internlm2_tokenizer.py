@@ -15,8 +15,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from helpers.checkpoints import read_json
 from helpers.errors import CheckpointError
+from helpers.sources.checkpoints import read_json
 
 NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
 SPACE = "▁"  # how sentencepiece writes a space

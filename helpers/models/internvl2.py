@@ -31,13 +31,13 @@ from transformers import (
 )
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 
-from helpers.checkpoints import Rule, read_json
 from helpers.errors import CheckpointError
+from helpers.graphs.tracing import IMAGE_ENCODER, Part, Traceable
+from helpers.inputs.prompts import Template
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.models.internlm2_tokenizer import internlm2_tokenizer
 from helpers.models.longrope import LongPhi3
-from helpers.prompts import Template
-from helpers.tracing import IMAGE_ENCODER, Part, Traceable
+from helpers.sources.checkpoints import Rule, read_json
 
 # The authors' system message: "You are InternVL, a multimodal large model built by Shanghai AI
 # Laboratory and SenseTime, a helpful and harmless assistant."

@@ -14,10 +14,10 @@ from transformers import DynamicCache, MptConfig, MptForCausalLM, PreTrainedToke
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.mpt.modeling_mpt import MptAttention
 
-from helpers.checkpoints import Rule
 from helpers.errors import CheckpointError
-from helpers.models._clip import ClipLanguageModel, ClipProcessor
-from helpers.prompts import IMAGE, Template
+from helpers.inputs.prompts import IMAGE, Template
+from helpers.models.clip import ClipLanguageModel, ClipProcessor
+from helpers.sources.checkpoints import Rule
 
 # `conv_mpt` in the authors' conversation.py: the later text is the default there and here; the
 # one of the release is what the model saw in training.

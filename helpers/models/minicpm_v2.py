@@ -32,12 +32,12 @@ from transformers import (
 )
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
-from helpers.checkpoints import Rule
 from helpers.errors import CheckpointError
-from helpers.images import Slicing, slice_picture
+from helpers.graphs.tracing import IMAGE_ENCODER, Part, Traceable
+from helpers.inputs.images import Slicing, slice_picture
+from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.base import Processor, VisionLanguageModel
-from helpers.prompts import IMAGE, Template
-from helpers.tracing import IMAGE_ENCODER, Part, Traceable
+from helpers.sources.checkpoints import Rule
 
 # Configs name an image encoder of timm instead of describing it; the numbers are from timm's
 # vision_transformer.py, where "so400m" is the shape-optimised transformer of arXiv:2305.13035.

@@ -39,11 +39,8 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from helpers.checkpoints import Rule, read_json
 from helpers.errors import CheckpointError
-from helpers.models.base import PictureInputs, Processor, VisionLanguageModel, pad_left
-from helpers.prompts import IMAGE, Template
-from helpers.tracing import (
+from helpers.graphs.tracing import (
     IMAGE_ENCODER,
     LANGUAGE_MODEL,
     Part,
@@ -52,6 +49,9 @@ from helpers.tracing import (
     past_names,
     present_names,
 )
+from helpers.inputs.prompts import IMAGE, Template
+from helpers.models.base import PictureInputs, Processor, VisionLanguageModel, pad_left
+from helpers.sources.checkpoints import Rule, read_json
 
 IMAGE_TOKEN = "<|image|>"
 

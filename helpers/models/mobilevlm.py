@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import hardsigmoid, hardswish, relu
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
-from helpers.checkpoints import Rule
 from helpers.errors import CheckpointError
-from helpers.models._clip import ClipLanguageModel, ClipProcessor
-from helpers.prompts import IMAGE, Template
+from helpers.inputs.prompts import IMAGE, Template
+from helpers.models.clip import ClipLanguageModel, ClipProcessor
+from helpers.sources.checkpoints import Rule
 
 # `conv_vicuna_v1` in the authors' conversation.py, called "v1"
 TEMPLATE = Template(

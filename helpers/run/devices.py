@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import openvino as ov
 
 from helpers.errors import DeviceError
-from helpers.widgets import Choice, Option
+from helpers.show.widgets import Choice, Option
 
 KNOWN = ("CPU", "GPU", "NPU")
 

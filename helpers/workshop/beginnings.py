@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from helpers.checkpoints import BUNDLED, original_tensors
 from helpers.models import load_model
-from helpers.models._clip import VISION_NAMES
 from helpers.models.base import VisionLanguageModel
+from helpers.models.clip import VISION_NAMES
+from helpers.sources.checkpoints import BUNDLED, original_tensors
 
 Tensors = dict[str, Tensor]
 Beginning = Callable[[Tensors, dict, dict], Tensors]

@@ -1,4 +1,4 @@
-"""Measure a bundled checkpoint and write its card: `python -m helpers.shapes.report FAMILY`.
+"""Measure a bundled checkpoint and write its card: `python -m helpers.workshop.report FAMILY`.
 
 Leaves `accuracy.json` (the figures, from which the README's table is made) and `README.md` (the
 card) beside the checkpoint.
@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from helpers import evaluation
-from helpers.calibration import SHAPES, find_samples, inputs_by_part
-from helpers.checkpoints import BUNDLED, read_json
-from helpers.compression import Preset, compress, find_preset
-from helpers.conversion import convert, convert_part, write
-from helpers.hub import weight_bytes
+from helpers.convert.calibration import SHAPES, find_samples, inputs_by_part
+from helpers.convert.conversion import convert, convert_part, write
+from helpers.graphs.compression import Preset, compress, find_preset
+from helpers.measure import evaluation
 from helpers.models import load_model
-from helpers.pipeline import VisionLanguagePipeline
-from helpers.plots import format_table
-from helpers.shapes.recipes import RECIPES
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.show.plots import format_table
+from helpers.sources.checkpoints import BUNDLED, read_json
+from helpers.sources.hub import weight_bytes
+from helpers.workshop.recipes import RECIPES
 
 QUESTIONS, SEED = 500, 2026
 
@@ -37,8 +37,8 @@ CARD = """\
 | data | pictures and questions that `helpers/shapes/world.py` draws from seeds; no other data |
 | training | {training} |
 | licence | Apache-2.0 |
-| to train it again | `python -m helpers.shapes.training {family}` |
-| to measure it again | `python -m helpers.shapes.report {family}` |
+| to train it again | `python -m helpers.workshop.training {family}` |
+| to measure it again | `python -m helpers.workshop.report {family}` |
 
 Exact answers to {questions} questions about pictures and words that training never showed, greedy,
 in ACCURACY mode; KL is the mean divergence of the first token's distribution from PyTorch's. In
@@ -131,7 +131,7 @@ def write_card(folder: Path, figures: dict[str, dict], training: str) -> None:
 
 def main() -> None:
     """Measure, write, print."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.shapes.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m helpers.workshop.report", description=__doc__)
     parser.add_argument("family", help="a bundled checkpoint")
     parser.add_argument("--training", help="what the card says of the training")
     arguments = parser.parse_args()

@@ -16,9 +16,9 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from helpers.errors import PictureError, UserError
-from helpers.images import open_picture
+from helpers.inputs.images import open_picture
 from helpers.models.base import Processor
-from helpers.pipeline import EMPTY, Conversation, Reply, VisionLanguagePipeline
+from helpers.run.pipeline import EMPTY, Conversation, Reply, VisionLanguagePipeline
 
 MAXIMUM_UPLOAD = "20mb"
 HOUR = 3600  # seconds

@@ -15,15 +15,22 @@ import openvino as ov
 import psutil
 from torch import nn
 
-from helpers import hub
-from helpers.compression import BitWidth, Preset, Quantization, Weights, bit_widths, compress
+from helpers.convert.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
-from helpers.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
-from helpers.memory import Growth
+from helpers.graphs.compression import BitWidth, Preset, Quantization, Weights, bit_widths, compress
+from helpers.graphs.stateful import make_stateful
+from helpers.graphs.tracing import (
+    FILES,
+    IMAGE_ENCODER,
+    LANGUAGE_MODEL,
+    TEXT_EMBEDDINGS,
+    Part,
+    trace,
+)
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel, reason_of
-from helpers.stateful import make_stateful
-from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, Part, trace
+from helpers.resources import Growth
+from helpers.sources import hub
 
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 _COPIED = (".json", ".txt", ".model", ".jinja")

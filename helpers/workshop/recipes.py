@@ -13,10 +13,11 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from helpers.compression import PRESETS, Weights
+from helpers.graphs.compression import PRESETS, Weights
 from helpers.models import internvl2, llava_mpt, minicpm_v2, mllama, mobilevlm
-from helpers.shapes import beginnings, world
-from helpers.shapes.beginnings import Beginning
+from helpers.shapes import world
+from helpers.workshop import beginnings
+from helpers.workshop.beginnings import Beginning
 
 # Pictures in a batch of each sort: the work goes with tiles and questions.
 BATCHES = {"name": 64, "word": 32, "strip": 32, "small": 16, "large": 16}

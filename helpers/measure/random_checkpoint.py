@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers.checkpoints import original_tensors
-from helpers.full_size import FULL_SIZE, without_weights
-from helpers.models._clip import VISION_NAMES
+from helpers.measure.full_size import FULL_SIZE, without_weights
+from helpers.models.clip import VISION_NAMES
 from helpers.models.internvl2 import IMAGE_MARKS
-from helpers.shapes import recipes
-from helpers.shapes.training import corpus
+from helpers.sources.checkpoints import original_tensors
+from helpers.workshop import recipes
+from helpers.workshop.training import corpus
 
 Report = Callable[[str], None]
 DTYPE = torch.bfloat16

@@ -17,8 +17,8 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from transformers.generation import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from helpers.graphs.stateful import BEAM_INPUT
 from helpers.models.base import PictureInputs
-from helpers.stateful import BEAM_INPUT
 
 PIECE = 128  # positions of a prompt after which a stop event is looked at
 

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.errors import PictureError, SettingsError
-from helpers.generation import BEAM_INPUT
+from helpers.graphs.tracing import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.inputs.prompts import user_message
 from helpers.models.base import Processor
-from helpers.prompts import user_message
+from helpers.run.generation import BEAM_INPUT
 from helpers.shapes import world
-from helpers.tracing import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 
 SHAPES = "shapes"  # the source of samples that are drawn
 PROMPT = "What is in the picture?"

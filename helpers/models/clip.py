@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessorPil
 
-from helpers.checkpoints import Rule, open_tensors, read_config
 from helpers.errors import CheckpointError
-from helpers.hub import download
+from helpers.graphs.tracing import IMAGE_ENCODER, Part, Traceable
 from helpers.models.base import Processor, VisionLanguageModel
-from helpers.tracing import IMAGE_ENCODER, Part, Traceable
+from helpers.sources.checkpoints import Rule, open_tensors, read_config
+from helpers.sources.hub import download
 
 # IMAGE_TOKEN_INDEX in the authors' constants.py: no token, only a mark among the ids
 PLACEHOLDER = -200

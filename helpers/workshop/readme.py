@@ -1,14 +1,14 @@
-"""Write the README's tables and FULL_SIZE.md from measured data: `python -m helpers.readme`."""
+"""Write the README's tables and FULL_SIZE.md from measured data: `python -m helpers.workshop.readme`."""
 
 import re
 from pathlib import Path
 
-from helpers.benchmark import page
-from helpers.checkpoints import bundled_checkpoints, read_json
-from helpers.plots import format_table
-from helpers.shapes.report import accuracy_table
+from helpers.measure.benchmark import page
+from helpers.show.plots import format_table
+from helpers.sources.checkpoints import bundled_checkpoints, read_json
+from helpers.workshop.report import accuracy_table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def notebooks_table() -> str:

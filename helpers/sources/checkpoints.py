@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from helpers.errors import CheckpointError
 
-BUNDLED = Path(__file__).parent / "shapes" / "checkpoints"
+BUNDLED = Path(__file__).parent.parent / "shapes" / "checkpoints"
 CARD = "bundled.json"  # stands beside a bundled checkpoint and says what it knows
 
 

@@ -1,4 +1,4 @@
-"""Execute a notebook in view of its reader: `python -m helpers.notebooks NOTEBOOK`.
+"""Execute a notebook in view of its reader: `python -m helpers.workshop.notebooks NOTEBOOK`.
 
 Every code cell gets a line with its place, its first line of code and its seconds, under the
 heading of its section. What a cell tagged "show" prints or displays as text is printed as it
@@ -228,7 +228,9 @@ def save(notebook: NotebookNode, source: Path, output: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Execute the notebook that the command line names; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.notebooks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.workshop.notebooks", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--output", type=Path, default=Path("output"), help="default: output")

@@ -5,7 +5,7 @@ nearly four times as fast as in 16. The image encoder is more sensitive and runs
 it stays at 8 bits.
 
 Rounding can go by the weights alone, or also by what reaches them: then it is given sample inputs,
-which `helpers.calibration` makes of pictures and questions.
+which `helpers.convert.calibration` makes of pictures and questions.
 
 What this module does not know: quantised activations in the language model, NF4 and FP8 weights.
 """
@@ -27,11 +27,11 @@ from nncf.openvino.optimized_functions import models as optimized_models
 from nncf.quantization.algorithms.weight_compression import openvino_backend
 from openvino import opset13 as ops
 
-from helpers.devices import core
 from helpers.errors import SettingsError
-from helpers.memory import return_freed_memory
-from helpers.tracing import IMAGE_ENCODER, LANGUAGE_MODEL
-from helpers.widgets import Choice, Option
+from helpers.graphs.tracing import IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.resources import return_freed_memory
+from helpers.run.devices import core
+from helpers.show.widgets import Choice, Option
 
 _MODES = {
     "int8": nncf.CompressWeightsMode.INT8_ASYM,

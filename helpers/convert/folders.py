@@ -18,10 +18,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from helpers.checkpoints import read_json
-from helpers.compression import BitWidth
 from helpers.errors import CheckpointError, OutputError
-from helpers.tracing import FILES
+from helpers.graphs.compression import BitWidth
+from helpers.graphs.tracing import FILES
+from helpers.sources.checkpoints import read_json
 
 MANIFEST = "manifest.json"
 UNFINISHED_MANIFEST = "unfinished.json"

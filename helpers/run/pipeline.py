@@ -25,15 +25,15 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
-from helpers.checkpoints import CARD, read_json
-from helpers.devices import check_device, core
+from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError, SettingsError, UserError
-from helpers.folders import read_manifest
-from helpers.generation import StateCache, StatefulLanguageModel, StopOnEvent, Stopped
+from helpers.graphs.stateful import keep_inputs
+from helpers.graphs.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.inputs.prompts import Message, content_of, pictures_of
 from helpers.models import load_processor
-from helpers.prompts import Message, content_of, pictures_of
-from helpers.stateful import keep_inputs
-from helpers.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.run.devices import check_device, core
+from helpers.run.generation import StateCache, StatefulLanguageModel, StopOnEvent, Stopped
+from helpers.sources.checkpoints import CARD, read_json
 
 
 @dataclass

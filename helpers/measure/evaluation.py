@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from helpers.prompts import user_message
+from helpers.inputs.prompts import user_message
 from helpers.shapes import world
 
 Asked = tuple[Image.Image, world.Question]

@@ -24,21 +24,22 @@ import openvino as ov
 import psutil
 import torch
 
-from helpers import evaluation, hub
-from helpers.checkpoints import bundled_checkpoints
-from helpers.compression import find_preset
-from helpers.conversion import convert
-from helpers.devices import available_devices
+from helpers.convert.conversion import convert
+from helpers.convert.folders import folder_bytes
 from helpers.errors import SettingsError
-from helpers.folders import folder_bytes
-from helpers.images import draw_lake
-from helpers.memory import EVERY, anonymous_memory
+from helpers.graphs.compression import find_preset
+from helpers.graphs.tracing import LANGUAGE_MODEL
+from helpers.inputs.images import draw_lake
+from helpers.inputs.prompts import user_message
+from helpers.measure import evaluation
+from helpers.measure.random_checkpoint import write_random
 from helpers.models import load_model
-from helpers.pipeline import VisionLanguagePipeline
-from helpers.plots import format_table
-from helpers.prompts import user_message
-from helpers.random_checkpoint import write_random
-from helpers.tracing import LANGUAGE_MODEL
+from helpers.resources import EVERY, anonymous_memory
+from helpers.run.devices import available_devices
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.show.plots import format_table
+from helpers.sources import hub
+from helpers.sources.checkpoints import bundled_checkpoints
 
 Report = Callable[[str], None]
 QUESTION = "Describe the picture."
@@ -83,7 +84,13 @@ def measure(task: str, *, report: Report = lambda line: None, **arguments) -> di
 
     That is the most anonymous memory it had: what it allocated, without the files that it mapped.
     """
-    command = [sys.executable, "-m", "helpers.benchmark", task, json.dumps(arguments, default=str)]
+    command = [
+        sys.executable,
+        "-m",
+        "helpers.measure.benchmark",
+        task,
+        json.dumps(arguments, default=str),
+    ]
     started, peak = time.monotonic(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         while process.poll() is None:
@@ -316,7 +323,7 @@ def page(results: Sequence[dict]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     parts = [
         "# Full size on an ordinary computer\n",
-        "<!-- made by: python -m helpers.readme (a test compares) -->\n",
+        "<!-- made by: python -m helpers.workshop.readme (a test compares) -->\n",
         f"Measured on {machine['processor']}, {machine['cores']} cores, "
         f"{machine['memory'] / 2**30:.0f} GiB of memory, with {versions}. The checkpoints have the "
         "originals' sizes and random weights: time, memory and disk do not depend on what weights "

@@ -1,4 +1,4 @@
-"""Train a small model of one family on the bundled world: `python -m helpers.shapes.training`.
+"""Train a small model of one family on the bundled world: `python -m helpers.workshop.training`.
 
 A sample is one picture with several questions, which share the picture's tokens: each question
 sees the picture and itself, at the positions it would have if it were the only one. One sample in
@@ -33,14 +33,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers.trainer_utils import set_seed
 
-from helpers.checkpoints import BUNDLED, CARD, original_tensors, read_config
+from helpers.inputs.prompts import user_message
 from helpers.models import family_of
-from helpers.models._clip import VISION_NAMES
 from helpers.models.base import Processor, VisionLanguageModel
-from helpers.prompts import user_message
+from helpers.models.clip import VISION_NAMES
 from helpers.shapes import world
-from helpers.shapes.beginnings import start_from
-from helpers.shapes.recipes import RECIPES, Recipe
+from helpers.sources.checkpoints import BUNDLED, CARD, original_tensors, read_config
+from helpers.workshop.beginnings import start_from
+from helpers.workshop.recipes import RECIPES, Recipe
 
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
@@ -534,7 +534,9 @@ def save_bin(tensors: dict[str, Tensor], folder: Path, shards: int) -> None:
 
 def main() -> None:
     """Train, save and report."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.shapes.training", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.workshop.training", description=__doc__
+    )
     parser.add_argument("family", choices=list(RECIPES))
     parser.add_argument("--steps", type=int, help="how many steps (default: the recipe's)")
     parser.add_argument(

@@ -23,9 +23,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
-from helpers.checkpoints import bundled_checkpoints, read_config
 from helpers.errors import CheckpointError, SettingsError
-from helpers.widgets import Choice, Option
+from helpers.show.widgets import Choice, Option
+from helpers.sources.checkpoints import bundled_checkpoints, read_config
 
 # Weights, configs and tokenizers; no code, and no copies for other programs.
 _WANTED = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
