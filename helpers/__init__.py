@@ -1,7 +1,15 @@
 """What the notebooks import: from a PyTorch checkpoint to an OpenVINO model that answers."""
 
-import contextlib
 import os
+from typing import TYPE_CHECKING
+
+from helpers.upstream import telemetry
+
+if TYPE_CHECKING:
+    from helpers.run.pipeline import VisionLanguagePipeline
+
+__all__ = ["VisionLanguagePipeline"]
+__version__ = "0.2.0.dev0"
 
 # Nothing here calls home. These libraries do unless told not to, and read the switch when they
 # are first imported, which is why it is set before anything else is.
@@ -13,8 +21,13 @@ for _switch, _value in {
 }.items():
     os.environ.setdefault(_switch, _value)
 
-# What OpenVINO's converter and NNCF would send goes through this one; no variable switches it off.
-with contextlib.suppress(ImportError):
-    from openvino_telemetry.utils.sender import TelemetrySender
+telemetry.switch_off()
 
-    TelemetrySender.send = lambda *_, **__: None
+
+def __getattr__(name: str) -> object:
+    """Import the pipeline when it is first asked for, since it takes a second or two."""
+    if name == "VisionLanguagePipeline":
+        from helpers.run.pipeline import VisionLanguagePipeline
+
+        return VisionLanguagePipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

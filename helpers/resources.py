@@ -1,7 +1,11 @@
-"""How much memory a process has of its own: what it allocated, without the files that it mapped."""
+"""Memory and disk: what this computer has, what a process takes, and sizes as people read them.
+
+A process's own memory is what it allocated, without the files that it mapped.
+"""
 
 import ctypes
 import os
+import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -48,3 +52,21 @@ class Growth:
     def _watch(self) -> None:
         while not self._over.wait(EVERY):
             self.bytes = max(self.bytes, anonymous_memory(os.getpid()) - self._start)
+
+
+def free_disk(folder: Path) -> int:
+    """Return the free bytes where `folder` is or will be."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
+def in_words(size: float) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def this_computer() -> str:
+    """Return the free memory and disk of this computer in words."""
+    memory = psutil.virtual_memory().available / 2**30
+    disk = shutil.disk_usage(Path.cwd()).free / 1e9
+    return f"{memory:.0f} GiB of memory and {disk:.0f} GB of disk are free here"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.convert import conversion
-from helpers.graphs import compression
+from helpers.graphs import presets
 from helpers.models import load_model
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -31,7 +31,7 @@ def torch_model(checkpoint):
 def converted(checkpoint, tmp_path_factory):
     """Return the small model as a folder of IR whose weights are the checkpoint's."""
     folder = tmp_path_factory.mktemp("converted") / "internvl2"
-    conversion.convert(checkpoint, folder, compression.find_preset("fp16"))
+    conversion.convert(checkpoint, folder, presets.find_preset("fp16"))
     return folder
 
 

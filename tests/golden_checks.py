@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from helpers.convert.conversion import convert_part
-from helpers.graphs.tracing import Part
-from helpers.inputs.prompts import user_message
+from helpers.graphs.parts import Part
+from helpers.inputs.messages import user_message
 from helpers.run.generation import StatefulLanguageModel
 
 GOLDEN = Path(__file__).parent / "golden"

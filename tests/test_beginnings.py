@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from helpers.models import load_model
-from helpers.workshop import beginnings, training
+from helpers.shapes import tokenizers
+from helpers.workshop import beginnings, samples, training
 from helpers.workshop.recipes import RECIPES
 from tests.tiny import seeded
 
@@ -21,7 +22,7 @@ def begun(tmp_path_factory):
     def begin(family):
         if family not in models:
             run = tmp_path_factory.mktemp(family)
-            RECIPES[family].prepare(run, training.corpus(700))
+            RECIPES[family].prepare(run, tokenizers.corpus(700))
             with seeded(0):
                 models[family] = training.new_model(run).eval()
             for other, beginning in RECIPES[family].begins_with.items():
@@ -71,7 +72,7 @@ def test_clip_sees_alike_with_patches_and_pictures_of_other_sizes(begun, family)
     """
     own, trained = begun(family), load_model(beginnings.BUNDLED / "llava_mpt", torch.float32)
     picture = training.world.draw(
-        training.sample_scene(random.Random(1), "test", "small")[0], cell=30
+        samples.sample_scene(random.Random(1), "test", "small")[0], cell=30
     )
     grids = [clip_states(model, picture) for model in (own, trained)]
     size = min(grid.shape[-1] for grid in grids)

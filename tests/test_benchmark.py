@@ -3,23 +3,30 @@
 import json
 import os
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from helpers.__main__ import main
 from helpers.errors import SettingsError
-from helpers.graphs.tracing import LANGUAGE_MODEL
-from helpers.inputs.prompts import user_message
-from helpers.measure import benchmark, full_size, random_checkpoint
-from helpers.measure.benchmark import SUBJECTS, measure, page, table
+from helpers.graphs.part_names import LANGUAGE_MODEL
+from helpers.inputs.messages import user_message
+from helpers.measure import benchmark, random_checkpoint, tasks
+from helpers.measure.benchmark import figure_rows
+from helpers.measure.figures import Figures, Running, from_json
+from helpers.measure.tasks import measure
+from helpers.models import families as register
 from helpers.models import load_model
+from helpers.models.families import families, find_original
 from helpers.resources import Growth, anonymous_memory
 from helpers.sources.checkpoints import read_json
+from helpers.workshop.full_size_page import full_size_text
 from helpers.workshop.readme import ROOT, full_size_page
 from tests.tiny import picture
 
-HUB_IDS = sorted({subject.hub_id for subject in SUBJECTS.values()})
+ORIGINALS = [original.name for family in families() for original in family.originals]
+MEASURED = sorted(path.stem for path in (ROOT / "notebooks" / "full-size").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -32,30 +39,35 @@ def figures(tmp_path_factory):
 
 @pytest.mark.slow
 def test_what_is_measured(figures):
-    assert figures["runs"].keys() == {"int4", "PyTorch float32"}
-    run = figures["runs"]["int4"]
-    assert run["conversion"]["bytes_by_part"].keys() == run["conversion"]["seconds_by_part"].keys()
-    speed, size = run["running"]["speed"], run["conversion"]["bytes_by_part"][LANGUAGE_MODEL]
-    assert speed["bandwidth"] > 1e9
-    assert run["floor"]["seconds"] * speed["bandwidth"] == pytest.approx(size)
-    for task in (run["conversion"], run["running"]):
-        assert 2e7 < task["peak_memory"] < 4e9 and 0 < task["seconds"] < 300
-    assert len(run["running"]["rounds"]) == benchmark.ROUNDS
-    assert run["running"]["second_question"] < run["running"]["first_question"]
-    assert 0 <= run["running"]["stop"] < 1
-    inside = run["profile"]
-    assert 0.2 < inside["kernels"] / inside["step"] < 1
-    assert "FullyConnected" in str(inside["largest"])
-    assert figures["parameters"][LANGUAGE_MODEL] > figures["parameters"]["others"]
+    assert figures.runs.keys() == {"int4", "PyTorch float32"}
+    run = figures.runs["int4"]
+    assert run.conversion.bytes_by_part.keys() == run.conversion.seconds_by_part.keys()
+    bandwidth = run.running.speed.bandwidth
+    assert bandwidth > 1e9
+    size = run.conversion.bytes_by_part[LANGUAGE_MODEL]
+    assert run.floor.seconds * bandwidth == pytest.approx(size)
+    for task in (run.conversion, run.running):
+        assert 2e7 < task.peak_memory < 4e9 and 0 < task.seconds < 300
+    assert len(run.running.rounds) == tasks.ROUNDS
+    assert run.running.second_question < run.running.first_question
+    assert 0 <= run.running.stop < 1
+    assert 0.2 < run.profile.kernels / run.profile.step < 1
+    assert "FullyConnected" in str(run.profile.largest)
+    assert figures.parameters[LANGUAGE_MODEL] > figures.parameters["others"]
+
+
+@pytest.mark.slow
+def test_figures_are_the_same_from_a_file(figures):
+    assert from_json(Figures, json.loads(json.dumps(asdict(figures)))) == figures
 
 
 @pytest.mark.slow
 def test_the_table_and_the_page(figures):
-    rows = table(figures)
+    rows = figure_rows(figures)
     assert [row["model"] for row in rows] == ["int4", "PyTorch float32"]
     assert rows[1]["floor"] == rows[1]["on disk"] == "-"
-    text = page([figures])
-    assert "## internvl2-1b" in text and "A second question's first token" in text
+    text = full_size_text([figures])
+    assert "## internvl2-1b" in text and "second question, first token" in text
 
 
 def test_the_page_is_made_from_the_data():
@@ -65,29 +77,32 @@ def test_the_page_is_made_from_the_data():
     )
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", MEASURED)
 def test_at_full_size(name):
     """What was measured keeps to its limits, where they do not depend on the computer's speed."""
-    found = read_json(ROOT / "notebooks" / "full-size" / f"{name}.json")
-    written = found["runs"]["int4"]["conversion"]
-    size, every = sum(written["bytes_by_part"].values()), sum(found["parameters"].values())
-    assert found["full_size"] and written["peak_memory"] <= size + 1.5 * 2**30
-    assert every < 6.5e9 or size / every <= 0.62
-    ran = found["runs"]["int4"]["running"]
-    assert ran["peak_memory"] < 24 * 2**30
-    assert ran["first_question"] >= 5 * ran["second_question"] and ran["stop"] < 1
+    figures = from_json(Figures, read_json(ROOT / "notebooks" / "full-size" / f"{name}.json"))
+    conversion, running = figures.runs["int4"].conversion, figures.runs["int4"].running
+    size, weights = conversion.bytes, sum(figures.parameters.values())
+    assert figures.full_size and conversion.peak_memory <= size + 1.5 * 2**30
+    assert weights < 6.5e9 or size / weights <= 0.62
+    assert running.peak_memory < 24 * 2**30
+    assert running.first_question >= 5 * running.second_question and running.stop < 1
     if name == "internvl2-1b":  # as in the original tutorial
         widths = {
-            w["type"]: (w["layers"], round(w["share"], 2))
-            for w in written["bit_widths"][LANGUAGE_MODEL]
+            width.type: (width.layers, round(width.share, 2))
+            for width in conversion.bit_widths[LANGUAGE_MODEL]
         }
         assert widths == {"u8": (1, 0.28), "u4": (168, 0.72)}
+
+
+def test_every_measured_model_is_an_original():
+    assert set(MEASURED) <= set(ORIGINALS) and len(MEASURED) >= 8
 
 
 def test_a_model_that_nobody_knows(capsys):
     assert main(["benchmark", "gpt"]) == 1
     assert capsys.readouterr().err == (
-        f"error: There is no model 'gpt' to measure; use {', '.join(SUBJECTS)}.\n"
+        f"error: There is no model 'gpt' to measure; use {', '.join(ORIGINALS)}.\n"
     )
     assert main(["benchmark", "internvl2-1b", "--precision", "int3"]) == 1
     assert "The precision 'int3' does not exist" in capsys.readouterr().err
@@ -95,22 +110,20 @@ def test_a_model_that_nobody_knows(capsys):
 
 def test_a_task_that_fails_is_told(tmp_path):
     with pytest.raises(SettingsError, match=r"Measuring ended early \(exit code 1\) in running"):
-        measure("running", folder=tmp_path, picture=(8, 8))
+        measure("running", Running, folder=tmp_path, picture=(8, 8))
 
 
 def test_what_does_not_fit_is_left_out(monkeypatch, tmp_path):
     lines = []
     monkeypatch.setattr(benchmark.psutil, "virtual_memory", lambda: _Memory)
-    monkeypatch.setattr(benchmark, "measure", lambda *_, **__: {})
-    monkeypatch.setattr(benchmark, "computer", dict)
-    found = benchmark.benchmark(
+    figures = benchmark.benchmark(
         "internvl2-1b", tmp_path, precisions=(), against=["float32"], report=lines.append
     )
-    assert not found["runs"] and "PyTorch float32 is left out" in lines[-1]
+    assert not figures.runs and "PyTorch float32 is left out" in lines[-1]
 
 
 class _Memory:
-    available = 1000
+    available = total = 1000
 
 
 def test_memory_is_counted_without_mapped_files():
@@ -127,10 +140,13 @@ def test_memory_is_counted_without_mapped_files():
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, tmp_path_factory):
     """Make every full-size configuration a small one of the same kind."""
-    for hub_id in HUB_IDS:
-        monkeypatch.setitem(full_size.FULL_SIZE, hub_id, shrunk(full_size.FULL_SIZE[hub_id]))
+    configs = tmp_path_factory.mktemp("originals")
+    for name in ORIGINALS:
+        config = shrunk(find_original(name).config)
+        (configs / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr(register, "CONFIGS", configs)
     monkeypatch.setattr(random_checkpoint, "BLOCK", 2**16)
     monkeypatch.setattr(random_checkpoint, "SHARD", 2e6)
 
@@ -157,19 +173,21 @@ def shrunk(config: dict) -> dict:
     }
 
 
-@pytest.mark.parametrize("hub_id", HUB_IDS)
-def test_random_weights_are_read_as_an_original(hub_id, small, tmp_path):
-    folder = random_checkpoint.write_random(hub_id, tmp_path / "one")
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_random_weights_are_read_as_an_original(name, small, tmp_path):
+    folder = random_checkpoint.write_random(find_original(name), tmp_path / "one")
     model = load_model(folder)
     assert model.dtype == torch.bfloat16
-    assert load_model(random_checkpoint.write_random(hub_id, folder)).dtype == model.dtype  # kept
+    assert (
+        load_model(random_checkpoint.write_random(find_original(name), folder)).dtype == model.dtype
+    )  # kept
     inputs = model.image_inputs([picture()])
     ids = model.processor.input_ids([user_message("What?", 1)], inputs)
     model = load_model(folder, torch.float32)
     with torch.inference_mode():
         logits = model(**model.prepare(ids, model.encode_images(**inputs))).logits
     assert logits.isfinite().all() and logits.std() > 0
-    again = random_checkpoint.write_random(hub_id, tmp_path / "two")
+    again = random_checkpoint.write_random(find_original(name), tmp_path / "two")
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     config = json.loads((again / "config.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from helpers.convert.conversion import convert
-from helpers.graphs.compression import find_preset
+from helpers.graphs.presets import find_preset
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.demo import build_page, open_page
 from helpers.shapes import world

@@ -11,10 +11,11 @@ from PIL import Image
 
 from helpers.convert.calibration import PROMPT, find_samples, inputs_by_part
 from helpers.errors import PictureError, SettingsError
-from helpers.graphs.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
-from helpers.inputs.prompts import user_message
+from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.inputs.messages import user_message
 from helpers.models import load_processor
 from helpers.shapes import world
+from helpers.shapes.questions import draw_samples
 from tests.tiny import TOKENS_PER_TILE
 
 
@@ -28,7 +29,7 @@ def test_shapes_are_of_the_training_split(monkeypatch):
     scenes = []
     draw = world.draw
     monkeypatch.setattr(world, "draw", lambda scene: scenes.append(scene) or draw(scene))
-    samples = find_samples("shapes", 9)
+    samples = draw_samples(9)
     assert len({text for _, text in samples}) > 4
     assert {world.split_of((scene.grid, scene.items)) for scene in scenes} == {"train"}
 
@@ -103,7 +104,7 @@ def test_a_data_set_without_the_package(monkeypatch):
 
 def test_inputs_of_the_parts(converted, parts, tmp_path):
     path = tmp_path / "picture.png"
-    samples = find_samples("shapes", 2)
+    samples = draw_samples(2)
     samples[1][0].save(path)
     inputs = inputs_by_part(parts, load_processor(converted), [samples[0], (path, samples[1][1])])
     assert set(inputs) == {IMAGE_ENCODER, LANGUAGE_MODEL}
@@ -119,7 +120,7 @@ def test_inputs_of_the_parts(converted, parts, tmp_path):
 
 
 def test_inputs_can_be_gone_through_again(parts, converted):
-    inputs = inputs_by_part(parts, load_processor(converted), find_samples("shapes", 1))
+    inputs = inputs_by_part(parts, load_processor(converted), draw_samples(1))
     first, second = (next(iter(inputs[LANGUAGE_MODEL])) for _ in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 

@@ -11,14 +11,9 @@ from torch import nn
 
 from helpers.errors import CheckpointError
 from helpers.models import load_model
-from helpers.sources.checkpoints import (
-    Rule,
-    bundled_checkpoints,
-    load_tensors,
-    open_tensors,
-    original_tensors,
-    read_config,
-)
+from helpers.sources.checkpoints import bundled_checkpoints, read_config
+from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
+from helpers.sources.tensors import open_tensors
 from tests.golden_checks import change_config, change_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}

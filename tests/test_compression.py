@@ -11,19 +11,15 @@ from nncf.openvino.optimized_functions import models as optimized_models
 
 from helpers.convert import calibration, conversion
 from helpers.errors import SettingsError
-from helpers.graphs import compression
-from helpers.graphs.compression import (
-    BitWidth,
-    Preset,
-    Quantization,
-    Weights,
-    bit_widths,
-    compress,
-    find_preset,
-)
+from helpers.graphs import compression, presets
+from helpers.graphs.bit_widths import BitWidth, bit_widths, stored_bytes
+from helpers.graphs.compression import compress
+from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.presets import Preset, Quantization, Weights, find_preset
 from helpers.graphs.stateful import is_stateful
-from helpers.graphs.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.models import load_processor
+from helpers.shapes.questions import draw_samples
+from helpers.show import choices
 
 # Layers of the small model: two of the language model with seven matrices each and an LM head; one
 # of the image encoder with six, the patch embedding and the projector's two.
@@ -44,7 +40,7 @@ def stored(converted):
             part: compress(read(converted / file), preset.weights_of(part))
             for part, file in FILES.items()
         }
-        for name, preset in compression.PRESETS.items()
+        for name, preset in presets.PRESETS.items()
     }
 
 
@@ -87,19 +83,17 @@ def test_each_preset_is_smaller_than_the_one_before(stored, tmp_path):
     for name in ("fp16", "int8", "int4", "int4-sym"):
         path = conversion.save_part(stored[name][LANGUAGE_MODEL], tmp_path, LANGUAGE_MODEL)
         sizes[name] = path.with_suffix(".bin").stat().st_size
-        assert sizes[name] == pytest.approx(
-            compression.stored_bytes(stored[name][LANGUAGE_MODEL]), rel=0.01
-        )
+        assert sizes[name] == pytest.approx(stored_bytes(stored[name][LANGUAGE_MODEL]), rel=0.01)
     assert sizes["fp16"] > sizes["int8"] > sizes["int4"] > sizes["int4-sym"]
 
 
 def test_a_ratio_leaves_some_layers_at_8_bits(language_model):
-    before = compression.stored_bytes(language_model)
+    before = stored_bytes(language_model)
     widths = bit_widths(compress(language_model, Weights("int4-asym", ratio=0.5)))
     found = layers(widths)
     assert sum(found.values()) == DECODER + HEAD
     assert 0 < found["u4"] < DECODER
-    assert compression.stored_bytes(language_model) < before
+    assert stored_bytes(language_model) < before
 
 
 def test_all_layers_includes_the_last(language_model):
@@ -180,7 +174,7 @@ def inputs(converted):
     """Return the inputs of the converted model's parts for three samples."""
     read = ov.Core().read_model
     parts = {part: read(converted / file) for part, file in FILES.items()}
-    samples = calibration.find_samples("shapes", 3)
+    samples = draw_samples(3)
     return calibration.inputs_by_part(parts, load_processor(converted), samples)
 
 
@@ -240,7 +234,7 @@ def test_the_image_encoder_s_activations_in_8_bits(converted, inputs):
     samples = inputs[IMAGE_ENCODER]
     quantized = compress(model.clone(), Quantization(samples=3), samples)
     assert layers(bit_widths(quantized))["i8"] >= ENCODER - 1
-    assert compression.stored_bytes(quantized) < 0.75 * compression.stored_bytes(model)
+    assert stored_bytes(quantized) < 0.75 * stored_bytes(model)
     kinds = Counter(node.get_type_name() for node in quantized.get_ops())
     assert kinds["FakeQuantize"] > ENCODER // 2
     exact, rounded = (ov.compile_model(one, "CPU") for one in (model, quantized))
@@ -274,9 +268,9 @@ def test_what_they_say_of_themselves():
 
 
 def test_a_preset_s_own_image_encoder():
-    preset = replace(find_preset("int4"), image_encoder=compression.FP16)
-    assert preset.weights_of(IMAGE_ENCODER) == compression.FP16
-    assert preset.weights_of(TEXT_EMBEDDINGS) == compression.INT8
+    preset = replace(find_preset("int4"), image_encoder=presets.FP16)
+    assert preset.weights_of(IMAGE_ENCODER) == presets.FP16
+    assert preset.weights_of(TEXT_EMBEDDINGS) == presets.INT8
 
 
 # Settings
@@ -324,7 +318,7 @@ def test_a_preset_s_changes_are_its_language_model_s():
     assert preset.weights_of(LANGUAGE_MODEL) == Weights("int4-asym", group_size=64)
     assert preset.weights_of(IMAGE_ENCODER) == Weights("int8")
     assert preset.name == "int4" and isinstance(preset, Preset)
-    assert find_preset("int4") == compression.PRESETS["int4"]
+    assert find_preset("int4") == presets.PRESETS["int4"]
 
 
 def test_what_a_preset_says_of_itself():
@@ -335,39 +329,39 @@ def test_what_a_preset_says_of_itself():
 
 def test_rows_for_a_table():
     widths = {"a part": [BitWidth("u4", 3, 0.75), BitWidth("u8", 1, 0.25)]}
-    assert compression.table(widths) == [
+    assert bit_widths.table(widths) == [
         {"part": "a part", "weights": "u4", "layers": 3, "share": "75%"},
         {"part": "a part", "weights": "u8", "layers": 1, "share": "25%"},
     ]
 
 
 def test_the_choice_s_first_value(monkeypatch):
-    assert compression.choose_precision().value == "int4"
+    assert choices.choose_precision().value == "int4"
     monkeypatch.setenv("VLM_PRECISION", "int8")
-    assert compression.choose_precision().value == "int8"
+    assert choices.choose_precision().value == "int8"
     monkeypatch.setenv("VLM_PRECISION", "int2")
     with pytest.raises(SettingsError, match="VLM_PRECISION asks for 'int2'; this offers fp16"):
-        compression.choose_precision()
+        choices.choose_precision()
 
 
 def test_a_notebook_s_own_presets_are_offered():
     own = find_preset("int4", ratio=0.8)
-    choice = compression.choose_precision(presets={"int8": find_preset("int8"), "int4": own})
+    choice = choices.choose_precision(presets={"int8": find_preset("int8"), "int4": own})
     assert list(choice.options) == ["int8", "int4"]
     assert str(own) in choice.line
 
 
 def test_ways_for_the_image_encoder_are_offered(monkeypatch):
-    ways = {"int8": compression.INT8, "int8-activations": Quantization()}
-    choice = compression.choose_image_encoder(ways, default="int8")
+    ways = {"int8": presets.INT8, "int8-activations": Quantization()}
+    choice = choices.choose_image_encoder(ways, default="int8")
     assert choice.value == "int8"
     monkeypatch.setenv("VLM_IMAGE_ENCODER", "int8-activations")
-    choice = compression.choose_image_encoder(ways, default="int8")
+    choice = choices.choose_image_encoder(ways, default="int8")
     assert choice.line == f"Image encoder: int8-activations ({Quantization()})"
 
 
 def test_each_layer_s_type_by_its_module(stored):
-    types = compression.layer_types(stored["int4"][LANGUAGE_MODEL])
+    types = bit_widths.layer_types(stored["int4"][LANGUAGE_MODEL])
     assert len(types) == DECODER + HEAD
     assert types["decoder.lm_head"] == "u8"
     assert types["decoder.model.layers.0.self_attn.q_proj"] == "u4"

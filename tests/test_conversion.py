@@ -30,12 +30,11 @@ from helpers.convert.folders import (
     written_aside,
 )
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
-from helpers.graphs.compression import Quantization, find_preset
-from helpers.graphs.tracing import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
-from helpers.measure import full_size
+from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.presets import Quantization, find_preset
 from helpers.models import load_model
+from helpers.models.families import find_original, without_weights
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.sources import hub
 
 FP16 = find_preset("fp16")
 
@@ -148,8 +147,8 @@ def test_the_memory_that_looking_at_samples_takes(checkpoint):
 
 
 def test_the_memory_that_a_large_model_takes():
-    model = full_size.without_weights(full_size.FULL_SIZE["OpenGVLab/InternVL2-1B"])
-    wanted = expected_bytes(model, FP16) + hub.CONVERSION_MEMORY
+    model = without_weights(find_original("internvl2-1b").config)
+    wanted = expected_bytes(model, FP16) + conversion.BESIDE_THE_RESULT
     assert conversion.expected_memory(model, FP16) == pytest.approx(wanted)
 
 
@@ -168,7 +167,7 @@ def test_parts_that_are_compressed_already_are_written_as_they_are(
 
 def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch, convert_quickly):
     convert, taken = convert_quickly
-    monkeypatch.setattr("helpers.sources.hub.free_disk", lambda folder: 1000)
+    monkeypatch.setattr("helpers.convert.conversion.free_disk", lambda folder: 1000)
     with pytest.raises(OutputError, match="but only 0.0 MB are free"):
         convert(checkpoint, tmp_path / "made", FP16)
     assert taken == [] and list(tmp_path.iterdir()) == []
@@ -336,7 +335,9 @@ def test_a_disk_that_is_full_at_any_stage(
     small_disk, checkpoint, converted, monkeypatch, convert_quickly, times
 ):
     convert, _ = convert_quickly
-    monkeypatch.setattr("helpers.sources.hub.free_disk", lambda folder: 10**12)  # let it begin
+    monkeypatch.setattr(
+        "helpers.convert.conversion.free_disk", lambda folder: 10**12
+    )  # let it begin
     whole = sum(path.stat().st_size for path in converted.iterdir())
     number = times("disks that were full", 6, 40)
     for step in range(number):

@@ -13,8 +13,9 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from helpers.serve import demo
-from helpers.serve.demo import Sessions, Window, build_page, open_page, respond, save_examples
+from helpers.serve import controls, windows
+from helpers.serve.demo import build_page, open_page, save_examples
+from helpers.serve.windows import Sessions, Window, respond
 from helpers.workshop.training import NOTICE
 from tests.tiny import picture, questions
 
@@ -250,9 +251,9 @@ def test_a_question_that_failed_is_asked_anew(window):
 # A page's own controls
 
 CONTROLS = (
-    demo.Radio("Decode type", {"beams": {}, "sampling": {"do_sample": True, "num_beams": 1}}),
-    demo.Slider("num_beams", "Number of beams", 1, 8, value=3, step=1),
-    demo.Slider("top_p", "Top-p", 0.1, 1, value=0.8, step=0.05),
+    controls.Radio("Decode type", {"beams": {}, "sampling": {"do_sample": True, "num_beams": 1}}),
+    controls.Slider("num_beams", "Number of beams", 1, 8, value=3, step=1),
+    controls.Slider("top_p", "Top-p", 0.1, 1, value=0.8, step=0.05),
 )
 
 
@@ -264,7 +265,7 @@ CONTROLS = (
     ],
 )
 def test_what_controls_are_set_to(values, options):
-    found = demo.options_of(CONTROLS, values)
+    found = controls.options_of(CONTROLS, values)
     assert found == options
     assert isinstance(found["num_beams"], int)
 
@@ -277,7 +278,7 @@ def test_a_page_with_controls_of_its_own(pipeline):
         (chat, _), wanted = job.result(timeout=60), pipeline.ask(FIRST, num_beams=3, **GREEDY)
         assert content(chat[-1]) == wanted.text
         assert "3 beams, all at once after" in str(chat[-1])
-        assert demo.AT_ONCE in str(job.outputs()[0][0][-1])
+        assert windows.AT_ONCE in str(job.outputs()[0][0][-1])
         chat = opened.client.predict(chat, 8, "sampling", 3, 0.8, api_name="/regenerate")
         assert len(chat) == 2 and "first token" in str(chat[-1])
         shown = {c.label for c in blocks.blocks.values() if hasattr(c, "label")}

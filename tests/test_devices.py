@@ -6,13 +6,8 @@ import sys
 import pytest
 
 from helpers.errors import DeviceError, SettingsError
-from helpers.run.devices import (
-    available_devices,
-    check_device,
-    choose_device,
-    device_options,
-    explain_devices,
-)
+from helpers.run.devices import available_devices, check_device, list_devices
+from helpers.show.choices import choose_device, device_rows
 
 CPU, ARC, IRIS = {"CPU": "Core i7"}, {"GPU": "Arc A770"}, {"GPU.0": "Iris Xe"}
 COMPUTERS = {
@@ -44,16 +39,16 @@ def no_choice(monkeypatch):
 
 
 def test_what_is_offered(computer):
-    options = device_options(COMPUTERS[computer])
-    assert [option.value for option in options if option.offered] == OFFERED[computer]
+    devices = list_devices(COMPUTERS[computer])
+    assert [device.name for device in devices if device.offered] == OFFERED[computer]
 
 
 def test_every_entry_has_a_reason_of_one_line(computer):
-    options = device_options(COMPUTERS[computer])
-    assert all(option.line and "\n" not in option.line for option in options)
-    values = [option.value for option in options]
-    assert len(set(values)) == len(values)
-    kinds = {value.split(".")[0] for value in values}
+    devices = list_devices(COMPUTERS[computer])
+    assert all(device.reason and "\n" not in device.reason for device in devices)
+    names = [device.name for device in devices]
+    assert len(set(names)) == len(names)
+    kinds = {name.split(".")[0] for name in names}
     assert kinds >= {"AUTO", "CPU", "GPU", "NPU"}
 
 
@@ -73,12 +68,12 @@ def test_every_entry_has_a_reason_of_one_line(computer):
     ],
 )
 def test_reasons(computer, device, reason):
-    (option,) = [o for o in device_options(COMPUTERS[computer]) if o.value == device]
-    assert option.line.startswith(reason)
+    (entry,) = [entry for entry in list_devices(COMPUTERS[computer]) if entry.name == device]
+    assert entry.reason.startswith(reason)
 
 
 def test_the_reasons_as_a_table(computer):
-    rows = explain_devices(device_options(COMPUTERS[computer]))
+    rows = device_rows(list_devices(COMPUTERS[computer]))
     assert [row["device"] for row in rows if row["offered"] == "yes"] == OFFERED[computer]
     assert all(row["why"] for row in rows)
 
@@ -156,9 +151,10 @@ def test_the_line_is_the_plain_text_where_no_widget_is_shown(monkeypatch):
 INTERRUPTED = """
 import gc, os, signal, sys, time
 import openvino as ov
-from helpers.compression import Weights, compress
-from helpers.pipeline import VisionLanguagePipeline
-from helpers.tracing import FILES, LANGUAGE_MODEL
+from helpers.graphs.compression import compress
+from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
+from helpers.graphs.presets import Weights
+from helpers.run.pipeline import VisionLanguagePipeline
 
 folder = sys.argv[1]
 for mode in ("int8", "int4-asym"):

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from helpers.inputs.questions import Question
 from helpers.measure import evaluation
 from helpers.measure.evaluation import Answers, accuracy, agreement, wrong_answers
-from helpers.shapes.world import Question
+from helpers.shapes import questions
 from tests.tiny import picture
 
 ASKED = [
@@ -73,11 +74,11 @@ def test_adding_to_all_logits_changes_nothing():
 
 @pytest.fixture(scope="module")
 def asked():
-    return evaluation.draw_questions(10, seed=3)
+    return questions.draw_questions(10, seed=3)
 
 
 def test_questions_are_drawn_the_same_every_time(asked):
-    again = evaluation.draw_questions(10, seed=3)
+    again = questions.draw_questions(10, seed=3)
     assert [q for _, q in asked] == [q for _, q in again]
     assert [p.tobytes() for p, _ in asked] == [p.tobytes() for p, _ in again]
     assert len({q.kind for _, q in asked}) == 7

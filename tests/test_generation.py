@@ -7,7 +7,8 @@ import torch
 from transformers.generation import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from helpers.inputs.prompts import user_message
+from helpers.inputs.messages import user_message
+from helpers.models.exported import collate
 from helpers.run import generation
 from helpers.run.generation import StopOnEvent, Stopped
 from tests.tiny import picture, seeded
@@ -43,7 +44,7 @@ def prompts(torch_model):
 
 @pytest.fixture(scope="module")
 def batch(torch_model, prompts):
-    collated = torch_model.processor.collate(prompts)
+    collated = collate(prompts)
     assert 0 in collated["attention_mask"][1] and 0 not in collated["attention_mask"][0]
     return collated
 

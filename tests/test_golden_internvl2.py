@@ -15,13 +15,14 @@ from transformers import LlamaTokenizer
 
 from helpers.convert.conversion import convert
 from helpers.errors import CheckpointError
-from helpers.graphs.compression import find_preset
-from helpers.inputs.prompts import user_message
+from helpers.graphs.presets import find_preset
+from helpers.inputs.messages import user_message
 from helpers.models import load_model, load_processor
 from helpers.models.internvl2 import IMAGE_MEAN, IMAGE_STD, TEMPLATES, InternVL2Processor
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.sources.checkpoints import bundled_checkpoints, original_tensors, read_config
+from helpers.sources.checkpoints import bundled_checkpoints, read_config
+from helpers.sources.key_mapping import original_tensors
 from tests.golden_checks import (
     GOLDEN,
     assert_close,

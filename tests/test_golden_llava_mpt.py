@@ -9,9 +9,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import MptConfig, MptForCausalLM, PreTrainedTokenizerFast
 
 from helpers.errors import CheckpointError
-from helpers.graphs.tracing import DecoderWithCache, decoder_example
+from helpers.graphs.parts import DecoderWithCache, decoder_example
 from helpers.inputs.images import open_picture
-from helpers.inputs.prompts import user_message
+from helpers.inputs.messages import user_message
 from helpers.models import load_model, load_processor
 from helpers.models.clip import PLACEHOLDER
 from helpers.models.llava_mpt import RELEASE_SYSTEM, FusedMpt, alibi_slopes

@@ -11,13 +11,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
 
 from helpers.errors import CheckpointError, PictureError
-from helpers.graphs.compression import bit_widths
+from helpers.graphs.bit_widths import bit_widths
 from helpers.graphs.tracing import trace
-from helpers.inputs.images import Slicing, plan_slices, slice_picture
-from helpers.inputs.prompts import user_message
-from helpers.measure.full_size import MINICPM_V2 as FULL_SIZE
-from helpers.measure.full_size import without_weights
+from helpers.inputs.messages import user_message
 from helpers.models import load_model, load_processor
+from helpers.models.families import find_original, without_weights
 from helpers.models.minicpm_v2 import (
     MiniCPMV2,
     MiniCPMV2Processor,
@@ -25,7 +23,9 @@ from helpers.models.minicpm_v2 import (
     text_config,
     vision_config,
 )
-from helpers.sources.checkpoints import original_tensors, read_config
+from helpers.models.slices import Slicing, plan_slices, slice_picture
+from helpers.sources.checkpoints import read_config
+from helpers.sources.key_mapping import original_tensors
 from tests.golden_checks import (
     GOLDEN,
     TOLERANCE,
@@ -40,6 +40,7 @@ from tests.golden_checks import (
 from tests.golden_checks import expected as expected_of
 
 FAMILY = "minicpm_v2"
+FULL_SIZE = find_original("minicpm-v-2").config
 SLICES = range(4)
 PROMPTS = golden_prompts(FAMILY)
 # Measured with bfloat16 copies: 0.010 for features, 0.015 for logits.

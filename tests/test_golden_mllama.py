@@ -7,23 +7,23 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from torch import Tensor, nn
-from transformers import MllamaVisionModel
-from transformers.modeling_outputs import BaseModelOutput
+from torch import Tensor
 
 from helpers.errors import CheckpointError
 from helpers.graphs.tracing import trace
-from helpers.models import load_model, load_processor, mllama
+from helpers.models import load_model, load_processor
+from helpers.models.exported import collate
 from helpers.models.mllama import (
     CrossAttentionKeysValues,
     DecoderWithPicture,
     Mllama,
     MllamaProcessor,
-    collects_outputs,
     corrected_vision_fields,
     text_config,
 )
-from helpers.sources.checkpoints import original_tensors, read_config
+from helpers.sources.checkpoints import read_config
+from helpers.sources.key_mapping import original_tensors
+from helpers.upstream import transformers as upstream
 from tests.golden_checks import (
     GOLDEN,
     TOLERANCE,
@@ -159,62 +159,18 @@ def test_saving_gives_the_original_tensors(model):
 # The vision states that transformers collects one layer late
 
 
-class _Recording(nn.Module):
-    """An encoder that hands on the inputs of its layers, as Meta's does, or their outputs."""
-
-    def __init__(self, encoder: nn.Module, *, outputs: bool) -> None:
-        super().__init__()
-        self.layers = encoder.layers
-        self.outputs = outputs
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> BaseModelOutput:
-        states = [hidden_states]
-        for layer in self.layers:
-            states.append(layer(states[-1], attention_mask=attention_mask))
-        collected = states[1:] if self.outputs else states[:-1]
-        return BaseModelOutput(last_hidden_state=states[-1], hidden_states=tuple(collected))
-
-
-class _CollectingInputs(MllamaVisionModel):
-    def __init__(self, config) -> None:
-        super().__init__(config)
-        self.transformer = _Recording(self.transformer, outputs=False)
-
-
-class _CollectingOutputs(MllamaVisionModel):
-    def __init__(self, config) -> None:
-        super().__init__(config)
-        self.transformer = _Recording(self.transformer, outputs=True)
-
-
-def test_the_probe_sees_inputs():
-    assert not collects_outputs(_CollectingInputs)
-
-
-def test_the_probe_sees_outputs():
-    assert collects_outputs(_CollectingOutputs)
-
-
-def test_the_probe_leaves_random_numbers_alone():
-    collects_outputs.cache_clear()
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    collects_outputs()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize(
     ("late", "indices"), [(True, [2, 6, 14, 22, 29]), (False, [3, 7, 15, 23, 30])]
 )
 def test_indices_are_corrected_where_needed(monkeypatch, late, indices):
-    monkeypatch.setattr(mllama, "collects_outputs", lambda: late)
+    monkeypatch.setattr(upstream, "MLLAMA_COLLECTS_OUTPUTS", late)
     fields = {"intermediate_layers_indices": [3, 7, 15, 23, 30]}
     assert corrected_vision_fields(fields) == {"intermediate_layers_indices": indices}
     assert fields == {"intermediate_layers_indices": [3, 7, 15, 23, 30]}
 
 
 def test_the_input_of_layer_0_is_refused(monkeypatch):
-    monkeypatch.setattr(mllama, "collects_outputs", lambda: True)
+    monkeypatch.setattr(upstream, "MLLAMA_COLLECTS_OUTPUTS", True)
     with pytest.raises(CheckpointError, match="the input of layer 0"):
         corrected_vision_fields({"intermediate_layers_indices": [0, 2]})
 
@@ -367,7 +323,7 @@ def test_batch_of_prompts_with_different_pictures(model, expected):
         model.prepare(expected[f"input_ids.{case}"][:, :length], _features(model, expected, case))
         for case, length in ((0, 12), (1, 9))
     ]
-    logits = model(**model.processor.collate(prompts)).logits
+    logits = model(**collate(prompts)).logits
     assert_close(logits[0], expected["logits.0"][0])
     assert_close(logits[1, 3:], expected["logits.1"][0, :9])
 

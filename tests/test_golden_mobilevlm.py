@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from helpers.convert.conversion import convert
 from helpers.errors import CheckpointError
-from helpers.graphs.compression import find_preset
+from helpers.graphs.presets import find_preset
 from helpers.inputs.images import open_picture
-from helpers.inputs.prompts import user_message
+from helpers.inputs.messages import user_message
 from helpers.models import load_model, load_processor
 from helpers.models.clip import PLACEHOLDER
 from helpers.models.mobilevlm import LdpProjector, LdpV2Projector

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.errors import CheckpointError
-from helpers.sources.hub import find_checkpoint
+from helpers.models.families import find_checkpoint
 from tests.golden_checks import GOLDEN, change_config
 from tests.hub_server import Hub
 
@@ -31,7 +31,7 @@ UNNEEDED = ("modeling_internvl_chat.py", "training_args.bin", "original/consolid
 CLIENT = """
 import json, sys
 from helpers.errors import UserError
-from helpers.hub import find_checkpoint
+from helpers.models.families import find_checkpoint
 answers = {}
 for name in sys.argv[1:]:
     try:

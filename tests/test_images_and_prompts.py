@@ -11,9 +11,11 @@ from PIL import Image
 
 from helpers.errors import PictureError, QuestionError
 from helpers.inputs import images
-from helpers.inputs.images import Slicing, open_picture, plan_slices
-from helpers.inputs.prompts import Piece, Template, content_of, encode, user_message
+from helpers.inputs.images import open_picture
+from helpers.inputs.messages import content_of, user_message
+from helpers.inputs.prompts import Piece, Template, encode
 from helpers.models import load_processor
+from helpers.models.slices import Slicing, plan_slices
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from torch import nn
 
-from helpers.measure.full_size import FULL_SIZE, without_weights
+from helpers.models.families import families, find_original, without_weights
 
 CLIP_224, CLIP_336 = 303_179_776, 303_507_456
 INTERNVIT, SIGLIP, RESAMPLER = 304_012_288, 397_747_744, 29_514_240
@@ -39,12 +39,13 @@ def count(module: nn.Module | None) -> int:
 
 
 def test_all_originals_are_counted():
-    assert FULL_SIZE.keys() == COUNTS.keys()
+    originals = [original for family in families() for original in family.originals]
+    assert {original.hub_id for original in originals} == COUNTS.keys()
 
 
 @pytest.mark.parametrize("hub_id", COUNTS)
 def test_parameters(hub_id):
-    config = FULL_SIZE[hub_id]
+    config = find_original(hub_id).config
     if "mm_vision_select_layer" in config:
         config = config | {"mm_vision_select_layer": -1}  # the last layer is not used, but counted
     model = without_weights(config)
@@ -58,6 +59,6 @@ def test_parameters(hub_id):
 
 
 def test_the_unused_layer_of_clip_is_left_out():
-    config = FULL_SIZE["mtgv/MobileVLM-1.7B"]
+    config = find_original("mtgv/MobileVLM-1.7B").config
     layers = without_weights(config).image_encoder.config.num_hidden_layers
     assert layers == config["vision_config"]["num_hidden_layers"] - 1

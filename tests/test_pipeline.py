@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
-from helpers.inputs.prompts import user_message
+from helpers.inputs.messages import user_message
 from helpers.run import generation
-from helpers.run.pipeline import Counts, VisionLanguagePipeline
+from helpers.run.conversations import Counts
+from helpers.run.pipeline import VisionLanguagePipeline
 from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture
 
 NEW = 10
@@ -353,7 +354,7 @@ def test_whoever_asks_first_is_answered_first(pipeline, slowly):
     done = []
     for reply in replies:
         assert reply.text is not None
-        done.append([other._thread.is_alive() for other in replies].count(False))
+        done.append([other.is_running for other in replies].count(False))
     assert done == sorted(done) and done[0] < 4
     assert not list(replies[-1].places())
 
@@ -364,7 +365,7 @@ def test_whoever_waits_may_be_stopped(pipeline, slowly):
     waiting = pipeline.ask(SECOND, max_new_tokens=8, stop=stop)
     assert next(waiting.places()) == 1
     stop.set()
-    assert waiting.text == "" and first._thread.is_alive()
+    assert waiting.text == "" and first.is_running
     assert first.text
 
 

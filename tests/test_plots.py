@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.show import plots
+from helpers.show import plots, tables
 
 
 def test_grids_are_drawn_as_they_are_each_with_a_scale():
@@ -52,5 +52,5 @@ def test_more_lines_than_can_be_told_apart():
 
 
 def test_numbers_stand_on_the_right_with_or_without_separators():
-    lines = plots.format_table([{"part": "a", "weights": "1,024"}, {"part": "bc", "weights": 7}])
+    lines = tables.format_table([{"part": "a", "weights": "1,024"}, {"part": "bc", "weights": 7}])
     assert lines.splitlines()[2:] == ["a       1,024", "bc          7"]

@@ -12,13 +12,14 @@ from PIL import Image
 
 from helpers.convert.conversion import convert
 from helpers.errors import PictureError
-from helpers.graphs.compression import find_preset
-from helpers.inputs.prompts import user_message
+from helpers.graphs.presets import find_preset
+from helpers.inputs.messages import user_message
 from helpers.measure import evaluation
 from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.shapes import questions, tokenizers
 from helpers.sources.checkpoints import CARD
-from helpers.workshop import training
+from helpers.workshop import naming, samples, training
 from helpers.workshop.recipes import BATCHES, RECIPES
 from tests.tiny import seeded
 
@@ -27,7 +28,7 @@ from tests.tiny import seeded
 def prepared(request, tmp_path_factory):
     """Return a recipe, the folder that it prepared, and a new model."""
     recipe, run = RECIPES[request.param], tmp_path_factory.mktemp(request.param)
-    recipe.prepare(run, training.corpus(700))
+    recipe.prepare(run, tokenizers.corpus(700))
     with seeded(0):
         return recipe, run, training.new_model(run)
 
@@ -42,15 +43,15 @@ def test_words_of_the_world_are_single_tokens(prepared):
     tokenizer = model.processor.tokenizer
     assert "unk" not in tokenizer.decode(tokenizer(" ".join(training.world.LETTERS))["input_ids"])
     for word in (*training.world.COLOURS, *training.world.SHAPES, "top", "left", "right"):
-        assert len(training._tokens_after(model.processor, "the", word)) == 1
+        assert len(naming.tokens_after(model.processor, "the", word)) == 1
 
 
 @pytest.mark.parametrize("sort", BATCHES)
 def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort):
     recipe, _, model = prepared
-    kinds = {} if sort == "name" else training.ALL_KINDS
+    kinds = {} if sort == "name" else samples.ALL_KINDS
     recipe = replace(recipe, batches=dict.fromkeys(recipe.batches, 2))
-    batch = training.make_batch(model.processor, recipe, random.Random(0), sort, kinds)
+    batch = samples.make_batch(model.processor, recipe, random.Random(0), sort, kinds)
     model.zero_grad()
     training.loss_of(model, batch).backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad is not None}
@@ -61,7 +62,7 @@ def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort)
 def test_an_instruction_stands_behind_some_questions_that_a_word_answers():
     generator, ends = random.Random(0), Counter()
     for _, question in training.world.sample_questions(700, seed=0, split="train"):
-        asked = training.with_instruction(question, "Be brief.", generator)
+        asked = samples.with_instruction(question, "Be brief.", generator)
         assert asked.text in (question.text, f"{question.text}\nBe brief.")
         assert asked.answer == question.answer
         ends[" " in question.answer, asked.text != question.text] += 1
@@ -153,7 +154,7 @@ def most_probable(model, prompt: list[int], answer: list[int], pictures: list) -
 
 def test_a_conversation_says_what_pytorch_says(both):
     model, pipeline = both
-    picture = training.world.draw(*training.sample_scene(random.Random(3), "train", "large")[:1])
+    picture = training.world.draw(*samples.sample_scene(random.Random(3), "train", "large")[:1])
     for pictures in ([picture], []):
         conversation, answers = pipeline.conversation(), []
         for question, images in (("What do you see?", pictures), ("Where is the star?", [])):
@@ -167,7 +168,7 @@ def test_a_conversation_says_what_pytorch_says(both):
 def test_a_second_question_hands_no_picture_over_again(both):
     _, pipeline = both
     conversation = pipeline.conversation()
-    picture = training.world.draw(*training.sample_scene(random.Random(3), "train", "large")[:1])
+    picture = training.world.draw(*samples.sample_scene(random.Random(3), "train", "large")[:1])
     assert conversation.ask("What do you see?", [picture], max_new_tokens=2).text is not None
     before = dict(conversation.cache.pictures)
     assert before.keys() >= set(pipeline.processor.kept_inputs)
@@ -177,7 +178,7 @@ def test_a_second_question_hands_no_picture_over_again(both):
 
 
 def test_both_are_evaluated_by_the_same_calls(both):
-    asked = evaluation.draw_questions(3, seed=0)
+    asked = questions.draw_questions(3, seed=0)
     given = [evaluation.answer(one, asked, max_new_tokens=4, batch=2) for one in both]
     assert evaluation.agreement(*given).same_text == 1
     beams = [

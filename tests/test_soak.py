@@ -15,10 +15,10 @@ import pytest
 from gradio_client import Client, handle_file
 
 from helpers.convert.conversion import convert
-from helpers.graphs.compression import find_preset
-from helpers.measure import evaluation
+from helpers.graphs.presets import find_preset
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.demo import build_page, open_page
+from helpers.shapes import questions
 from helpers.sources.checkpoints import BUNDLED
 
 AT_ONCE, IN_TURN = 4, 20  # people
@@ -49,7 +49,7 @@ def people(served, tmp_path_factory):
     _, _, pipeline = served
     folder = tmp_path_factory.mktemp("pictures")
     found = []
-    for number, (picture, question) in enumerate(evaluation.draw_questions(IN_TURN, seed=9)):
+    for number, (picture, question) in enumerate(questions.draw_questions(IN_TURN, seed=9)):
         path = folder / f"{number}.png"
         picture.save(path)
         talk = pipeline.conversation()

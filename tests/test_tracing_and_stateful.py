@@ -13,8 +13,10 @@ from openvino import opset13 as ops
 from torch import nn
 
 from helpers.errors import SettingsError
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.parts import Part
 from helpers.graphs.stateful import BEAM_INPUT, is_stateful, make_stateful
-from helpers.graphs.tracing import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS, Part, trace
+from helpers.graphs.tracing import trace
 from helpers.models import load_model
 from tests.tiny import TOKENS_PER_TILE, seeded
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from helpers.convert.conversion import convert
-from helpers.graphs.compression import find_preset
+from helpers.graphs.presets import find_preset
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes import world
 from helpers.sources.checkpoints import BUNDLED

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from helpers.models import load_processor
-from helpers.shapes import world
+from helpers.shapes import questions, tokenizers, world
 from helpers.shapes.world import PLACES, SPLITS, Item, Scene, draw, random_scene, split_of
-from helpers.workshop import training
+from helpers.workshop import naming, samples, training
 from helpers.workshop.recipes import BATCHES, RECIPES
 
 
@@ -39,7 +39,7 @@ def test_training_s_own_scenes_are_of_its_split():
     generator = random.Random(0)
     for sort in BATCHES:
         for _ in range(200):
-            scene, _ = training.sample_scene(generator, "train", sort)
+            scene, _ = samples.sample_scene(generator, "train", sort)
             assert split_of((scene.grid, scene.items)) == "train"
             assert scene.word is None or split_of(scene.word) == "train"
 
@@ -47,7 +47,7 @@ def test_training_s_own_scenes_are_of_its_split():
 def test_the_tokenizer_s_texts_hold_no_printed_word():
     generator = random.Random(0)
     words = {world.random_word(generator, split) for split in SPLITS for _ in range(300)}
-    assert not words & set(" ".join(training.corpus(700)).replace(".", " ").split())
+    assert not words & set(" ".join(tokenizers.corpus(700)).replace(".", " ").split())
 
 
 def test_the_splits_have_their_shares():
@@ -113,14 +113,14 @@ def answer_to(scene: Scene, text: str) -> str:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_answer_follows_from_the_scene(split):
-    asked = world.sample_questions(1400, seed=1, split=split)
+    asked = questions.sample_questions(1400, seed=1, split=split)
     for scene, question in asked:
         assert question.answer == answer_to(scene, question.text)
 
 
 def test_every_kind_says_each_of_its_answers():
-    answers = {kind: Counter() for kind in world.KINDS}
-    for _, question in world.sample_questions(1400, seed=2):
+    answers = {kind: Counter() for kind in questions.KINDS}
+    for _, question in questions.sample_questions(1400, seed=2):
         answers[question.kind][question.answer] += 1
     assert set(answers["colour"]) == set(world.COLOURS)
     assert set(answers["shape"]) == set(world.SHAPES)
@@ -133,13 +133,13 @@ def test_every_kind_says_each_of_its_answers():
 
 @pytest.mark.parametrize("number", [7, 70, 75])
 def test_the_kinds_take_turns(number):
-    kinds = Counter(question.kind for _, question in world.sample_questions(number, seed=0))
-    assert set(kinds) == set(world.KINDS) and len(kinds) >= 6
+    kinds = Counter(question.kind for _, question in questions.sample_questions(number, seed=0))
+    assert set(kinds) == set(questions.KINDS) and len(kinds) >= 6
     assert max(kinds.values()) - min(kinds.values()) <= 1
 
 
 def test_a_seed_decides_the_questions():
-    first, again, other = (list(world.sample_questions(20, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (list(questions.sample_questions(20, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -188,14 +188,14 @@ def drawn(processor):
     """Return a picture's inputs and four questions about it."""
     generator = random.Random(5)
     scene = random_scene(generator, grid=(2, 2))
-    questions = training.sample_questions(scene, generator, 6, training.ALL_KINDS)[:4]
+    questions = samples.sample_questions(scene, generator, 6, samples.ALL_KINDS)[:4]
     return processor.image_inputs([draw(scene)]), questions
 
 
 def answers_of(processor, sample) -> list[str]:
     """Return the texts of the runs of learned tokens."""
     runs, previous = [], -2
-    for place in (sample["labels"] != training.IGNORED).nonzero().flatten().tolist():
+    for place in (sample["labels"] != samples.IGNORED).nonzero().flatten().tolist():
         if place != previous + 1:
             runs.append([])
         runs[-1].append(int(sample["labels"][place]))
@@ -207,22 +207,22 @@ def answers_of(processor, sample) -> list[str]:
 @pytest.mark.parametrize("turns", [False, True])
 def test_the_answers_and_nothing_else_are_learned(processor, drawn, turns):
     inputs, questions = drawn
-    sample = training.encode_sample(processor, inputs, questions, turns=turns)
+    sample = samples.encode_sample(processor, inputs, questions, turns=turns)
     assert answers_of(processor, sample) == [question.answer for question in questions]
-    learned = sample["labels"] != training.IGNORED
+    learned = sample["labels"] != samples.IGNORED
     assert torch.equal(sample["labels"][learned], sample["input_ids"][learned])
     assert torch.equal(sample["weights"] > 0, learned)
 
 
 def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor, drawn):
     inputs, questions = drawn
-    sample = training.encode_sample(processor, inputs, questions, turns=False)
+    sample = samples.encode_sample(processor, inputs, questions, turns=False)
     later = torch.ones_like(sample["sees"]).tril()
     shared = int((sample["sees"] | ~later).all(0).int().argmin())  # the first not seen by all later
     assert shared > int(processor.picture_positions(sample["input_ids"]).nonzero().max())
     start = shared
     for question in questions:
-        alone = training.encode_sample(processor, inputs, [question], turns=False)
+        alone = samples.encode_sample(processor, inputs, [question], turns=False)
         length = len(alone["input_ids"]) - shared
         mine = slice(start, start + length)
         assert torch.equal(sample["input_ids"][mine], alone["input_ids"][shared:])
@@ -237,7 +237,7 @@ def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor
 
 def test_later_turns_see_the_earlier_ones(processor, drawn):
     inputs, questions = drawn
-    sample = training.encode_sample(processor, inputs, questions, turns=True)
+    sample = samples.encode_sample(processor, inputs, questions, turns=True)
     length = len(sample["input_ids"])
     assert torch.equal(sample["sees"], torch.ones(length, length).tril().bool())
     assert torch.equal(sample["position_ids"], torch.arange(length))
@@ -249,9 +249,9 @@ def test_a_sample_of_several_questions_gives_each_one_s_own_logits(torch_model, 
     processor = torch_model.processor
 
     def logits(asked) -> torch.Tensor:
-        sample = training.encode_sample(processor, inputs, asked, turns=False)
-        learned = (sample["labels"] != training.IGNORED).nonzero().flatten()
-        batch = training.collate([sample]) | {"images": inputs}
+        sample = samples.encode_sample(processor, inputs, asked, turns=False)
+        learned = (sample["labels"] != samples.IGNORED).nonzero().flatten()
+        batch = samples.collate([sample]) | {"images": inputs}
         features = torch_model.encode_images(**inputs)
         return training.forward(torch_model, batch, features)[0, learned - 1]
 
@@ -263,22 +263,22 @@ def test_a_sample_of_several_questions_gives_each_one_s_own_logits(torch_model, 
 def test_padding_is_seen_by_itself_only(processor, drawn):
     inputs, questions = drawn
     long, short = (
-        training.encode_sample(processor, inputs, asked, turns=False)
+        samples.encode_sample(processor, inputs, asked, turns=False)
         for asked in (questions, questions[:1])
     )
-    batch = training.collate([long, short])
+    batch = samples.collate([long, short])
     size = len(short["input_ids"])
     assert torch.equal(batch["sees"][1, 0, :size, :size], short["sees"])
     assert not batch["sees"][1, 0, :size, size:].any()
     assert batch["sees"].any(-1).all()
-    assert (batch["labels"][1, size:] == training.IGNORED).all()
+    assert (batch["labels"][1, size:] == samples.IGNORED).all()
     assert (batch["weights"][1, size:] == 0).all()
 
 
 def test_resuming_gives_the_batches_that_would_have_come(processor):
     def batches(start: int):
         recipe = replace(RECIPES["internvl2"], batches=dict.fromkeys(BATCHES, 2))
-        return training.Batches(processor, recipe, start=start, steps=12, seed=3)
+        return samples.Batches(processor, recipe, start=start, steps=12, seed=3)
 
     threads = torch.get_num_threads()
     try:
@@ -293,18 +293,18 @@ def test_resuming_gives_the_batches_that_would_have_come(processor):
     assert not torch.equal(whole[10]["input_ids"], whole[11]["input_ids"])
 
 
-@pytest.mark.parametrize("stages", [training.FROM_NOTHING, training.FROM_PARTS])
+@pytest.mark.parametrize("stages", [samples.FROM_NOTHING, samples.FROM_PARTS])
 def test_the_stages_reach_the_end_and_know_their_batches(stages):
     shares = [stage.until for stage in stages]
     assert shares == sorted(shares) and shares[-1] == 1
     for stage in stages:
         assert stage.batches.keys() <= BATCHES.keys()
-        assert stage.kinds.keys() <= world.KINDS.keys()
+        assert stage.kinds.keys() <= questions.KINDS.keys()
 
 
 def shown(processor, *items) -> torch.Tensor:
     scene = Scene((2, 2), items)
-    return training.shown_words(processor, [scene], side=4)[0]
+    return naming.shown_words(processor, [scene], side=4)[0]
 
 
 def test_what_picture_tokens_should_name(processor):
@@ -339,7 +339,7 @@ def test_letters_are_where_they_are_said_to_be(grid, place):
 
 def test_letters_are_named_where_they_are(processor):
     scene = Scene((1, 1), (Item("star", "red"),), word="AVX")
-    ids = training.shown_words(processor, [scene])[0]
+    ids = naming.shown_words(processor, [scene])[0]
     assert processor.tokenizer.decode(ids[2, 6, :2]).strip() == "red star"
     line = [processor.tokenizer.decode(ids[9, column, :1]).strip() for column in (3, 6, 8)]
     assert line == ["A", "V", "X"]
@@ -351,17 +351,17 @@ def test_naming_is_perfect_where_tokens_are_the_sums_of_their_words(torch_model)
     ids = shown(torch_model.processor, Item("star", "red"), None, Item("cross", "blue"), None)
     words = torch_model.embed_tokens(ids.clamp(min=0)) * (ids >= 0)[..., None]
     perfect = words.sum(-2).flatten(0, 1)
-    assert training.naming_loss(torch_model, [perfect], ids[None]) < 1e-9
-    assert training.naming_loss(torch_model, [torch.zeros_like(perfect)], ids[None]) > 0.9
-    assert training.naming_loss(torch_model, [perfect.flip(0)], ids[None]) > 0.9
+    assert naming.naming_loss(torch_model, [perfect], ids[None]) < 1e-9
+    assert naming.naming_loss(torch_model, [torch.zeros_like(perfect)], ids[None]) > 0.9
+    assert naming.naming_loss(torch_model, [perfect.flip(0)], ids[None]) > 0.9
 
 
 def test_the_loss_is_that_of_the_answers(processor, drawn):
     inputs, questions = drawn
-    batch = training.collate([training.encode_sample(processor, inputs, questions, turns=False)])
+    batch = samples.collate([samples.encode_sample(processor, inputs, questions, turns=False)])
     perfect = torch.full((*batch["input_ids"].shape, len(processor.tokenizer)), -30.0)
     labels = batch["labels"][0]
-    for place in (labels != training.IGNORED).nonzero().flatten().tolist():
+    for place in (labels != samples.IGNORED).nonzero().flatten().tolist():
         perfect[0, place - 1, labels[place]] = 30.0
     assert training.answer_loss(perfect, batch) < 1e-6
     assert training.answer_loss(torch.zeros_like(perfect), batch) > 5
@@ -370,6 +370,6 @@ def test_the_loss_is_that_of_the_answers(processor, drawn):
 def test_questions_about_a_scene_are_different_ones():
     generator = random.Random(0)
     for scene in scenes(20):
-        asked = training.sample_questions(scene, generator, 10, training.ALL_KINDS)
+        asked = samples.sample_questions(scene, generator, 10, samples.ALL_KINDS)
         texts = [question.text for question in asked]
         assert len(set(texts)) == len(texts) > 0

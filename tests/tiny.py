@@ -1,15 +1,15 @@
 """A small InternVL2 with random weights: a whole model for tests that need no right answers."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from helpers.inputs.questions import Question
 from helpers.shapes import world
+from helpers.shapes.questions import sample_questions
 from helpers.workshop import training
 from helpers.workshop.recipes import RECIPES
 
@@ -19,7 +19,7 @@ CONTEXT = 512
 
 def tiny_config() -> dict:
     """Return the bundled model's config, shrunk: two layers, and tiles of 32 pixels."""
-    config = copy.deepcopy(RECIPES["internvl2"].config) | {"force_image_size": 32}
+    config = RECIPES["internvl2"].config | {"force_image_size": 32}
     config["llm_config"] |= {
         "num_hidden_layers": 2,
         "intermediate_size": 256,
@@ -38,8 +38,8 @@ def write_tiny(folder: Path) -> Path:
     """Write the small model as a checkpoint into `folder` / internvl2, and return that."""
     texts = [text for _, question in questions(70) for text in (question.text, question.answer)]
     run = folder / "run"
-    recipe = replace(RECIPES["internvl2"], config=tiny_config())
-    recipe.prepare(run, texts * 3)
+    recipe = RECIPES["internvl2"]
+    recipe.prepare(run, texts * 3, tiny_config())
     with seeded(0):
         model = training.new_model(run)
         for name, parameter in model.named_parameters():
@@ -50,8 +50,8 @@ def write_tiny(folder: Path) -> Path:
     return folder / "internvl2"
 
 
-def questions(number: int, seed: int = 0) -> list[tuple[world.Scene, world.Question]]:
-    return list(world.sample_questions(number, seed=seed, split="train"))
+def questions(number: int, seed: int = 0) -> list[tuple[world.Scene, Question]]:
+    return list(sample_questions(number, seed=seed, split="train"))
 
 
 def picture(number: int = 0) -> Image.Image:

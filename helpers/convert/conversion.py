@@ -17,20 +17,16 @@ from torch import nn
 
 from helpers.convert.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
-from helpers.graphs.compression import BitWidth, Preset, Quantization, Weights, bit_widths, compress
+from helpers.graphs.bit_widths import BitWidth, bit_widths
+from helpers.graphs.compression import compress
+from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.parts import Part
+from helpers.graphs.presets import Preset, Quantization, Weights
 from helpers.graphs.stateful import make_stateful
-from helpers.graphs.tracing import (
-    FILES,
-    IMAGE_ENCODER,
-    LANGUAGE_MODEL,
-    TEXT_EMBEDDINGS,
-    Part,
-    trace,
-)
+from helpers.graphs.tracing import trace
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel, reason_of
-from helpers.resources import Growth
-from helpers.sources import hub
+from helpers.resources import Growth, free_disk, in_words
 
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 _COPIED = (".json", ".txt", ".model", ".jinja")
@@ -76,7 +72,7 @@ def convert(
                     _store(work, part.name, _converted(part, checkpoint), preset, report)
                 done += weights[part.name]
         _copy_small_files(checkpoint, work.folder)
-    report(f"{output} is complete; it took at most {hub.in_words(growth.bytes)} of memory.")
+    report(f"{output} is complete; it took at most {in_words(growth.bytes)} of memory.")
     return work.bit_widths
 
 
@@ -106,11 +102,22 @@ def expected_memory(model: VisionLanguageModel, preset: Preset) -> int:
     ]
     weights = 2 * sum(_weights_by_part(model).values())  # bytes in 16 bits
     # Of a small model there is at most a copy in memory, and what libraries take to work on it.
-    beside = min(hub.CONVERSION_MEMORY, weights + _AT_WORK)
+    beside = min(BESIDE_THE_RESULT, weights + _AT_WORK)
     return int(expected_bytes(model, preset) + beside + max(looking))
 
 
 _AT_WORK = 2**28  # bytes
+BESIDE_THE_RESULT = 1.5 * 2**30  # bytes that a conversion takes beside the result, measured
+
+
+def memory_to_convert(parameters: float) -> float:
+    """Return about how many bytes converting a model of so many parameters to INT4 takes.
+
+    Measured: the compressed size, 0.62 bytes a parameter, and what a conversion takes beside it.
+    """
+    return parameters * 0.62 + BESIDE_THE_RESULT
+
+
 # Bytes that looking at samples takes, measured with NNCF 3.4: for each weight of the part that is
 # run; of the largest layer that is fitted to samples; of a part whose activations are rounded too.
 _RUNNING, _FITTING, _QUANTIZING = 1, 48, 15
@@ -157,22 +164,22 @@ def check_room(size: int, output: Path, *, memory: int, report: Report) -> None:
     Raises `OutputError` where the disk is too small, and `SettingsError` where the memory is, the
     swap space counted: then a conversion would end with the system killing it.
     """
-    disk = hub.free_disk(output.resolve())
+    disk = free_disk(output.resolve())
     if size > disk:
         raise OutputError(
-            f"The result takes about {hub.in_words(size)}, but only {hub.in_words(disk)} are free "
+            f"The result takes about {in_words(size)}, but only {in_words(disk)} are free "
             f"where {output} is; give a folder on a larger disk or a smaller precision."
         )
     free, swap = psutil.virtual_memory().available, psutil.swap_memory().free
     if memory > free + swap:
         raise SettingsError(
-            f"The conversion takes about {hub.in_words(memory)} of memory, but only "
-            f"{hub.in_words(free + swap)} are free; close other programs, or choose a precision "
+            f"The conversion takes about {in_words(memory)} of memory, but only "
+            f"{in_words(free + swap)} are free; close other programs, or choose a precision "
             "that needs less."
         )
     report(
-        f"about {hub.in_words(size)} of disk and {hub.in_words(memory)} of memory are needed; "
-        f"{hub.in_words(disk)} and {hub.in_words(free)} are free"
+        f"about {in_words(size)} of disk and {in_words(memory)} of memory are needed; "
+        f"{in_words(disk)} and {in_words(free)} are free"
     )
     if memory > free:
         report("That is more memory than is free without swapping, so it may be very slow.")

@@ -19,8 +19,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from helpers.errors import CheckpointError, OutputError
-from helpers.graphs.compression import BitWidth
-from helpers.graphs.tracing import FILES
+from helpers.graphs.bit_widths import BitWidth
+from helpers.graphs.part_names import FILES
 from helpers.sources.checkpoints import read_json
 
 MANIFEST = "manifest.json"

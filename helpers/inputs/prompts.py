@@ -1,21 +1,15 @@
 """Conversation templates, and how messages become token ids.
 
-Messages are the list of dicts that chat programs share: `{"role": "user", "content": [{"type":
-"image", "image": ...}, {"type": "text", "text": "..."}]}`; a content that is only text may be a
-string.
-
 Words of a template that are ordinary text (`USER:` in MobileVLM's) cannot be told from the same
 words in a question; special tokens can, and a question that contains them is encoded as text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from helpers.errors import QuestionError
+from helpers.inputs.messages import Message, content_of
 
 IMAGE = "<image>"  # where a picture stands in a prompt, before a family puts its tokens there
-
-Message = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -72,51 +66,6 @@ class Template:
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt as one string, each picture as `<image>`."""
         return "".join(piece.text for piece in self.pieces(messages))
-
-
-def content_of(message: Message) -> tuple[str, int]:
-    """Return a message's text and how many pictures it has; `QuestionError` if it is none."""
-    parts = _parts_of(message)
-    texts = "".join(str(part["text"]) for part in parts if part["type"] == "text")
-    return texts, sum(part["type"] == "image" for part in parts)
-
-
-def pictures_of(message: Message) -> list:
-    """Return the pictures of a message, as they stand under `image`; `QuestionError` without."""
-    parts = [part for part in _parts_of(message) if part["type"] == "image"]
-    if not all("image" in part for part in parts):
-        raise QuestionError(
-            "A picture in a message lacks what it shows; give a file's path or a PIL picture as "
-            '{"type": "image", "image": ...}.'
-        )
-    return [part["image"] for part in parts]
-
-
-def _parts_of(message: Message) -> Sequence[Mapping]:
-    """Return the parts of a message's content."""
-    known = isinstance(message, Mapping) and message.get("role") in ("user", "assistant")
-    content = message.get("content") if known else None
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, Sequence) or not all(map(_is_part, content)):
-        raise QuestionError(
-            "A message needs a role, user or assistant, and a content: a text, or a list of "
-            '{"type": "text", "text": ...} and {"type": "image", "image": ...}.'
-        )
-    return content
-
-
-def _is_part(part: object) -> bool:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
-
-
-def user_message(text: str, pictures: int = 0) -> Message:
-    """Return a user's message with `pictures` pictures before its text."""
-    return {
-        "role": "user",
-        "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}],
-    }
 
 
 def encode(

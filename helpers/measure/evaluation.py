@@ -18,10 +18,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from helpers.inputs.prompts import user_message
-from helpers.shapes import world
-
-Asked = tuple[Image.Image, world.Question]
+from helpers.inputs.messages import user_message
+from helpers.inputs.questions import Asked
+from helpers.models.exported import collate
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,6 @@ class Answers:
 
     texts: list[str]
     first_logits: Tensor
-
-
-def draw_questions(number: int, *, seed: int, split: str = "test") -> list[Asked]:
-    """Return pictures of the bundled world, each with one question; the kinds take turns."""
-    pairs = world.sample_questions(number, seed=seed, split=split)
-    return [(world.draw(scene), question) for scene, question in pairs]
 
 
 @torch.inference_mode()
@@ -54,7 +47,7 @@ def answer(
         part = asked[start : start + batch]
         prompts = [_prepare(model, picture, question.text) for picture, question in part]
         output = model.language_model.generate(
-            **model.processor.collate(prompts),
+            **collate(prompts),
             generation_config=_greedy(
                 model, max_new_tokens, output_logits=True, return_dict_in_generate=True
             ),

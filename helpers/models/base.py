@@ -15,24 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from helpers.errors import CheckpointError
-from helpers.graphs.tracing import TEXT_EMBEDDINGS, Part, Traceable, language_model_part
+from helpers.graphs.part_names import TEXT_EMBEDDINGS
+from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.inputs.images import open_picture
-from helpers.inputs.prompts import Message, Template, encode, user_message
-from helpers.sources.checkpoints import Rule, load_tensors, open_tensors, read_config
-
-
-@dataclass(frozen=True, eq=False)
-class PictureInputs:
-    """What an exported language model takes of pictures beside the prompt's embeddings, by name.
-
-    `fixed` stays the same for all tokens; `along` (prompts, length, ...) has a row for each of the
-    prompt's positions, and tokens that are written later take the last one. An object of its own,
-    so that `generate` does not repeat it for each beam.
-    """
-
-    fixed: dict[str, Tensor]
-    along: dict[str, Tensor]
-
+from helpers.inputs.messages import Message, user_message
+from helpers.inputs.prompts import Template, encode
+from helpers.models.exported import ExportedParts
+from helpers.sources.checkpoints import read_config
+from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
+from helpers.sources.tensors import open_tensors
 
 _SMALL = Image.new("RGB", (8, 8))
 
@@ -40,6 +31,7 @@ _SMALL = Image.new("RGB", (8, 8))
 class Processor:
     """Turn pictures and messages into what a model takes; knows no weights."""
 
+    exported_class: type[ExportedParts] = ExportedParts
     most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
 
     def __init__(self, folder: Path, config: dict) -> None:
@@ -76,6 +68,11 @@ class Processor:
         raise NotImplementedError
 
     # What all families share
+
+    @cached_property
+    def exported(self) -> ExportedParts:
+        """How the exported parts are called."""
+        return self.exported_class(self)
 
     @cached_property
     def tokenizer(self):
@@ -116,16 +113,6 @@ class Processor:
                 f"{files} in {self.folder} cannot be used ({reason_of(error)}); "
                 "download the checkpoint again."
             ) from None
-
-    @property
-    def prefill_again_beyond(self) -> int | None:
-        """The length after which cached keys count no more, because all are computed otherwise."""
-        return None
-
-    @property
-    def kept_inputs(self) -> list[str]:
-        """Names of the exported language model's inputs that stay the same for all tokens."""
-        return []
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -185,49 +172,6 @@ class Processor:
             "position_ids": mask.cumsum(1) - 1,
         }
 
-    def encode_exported(
-        self, run: Callable[[dict[str, Tensor]], dict[str, Tensor]], image_inputs: dict
-    ) -> Sequence[Tensor]:
-        """Return picture features as the exported image encoder gives them.
-
-        `run` runs it: inputs by name to outputs by name.
-        """
-        return run(image_inputs)["last_hidden_state"]
-
-    def prepare_exported(
-        self,
-        input_ids: Tensor,
-        embed_tokens: Callable[[Tensor], Tensor],
-        features: Sequence[Tensor] | None = None,
-        *,
-        past: int = 0,
-    ) -> dict[str, Tensor]:
-        """Return what an exported language model takes for a prompt with these picture features.
-
-        The first `past` positions are in its cache, so their embeddings are left zero.
-        """
-        rows = None
-        if features is not None and len(features):
-            known = int(self.picture_positions(input_ids[:, :past]).sum())
-            rows = torch.cat(list(features))[known:]
-        rows = None if rows is None or not len(rows) else [rows]
-        new = self.prepare(input_ids[:, past:], embed_tokens, rows)["inputs_embeds"]
-        mask = torch.ones(input_ids.shape, dtype=torch.int64)
-        return {
-            "inputs_embeds": torch.nn.functional.pad(new, (0, 0, past, 0)),
-            "attention_mask": mask,
-            "position_ids": mask.cumsum(1) - 1,
-        }
-
-    def collate(self, prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Join prepared prompts of one row into a batch, the shorter ones padded on the left."""
-        length = max(prompt["attention_mask"].shape[1] for prompt in prompts)
-
-        return {
-            name: torch.cat([pad_left(prompt[name], length) for prompt in prompts])
-            for name in prompts[0]
-        }
-
     def merge(self, input_ids: Tensor, embeddings: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Put the rows of `features` in order at the picture positions of `embeddings`."""
         positions = self.picture_positions(input_ids)
@@ -247,10 +191,17 @@ def reason_of(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split())
 
 
-def pad_left(tensor: Tensor, length: int) -> Tensor:
-    """Return (rows, any length, ...) with zeros in front, so that it has `length`."""
-    # Paddings are given from the last dimension on.
-    return nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (length - tensor.shape[1], 0))
+@dataclass(frozen=True)
+class WeightFiles:
+    """Tensors that the authors keep together: in a folder of the checkpoint, in one format.
+
+    `ending` is safetensors or bin. `config` is that of a folder which has one of its own.
+    """
+
+    tensors: dict[str, Tensor]
+    folder: str = ""
+    ending: str = "safetensors"
+    config: dict | None = None
 
 
 class VisionLanguageModel(nn.Module):
@@ -302,6 +253,13 @@ class VisionLanguageModel(nn.Module):
         """Return the checkpoint's tensors by their original names."""
         return open_tensors(folder)
 
+    def layout(self) -> list[WeightFiles]:
+        """Return this model's tensors under their original names, as the authors' files hold them.
+
+        The config of the checkpoint's own folder comes last.
+        """
+        return [WeightFiles(original_tensors(self, self.rules()), config=self.config)]
+
     def encode_images(self, **image_inputs: Tensor) -> Sequence[Tensor]:
         """Return picture features; iterating gives (tokens, hidden) for each tile or slice."""
         raise NotImplementedError
@@ -309,10 +267,6 @@ class VisionLanguageModel(nn.Module):
     def image_encoder_part(self) -> Part:
         """Return the image encoder with its projector, as it is exported."""
         raise NotImplementedError
-
-    def squares(self, features: Sequence[Tensor]) -> Tensor:
-        """Return features of pictures that are one tile each, (pictures, side * side, hidden)."""
-        return torch.stack(list(features))
 
     # What all families share
 

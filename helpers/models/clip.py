@@ -19,10 +19,13 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessorPil
 
 from helpers.errors import CheckpointError
-from helpers.graphs.tracing import IMAGE_ENCODER, Part, Traceable
-from helpers.models.base import Processor, VisionLanguageModel
-from helpers.sources.checkpoints import Rule, open_tensors, read_config
+from helpers.graphs.part_names import IMAGE_ENCODER
+from helpers.graphs.parts import Part, Traceable
+from helpers.models.base import Processor, VisionLanguageModel, WeightFiles
+from helpers.sources.checkpoints import read_config
 from helpers.sources.hub import download
+from helpers.sources.key_mapping import Rule
+from helpers.sources.tensors import open_tensors
 
 # IMAGE_TOKEN_INDEX in the authors' constants.py: no token, only a mark among the ids
 PLACEHOLDER = -200
@@ -168,6 +171,17 @@ class ClipLanguageModel(VisionLanguageModel):
         types = {tensor.dtype for tensor in encoder.values()}
         dtype = functools.reduce(torch.promote_types, types, torch.bool)  # bool is below all others
         return tensors | {name: tensor.to(dtype) for name, tensor in encoder.items()}
+
+    def layout(self) -> list[WeightFiles]:
+        """Return the tower in its own folder, and all else in PyTorch's own format."""
+        tensors = super().layout()[0].tensors
+        tower = {name: tensors.pop(name) for name in list(tensors) if name.startswith(VISION_NAMES)}
+        config = {name: value for name, value in self.config.items() if name != "vision_config"}
+        vision = self.config["vision_config"]
+        return [
+            WeightFiles(tower, folder=config["mm_vision_tower"], config=vision),
+            WeightFiles(tensors, ending="bin", config=config),
+        ]
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Return features (pictures, tokens, hidden): drop CLS, project the patches."""

@@ -32,12 +32,16 @@ from transformers import (
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 
 from helpers.errors import CheckpointError
-from helpers.graphs.tracing import IMAGE_ENCODER, Part, Traceable
+from helpers.graphs.part_names import IMAGE_ENCODER
+from helpers.graphs.parts import Part, Traceable
 from helpers.inputs.prompts import Template
 from helpers.models.base import Processor, VisionLanguageModel
+from helpers.models.exported import ExportedParts
+from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.internlm2_tokenizer import internlm2_tokenizer
 from helpers.models.longrope import LongPhi3
-from helpers.sources.checkpoints import Rule, read_json
+from helpers.sources.checkpoints import read_json
+from helpers.sources.key_mapping import Rule
 
 # The authors' system message: "You are InternVL, a multimodal large model built by Shanghai AI
 # Laboratory and SenseTime, a helpful and harmless assistant."
@@ -65,9 +69,20 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 IMAGE_MARKS = ("<img>", "</img>", "<IMG_CONTEXT>")
 
 
+class InternVL2Exported(ExportedParts):
+    """The exported parts, of which Phi-3's cache may have to be computed anew."""
+
+    @property
+    def prefill_again_beyond(self) -> int | None:
+        """The length that Phi-3 was first trained with; longer ones rotate keys differently."""
+        llm = self.processor.config["llm_config"]
+        return llm.get("original_max_position_embeddings") if llm.get("rope_scaling") else None
+
+
 class InternVL2Processor(Processor):
     """Tiles of a fixed size with a thumbnail behind them, and InternVL2's prompts."""
 
+    exported_class = InternVL2Exported
     most_pictures = None
 
     def load_tokenizer(self):
@@ -117,12 +132,6 @@ class InternVL2Processor(Processor):
     def context_length(self) -> int:
         """The context of the language model."""
         return self.config["llm_config"]["max_position_embeddings"]
-
-    @property
-    def prefill_again_beyond(self) -> int | None:
-        """The length that Phi-3 was first trained with; longer ones rotate keys differently."""
-        llm = self.config["llm_config"]
-        return llm.get("original_max_position_embeddings") if llm.get("rope_scaling") else None
 
     @property
     def tokens_per_tile(self) -> int:
@@ -358,3 +367,51 @@ def _internlm2_rules(config: LlamaConfig) -> list[Rule]:
         Rule("language_model.model.norm.{x}", "language_model.model.norm.{x}"),
         Rule("language_model.output.{x}", "language_model.lm_head.{x}"),
     ]
+
+
+# The families' register
+
+_WORDS = (SYSTEM, "system\n", "user\n", "assistant\n")
+_QUAD, _REF, _BOX = (f"<{word}> </{word}>".split() for word in ("quad", "ref", "box"))
+_QWEN2 = SmallTokenizer("qwen2", _WORDS, (*IMAGE_MARKS, *_QUAD, *_REF, *_BOX))
+_INTERNLM2 = SmallTokenizer("internlm2", marks=("<|im_start|>", "<|im_end|>", *IMAGE_MARKS))
+_PHI3 = SmallTokenizer("phi3", marks=IMAGE_MARKS)
+
+FAMILY = Family(
+    name="internvl2",
+    model_type="internvl_chat",
+    model=InternVL2,
+    bundled="internvl2",
+    tokenizer=_QWEN2,
+    vocabulary=(("llm_config", "vocab_size"),),
+    originals=(
+        Original(
+            "internvl2-1b",
+            "OpenGVLab/InternVL2-1B",
+            "MIT, Qwen2 inside Apache-2.0",
+            0.94,
+            _QWEN2,
+        ),
+        Original(
+            "internvl2-2b",
+            "OpenGVLab/InternVL2-2B",
+            "MIT, InternLM2 inside Apache-2.0",
+            2.21,
+            _INTERNLM2,
+        ),
+        Original(
+            "internvl2-4b",
+            "OpenGVLab/InternVL2-4B",
+            "MIT, Phi-3 inside MIT",
+            4.15,
+            _PHI3,
+        ),
+        Original(
+            "internvl2-8b",
+            "OpenGVLab/InternVL2-8B",
+            "MIT, InternLM2.5 inside Apache-2.0",
+            8.08,
+            _INTERNLM2,
+        ),
+    ),
+)

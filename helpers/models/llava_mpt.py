@@ -17,7 +17,8 @@ from transformers.models.mpt.modeling_mpt import MptAttention
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor
-from helpers.sources.checkpoints import Rule
+from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.sources.key_mapping import Rule
 
 # `conv_mpt` in the authors' conversation.py: the later text is the default there and here; the
 # one of the release is what the model saw in training.
@@ -253,3 +254,29 @@ def _mpt_config(config: Mapping) -> MptConfig:
         **{name: config[name] for name in _TEXT_FIELDS if name in config},
         attn_config={name: attention[name] for name in _ATTENTION_FIELDS if name in attention},
     )
+
+
+# The families' register
+
+_TOKENIZER = SmallTokenizer(
+    "gpt_neox",
+    (SYSTEM, "system\n", "user\n", "assistant\n"),
+    ("<|im_start|>", "<|im_end|>", *IMAGE_MARKS),
+)
+FAMILY = Family(
+    name="llava-mpt",
+    model_type="llava_mpt",
+    model=LlavaMpt,
+    bundled="llava_mpt",
+    tokenizer=_TOKENIZER,
+    originals=(
+        Original(
+            "llava-mpt",
+            "liuhaotian/LLaVA-Lightning-MPT-7B-preview",
+            "CC BY-NC-SA 4.0, a research preview: no commercial use",
+            6.96,
+            _TOKENIZER,
+            extra=("openai/clip-vit-large-patch14",),
+        ),
+    ),
+)

@@ -5,7 +5,7 @@ model was first trained with, one for longer ones. transformers' own module writ
 into a buffer, which a trace cannot record; here it is an input of the angles.
 
 Keys that a cache holds were rotated with the set of their time. So when a sequence outgrows the
-first length, all its positions must be computed anew (`Processor.prefill_again_beyond`).
+first length, all its positions must be computed anew (`ExportedParts.prefill_again_beyond`).
 """
 
 import torch

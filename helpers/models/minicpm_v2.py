@@ -16,6 +16,7 @@ tensors.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,14 @@ from transformers import (
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from helpers.errors import CheckpointError
-from helpers.graphs.tracing import IMAGE_ENCODER, Part, Traceable
-from helpers.inputs.images import Slicing, slice_picture
+from helpers.graphs.part_names import IMAGE_ENCODER
+from helpers.graphs.parts import Part, Traceable
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.base import Processor, VisionLanguageModel
-from helpers.sources.checkpoints import Rule
+from helpers.models.exported import ExportedParts, RunImageEncoder
+from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.models.slices import Slicing, slice_picture
+from helpers.sources.key_mapping import Rule
 
 # Configs name an image encoder of timm instead of describing it; the numbers are from timm's
 # vision_transformer.py, where "so400m" is the shape-optimised transformer of arXiv:2305.13035.
@@ -64,8 +68,22 @@ MARKS = {
 }
 
 
+class MiniCPMV2Exported(ExportedParts):
+    """The exported parts: the image encoder takes pieces of one size at a time."""
+
+    def encode_images(self, run: RunImageEncoder, image_inputs: dict[str, Any]) -> Sequence[Tensor]:
+        """Return (queries, hidden) for each overview and slice."""
+
+        def encode(pixel_values: Tensor) -> Tensor:
+            return run({"pixel_values": pixel_values})["last_hidden_state"]
+
+        return by_size(encode, image_inputs["pixel_values"])
+
+
 class MiniCPMV2Processor(Processor):
     """An overview and slices of each picture, and MiniCPM-V-2's prompts."""
+
+    exported_class = MiniCPMV2Exported
 
     def load_tokenizer(self):
         """Return that in `tokenizer.json` or `tokenizer.model`, made to put BOS in front."""
@@ -126,16 +144,6 @@ class MiniCPMV2Processor(Processor):
             "pixel_values": [normalised(piece) for pieces, _ in cuts for piece in pieces],
             "grids": torch.tensor([grid or (0, 0) for _, grid in cuts]).reshape(-1, 2),
         }
-
-    def encode_exported(
-        self, run: Callable[[dict[str, Tensor]], dict[str, Tensor]], image_inputs: dict
-    ) -> list[Tensor]:
-        """Return (queries, hidden) for each overview and slice."""
-
-        def encode(pixel_values: Tensor) -> Tensor:
-            return run({"pixel_values": pixel_values})["last_hidden_state"]
-
-        return by_size(encode, image_inputs["pixel_values"])
 
     def image_strings(self, image_inputs: dict) -> list[str]:
         """Return for each picture its overview's places, and its slices' row by row."""
@@ -434,3 +442,29 @@ _RESAMPLER_RULES = [
         for name in ("query", "pos_embed", "proj", "kv_proj.{x}", "ln_{x}")
     ),
 ]
+
+
+# The families' register
+
+# Marks of pictures from id 3 on, as a small tokenizer has them, then those of turns.
+_IMAGE_MARKS = tuple(token for token in MARKS if token != "<unk>")
+_TOKENIZER = SmallTokenizer("llama", marks=(*_IMAGE_MARKS, "<用户>", "<AI>"))
+FAMILY = Family(
+    name="minicpm-v-2",
+    model_type="minicpmv",
+    model=MiniCPMV2,
+    bundled="minicpm_v2",
+    tokenizer=_TOKENIZER,
+    originals=(
+        Original(
+            "minicpm-v-2",
+            "openbmb/MiniCPM-V-2",
+            "MiniCPM Model License: free for academic research, commercial use after registration",
+            3.43,
+            _TOKENIZER,
+            token_ids=lambda size: {
+                MARKS[token][0]: place for place, token in enumerate(_IMAGE_MARKS, 3)
+            },
+        ),
+    ),
+)

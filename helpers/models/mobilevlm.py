@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor
-from helpers.sources.checkpoints import Rule
+from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.sources.key_mapping import Rule
 
 # `conv_vicuna_v1` in the authors' conversation.py, called "v1"
 TEMPLATE = Template(
@@ -247,3 +248,20 @@ _TEXT_RULES = [
     Rule("model.{x}", "language_model.model.{x}"),
     Rule("lm_head.{x}", "language_model.lm_head.{x}"),
 ]
+
+
+# The families' register
+
+_TOKENIZER = SmallTokenizer("llama", (TEMPLATE.system, "USER: ", " ASSISTANT: "))
+_LICENCE = "Apache-2.0, its image encoder MIT"
+FAMILY = Family(
+    name="mobilevlm",
+    model_type="mobilevlm",
+    model=MobileVLM,
+    bundled="mobilevlm",
+    tokenizer=_TOKENIZER,
+    originals=(
+        Original("mobilevlm", "mtgv/MobileVLM-1.7B", _LICENCE, 1.67, _TOKENIZER),
+        Original("mobilevlm-v2", "mtgv/MobileVLM_V2-1.7B", _LICENCE, 1.66, _TOKENIZER),
+    ),
+)

@@ -7,7 +7,7 @@ neither keys nor values: they live in the state of an OpenVINO inference request
 What this module does not know: speculative decoding, and batches whose rows have different caches.
 """
 
-import threading
+from typing import Protocol
 
 import numpy as np
 import openvino as ov
@@ -17,10 +17,18 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from transformers.generation import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from helpers.graphs.core import cannot_compute
 from helpers.graphs.stateful import BEAM_INPUT
-from helpers.models.base import PictureInputs
+from helpers.models.exported import PictureInputs
 
 PIECE = 128  # positions of a prompt after which a stop event is looked at
+
+
+class Stoppable(Protocol):
+    """What says that a computation should end, as a `threading.Event` does."""
+
+    def is_set(self) -> bool:
+        """Return whether it should."""
 
 
 class Stopped(Exception):
@@ -30,7 +38,7 @@ class Stopped(Exception):
 class StopOnEvent(StoppingCriteria):
     """End `generate` after the current token once an event is set."""
 
-    def __init__(self, event: threading.Event) -> None:
+    def __init__(self, event: Stoppable) -> None:
         self.event = event
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
@@ -42,8 +50,7 @@ class StateCache:
     """What `generate` is told about a cache that an inference request keeps.
 
     Handing it to `generate` again continues where it left off. `length` counts its positions;
-    `stop`, once set, gives up a prompt that is being computed. `seen` holds each step's
-    embeddings and the `rows` they continued from, for models that may have to prefill again.
+    `stop`, once set, gives up a prompt that is being computed.
     """
 
     is_compileable = False
@@ -53,9 +60,8 @@ class StateCache:
         self.request = request
         self.length = 0
         self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
-        self.stop: threading.Event | None = None
+        self.stop: Stoppable | None = None
         self.pictures: dict[str, Tensor] = {}  # what the request was handed of them
-        self.seen: list[tuple[Tensor, np.ndarray | None]] = []
         request.reset_state()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -66,16 +72,10 @@ class StateCache:
         """Continue row i of the batch from row beam_idx[i] at the next step."""
         self.rows = beam_idx.numpy().astype(np.int32)
 
-    def rewind(self) -> Tensor:
-        """Empty the state and return the embeddings (batch, length, hidden) that it had seen."""
-        pieces: list[Tensor] = []
-        order = np.arange(len(self.seen[-1][0]))
-        for embeddings, rows in reversed(self.seen):
-            pieces.append(embeddings[order])
-            order = order if rows is None else rows[order]
+    def clear(self) -> None:
+        """Empty the state."""
         self.request.reset_state()
-        self.length, self.rows, self.seen, self.pictures = 0, None, [], {}
-        return torch.cat(pieces[::-1], dim=1)
+        self.length, self.rows, self.pictures = 0, None, {}
 
 
 class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
@@ -83,8 +83,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
 
     `text_embeddings` and `language_model` are compiled models. As with transformers' own models,
     `inputs_embeds` given to `generate` are those of the whole sequence; the positions that the
-    cache already holds are cut off. A sequence that grows beyond `prefill_again_beyond` positions
-    is computed anew once, because from there on the model computes all its keys otherwise.
+    cache already holds are cut off.
     """
 
     config_class = PreTrainedConfig
@@ -97,7 +96,6 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         language_model: ov.CompiledModel,
         *,
         generation: GenerationConfig,
-        prefill_again_beyond: int | None = None,
     ) -> None:
         sizes = language_model.output("logits").get_partial_shape()
         vocabulary = sizes[-1].get_length()
@@ -105,7 +103,6 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         self.generation_config = generation
         self.text_embeddings = text_embeddings
         self.language_model = language_model
-        self.prefill_again_beyond = prefill_again_beyond
         self.input_names = {port.any_name for port in language_model.inputs}
 
     # What transformers asks of a model
@@ -156,7 +153,9 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones(batch, cache.length + new, dtype=torch.int64)
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        inputs_embeds = self._to_compute(cache, inputs_embeds, length=int(positions.max()) + 1)
+        inputs_embeds = self._embeddings_to_compute(
+            cache, inputs_embeds, length=int(positions.max()) + 1
+        )
         positions = positions[:, -inputs_embeds.shape[1] :]
         rows = cache.rows if cache.rows is not None else np.arange(batch, dtype=np.int32)
         inputs = {
@@ -186,13 +185,13 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
                 cache.request.set_tensor(name, tensor)
             cache.pictures[name] = value  # kept, since a request's tensor shares its memory
 
-    def _to_compute(self, cache: StateCache, new: Tensor, *, length: int) -> Tensor:
-        """Return the embeddings to run: the new ones, or all where the cache counts no more."""
-        limit = self.prefill_again_beyond
-        if limit is None or (length > limit and not cache.seen):
-            return new
-        cache.seen.append((new, cache.rows))
-        return cache.rewind() if length > limit else new
+    def _embeddings_to_compute(self, cache: StateCache, new: Tensor, *, length: int) -> Tensor:
+        """Return the embeddings to run for a sequence that has `length` positions with them."""
+        return new
+
+    def _positions_at_once(self, cache: StateCache, past: int, new: int) -> int:
+        """Return how many of the `new` positions are run before a stop event is looked at."""
+        return new if cache.stop is None else PIECE
 
     def _run(self, cache: StateCache, inputs: dict[str, np.ndarray]) -> None:
         """Run the cache's request: a long prompt piece by piece, given up at a set stop event.
@@ -202,10 +201,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         """
         batch, new = inputs["position_ids"].shape
         past = inputs["attention_mask"].shape[1] - new
-        limit = self.prefill_again_beyond
-        # What is beyond the limit decides how all before it is computed, so both go together.
-        crosses = limit is not None and past <= limit < past + new
-        piece = new if cache.stop is None or crosses else PIECE
+        piece = self._positions_at_once(cache, past, new)
         for start in range(0, new, piece):
             if cache.stop is not None and cache.stop.is_set():
                 raise Stopped
@@ -218,16 +214,19 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             }
             others = inputs.keys() - part.keys()
             part |= {name: np.ascontiguousarray(inputs[name][:, start:end]) for name in others}
-            known = {name: value for name, value in part.items() if name in self.input_names}
-            cache.request.infer(known, share_inputs=True)
+            feed = {name: value for name, value in part.items() if name in self.input_names}
+            try:
+                cache.request.infer(feed, share_inputs=True)
+            except RuntimeError as error:
+                raise cannot_compute(error) from error
 
 
 def _along(pictures: PictureInputs, length: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
     """Return the rows of the last positions up to `length`, for `shape`: batch and positions."""
     batch, new = shape
-    found = {}
+    inputs = {}
     for name, value in pictures.along.items():
         positions = torch.arange(length - new, length).clamp(max=value.shape[1] - 1)
         rows = value[:, positions]
-        found[name] = rows.repeat_interleave(batch // len(rows), dim=0).numpy()
-    return found
+        inputs[name] = rows.repeat_interleave(batch // len(rows), dim=0).numpy()
+    return inputs

@@ -4,21 +4,18 @@ The page is served to this computer only, loads nothing from elsewhere, and keep
 for each browser window. What its user can set is data: a sequence of `Slider`, `Tick` and `Radio`.
 """
 
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from helpers.errors import PictureError, UserError
-from helpers.inputs.images import open_picture
+from helpers.inputs.messages import EMPTY
 from helpers.models.base import Processor
-from helpers.run.pipeline import EMPTY, Conversation, Reply, VisionLanguagePipeline
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve.controls import SAMPLING, Control, Slider, options_of
+from helpers.serve.windows import Sessions, respond
 
 MAXIMUM_UPLOAD = "20mb"
 HOUR = 3600  # seconds
@@ -32,85 +29,6 @@ THEME = gr.themes.Default(
 # tell apart. Several pictures can be chosen at once instead.
 CSS = ".icon-button:has(input[type=file]) { display: none; }"
 GENERAL_NOTICE = "Answers can be wrong. Nothing leaves this computer."
-AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
-
-
-@dataclass(frozen=True)
-class Slider:
-    """A number that the page's user sets: an `option` of `Conversation.ask` and where it starts.
-
-    With a whole `step` the number is a whole one.
-    """
-
-    option: str
-    label: str
-    low: float
-    high: float
-    value: float
-    step: float
-
-    def component(self) -> gr.Slider:
-        """Return what the page shows; to be called where it belongs."""
-        return gr.Slider(self.low, self.high, self.value, step=self.step, label=self.label)
-
-    def options(self, value: float) -> dict[str, Any]:
-        """Return what a value means to `Conversation.ask`."""
-        return {self.option: int(value) if isinstance(self.step, int) else value}
-
-
-@dataclass(frozen=True)
-class Tick:
-    """An `option` of `Conversation.ask` that is on or off."""
-
-    option: str
-    label: str
-    value: bool = False
-
-    def component(self) -> gr.Checkbox:
-        """Return what the page shows; to be called where it belongs."""
-        return gr.Checkbox(self.value, label=self.label)
-
-    def options(self, value: bool) -> dict[str, Any]:
-        """Return what a value means to `Conversation.ask`."""
-        return {self.option: value}
-
-
-@dataclass(frozen=True)
-class Radio:
-    """One of several `ways` to answer, each with its options of `Conversation.ask`; a `note` helps.
-
-    The first way is where it starts.
-    """
-
-    label: str
-    ways: Mapping[str, Mapping[str, Any]]
-    note: str = ""
-
-    def component(self) -> gr.Radio:
-        """Return what the page shows; to be called where it belongs."""
-        ways = list(self.ways)
-        return gr.Radio(ways, value=ways[0], label=self.label, info=self.note)
-
-    def options(self, value: str) -> dict[str, Any]:
-        """Return what a value means to `Conversation.ask`."""
-        return dict(self.ways[value])
-
-
-Control = Slider | Tick | Radio
-Shown = Sequence[Image.Image | str | Path]  # pictures, or where they are
-SAMPLING: tuple[Control, ...] = (
-    Tick("do_sample", "Sample (otherwise the most probable token)"),
-    Slider("temperature", "Temperature", 0.1, 2.0, value=0.7, step=0.1),
-    Slider("top_p", "Top-p", 0.1, 1.0, value=0.9, step=0.05),
-)
-
-
-def options_of(controls: Sequence[Control], values: Sequence[Any]) -> dict[str, Any]:
-    """Return what controls are set to; where two set the same option, the earlier one counts."""
-    options: dict[str, Any] = {}
-    for control, value in reversed([*zip(controls, values, strict=True)]):
-        options |= control.options(value)
-    return options
 
 
 def _pictures_component(processor: Processor) -> gr.Component:
@@ -132,134 +50,6 @@ def _paths_of(payload) -> list[str]:
         return []
     several = getattr(payload, "root", None)
     return [payload.path] if several is None else [item.image.path for item in several]
-
-
-def _opened(shown: Image.Image | str | Path) -> Image.Image:
-    """Open a picture; an error names an upload as its user does, without our folder for it."""
-    try:
-        return open_picture(shown)
-    except PictureError as error:
-        name = Path(shown).name if isinstance(shown, str | Path) else ""
-        raise PictureError(str(error).replace(str(shown), name)) from None
-
-
-class Window:
-    """What one browser window has asked since it was opened or cleared."""
-
-    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
-        self.pipeline = pipeline
-        self.conversation: Conversation | None = None
-        self.pictures: tuple = ()  # sizes and pixels of those that the conversation is about
-        # The last question with its pictures, and the answer if there is any.
-        self.asked: tuple[str, Shown, Reply | None] | None = None
-        self.stop = threading.Event()  # of the last answer
-        self.cleared = False
-
-    def ask(self, text: str, shown: Shown, options: dict[str, Any]) -> Reply:
-        """Start an answer; other pictures than the last question's start a new conversation."""
-        self.asked, self.stop = (text, shown, None), threading.Event()
-        if self.cleared:
-            self.stop.set()
-        pictures = [_opened(picture) for picture in shown]
-        content = tuple((picture.size, picture.tobytes()) for picture in pictures)
-        if self.conversation is None or self.pictures != content:
-            self.conversation, self.pictures = self.pipeline.conversation(), content
-        new = [] if self.conversation.ids else pictures
-        reply = self.conversation.ask(text, new, stop=self.stop, **options)
-        self.asked = (text, shown, reply)
-        return reply
-
-    def take_back(self) -> tuple[str, Shown] | None:
-        """Forget the last question and its answer; return the question and its pictures.
-
-        None if there is none.
-        """
-        if self.asked is None:
-            return None
-        self.stop.set()
-        (text, shown, reply), self.asked = self.asked, None
-        if reply is not None:
-            reply.conversation.take_back(reply)
-        return text, shown
-
-    def clear(self) -> None:
-        """End the running answer, and every one to come: a cleared window is not asked again."""
-        self.cleared = True
-        self.stop.set()
-
-
-class Sessions:
-    """The windows that are open, by what Gradio calls their session, and what they uploaded."""
-
-    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
-        self.pipeline = pipeline
-        self.uploads: dict[str, set[Path]] = {}
-        self.windows: dict[str, Window] = {}
-
-    def window(self, session: str) -> Window:
-        """Return the window of a session."""
-        return self.windows.setdefault(session, Window(self.pipeline))
-
-    def uploaded(self, session: str, paths: Iterable[str]) -> None:
-        """Remember which files a window brought."""
-        self.uploads.setdefault(session, set()).update(map(Path, paths))
-
-    def clear(self, session: str) -> None:
-        """Forget what a window has asked."""
-        self.windows.pop(session, Window(self.pipeline)).clear()
-
-    def close(self, session: str) -> None:
-        """Drop everything of a window that is gone, and its files unless another has the same."""
-        self.clear(session)
-        mine = self.uploads.pop(session, set())
-        for path in mine.difference(*self.uploads.values()):
-            path.unlink(missing_ok=True)
-
-
-def respond(
-    window: Window, text: str, shown: Shown, history: list, options: dict
-) -> Iterator[list]:
-    """Yield the chat with the answer so far; an error is shown as a sentence in the chat.
-
-    Several beams cannot stream, which the chat says until their answer is there. When the window
-    is cleared meanwhile, the last chat is empty.
-    """
-    history = [*history, {"role": "user", "content": text}]
-
-    def chat(answer: str) -> list:
-        return [*history, {"role": "assistant", "content": answer}]
-
-    beams, said = options.get("num_beams", 1), ""
-    begun = "" if beams == 1 else _small(AT_ONCE)
-    yield chat(begun)
-    started = time.perf_counter()
-    try:
-        reply = window.ask(text, shown, options)
-        for place in reply.places():
-            yield chat(_small(f"waiting; questions before this one: {place}"))
-        yield chat(begun)
-        for piece in reply:
-            said += piece
-            yield chat(said)
-        taken = time.perf_counter() - started
-        times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {taken:.2f} s"
-        yield chat(said.strip() + (times and f"\n\n{_small(times)}"))
-    except UserError as error:
-        yield chat(f"⚠️ {error}")
-    # The page may show what was sent to it before it was cleared after it was cleared.
-    if window.cleared:
-        yield []
-
-
-def _small(text: str) -> str:
-    return f"<small>{text}</small>"
-
-
-def _times(reply: Reply) -> str:
-    first, rest = reply.times.first_token, reply.times.per_token
-    if not first:
-        return ""
-    return f"first token {first * 1000:.0f} ms, then {rest * 1000:.1f} ms each"
 
 
 def build_page(

@@ -22,6 +22,11 @@ class Option:
     label: str
     line: str
     offered: bool = True
+    aliases: tuple[str, ...] = ()  # other values that mean this one
+
+    def is_called(self, value: str) -> bool:
+        """Return whether `value` means this option, in small letters or capitals."""
+        return value.lower() in (name.lower() for name in (self.value, *self.aliases))
 
 
 class Choice:
@@ -37,7 +42,7 @@ class Choice:
         self.options = {option.value: option for option in options}
         offered = [option for option in options if option.offered]
         asked = os.environ.get(variable) or default
-        value = next((o.value for o in offered if o.value.lower() == asked.lower()), None)
+        value = next((option.value for option in offered if option.is_called(asked)), None)
         if value is None:
             known = ", ".join(option.value for option in offered)
             raise SettingsError(f"{variable} asks for {asked!r}; this offers {known}.")

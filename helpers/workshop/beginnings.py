@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from helpers.models import load_model
 from helpers.models.base import VisionLanguageModel
 from helpers.models.clip import VISION_NAMES
-from helpers.sources.checkpoints import BUNDLED, original_tensors
+from helpers.sources.checkpoints import BUNDLED
+from helpers.sources.key_mapping import original_tensors
 
 Tensors = dict[str, Tensor]
 Beginning = Callable[[Tensors, dict, dict], Tensors]

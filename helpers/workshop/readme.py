@@ -1,12 +1,13 @@
-"""Write the README's tables and FULL_SIZE.md from measured data: `python -m helpers.workshop.readme`."""
+"""Write the README's tables and FULL_SIZE.md from data: `python -m helpers.workshop.readme`."""
 
 import re
 from pathlib import Path
 
-from helpers.measure.benchmark import page
-from helpers.show.plots import format_table
+from helpers.measure.figures import Figures, from_json
+from helpers.show.tables import format_table
 from helpers.sources.checkpoints import bundled_checkpoints, read_json
-from helpers.workshop.report import accuracy_table
+from helpers.workshop.full_size_page import full_size_text
+from helpers.workshop.report import accuracy_rows
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -28,7 +29,7 @@ def accuracy_tables() -> str:
     parts = []
     for family, folder in bundled_checkpoints().items():
         report = read_json(folder / "accuracy.json")
-        table = format_table(accuracy_table(report["figures"]))
+        table = format_table(accuracy_rows(report["figures"]))
         parts.append(
             f"{family}, exact answers to {report['questions']} questions about pictures and words "
             f"that training never showed, and the agreement with PyTorch:\n\n```\n{table}\n```"
@@ -46,8 +47,9 @@ def filled(text: str) -> str:
 
 def full_size_page() -> str:
     """Return the page of what was measured with `make full-size`, the small models first."""
-    results = [read_json(path) for path in (ROOT / "notebooks" / "full-size").glob("*.json")]
-    return page(sorted(results, key=lambda found: sum(found["parameters"].values())))
+    paths = (ROOT / "notebooks" / "full-size").glob("*.json")
+    results = [from_json(Figures, read_json(path)) for path in paths]
+    return full_size_text(sorted(results, key=lambda figures: sum(figures.parameters.values())))
 
 
 if __name__ == "__main__":

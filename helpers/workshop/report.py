@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from helpers.convert.calibration import SHAPES, find_samples, inputs_by_part
+from helpers.convert.calibration import inputs_by_part
 from helpers.convert.conversion import convert, convert_part, write
-from helpers.graphs.compression import Preset, compress, find_preset
+from helpers.graphs.compression import compress
+from helpers.graphs.presets import Preset, find_preset
 from helpers.measure import evaluation
 from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.show.plots import format_table
+from helpers.shapes.questions import draw_questions, draw_samples
+from helpers.show.tables import format_table
 from helpers.sources.checkpoints import BUNDLED, read_json
 from helpers.sources.hub import weight_bytes
 from helpers.workshop.recipes import RECIPES
@@ -52,7 +54,7 @@ int4, the language model is {int4}.
 
 def measure(folder: Path, *, questions: int = QUESTIONS, seed: int = SEED) -> dict[str, dict]:
     """Return accuracy by kind, and agreement with PyTorch, of PyTorch and each precision."""
-    asked = evaluation.draw_questions(questions, seed=seed)
+    asked = draw_questions(questions, seed=seed)
     reference = evaluation.answer(load_model(folder, torch.float32), asked)
     found = {"PyTorch": _figures(reference, reference, asked)}
     with tempfile.TemporaryDirectory() as place:
@@ -77,7 +79,7 @@ def convert_with_samples(folder: Path, output: Path, preset: Preset) -> None:
         return
     model = load_model(folder)
     parts = {part.name: convert_part(part) for part in model.parts()}
-    samples = find_samples(SHAPES, preset.language_model.samples)
+    samples = draw_samples(preset.language_model.samples)
     inputs = inputs_by_part(parts, model.processor, samples)
     smaller = [
         (name, compress(part.clone(), preset.weights_of(name), inputs.get(name)))
@@ -92,7 +94,7 @@ def _figures(reference, answers, asked) -> dict:
     return {"accuracy": shares, "agreement": {name: round(v, 4) for name, v in close.items()}}
 
 
-def accuracy_table(figures: dict[str, dict]) -> list[dict[str, str]]:
+def accuracy_rows(figures: dict[str, dict]) -> list[dict[str, str]]:
     """Return measured figures as rows: a kind each, then the agreement."""
     kinds = next(iter(figures.values()))["accuracy"]
     rows = [
@@ -124,7 +126,7 @@ def write_card(folder: Path, figures: dict[str, dict], training: str) -> None:
         training=training,
         questions=QUESTIONS,
         int4=RECIPES[folder.name].int4,
-        table=format_table(accuracy_table(figures)),
+        table=format_table(accuracy_rows(figures)),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -140,7 +142,7 @@ def main() -> None:
     training = arguments.training or (read_json(before)["training"] if before.exists() else "")
     figures = measure(folder)
     write_card(folder, figures, training)
-    print(format_table(accuracy_table(figures)))
+    print(format_table(accuracy_rows(figures)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,356 @@
+"""The commands of `vlm`: the options of each, and what each does.
+
+What is slow to import is imported where it is used.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers.errors import SettingsError, UserError
+from helpers.graphs.presets import PRESETS, find_preset
+
+if TYPE_CHECKING:
+    from helpers.run.conversations import Reply
+    from helpers.run.pipeline import VisionLanguagePipeline
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command leaves: an object for `--json`, and lines or the rows of a table to read."""
+
+    data: dict[str, Any]
+    lines: Sequence[str] = ()
+    rows: Sequence[dict[str, str]] = field(default=())
+
+
+def show(result: Result, options: argparse.Namespace) -> int:
+    """Print a result as it was asked for; return the exit code."""
+    if options.json:
+        print(json.dumps(result.data))
+        return 0
+    from helpers.show.tables import show_table
+
+    for line in result.lines:
+        print(line)
+    if result.rows:
+        show_table(result.rows)
+    return 0
+
+
+def report(line: str) -> None:
+    """Tell a step of long work on the error stream."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# Options
+
+
+def add_options(command: str, parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command, and the function that runs it."""
+    add, run = COMMANDS[command]
+    add(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="a folder that `convert` wrote")
+
+
+def _add_pipeline(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    parser.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
+    presets = "; ".join(f"{name}: {preset.why}" for name, preset in PRESETS.items())
+    parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
+    parser.add_argument("--group-size", type=int, help="weights that share a scale in 4 bits")
+    parser.add_argument("--ratio", type=float, help="share of the layers in 4 bits, 0 to 1")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+
+
+def _bundled_names() -> str:
+    from helpers.models.families import families
+
+    return ", ".join(family.name for family in families() if family.checkpoint is not None)
+
+
+def _add_answer(parser: argparse.ArgumentParser) -> None:
+    _add_pipeline(parser)
+    parser.add_argument("--image", action="append", default=[], help="a picture; may be repeated")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
+    parser.add_argument("--temperature", type=float, help="sample; 0: the most probable token")
+    parser.add_argument("--top-p", type=float, help="sample from this share of probability")
+    parser.add_argument("--top-k", type=int, help="sample from so many tokens")
+    parser.add_argument("--beams", type=int, default=1, help="search with so many beams")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default): none")
+    parser.add_argument("--seed", type=int, help="makes sampling the same every time")
+
+
+def _add_ask(parser: argparse.ArgumentParser) -> None:
+    _add_answer(parser)
+    parser.add_argument(
+        "--question", default="-", help="the question; - (default) reads it from standard input"
+    )
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_pipeline(parser)
+    parser.add_argument("--questions", type=int, default=500, help="how many (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="draws others (default: 0)")
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    from helpers.models.families import families
+
+    names = ", ".join(o.name for family in families() for o in family.originals)
+    parser.add_argument("model", help=names)
+    parser.add_argument("--full-size", action="store_true", help="with random weights")
+    parser.add_argument(
+        "--precision", default="int4", help=f"one or several of {','.join(PRESETS)}"
+    )
+    parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
+    parser.add_argument("--folder", type=Path, help="keep checkpoints and converted models there")
+    parser.add_argument("--output", type=Path, help="write the figures into this file too")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    _add_pipeline(parser)
+    parser.add_argument("--port", type=int, help="default: a free one from 7860 on")
+
+
+def _add_clean(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="where they were to be written, or above")
+
+
+# What the commands do
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Convert a checkpoint and print the bit widths of its parts."""
+    from helpers.convert import conversion, folders
+    from helpers.graphs.bit_widths import bit_width_rows
+    from helpers.models.families import find_checkpoint
+
+    preset = find_preset(options.precision, group_size=options.group_size, ratio=options.ratio)
+    folder = find_checkpoint(options.checkpoint)
+    widths = conversion.convert(folder, options.output, preset, report=report)
+    data = {
+        "folder": str(options.output),
+        "bytes": folders.folder_bytes(options.output),
+        "bit_widths": {
+            name: [dataclasses.asdict(width) for width in part] for name, part in widths.items()
+        },
+    }
+    return show(Result(data, rows=bit_width_rows(widths)), options)
+
+
+def open_pipeline(options: argparse.Namespace) -> "VisionLanguagePipeline":
+    """Return the pipeline of the folder and the device that were named, with its notice told."""
+    from helpers.run.pipeline import VisionLanguagePipeline
+
+    pipeline = VisionLanguagePipeline(options.folder, options.device)
+    if pipeline.notice:
+        report(f"note: {pipeline.notice}")
+    return pipeline
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `Conversation.ask`: a temperature, top-p or top-k means to sample."""
+    choices = {
+        "temperature": options.temperature or None,
+        "top_p": options.top_p,
+        "top_k": options.top_k,
+    }
+    choices = {name: value for name, value in choices.items() if value is not None}
+    return choices | {
+        "do_sample": bool(choices) and options.temperature != 0,
+        "max_new_tokens": options.max_new_tokens,
+        "num_beams": options.beams,
+        "repetition_penalty": options.repetition_penalty,
+        "seed": options.seed,
+    }
+
+
+def ask(options: argparse.Namespace) -> int:
+    """Stream the answer to one question."""
+    from helpers.inputs.images import open_picture
+
+    question = sys.stdin.read() if options.question == "-" else options.question
+    pictures = [open_picture(Path(path)) for path in options.image]
+    pipeline = open_pipeline(options)
+    reply = pipeline.ask(question, pictures, **_sampling(options))
+    if not options.json:
+        _stream(reply)
+        return 0
+    data = {"text": reply.text, "tokens": len(reply.token_ids), "notice": pipeline.notice}
+    seconds = {"first_token": reply.times.first_token, "per_token": reply.times.per_token}
+    return show(Result(data | {"seconds": seconds}), options)
+
+
+def _stream(reply: "Reply") -> None:
+    for piece in reply:
+        print(piece, end="", flush=True)
+    print()
+
+
+CHAT_HELP = "/image PATH adds a picture, /clear begins anew, /quit or Ctrl-D ends; Ctrl-C stops"
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Answer one question after another; errors are told, and the conversation goes on."""
+    pipeline = open_pipeline(options)
+    conversation, images = pipeline.conversation(), list(options.image)
+    report(CHAT_HELP)
+    for line in _lines("> "):
+        command, _, argument = line.partition(" ")
+        if command == "/quit":
+            break
+        if command == "/image":
+            images.append(argument.strip())
+            continue
+        if command == "/clear":
+            conversation.clear()
+            continue
+        reply = None
+        try:
+            reply = conversation.ask(line, _opened(images), **_sampling(options))
+            images = []
+            _stream(reply)
+        except UserError as error:
+            report(f"error: {error}")
+        except KeyboardInterrupt:
+            report("\nstopped")
+            if reply is not None:
+                reply.wait()
+    return 0
+
+
+def _opened(paths: Sequence[str]) -> list[Any]:
+    from helpers.inputs.images import open_picture
+
+    return [open_picture(Path(path)) for path in paths]
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """Yield the lines that are typed, those without words left out, until there are no more."""
+    with contextlib.suppress(EOFError):
+        while True:
+            print(prompt, end="", file=sys.stderr, flush=True)
+            line = input().strip()
+            if line:
+                yield line
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Print the share of right answers by kind."""
+    from helpers.measure import evaluation
+    from helpers.shapes.questions import draw_questions
+
+    if options.questions < 1:
+        raise SettingsError("Ask at least one question.")
+    pipeline = open_pipeline(options)
+    pairs = draw_questions(options.questions, seed=options.seed)
+    answers = evaluation.answer(
+        pipeline, pairs, report=lambda done: report(f"{done} of {len(pairs)} questions answered")
+    )
+    shares = evaluation.accuracy(answers, pairs)
+    data = {"questions": len(pairs), "seed": options.seed, "accuracy": shares}
+    rows = [{"kind": kind, "right": f"{share:.1%}"} for kind, share in shares.items()]
+    return show(Result(data, rows=rows), options)
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Print the time, memory and disk that a model takes."""
+    from helpers.measure.benchmark import benchmark as measure
+    from helpers.measure.benchmark import figure_rows
+
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        figures = measure(
+            options.model,
+            folder,
+            full_size=options.full_size,
+            precisions=options.precision.split(","),
+            against=("bfloat16", "float32") if options.against else (),
+            report=report,
+        )
+    data = dataclasses.asdict(figures)
+    if options.output:
+        options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return show(Result(data, rows=figure_rows(figures)), options)
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Serve the chat page until Ctrl-C."""
+    from helpers.serve import demo as page
+
+    pipeline = open_pipeline(options)
+    blocks = page.build_page(pipeline, title=f"Ask {pipeline.name}")
+    address = page.open_page(blocks, port=options.port)
+    show(Result({"address": address}, [f"{address} (Ctrl-C ends it)"]), options)
+    sys.stdout.flush()
+    blocks.block_thread()
+    return 0
+
+
+def info(options: argparse.Namespace) -> int:
+    """Print what a converted folder was made of, and its sizes."""
+    from helpers.convert import folders
+
+    manifest = folders.read_manifest(options.folder)
+    sizes = folders.folder_bytes(options.folder)
+    versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    rows = [
+        {
+            "part": name,
+            "MB": f"{size / 1e6:.1f}",
+            "weights": ", ".join(
+                f"{width['type']} {width['share']:.0%}" for width in manifest["bit_widths"][name]
+            ),
+        }
+        for name, size in sizes.items()
+    ]
+    line = f"made of {manifest['source']['name']} with {versions}"
+    return show(Result(manifest | {"bytes": sizes}, [line], rows), options)
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Read every file and compare it with the manifest."""
+    from helpers.convert import folders
+
+    names = folders.verify(options.folder, report=report)
+    line = f"all {len(names)} files are as they were written"
+    return show(Result({"folder": str(options.folder), "files": names}, [line]), options)
+
+
+def clean(options: argparse.Namespace) -> int:
+    """Remove what interrupted conversions left, and say what it was."""
+    from helpers.convert import folders
+
+    removed = [str(path) for path in folders.clean(options.folder)]
+    return show(Result({"removed": removed}, removed or ["nothing to remove"]), options)
+
+
+Add = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int]
+COMMANDS: dict[str, tuple[Add, Run]] = {
+    "convert": (_add_convert, convert),
+    "ask": (_add_ask, ask),
+    "chat": (_add_answer, chat),
+    "evaluate": (_add_evaluate, evaluate),
+    "benchmark": (_add_benchmark, benchmark),
+    "demo": (_add_demo, demo),
+    "info": (_add_folder, info),
+    "verify": (_add_folder, verify),
+    "clean": (_add_clean, clean),
+}

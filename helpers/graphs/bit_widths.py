@@ -1,0 +1,96 @@
+"""Which weights of a converted model are stored in how many bits, read from the model itself.
+
+What this module does not know: how they came to be stored so.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import openvino as ov
+
+# Operations that stand between a stored weight and its use: they decompress or reshape it.
+_ON_THE_WAY = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
+
+
+_USERS = {"MatMul": (0, 1), "Gather": (0,), "Convolution": (1,), "GroupConvolution": (1,)}
+
+
+@dataclass(frozen=True)
+class BitWidth:
+    """How many layers, and what share of all weights, are stored in one type."""
+
+    type: str
+    layers: int
+    share: float  # of the weights, 0 to 1
+
+
+def bit_widths(model: ov.Model) -> list[BitWidth]:
+    """Return how the weights of `model`'s layers are stored, the smallest type first.
+
+    A layer is an operation that multiplies by a stored matrix or looks rows up in one. A matrix
+    that two layers share is counted once.
+    """
+    stored = {constant.get_friendly_name(): constant for _, constant in _layers(model)}
+    layers, sizes = Counter(), Counter()
+    for constant in stored.values():
+        name = constant.get_element_type().get_type_name()
+        layers[name] += 1
+        sizes[name] += math.prod(constant.get_output_shape(0))
+    total = sum(sizes.values())
+    order = sorted(layers, key=lambda name: (_bits(name), name))
+    return [BitWidth(name, layers[name], sizes[name] / total) for name in order]
+
+
+def layer_types(model: ov.Model) -> dict[str, str]:
+    """Return the type that each layer's weights are stored in, such as u4, by the layer's name.
+
+    The name is that of the PyTorch module which was traced: `decoder.transformer.blocks.0.ffn`.
+    """
+    types = {}
+    for layer, constant in _layers(model):
+        module = layer.get_friendly_name().split("/")[0].removeprefix("__module.")
+        types[module] = constant.get_element_type().get_type_name()
+    return types
+
+
+def _layers(model: ov.Model) -> Iterator[tuple]:
+    """Yield each operation that uses a stored matrix, with the constant that holds it."""
+    for node in model.get_ops():
+        for index in _USERS.get(node.get_type_name(), ()):
+            constant = _stored_weight(node.input_value(index).get_node())
+            if constant is not None and _is_matrix(constant):
+                yield node, constant
+
+
+def _is_matrix(constant) -> bool:
+    """Return whether a constant has rows and columns, unlike a table of rotary frequencies."""
+    return sum(length > 1 for length in constant.get_output_shape(0)) > 1
+
+
+def _bits(type_name: str) -> int:
+    """Return the bits of an OpenVINO element type by its name, such as u4 or bf16."""
+    return int("".join(character for character in type_name if character.isdigit()))
+
+
+def _stored_weight(node):
+    """Return the constant that a layer's input is decompressed from, or None for an activation."""
+    while node.get_type_name() in _ON_THE_WAY:
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+def stored_bytes(model: ov.Model) -> int:
+    """Return how many bytes the constants of `model` take, scales and zero points included."""
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    return sum(node.get_byte_size() for node in constants)
+
+
+def bit_width_rows(widths: dict[str, list[BitWidth]]) -> list[dict[str, object]]:
+    """Return bit widths by part as rows for `plots.show_table`."""
+    return [
+        {"part": part, "weights": width.type, "layers": width.layers, "share": f"{width.share:.0%}"}
+        for part, part_widths in widths.items()
+        for width in part_widths
+    ]

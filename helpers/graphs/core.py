@@ -1,0 +1,47 @@
+"""The one OpenVINO `Core` of a process, and running what it compiled with tensors by name."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from helpers.errors import DeviceError
+
+
+@functools.cache
+def core() -> ov.Core:
+    """Return the one `Core` that a process should have.
+
+    The CPU plugin of OpenVINO 2026.4 gives the thread that loads it a stack for signals, which goes
+    with the `Core`. Where several go in another order than the last one first, the thread keeps a
+    stack that is gone, and the next Ctrl-C, or Jupyter's button for it, ends the process.
+    """
+    return ov.Core()
+
+
+def run_model(compiled: ov.CompiledModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a compiled model's outputs by name, for those of `inputs` that it takes.
+
+    Raises `DeviceError` where the device fails.
+    """
+    try:
+        results = compiled(feed_of(compiled, inputs))
+    except RuntimeError as error:
+        raise cannot_compute(error) from error
+    return {port.any_name: torch.from_numpy(results[port].copy()) for port in compiled.outputs}
+
+
+def feed_of(compiled: ov.CompiledModel, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Return those of `inputs` that a compiled model takes, as arrays."""
+    names = {port.any_name for port in compiled.inputs}
+    return {name: value.numpy() for name, value in inputs.items() if name in names}
+
+
+def cannot_compute(error: RuntimeError) -> DeviceError:
+    """Return what a user is told when a device fails while it computes."""
+    reason = str(error).strip().splitlines()[-1]
+    return DeviceError(f"The device could not compute the answer: {reason}")

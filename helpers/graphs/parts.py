@@ -1,0 +1,126 @@
+"""The parts that a model is exported in: what each takes and returns.
+
+What this module does not know: how a part becomes an OpenVINO model (`tracing`), and which parts a
+family has.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from helpers.graphs.part_names import LANGUAGE_MODEL
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a model that becomes one OpenVINO model.
+
+    `module` takes `example_inputs` in their order and returns `outputs` in theirs. Sizes on the
+    axes that `fixed` names for an input stay as in the example, all others become dynamic; those
+    should not be 1, which tracing may take for "always 1". `cache` pairs the KV cache's inputs
+    with the outputs that replace them.
+    """
+
+    name: str
+    module: nn.Module
+    example_inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    fixed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    cache: dict[str, str] = field(default_factory=dict)
+
+
+class Traceable(nn.Module):
+    """A function of a model as a module, which holds just the modules that the function uses."""
+
+    def __init__(self, function: Callable[..., Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.used = nn.ModuleList(modules)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(*inputs)
+
+
+class DecoderWithCache(nn.Module):
+    """A causal language model as it is traced: the KV cache goes in and comes out as tensors.
+
+    Takes `inputs_embeds` (batch, new, hidden), `attention_mask` (batch, past + new),
+    `position_ids` (batch, new) and for each layer the past keys and values (batch, heads, past,
+    head size). Returns the logits of the last position (batch, 1, vocabulary), then each layer's
+    keys and values with the new ones behind the past ones.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, inputs_embeds, attention_mask, position_ids, *past):
+        """Run the decoder on the new positions."""
+        output = self.decoder(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache_of(past),
+            use_cache=True,
+            logits_to_keep=1,  # otherwise prefill computes a row of logits for every position
+        )
+        present = [t for layer in output.past_key_values.layers for t in (layer.keys, layer.values)]
+        return output.logits, *present
+
+
+def cache_of(past: Sequence[Tensor]) -> DynamicCache:
+    """Return transformers' cache object around keys and values (key 0, value 0, key 1, ...).
+
+    The layers are filled by hand: the empty tensor that a new layer starts with does not convert.
+    """
+    cache = DynamicCache()
+    for keys, values in zip(past[::2], past[1::2], strict=True):
+        layer = DynamicLayer()
+        layer.keys, layer.values = keys, values
+        layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+        cache.layers.append(layer)
+    return cache
+
+
+def decoder_example(hidden: int, cache: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Return example inputs of `DecoderWithCache` for `cache`: layers, heads, head size.
+
+    No size is 1 and no two are equal by accident, so that tracing bakes none of them in.
+    """
+    batch, past, new = 2, 3, 4
+    layers, heads, head_size = cache
+    example = {
+        "inputs_embeds": torch.zeros(batch, new, hidden),
+        "attention_mask": torch.ones(batch, past + new, dtype=torch.int64),
+        "position_ids": torch.arange(past, past + new).expand(batch, new),
+    }
+    names = past_names(layers)
+    return example | {name: torch.zeros(batch, heads, past, head_size) for name in names}
+
+
+def language_model_part(decoder: nn.Module, *, hidden: int, cache: tuple[int, int, int]) -> Part:
+    """Return the part of a causal language model with `cache`: layers, heads, head size."""
+    past, present = past_names(cache[0]), present_names(cache[0])
+    return Part(
+        LANGUAGE_MODEL,
+        DecoderWithCache(decoder),
+        decoder_example(hidden, cache),
+        outputs=("logits", *present),
+        fixed={"inputs_embeds": (2,)} | dict.fromkeys(past, (1, 3)),
+        cache=dict(zip(past, present, strict=True)),
+    )
+
+
+def past_names(layers: int) -> list[str]:
+    """Return the names of the KV cache inputs, in order."""
+    return [f"past_key_values.{n}.{kind}" for n in range(layers) for kind in ("key", "value")]
+
+
+def present_names(layers: int) -> list[str]:
+    """Return the names of the KV cache outputs, in order."""
+    return [f"present.{n}.{kind}" for n in range(layers) for kind in ("key", "value")]

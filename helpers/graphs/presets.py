@@ -1,0 +1,178 @@
+"""How weights are stored: the settings of one part, and the presets for a whole model.
+
+What this module does not know: how weights are rounded, which `compression` has NNCF do. So a
+folder can be run, and a choice shown, without NNCF.
+"""
+
+from dataclasses import dataclass, replace
+
+from helpers.errors import SettingsError
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
+
+MODES = ("int8", "int4-asym", "int4-sym")  # beside fp16, which leaves weights as they are
+# NNCF's measures of how much a layer loses in 4 bits (its `SensitivityMetric`).
+SENSITIVITIES = (
+    "weight_quantization_error",
+    "hessian_input_activation",
+    "mean_activation_variance",
+    "max_activation_variance",
+    "mean_activation_magnitude",
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the weights of one part are stored: `mode` is fp16, int8, int4-asym or int4-sym.
+
+    In 4 bits, `group_size` weights share a scale, and `ratio` is the share of the layers that get
+    4 bits (the others get 8); `all_layers` includes the embeddings and the last layer.
+
+    The rest is for 4 bits and looks at sample inputs, the first `samples` of them: `awq` enlarges
+    the weights that meet large activations before they are rounded; `scale_estimation` chooses each
+    group's scale for the layer's output; `gptq` rounds column by column and lets the next ones make
+    up for the error; `sensitivity` is NNCF's measure of which layers get 8 bits at a ratio below 1.
+    """
+
+    mode: str
+    group_size: int = 128
+    ratio: float = 1.0
+    all_layers: bool = False
+    awq: bool = False
+    scale_estimation: bool = False
+    gptq: bool = False
+    sensitivity: str | None = None
+    samples: int = 64
+
+    def __post_init__(self) -> None:
+        if self.mode != "fp16" and self.mode not in MODES:
+            raise SettingsError(
+                f"Weights {self.mode!r} do not exist; use fp16, {', '.join(MODES)}."
+            )
+        if not 0 <= self.ratio <= 1:
+            raise SettingsError(f"The ratio is {self.ratio}; it should be from 0 to 1.")
+        if self.group_size != -1 and (self.group_size < 1 or self.group_size % 1):
+            raise SettingsError(
+                f"The group size is {self.group_size}; it should be a whole number of weights, "
+                "or -1 for a whole row."
+            )
+        if self.sensitivity is not None and self.sensitivity not in SENSITIVITIES:
+            raise SettingsError(
+                f"The sensitivity {self.sensitivity!r} does not exist; use "
+                f"{', '.join(SENSITIVITIES)}."
+            )
+        if self.needs_data and not self.mode.startswith("int4"):
+            raise SettingsError(
+                f"Weights in {self.mode} look at no samples; use int4-asym or -sym."
+            )
+        _check_number_of(self.samples)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether sample inputs have to be looked at."""
+        return self.awq or self.scale_estimation or self.gptq or self.sensitivity is not None
+
+    @property
+    def bits(self) -> float:
+        """How many bits a weight takes on average, scales aside."""
+        if self.mode.startswith("int4"):
+            return 4 * self.ratio + 8 * (1 - self.ratio)
+        return 16 if self.mode == "fp16" else 8
+
+    def __str__(self) -> str:
+        if not self.mode.startswith("int4"):
+            return self.mode.upper()
+        methods = {
+            "all layers": self.all_layers,
+            "AWQ": self.awq,
+            "scale estimation": self.scale_estimation,
+            "GPTQ": self.gptq,
+        }
+        used = "".join(f" + {name}" for name, on in methods.items() if on)
+        return f"{self.mode.upper()} group {self.group_size} ratio {self.ratio:g}{used}"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a part computes in 8 bits: its activations too, in ranges that sample inputs decide.
+
+    Activations with a few large channels would leave the others few of the 256 values, so
+    SmoothQuant scales such channels down and the weights behind them up; `smooth_quant` from 0 to 1
+    is how much of that goes to the weights. The first `samples` inputs are looked at.
+    """
+
+    smooth_quant: float = 0.6
+    samples: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smooth_quant <= 1:
+            raise SettingsError(
+                f"The strength of SmoothQuant is {self.smooth_quant}; it should be from 0 to 1."
+            )
+        _check_number_of(self.samples)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether sample inputs have to be looked at: yes."""
+        return True
+
+    @property
+    def bits(self) -> float:
+        """How many bits a weight takes, scales aside."""
+        return 8
+
+    def __str__(self) -> str:
+        return f"INT8 with activations, SmoothQuant {self.smooth_quant:g}"
+
+
+def _check_number_of(samples: int) -> None:
+    if samples < 1:
+        raise SettingsError(f"There are {samples} samples to look at; it should be at least 1.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A choice for a whole model: the language model's weights, and those of all other parts.
+
+    `image_encoder`, if given, is how that part differs from the `others`.
+    """
+
+    name: str
+    language_model: Weights
+    others: Weights
+    why: str
+    image_encoder: Weights | Quantization | None = None
+
+    def weights_of(self, part: str) -> Weights | Quantization:
+        """Return how the weights of the part called `part` are stored."""
+        if part == IMAGE_ENCODER and self.image_encoder is not None:
+            return self.image_encoder
+        return self.language_model if part == LANGUAGE_MODEL else self.others
+
+    def __str__(self) -> str:
+        encoder = "" if self.image_encoder is None else f"image encoder {self.image_encoder}, "
+        return f"language model {self.language_model}, {encoder}other parts {self.others}"
+
+
+FP16, INT8 = Weights("fp16"), Weights("int8")
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("fp16", FP16, FP16, "as the checkpoint: the reference, and the largest"),
+        Preset("int8", INT8, INT8, "half the size, the same answers"),
+        Preset("int4", Weights("int4-asym"), INT8, "a quarter of the size, the fastest"),
+        Preset("int4-sym", Weights("int4-sym"), INT8, "as int4 without zero points: a bit smaller"),
+    )
+}
+
+
+def find_preset(name: str, **changes: object) -> Preset:
+    """Return a preset by name; `changes` replace fields of its language model's weights."""
+    if name not in PRESETS:
+        raise SettingsError(f"The precision {name!r} does not exist; use {', '.join(PRESETS)}.")
+    preset = PRESETS[name]
+    changes = {field: value for field, value in changes.items() if value is not None}
+    if not changes:
+        return preset
+    return replace(preset, language_model=replace(preset.language_model, **changes))

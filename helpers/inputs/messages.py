@@ -1,0 +1,103 @@
+"""Messages as chat programs keep them: a role, and a content of texts and pictures.
+
+`{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}`; a
+content that is only text may be a string.
+
+What this module does not know: prompts, and how a picture is opened.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from helpers.errors import QuestionError
+
+Message = dict[str, object]
+EMPTY = "The question is empty; ask something about the picture."
+
+
+def content_of(message: Message) -> tuple[str, int]:
+    """Return a message's text and how many pictures it has; `QuestionError` if it is none."""
+    parts = _parts_of(message)
+    texts = "".join(str(part["text"]) for part in parts if part["type"] == "text")
+    return texts, sum(part["type"] == "image" for part in parts)
+
+
+def pictures_of(message: Message) -> list:
+    """Return the pictures of a message, as they stand under `image`; `QuestionError` without."""
+    parts = [part for part in _parts_of(message) if part["type"] == "image"]
+    if not all("image" in part for part in parts):
+        raise QuestionError(
+            "A picture in a message lacks what it shows; give a file's path or a PIL picture as "
+            '{"type": "image", "image": ...}.'
+        )
+    return [part["image"] for part in parts]
+
+
+def _parts_of(message: Message) -> Sequence[Mapping]:
+    """Return the parts of a message's content."""
+    known = isinstance(message, Mapping) and message.get("role") in ("user", "assistant")
+    content = message.get("content") if known else None
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence) or not all(map(_is_part, content)):
+        raise QuestionError(
+            "A message needs a role, user or assistant, and a content: a text, or a list of "
+            '{"type": "text", "text": ...} and {"type": "image", "image": ...}.'
+        )
+    return content
+
+
+def _is_part(part: object) -> bool:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
+
+
+def user_message(text: str, pictures: int = 0) -> Message:
+    """Return a user's message with `pictures` pictures before its text."""
+    return {
+        "role": "user",
+        "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}],
+    }
+
+
+def answer_message(text: str) -> Message:
+    """Return an assistant's message."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def message_of(question: str | Message, images: Sequence[Image.Image | str | Path]) -> Message:
+    """Return a user's message with these pictures before what it has itself.
+
+    Raises `QuestionError` for an empty question, and for pictures beside a message, which has its
+    own in it.
+    """
+    if not isinstance(question, str | Mapping):
+        raise QuestionError(EMPTY)
+    parts: list[object] = [{"type": "image", "image": picture} for picture in images]
+    if isinstance(question, str):
+        message: Message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    elif parts:
+        raise QuestionError("A message has its pictures in it; give them there and not beside it.")
+    else:
+        message = dict(question)
+    text, _ = content_of(message)
+    if message["role"] != "user":
+        raise QuestionError("The last message should be a user's, which is to be answered.")
+    if not text.strip():
+        raise QuestionError(EMPTY)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise QuestionError("The question has halves of characters; paste its text again.")
+    return message
+
+
+def check_turns(messages: Sequence[Message]) -> None:
+    """Raise a `QuestionError` unless these are a user's and an assistant's messages in turn."""
+    for message in messages:
+        content_of(message)  # or it is an error
+    roles = [message["role"] for message in messages]
+    if len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise QuestionError(
+            "The messages before a question should be a user's and an assistant's in turn."
+        )

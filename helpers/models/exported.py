@@ -1,0 +1,120 @@
+"""How a family's exported parts are called: what each takes, and what its outputs mean.
+
+What this module does not know: what runs a part; it is handed a function that does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from helpers.models.base import Processor
+
+# Runs the exported image encoder: inputs by name to outputs by name.
+RunImageEncoder = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class PictureInputs:
+    """What an exported language model takes of pictures beside the prompt's embeddings, by name.
+
+    `fixed` stays the same for all tokens; `along` (prompts, length, ...) has a row for each of the
+    prompt's positions, and tokens that are written later take the last one. An object of its own,
+    so that `generate` does not repeat it for each beam.
+    """
+
+    fixed: dict[str, Tensor]
+    along: dict[str, Tensor]
+
+    @staticmethod
+    def joined(prompts: "Sequence[PictureInputs]", length: int) -> "PictureInputs":
+        """Return what prompts of one batch take, padded on the left to `length`.
+
+        A fixed input without a batch, which has one dimension, is the same for all prompts.
+        """
+        first = prompts[0]
+        fixed = {
+            name: torch.cat([prompt.fixed[name] for prompt in prompts])
+            if value.dim() > 1
+            else value
+            for name, value in first.fixed.items()
+        }
+        along = {
+            name: torch.cat([pad_left(prompt.along[name], length) for prompt in prompts])
+            for name in first.along
+        }
+        return PictureInputs(fixed, along)
+
+
+class ExportedParts:
+    """How the exported parts of most families are called; `processor` knows their ids."""
+
+    def __init__(self, processor: "Processor") -> None:
+        self.processor = processor
+
+    @property
+    def kept_inputs(self) -> list[str]:
+        """Names of the language model's inputs that stay the same for all tokens."""
+        return []
+
+    @property
+    def prefill_again_beyond(self) -> int | None:
+        """The length after which cached keys count no more, because all are computed otherwise."""
+        return None
+
+    def encode_images(self, run: RunImageEncoder, image_inputs: dict[str, Any]) -> Sequence[Any]:
+        """Return picture features; iterating gives those of each tile, slice or picture."""
+        return run(image_inputs)["last_hidden_state"]
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: Sequence[Any] | None = None,
+        *,
+        past: int = 0,
+    ) -> dict[str, Any]:
+        """Return what the language model takes for a prompt (1, length) with picture features.
+
+        The first `past` positions are in its cache, so their embeddings are left zero.
+        """
+        rows = None
+        if features is not None and len(features):
+            cached = int(self.processor.picture_positions(input_ids[:, :past]).sum())
+            rows = torch.cat(list(features))[cached:]
+        new_features = None if rows is None or not len(rows) else [rows]
+        new = self.processor.prepare(input_ids[:, past:], embed_tokens, new_features)
+        mask = torch.ones(input_ids.shape, dtype=torch.int64)
+        return {
+            "inputs_embeds": nn.functional.pad(new["inputs_embeds"], (0, 0, past, 0)),
+            "attention_mask": mask,
+            "position_ids": mask.cumsum(1) - 1,
+        }
+
+
+def pad_left(tensor: Tensor, length: int) -> Tensor:
+    """Return (rows, any length, ...) with zeros in front, so that it has `length`."""
+    # Paddings are given from the last dimension on.
+    return nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (length - tensor.shape[1], 0))
+
+
+def collate(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join prepared prompts of one row into a batch, the shorter ones padded on the left.
+
+    What has no row for each of its prompt's positions, as the states of a picture, must have the
+    same size in all prompts.
+    """
+    lengths = [prompt["attention_mask"].shape[1] for prompt in prompts]
+    batch: dict[str, Any] = {}
+    for name, first in prompts[0].items():
+        values = [prompt[name] for prompt in prompts]
+        if isinstance(first, PictureInputs):
+            batch[name] = PictureInputs.joined(values, max(lengths))
+        elif [value.shape[1] for value in values] == lengths:
+            batch[name] = torch.cat([pad_left(value, max(lengths)) for value in values])
+        else:
+            batch[name] = torch.cat(values)
+    return batch

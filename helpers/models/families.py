@@ -1,0 +1,207 @@
+"""What is said once of each family, beside its code: one `Family` entry in each family's module.
+
+The command line, conversion, benchmark, random checkpoints, training and tests read the entries;
+none of them names a family. A package that is not this one adds a family by an entry point of the
+group `vlm.families` that leads to its `Family`.
+
+What this module does not know: what is special to any family.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers.errors import CheckpointError, SettingsError
+from helpers.models.base import Processor, VisionLanguageModel
+from helpers.sources.checkpoints import BUNDLED, read_config, read_json
+from helpers.sources.hub import download
+
+GROUP = "vlm.families"  # of entry points
+# Modules of this package that hold an entry, in the order of their notebooks.
+MODULES = ("llava_mpt", "mobilevlm", "internvl2", "minicpm_v2", "mllama")
+CONFIGS = Path(__file__).parent / "originals"
+
+
+@dataclass(frozen=True)
+class SmallTokenizer:
+    """How a small tokenizer of an original's kind is trained, for small and for random models.
+
+    `kind` is the name of a function in `helpers.shapes.tokenizers`; `words` are those of the
+    prompt's template, which a tokenizer should have whole, and `marks` its special tokens.
+    """
+
+    kind: str
+    words: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Original:
+    """A checkpoint that its authors published.
+
+    `name` is its own on the command line, and that of the file in `originals/` with what its
+    `config.json` says where it matters for its size. `extra` are further hub ids that it needs,
+    such as an image encoder's. `tokenizer` is of the kind that it has; `token_ids` returns, for
+    the number of tokens of a small one, the fields of the config that hold ids of tokens.
+    `picture` is the size in pixels, width and height, of a picture that it usually gets.
+    """
+
+    name: str
+    hub_id: str
+    licence: str
+    parameters: float  # billions
+    tokenizer: SmallTokenizer
+    extra: tuple[str, ...] = ()
+    token_ids: Callable[[int], Mapping[str, int]] = lambda size: {}
+    picture: tuple[int, int] = (448, 448)
+
+    @property
+    def download(self) -> float:
+        """The size of the download in gigabytes, two bytes a parameter."""
+        return self.parameters * 2
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What its `config.json` says, where it matters for its size."""
+        return read_json(CONFIGS / f"{self.name}.json")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of checkpoints, and what is known of it without its code.
+
+    `name` is that of its notebook and on the command line; `model_type` is how the authors'
+    `config.json` names it; `bundled` is the folder of its small checkpoint, if it has one.
+    `vocabulary` are the places in a config, each a path of names, where the number of tokens
+    belongs.
+    """
+
+    name: str
+    model_type: str
+    model: type[VisionLanguageModel]
+    bundled: str = ""
+    originals: tuple[Original, ...] = ()
+    tokenizer: SmallTokenizer | None = None
+    vocabulary: tuple[tuple[str, ...], ...] = field(default=(("vocab_size",),))
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder of its bundled checkpoint; None where there is none."""
+        folder = BUNDLED / self.bundled
+        return folder if self.bundled and (folder / "config.json").exists() else None
+
+    def is_called(self, name: str) -> bool:
+        """Return whether `name` means this family: its own, or its folder's, hyphens or not."""
+        return _plain(name) in (_plain(self.name), _plain(self.bundled or self.name))
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "-").lower()
+
+
+@functools.cache
+def families() -> tuple[Family, ...]:
+    """Return the entries of all families: those here, then those of other packages.
+
+    Raises `SettingsError` for an entry point that does not lead to a `Family`.
+    """
+    entries = [import_module(f"helpers.models.{module}").FAMILY for module in MODULES]
+    for point in metadata.entry_points(group=GROUP):
+        try:
+            entry = point.load()
+        except Exception as error:  # another package's code can fail in any way
+            entry = error
+        if not isinstance(entry, Family):
+            raise SettingsError(
+                f"The entry point {point.name} = {point.value} of {GROUP} leads to no Family "
+                f"({type(entry).__name__}); repair or uninstall the package that brings it."
+            )
+        entries.append(entry)
+    return tuple(entries)
+
+
+def find_family(model_type: object) -> Family | None:
+    """Return the family that `config.json` names; None if there is none."""
+    return next((family for family in families() if family.model_type == model_type), None)
+
+
+def find_family_by_name(name: str) -> Family:
+    """Return the family called `name`; another name is a `SettingsError`."""
+    for family in families():
+        if family.is_called(name):
+            return family
+    names = ", ".join(family.name for family in families())
+    raise SettingsError(f"There is no family {name!r}; use {names}.")
+
+
+def family_of(folder: Path) -> Family:
+    """Return the family of the checkpoint in `folder`; `CheckpointError` if it has none."""
+    model_type = read_config(folder).get("model_type")
+    family = find_family(model_type)
+    if family is None:
+        known = ", ".join(family.model_type for family in families())
+        raise CheckpointError(f"{folder} holds a {model_type!r} model; this reads {known}.")
+    return family
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None) -> VisionLanguageModel:
+    """Read an original checkpoint, memory-mapped; `dtype` None keeps the files' own type."""
+    return family_of(folder).model.load(folder, dtype)
+
+
+def load_processor(folder: Path) -> Processor:
+    """Return what turns pictures and messages into inputs, without any weights."""
+    return family_of(folder).model.processor_class(folder, read_config(folder))
+
+
+def without_weights(config: dict[str, Any]) -> VisionLanguageModel:
+    """Return the model that `config` describes on the meta device, which takes no memory."""
+    family = find_family(config["model_type"])
+    if family is None:
+        raise CheckpointError(f"There is no family of the model type {config['model_type']!r}.")
+    with torch.device("meta"):
+        return family.model(config, family.model.processor_class(Path(), config))
+
+
+def find_original(name: str) -> Original:
+    """Return the original called `name`, by its own name or its hub id; else a `SettingsError`.
+
+    A family's name means its first original.
+    """
+    originals = {o.name: o for family in families() for o in family.originals}
+    for original in originals.values():
+        if _plain(name) in (_plain(original.name), _plain(original.hub_id)):
+            return original
+    for family in families():
+        if family.is_called(name) and family.originals:
+            return family.originals[0]
+    raise SettingsError(f"There is no model {name!r} to measure; use {', '.join(originals)}.")
+
+
+def family_of_original(original: Original) -> Family:
+    """Return the family that an original belongs to."""
+    return next(family for family in families() if original in family.originals)
+
+
+def find_checkpoint(name: str) -> Path:
+    """Return the folder of a checkpoint: a bundled name, a folder, or a hub id, downloaded.
+
+    Raises `CheckpointError` for a name that is none of these and for a download that fails.
+    """
+    for family in families():
+        if family.checkpoint is not None and family.is_called(name):
+            return family.checkpoint
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return download(name)
+    known = ", ".join(family.name for family in families() if family.checkpoint is not None)
+    raise CheckpointError(
+        f"{name} is neither a folder, nor a hub id such as OpenGVLab/InternVL2-1B, "
+        f"nor a bundled checkpoint ({known})."
+    )

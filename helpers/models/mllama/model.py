@@ -1,0 +1,215 @@
+"""Llama-3.2-Vision's PyTorch modules: transformers' own, with the layers' indices corrected."""
+
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MllamaForCausalLM,
+    MllamaTextConfig,
+    MllamaVisionConfig,
+    MllamaVisionModel,
+)
+
+from helpers.errors import CheckpointError
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.graphs.parts import Part, decoder_example, past_names, present_names
+from helpers.models.base import VisionLanguageModel
+from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.models.mllama.exported import (
+    CrossAttentionKeysValues,
+    DecoderWithPicture,
+    cross_names,
+    visible_patches,
+)
+from helpers.models.mllama.processor import IMAGE_TOKEN, MllamaProcessor, PictureStates
+from helpers.sources.key_mapping import Rule
+from helpers.upstream import transformers as upstream
+
+
+class Mllama(VisionLanguageModel):
+    """Two image encoders behind one another, a linear layer, and Llama 3 with cross-attention."""
+
+    processor_class = MllamaProcessor
+
+    def build(self, config: dict) -> None:
+        """Create the image encoder, the projector and the language model."""
+        vision = MllamaVisionConfig(**corrected_vision_fields(config["vision_config"]))
+        text = text_config(config["text_config"])
+        self.image_encoder = MllamaVisionModel(vision)
+        self.projector = nn.Linear(vision.vision_output_dim, text.hidden_size)
+        self.language_model = MllamaLanguageModel(text)
+        self.language_model.patches = self.image_encoder.num_patches
+
+    def rules(self) -> list[Rule]:
+        """Return the hub's names, which are transformers' own."""
+        return [
+            Rule("vision_model.{x}", "image_encoder.{x}"),
+            Rule("multi_modal_projector.{x}", "projector.{x}"),
+            Rule("language_model.{x}", "language_model.{x}"),
+        ]
+
+    def encode_images(
+        self, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor
+    ) -> PictureStates:
+        """Return for each picture the states that the text attends to, (tiles, patches, hidden)."""
+        states = self.image_encoder(pixel_values, aspect_ratio_ids, aspect_ratio_mask)
+        states = self.projector(states.last_hidden_state).flatten(0, 1)
+        return PictureStates(states, aspect_ratio_mask.sum(-1).flatten().tolist())
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        features: PictureStates | None = None,
+        cross_attention_mask: Tensor | None = None,
+    ) -> dict:
+        """Return all that `forward` takes, as `MllamaProcessor.prepare` says."""
+        return self.processor.prepare(input_ids, self.embed_tokens, features, cross_attention_mask)
+
+    def image_encoder_part(self) -> Part:
+        """Return what turns pictures into the keys and values of every cross-attention layer."""
+        vision = self.image_encoder.config
+        layers = len(self.language_model.config.cross_attention_layers)
+        pictures, tiles, side = 2, vision.max_num_tiles, vision.image_size
+        return Part(
+            IMAGE_ENCODER,
+            CrossAttentionKeysValues(self),
+            {
+                "pixel_values": torch.zeros(1, pictures, tiles, 3, side, side),
+                "aspect_ratio_ids": torch.ones(1, pictures, dtype=torch.int64),
+                "aspect_ratio_mask": torch.ones(1, pictures, tiles, dtype=torch.int64),
+            },
+            outputs=tuple(cross_names(layers)),
+            fixed={
+                "pixel_values": (0, 2, 3, 4, 5),
+                "aspect_ratio_ids": (0,),
+                "aspect_ratio_mask": (0, 2),
+            },
+        )
+
+    def language_model_part(self) -> Part:
+        """Return the language model: cross-attention keys and values are inputs of their own."""
+        text, tiles = self.language_model.config, self.image_encoder.config.max_num_tiles
+        cross_layers = len(text.cross_attention_layers)
+        layers = text.num_hidden_layers - cross_layers
+        heads, head_size = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
+        example = decoder_example(text.hidden_size, (layers, heads, head_size))
+        batch, new = example["inputs_embeds"].shape[:2]
+        keys = torch.zeros(batch, heads, 2 * tiles * self.image_encoder.num_patches, head_size)
+        past, present = past_names(layers), present_names(layers)
+        return Part(
+            LANGUAGE_MODEL,
+            DecoderWithPicture(self.language_model, self.image_encoder.num_patches),
+            {
+                **{name: value for name, value in example.items() if name not in past},
+                "cross_attention_mask": torch.ones(batch, new, 2, tiles, dtype=torch.int64),
+                "has_picture": torch.ones(1),
+                **dict.fromkeys(cross_names(cross_layers), keys),
+                **{name: example[name] for name in past},
+            },
+            outputs=("logits", *present),
+            fixed={
+                "inputs_embeds": (2,),
+                "cross_attention_mask": (3,),
+                "has_picture": (0,),
+                **dict.fromkeys(cross_names(cross_layers), (1, 3)),
+                **dict.fromkeys(past, (1, 3)),
+            },
+            cache=dict(zip(past, present, strict=True)),
+        )
+
+
+class MllamaLanguageModel(MllamaForCausalLM):
+    """transformers' language model with a mask by tiles, which `generate` makes longer.
+
+    transformers has that only in the class that has the image encoder too. `patches` is the number
+    of patches of a tile.
+    """
+
+    patches: int
+
+    # `generate` reads signatures to know what it may hand on.
+    @wraps(MllamaForCausalLM.forward)
+    def forward(self, *args, cross_attention_mask: Tensor | None = None, **inputs):
+        """Return the output; the mask (batch, length, pictures, tiles) is for this call's tokens.
+
+        All else is as `MllamaForCausalLM` has it.
+        """
+        if cross_attention_mask is not None:
+            visible_mask, has_visible_tile = visible_patches(cross_attention_mask, self.patches)
+            inputs |= {
+                "cross_attention_mask": visible_mask,
+                "full_text_row_masked_out_mask": has_visible_tile.to(self.dtype),
+            }
+        return super().forward(*args, **inputs)
+
+    @wraps(MllamaForCausalLM.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        *,
+        is_first_iteration: bool = False,
+        cross_attention_mask: Tensor | None = None,
+        cross_attention_states: Tensor | None = None,
+        **kwargs,
+    ) -> dict:
+        """Return the inputs of one call; a new token attends to the pictures of the last one."""
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if cross_attention_mask is None:
+            return prepared
+        if is_first_iteration:  # later the cache has the keys and values of the pictures
+            return prepared | {
+                "cross_attention_mask": cross_attention_mask,
+                "cross_attention_states": cross_attention_states,
+            }
+        return prepared | {"cross_attention_mask": cross_attention_mask[:, -1:]}
+
+
+def text_config(fields: dict[str, Any]) -> MllamaTextConfig:
+    """Return the language model's configuration."""
+    with upstream.no_rope_warnings():
+        return MllamaTextConfig(**fields)
+
+
+def corrected_vision_fields(fields: dict) -> dict:
+    """Return the vision configuration with which transformers collects the states that Meta does.
+
+    `intermediate_layers_indices` are layers whose inputs are handed to the text. Where
+    transformers takes their outputs, each index is one too high.
+    """
+    if not upstream.MLLAMA_COLLECTS_OUTPUTS:
+        return fields
+    indices = [index - 1 for index in fields["intermediate_layers_indices"]]
+    if min(indices, default=0) < 0:
+        raise CheckpointError(
+            "intermediate_layers_indices in config.json asks for the input of layer 0, which this "
+            "release of transformers cannot hand on; install a release that can."
+        )
+    return fields | {"intermediate_layers_indices": indices}
+
+
+# The families' register
+
+_TOKENIZER = SmallTokenizer("llama3", ("user\n\n", "assistant\n\n"), (IMAGE_TOKEN,))
+FAMILY = Family(
+    name="llama-3.2-vision",
+    model_type="mllama",
+    model=Mllama,
+    bundled="mllama",
+    tokenizer=_TOKENIZER,
+    vocabulary=(("text_config", "vocab_size"), ("image_token_index",)),
+    originals=(
+        Original(
+            "llama-3.2-vision",
+            "meta-llama/Llama-3.2-11B-Vision-Instruct",
+            "Llama 3.2 Community License, to be accepted on its page",
+            10.67,
+            _TOKENIZER,
+            token_ids=lambda size: {"image_token_index": size},
+            picture=(1120, 1120),
+        ),
+    ),
+)

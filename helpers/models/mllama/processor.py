@@ -1,0 +1,160 @@
+"""Llama-3.2-Vision's pictures, prompts and token ids, and which tiles a token attends to."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import MllamaImageProcessorPil, PreTrainedTokenizerFast
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
+
+from helpers.errors import CheckpointError
+from helpers.inputs.prompts import IMAGE, Template
+from helpers.models.base import Processor
+from helpers.models.mllama.exported import MllamaExported
+from helpers.sources.checkpoints import read_json
+
+IMAGE_TOKEN = "<|image|>"
+
+
+class PictureStates(list[Tensor]):
+    """The cross-attention states of each picture (tiles, patches, hidden), unused tiles included.
+
+    `tiles` are the numbers of tiles in use.
+    """
+
+    def __init__(self, states: Iterable[Tensor], tiles: Sequence[int]) -> None:
+        super().__init__(states)
+        self.tiles = list(tiles)
+
+
+class MllamaProcessor(Processor):
+    """Up to four tiles of a picture on a canvas that fits its shape, and Llama 3's prompts."""
+
+    exported_class = MllamaExported
+
+    def load_tokenizer(self):
+        """Return that in `tokenizer.json`; the template has its own `<|begin_of_text|>`."""
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
+        tokenizer.add_bos_token = False
+        if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != self.image_token_id:
+            raise CheckpointError(
+                f"The tokenizer in {self.folder} does not have {IMAGE_TOKEN} at "
+                f"{self.image_token_id}; take the tokenizer files of the same checkpoint."
+            )
+        return tokenizer
+
+    @property
+    def template(self) -> Template:
+        """Llama 3's headers; a picture's token stands right before the text."""
+        end = "<|eot_id|>"
+        return Template(
+            "<|begin_of_text|>", _header("user"), end, _header("assistant"), end, IMAGE, IMAGE
+        )
+
+    @property
+    def image_token_id(self) -> int:
+        """The id of `<|image|>`, after which the text sees the picture."""
+        return self.config["image_token_index"]
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens a conversation may have; pictures take none of them."""
+        return self.config["text_config"]["max_position_embeddings"]
+
+    @cached_property
+    def stop_token_ids(self) -> list[int]:
+        """The ends of a text, a message and a turn, as `generation_config.json` has them."""
+        path = self.folder / "generation_config.json"
+        generation = read_json(path) if path.exists() else {}
+        ids = generation.get("eos_token_id", self.config["text_config"]["eos_token_id"])
+        return [ids] if isinstance(ids, int) else list(ids)
+
+    @cached_property
+    def image_processor(self) -> MllamaImageProcessorPil:
+        """transformers' processor that fits a picture into a canvas of tiles."""
+        vision = self.config["vision_config"]
+        side = vision["image_size"]
+        return MllamaImageProcessorPil(
+            size={"height": side, "width": side},
+            max_image_tiles=vision["max_num_tiles"],
+            image_mean=OPENAI_CLIP_MEAN,
+            image_std=OPENAI_CLIP_STD,
+        )
+
+    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+        """Return `pixel_values` (1, pictures, tiles, 3, side, side) and how the tiles lie.
+
+        `aspect_ratio_ids` (1, pictures) are places, from 1, in the list of supported shapes;
+        `aspect_ratio_mask` (1, pictures, tiles) is 1 for tiles in use.
+        """
+        output = self.image_processor([pictures], return_tensors="pt")
+        names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        return {name: torch.as_tensor(output[name]) for name in names}
+
+    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str]:
+        """Return the one token that each picture has."""
+        return [IMAGE_TOKEN] * image_inputs["aspect_ratio_ids"].shape[1]
+
+    def picture_positions(self, input_ids: Tensor) -> Tensor:
+        """Return False everywhere: no token's embedding is replaced."""
+        return torch.zeros_like(input_ids, dtype=torch.bool)
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: "PictureStates | None" = None,
+        cross_attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return all that the language model takes; without `features` no layer looks at a picture.
+
+        `cross_attention_mask` (1, length, pictures, tiles) says which tiles each token sees; the
+        default is what the places of `<|image|>` in `input_ids` say. Rows of `input_ids`, if
+        there are several, have as many pictures each.
+        """
+        prepared = super().prepare(input_ids, embed_tokens)
+        if features is None:
+            return prepared
+        pictures = len(features) // len(input_ids)  # all prompts of a batch have as many
+        if cross_attention_mask is None:
+            masks = [
+                self.cross_attention_mask(
+                    ids[None], features.tiles[row * pictures : (row + 1) * pictures]
+                )
+                for row, ids in enumerate(input_ids)
+            ]
+            cross_attention_mask = torch.cat(masks)
+        states = torch.cat(list(features)).unflatten(0, (len(input_ids), -1))
+        return prepared | {
+            "cross_attention_states": states.flatten(1, 2),
+            "cross_attention_mask": cross_attention_mask,
+        }
+
+    def cross_attention_mask(self, input_ids: Tensor, tiles: Sequence[int]) -> Tensor:
+        """Return which tiles each token sees, (1, length, pictures, tiles), ones and zeros.
+
+        A token sees the last picture before it, and pictures that stand together with that one.
+        `tiles` are the numbers of tiles in use.
+        """
+        ranges = get_cross_attention_token_mask(input_ids[0].tolist(), self.image_token_id)
+        if len(ranges) != len(tiles):
+            raise CheckpointError(
+                f"The prompt has {len(ranges)} {IMAGE_TOKEN} tokens for {len(tiles)} pictures."
+            )
+        dense = convert_sparse_cross_attention_mask_to_dense(
+            [ranges],
+            num_tiles=[list(tiles)],
+            max_num_tiles=self.config["vision_config"]["max_num_tiles"],
+            length=input_ids.shape[1],
+        )
+        return torch.from_numpy(dense)
+
+
+def _header(role: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"

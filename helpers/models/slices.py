@@ -1,0 +1,107 @@
+"""Cutting a picture into an overview and slices of any shape, as MiniCPM-V does.
+
+The idea is LLaVA-UHD's (arXiv:2403.11703): each slice has about the area that the image encoder was
+trained on and a shape close to the picture's. The steps are those of `slice_image` in the authors'
+modeling_minicpmv.py, Python's rounding included, so that the sizes are the same pixel for pixel.
+"""
+
+import math
+from dataclasses import dataclass
+
+from PIL import Image
+
+from helpers.errors import PictureError
+
+Size = tuple[int, int]  # (width, height) in pixels, or a grid's (columns, rows)
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """How pictures are cut: a square's side with a slice's area, the patch, the most slices."""
+
+    resolution: int
+    patch: int
+    maximum: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of the overview, and the grid and its cells' size if the picture is cut at all."""
+
+    overview: Size
+    grid: Size | None = None
+    cell: Size | None = None
+
+
+def plan_slices(width: int, height: int, slicing: Slicing) -> Plan:
+    """Return into what a picture of `width` x `height` pixels is cut."""
+    grid = best_grid(width, height, slicing)
+    if grid is None:
+        return Plan(fitted_size(width, height, slicing, enlarge=True))
+    cell = [
+        nearest_multiple(side, parts) / parts
+        for side, parts in zip((width, height), grid, strict=True)
+    ]
+    overview = fitted_size(width, height, slicing)
+    return Plan(overview, grid, fitted_size(*cell, slicing, enlarge=True))
+
+
+def best_grid(width: int, height: int, slicing: Slicing) -> Size | None:
+    """Return the (columns, rows) whose shape is nearest the picture's; None if one piece is enough.
+
+    As many slices are wanted as the picture has times the area of one, give or take one.
+    """
+    wanted = math.ceil(width * height / slicing.resolution**2)
+    wanted = min(wanted, slicing.maximum)
+    if wanted <= 1:
+        return None
+    numbers = [n for n in (wanted - 1, wanted, wanted + 1) if 1 < n <= slicing.maximum]
+    grids = [
+        (n, number // n) for number in numbers for n in range(1, number + 1) if number % n == 0
+    ]
+    shape = math.log(width / height)
+    return min(grids, key=lambda grid: abs(shape - math.log(grid[0] / grid[1])))
+
+
+def fitted_size(width: float, height: float, slicing: Slicing, *, enlarge: bool = False) -> Size:
+    """Return a size of the same shape in whole patches with at most a slice's area.
+
+    A smaller picture keeps its size, unless `enlarge` gives it a slice's area too.
+    """
+    if enlarge or width * height > slicing.resolution**2:
+        ratio = width / height
+        height = int(slicing.resolution / math.sqrt(ratio))
+        width = int(height * ratio)
+    return nearest_multiple(width, slicing.patch), nearest_multiple(height, slicing.patch)
+
+
+def nearest_multiple(length: float, unit: int) -> int:
+    """Return the multiple of `unit` nearest to `length`, at least one `unit`."""
+    return max(round(length / unit) * unit, unit)
+
+
+def slice_picture(picture: Image.Image, slicing: Slicing) -> tuple[list[Image.Image], Size | None]:
+    """Return the overview and, row by row, the slices of an RGB picture, and their grid.
+
+    Raises `PictureError` for a picture so long that a piece of it would have more patches on one
+    side than a slice has in all.
+    """
+    plan = plan_slices(*picture.size, slicing)
+    longest = slicing.resolution**2 // slicing.patch
+    if max(*plan.overview, *(plan.cell or ())) > longest:
+        raise PictureError(
+            f"A picture of {picture.width} x {picture.height} pixels is too long and narrow; "
+            "crop it first."
+        )
+    pieces = [picture.resize(plan.overview, Image.Resampling.BICUBIC)]
+    if plan.grid is not None and plan.cell is not None:
+        pieces += _cut(picture, plan.grid, plan.cell)
+    return pieces, plan.grid
+
+
+def _cut(picture: Image.Image, grid: Size, cell: Size) -> list[Image.Image]:
+    """Resize `picture` to fill `grid` with cells of size `cell`; return them row by row."""
+    (columns, rows), (width, height) = grid, cell
+    whole = picture.resize((width * columns, height * rows), Image.Resampling.BICUBIC)
+    corners = [(column * width, row * height) for row in range(rows) for column in range(columns)]
+    return [whole.crop((x, y, x + width, y + height)) for x, y in corners]

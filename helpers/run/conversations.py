@@ -1,0 +1,402 @@
+"""Questions and answers that build on each other, and an answer while it is computed.
+
+A conversation keeps its KV cache between questions, so a second question about a picture costs
+only its own tokens. What this module does not know: how a folder becomes a pipeline.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import openvino as ov
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
+from transformers.generation import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+)
+
+from helpers.errors import QuestionError
+from helpers.inputs.messages import Message, answer_message, check_turns, message_of, pictures_of
+from helpers.run.generation import StateCache, StopOnEvent, Stopped
+from helpers.run.sampling import Sampling
+from helpers.run.worker import LONGEST_WAIT, LOOK, Stop, Task
+
+if TYPE_CHECKING:
+    from helpers.run.pipeline import VisionLanguagePipeline
+
+
+@dataclass
+class Times:
+    """Seconds of one answer: `first_token` counts from the question and includes the pictures."""
+
+    image_encoder: float = 0.0
+    first_token: float = 0.0
+    next_tokens: list[float] = field(default_factory=list)
+
+    @property
+    def per_token(self) -> float:
+        """The median time of the tokens after the first."""
+        return median(self.next_tokens) if self.next_tokens else 0.0
+
+
+@dataclass
+class Counts:
+    """Tokens: of the whole prompt, those of them that were in the cache, and of the answer."""
+
+    prompt: int
+    cached: int = 0
+    answer: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One question of a conversation: all that its answer is computed from.
+
+    `prompt_ids` are those of the whole conversation, `image_inputs` those of the question's own
+    pictures. `earlier_tokens` and `earlier_features` count what the conversation had before.
+    """
+
+    message: Message
+    prompt_ids: list[int]
+    image_inputs: dict[str, Any] | None
+    sampling: Sampling
+    earlier_tokens: int
+    earlier_features: int
+    started: float  # the clock when the question was asked
+
+
+@dataclass
+class Answer:
+    """What has been computed of an answer; `pieces` are its text as it comes, then None."""
+
+    counts: Counts
+    times: Times = field(default_factory=Times)
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    pieces: "queue.SimpleQueue[str | None]" = field(default_factory=queue.SimpleQueue)
+
+
+class Conversation:
+    """Questions and answers that build on each other.
+
+    `messages` are those before, asked and answered elsewhere.
+    """
+
+    def __init__(
+        self, pipeline: "VisionLanguagePipeline", messages: Sequence[Message] = ()
+    ) -> None:
+        check_turns(messages)
+        self.pipeline = pipeline
+        self.messages: list[Message] = list(messages)
+        self.ids: list[int] = []  # all tokens so far; text is never tokenised a second time
+        self.features: list[Tensor] = []
+        self.turns: list[Request] = []
+        self.cache: StateCache | None = None
+        self._infer_request: ov.InferRequest | None = None
+        self._last_task: Task | None = None
+
+    def ask(
+        self,
+        question: str | Message,
+        images: Sequence[Image.Image | str | Path] = (),
+        *,
+        max_new_tokens: int = 256,
+        stop: threading.Event | None = None,
+        **sampling: Any,
+    ) -> "Reply":
+        """Start an answer and return it; iterating over it gives pieces of text as they come.
+
+        `question` is a text, or a user's message with its pictures in it. `stop` ends the answer
+        when set; an image encoder that runs is not interrupted, so the next answer waits for it.
+        `sampling` are options of transformers' `generate`: do_sample, temperature,
+        top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), and `seed`.
+        Raises `QuestionError` for an empty question or one that does not fit into the context,
+        and `PictureError` for what is no picture.
+        """
+        message = message_of(question, images)
+        settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)
+        self._wait()
+        request = self._request(message, settings)
+        answer, stopping = Answer(Counts(len(request.prompt_ids))), Stop(stop)
+        task = Task(
+            lambda: self._compute(request, answer, stopping),
+            stopping,
+            at_end=lambda: answer.pieces.put(None),
+        )
+        self._last_task = task
+        self.pipeline.worker.submit(task)
+        return Reply(self, request, answer, task)
+
+    def _request(self, message: Message, sampling: Sampling) -> Request:
+        """Return what a question is computed from; it is told here if it does not fit."""
+        started = time.perf_counter()
+        processor = self.pipeline.processor
+        earlier = [] if self.ids else self.messages  # not computed yet
+        pictures = [picture for part in (*earlier, message) for picture in pictures_of(part)]
+        inputs = self.pipeline.image_inputs(pictures) if pictures else None
+        if earlier:
+            ids = processor.input_ids([*earlier, message], inputs)[0].tolist()
+        else:
+            ids = self.ids + processor.turn_ids(message, inputs, first=not self.ids)
+        limit = processor.context_length
+        if len(ids) + sampling.max_new_tokens > limit:
+            raise QuestionError(
+                f"The conversation would need {len(ids)} tokens and {sampling.max_new_tokens} for "
+                f"the answer, but the model's context holds {limit}; ask less or start a new one."
+            )
+        return Request(message, ids, inputs, sampling, len(self.ids), len(self.features), started)
+
+    def take_back(self, reply: "Reply") -> None:
+        """Forget the last answer and its question, pictures included, if `reply` is that answer.
+
+        Waits for an answer that is still being computed. What remains is computed anew with the
+        next question, since a cache's end cannot be cut off.
+        """
+        self._wait()
+        if self.turns and self.turns[-1] is reply.request:
+            request = self.turns.pop()
+            self.ids = self.ids[: request.earlier_tokens]
+            self.features = self.features[: request.earlier_features]
+            del self.messages[-2:]
+            self.cache = None
+
+    def clear(self) -> None:
+        """Forget everything; waits for an answer that is still being computed."""
+        self._wait()
+        self.ids, self.features, self.messages, self.turns = [], [], [], []
+        self.cache = None
+
+    def _wait(self) -> None:
+        """Wait for the last answer, which the next question follows."""
+        if self._last_task is not None:
+            self.pipeline.worker.wait(self._last_task)
+
+    # In the worker's thread, one answer at a time
+
+    def _compute(self, request: Request, answer: Answer, stop: Stop) -> None:
+        """Compute an answer, and remember it."""
+        tokenizer = self.pipeline.processor.tokenizer
+        try:
+            answer.token_ids = self._generate(request, answer, stop)
+            answer.counts.answer = len(answer.token_ids)
+            answer.text = tokenizer.decode(answer.token_ids, skip_special_tokens=True).strip()
+            if request.sampling.num_beams > 1:
+                answer.pieces.put(answer.text)
+            self._remember(request, answer)
+        except BaseException:
+            self.cache = None  # nobody knows what it holds
+            raise
+
+    def _generate(self, request: Request, answer: Answer, stop: Stop) -> list[int]:
+        """Return the answer's tokens."""
+        pipeline, sampling = self.pipeline, request.sampling
+        features = [*self.features, *self._encode_images(request, answer)]
+        cache = self._cache_for(sampling, stop)
+        answer.counts.cached = cache.length
+        ids = torch.tensor([request.prompt_ids])
+        streamer = _Streamer(pipeline.processor.tokenizer, request, answer)
+        stop_ids = pipeline.processor.stop_token_ids
+        config = GenerationConfig(
+            **sampling.for_generate(), eos_token_id=stop_ids, pad_token_id=stop_ids[0]
+        )
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        try:
+            output = pipeline.language_model.generate(
+                **pipeline.prepare(ids, features, past=cache.length),
+                past_key_values=cache,
+                generation_config=config,
+                streamer=streamer if sampling.num_beams == 1 else None,
+                stopping_criteria=StoppingCriteriaList([StopOnEvent(stop)]),
+                logits_processor=_penalties(sampling),
+            )
+            tokens = output[0].tolist()
+        except Stopped:
+            self.cache = None  # a step that was given up leaves its state half-written
+            tokens = streamer.tokens
+        if sampling.num_beams > 1:
+            self.cache = None  # it holds the beams in their last order
+        self.features = features
+        return tokens
+
+    def _encode_images(self, request: Request, answer: Answer) -> Sequence[Tensor]:
+        if request.image_inputs is None:
+            return ()
+        start = time.perf_counter()
+        features = self.pipeline.encode_images(**request.image_inputs)
+        answer.times.image_encoder = time.perf_counter() - start
+        return features
+
+    def _cache_for(self, sampling: Sampling, stop: Stop) -> StateCache:
+        language_model = self.pipeline.language_model
+        if self._infer_request is None:
+            self._infer_request = language_model.language_model.create_infer_request()
+        if self.cache is None or sampling.num_beams > 1:
+            self.cache = language_model.new_cache(self._infer_request)
+        self.cache.stop = stop
+        return self.cache
+
+    def _remember(self, request: Request, answer: Answer) -> None:
+        """Remember a turn; an answer that was cut short gets the end that it lacks."""
+        processor, tokens = self.pipeline.processor, answer.token_ids
+        ended = bool(tokens) and tokens[-1] in processor.stop_token_ids
+        end = [] if ended else processor.end_of_answer_ids
+        self.ids = request.prompt_ids + tokens + end
+        self.turns.append(request)
+        self.messages += [request.message, answer_message(answer.text)]
+
+
+def _penalties(sampling: Sampling) -> LogitsProcessorList:
+    # Given as an option, it would warn of each answer that the prompt is not penalised.
+    penalty = sampling.repetition_penalty
+    return LogitsProcessorList([] if penalty == 1 else [RepetitionPenaltyLogitsProcessor(penalty)])
+
+
+class Reply:
+    """An answer that is being computed: iterate for its pieces, or read `text` when it is done.
+
+    An answer that nobody waits for is stopped: when a loop over it is left before its end, when a
+    wait for it is interrupted, and when the last reference to it goes.
+    """
+
+    def __init__(
+        self, conversation: Conversation, request: Request, answer: Answer, task: Task
+    ) -> None:
+        self.conversation = conversation
+        self.request = request
+        self._answer = answer
+        self._task = task
+
+    def __del__(self) -> None:
+        self._task.stop.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the answer is computed, at most `timeout` seconds; return whether it is.
+
+        Raises what its computation raised.
+        """
+        done = self.conversation.pipeline.worker.wait(self._task, timeout)
+        if self._task.error is not None:
+            raise self._task.error
+        return done
+
+    def stop(self) -> None:
+        """End the answer after its current token; what there is of it stays."""
+        self._task.stop.set()
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of the whole conversation up to where the answer starts."""
+        return self.request.prompt_ids
+
+    @property
+    def times(self) -> Times:
+        """The times so far."""
+        return self._answer.times
+
+    @property
+    def text(self) -> str:
+        """The whole answer; waits until it is computed."""
+        self.wait()
+        return self._answer.text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The answer's tokens; waits until it is computed."""
+        self.wait()
+        return self._answer.token_ids
+
+    @property
+    def message(self) -> Message:
+        """The whole answer as an assistant's message; waits until it is computed."""
+        return answer_message(self.text)
+
+    @property
+    def counts(self) -> Counts:
+        """How many tokens there were; waits until the answer is computed."""
+        self.wait()
+        return self._answer.counts
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the answer waits for its turn or is being computed."""
+        return not self._task.done.is_set()
+
+    def places(self) -> Iterator[int]:
+        """Give how many answers are computed before this one, as that changes, until its turn."""
+        return self.conversation.pipeline.worker.places(self._task)
+
+    def __iter__(self) -> Iterator[str]:
+        """Give pieces of the answer as they come; an error of the computation is raised here.
+
+        An answer that is stopped before its pictures are encoded has none, and ends at once.
+        """
+        try:
+            while (piece := self._next_piece()) is not None:
+                if piece:
+                    yield piece
+            if not self._is_given_up():
+                self.wait()
+        except BaseException:  # the loop is left, or interrupted
+            self._task.stop.set()
+            raise
+
+    def _next_piece(self) -> str | None:
+        pieces = self._answer.pieces
+        while not self._is_given_up():
+            if self._task.done.is_set() and pieces.empty():  # iterated before
+                return None
+            try:
+                return pieces.get(timeout=LOOK if self._is_before_prompt() else LONGEST_WAIT)
+            except queue.Empty:
+                continue
+        return None
+
+    def _is_before_prompt(self) -> bool:
+        """Return whether it waits for its turn or for the image encoder, which cannot be stopped.
+
+        From then on the computation itself looks at the stop event.
+        """
+        encoding = self.request.image_inputs is not None and not self.times.image_encoder
+        return self.is_running and (encoding or not self._task.started.is_set())
+
+    def _is_given_up(self) -> bool:
+        """Return whether it is stopped before its prompt is read."""
+        return self._is_before_prompt() and self._task.stop.is_set()
+
+
+class _Streamer(TextStreamer):
+    """Hand pieces of text to an answer as they are decoded, and note the time of each token."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, request: Request, answer: Answer
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.started, self.answer = request.started, answer
+        self.tokens: list[int] = []
+        self.last: float | None = None
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt first, then one token at a time."""
+        if not self.next_tokens_are_prompt:
+            now = time.perf_counter()
+            if self.last is None:
+                self.answer.times.first_token = now - self.started
+            else:
+                self.answer.times.next_tokens.append(now - self.last)
+            self.last = now
+            self.tokens += value.flatten().tolist()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass a piece on."""
+        self.answer.pieces.put(text)

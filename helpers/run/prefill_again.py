@@ -1,0 +1,61 @@
+"""A language model that computes its whole cache anew once a sequence outgrows a length.
+
+Phi-3's LongRoPE (arXiv:2402.13753) rotates all keys otherwise beyond the length that the model was
+first trained with, so those in the cache count no more.
+"""
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from helpers.run.generation import StateCache, StatefulLanguageModel
+
+
+class RewindableCache(StateCache):
+    """A cache that can be computed anew: it keeps each step's embeddings.
+
+    `steps` pairs them with the rows of the batch that they continued from.
+    """
+
+    def __init__(self, request: ov.InferRequest) -> None:
+        super().__init__(request)
+        self.steps: list[tuple[Tensor, NDArray[np.int32] | None]] = []
+
+    def rewind(self) -> Tensor:
+        """Empty the state and return the embeddings (batch, length, hidden) it was made of."""
+        pieces: list[Tensor] = []
+        order = np.arange(len(self.steps[-1][0]))
+        for embeddings, rows in reversed(self.steps):
+            pieces.append(embeddings[order])
+            order = order if rows is None else rows[order]
+        self.clear()
+        self.steps = []
+        return torch.cat(pieces[::-1], dim=1)
+
+
+class PrefillAgainLanguageModel(StatefulLanguageModel):
+    """A stateful language model whose sequences are prefilled again beyond `limit` positions."""
+
+    def __init__(self, *models: ov.CompiledModel, limit: int, **options: Any) -> None:
+        super().__init__(*models, **options)
+        self.limit = limit
+
+    def new_cache(self, request: ov.InferRequest | None = None) -> StateCache:
+        """Return an empty cache in `request`, or in a request of its own."""
+        return RewindableCache(request or self.language_model.create_infer_request())
+
+    def _embeddings_to_compute(self, cache: StateCache, new: Tensor, *, length: int) -> Tensor:
+        assert isinstance(cache, RewindableCache)
+        if length > self.limit and not cache.steps:  # it was beyond the limit before
+            return new
+        cache.steps.append((new, cache.rows))
+        return cache.rewind() if length > self.limit else new
+
+    def _positions_at_once(self, cache: StateCache, past: int, new: int) -> int:
+        # What is beyond the limit decides how all before it is computed, so both go together.
+        crosses = past <= self.limit < past + new
+        return new if crosses else super()._positions_at_once(cache, past, new)

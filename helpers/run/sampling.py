@@ -1,0 +1,72 @@
+"""How an answer's tokens are chosen: the options of one question, checked when they are given.
+
+What this module does not know: how tokens are computed.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from helpers.errors import SettingsError
+
+_RANGES = {
+    "max_new_tokens": (1, 100_000),
+    "num_beams": (1, 16),
+    "temperature": (0.01, 5.0),
+    "top_p": (0.01, 1.0),
+    "top_k": (0, 100_000),
+    "repetition_penalty": (0.1, 10.0),
+    "seed": (0, 2**63 - 1),
+}
+_WHOLE = ("max_new_tokens", "num_beams", "top_k", "seed")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of transformers' `generate`, and a `seed`; `repetition_penalty` is for the answer.
+
+    Without `do_sample` the most probable token is taken, and temperature, top_p and top_k do not
+    count. Raises `SettingsError` for a value out of its range.
+    """
+
+    max_new_tokens: int = 256
+    do_sample: bool = False
+    num_beams: int = 1
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            kind = "a whole number " if name in _WHOLE else ""
+            if not isinstance(value, int if kind else int | float) or not low <= value <= high:
+                raise SettingsError(
+                    f"{name} is {value!r}; it should be {kind}from {low} to {high}."
+                )
+            if not kind:  # transformers takes no whole number for a temperature
+                object.__setattr__(self, name, float(value))
+
+    @classmethod
+    def of(cls, **options: Any) -> "Sampling":
+        """Return the options as they are given to a question; an unknown one is an error."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in sorted(set(options) - set(names)):
+            raise SettingsError(f"The option {name!r} does not exist; use {', '.join(names)}.")
+        return cls(**options)
+
+    def for_generate(self) -> dict[str, Any]:
+        """Return what transformers' `GenerationConfig` takes of these options."""
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": self.do_sample,
+        }
+        if self.do_sample:
+            choices = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+            options |= {name: value for name, value in choices.items() if value is not None}
+        return options

@@ -1,0 +1,175 @@
+"""The one thread of a pipeline, which computes one task after another in the order they came.
+
+A task is stopped by its caller's event, or because nobody waits for its result any more: an
+interrupt, a loop that is left, a program that ends. What is stopped before it began is withdrawn.
+
+What this module does not know: what a task computes.
+"""
+
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+
+# A caller's event calls nobody when it is set, so whoever waits for a task that has not begun
+# looks at it this often, in seconds.
+LOOK = 0.05
+# On Windows, Ctrl-C does not end a wait without a limit (CPython's bpo-35935), so it is cut.
+LONGEST_WAIT = 0.5 if sys.platform == "win32" else None
+
+
+class Stop:
+    """Whether a task should end: its caller's event is set, or it was cancelled."""
+
+    def __init__(self, event: threading.Event | None = None) -> None:
+        self._event = event
+        self._cancelled = False
+
+    def is_set(self) -> bool:
+        """Return whether the task should end."""
+        return self._cancelled or (self._event is not None and self._event.is_set())
+
+    def set(self) -> None:
+        """Cancel the task; the caller's own event, which others may share, stays as it is."""
+        self._cancelled = True
+
+
+class Task:
+    """Something to compute: `work` is called by the worker's thread, and ends soon after `stop`.
+
+    An exception of `work` is kept in `error`. `at_end` is called once, also for a task that was
+    stopped before it began.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], None],
+        stop: Stop,
+        *,
+        at_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.work: Callable[[], None] | None = work
+        self.at_end = at_end
+        self.stop = stop
+        self.started = threading.Event()
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Compute, unless it is stopped already."""
+        try:
+            if self.work is not None and not self.stop.is_set():
+                self.work()
+        except BaseException as error:  # handed to whoever waits for the task
+            self.error = error
+        finally:
+            self.finish()
+
+    def finish(self) -> None:
+        """Let everyone know that the task is over; forget what it would have computed."""
+        self.work = None
+        self.started.set()
+        self.at_end()
+        self.done.set()
+
+
+class Worker:
+    """A queue of tasks and the thread that computes them, which begins with the first task."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[Task] = deque()  # the first one is being computed
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def close_with(self, owner: object) -> None:
+        """Close when `owner` is gone, or when the program ends, whichever comes first.
+
+        A thread that is inside OpenVINO when the interpreter is torn down would end the process
+        with an abort.
+        """
+        weakref.finalize(owner, self.close)
+
+    def submit(self, task: Task) -> None:
+        """Put a task at the end of the queue."""
+        with self._changed:
+            if self._closed:
+                task.finish()
+                return
+            self._queue.append(task)
+            if self._thread is None:
+                # A daemon, since the interpreter waits for all others before it lets us close.
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def wait(self, task: Task, timeout: float | None = None) -> bool:
+        """Wait until a task is done, at most `timeout` seconds; return whether it is.
+
+        An interrupt cancels the task. A task that is stopped before it began is withdrawn.
+        """
+        try:
+            while timeout is None or timeout > 0:
+                if not task.started.is_set():
+                    if task.stop.is_set():
+                        self._withdraw(task)
+                    step = LOOK if timeout is None else min(LOOK, timeout)
+                    task.started.wait(step)
+                else:
+                    limits = [limit for limit in (timeout, LONGEST_WAIT) if limit is not None]
+                    step = min(limits) if limits else 0.0
+                    if task.done.wait(step or None):
+                        return True
+                timeout = None if timeout is None else timeout - step
+            return task.done.is_set()
+        except BaseException:
+            task.stop.set()
+            raise
+
+    def _withdraw(self, task: Task) -> None:
+        with self._changed:
+            if task in self._queue and not task.started.is_set():
+                self._queue.remove(task)
+                task.finish()
+                self._changed.notify_all()
+
+    def place(self, task: Task) -> int:
+        """Return how many tasks are computed before this one."""
+        with self._changed:
+            return self._queue.index(task) if task in self._queue else 0
+
+    def places(self, task: Task) -> Iterator[int]:
+        """Yield how many tasks are before this one, as that changes, until none is."""
+        last = 0
+        while (place := self.place(task)) and not task.stop.is_set():
+            if place != last:
+                yield place
+            last = place
+            with self._changed:
+                self._changed.wait(LOOK)
+
+    def close(self) -> None:
+        """Cancel all tasks and wait for the thread to end."""
+        with self._changed:
+            self._closed = True
+            for task in self._queue:
+                task.stop.set()
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                if not self._queue:
+                    return
+                task = self._queue[0]
+                task.started.set()
+            task.run()
+            with self._changed:
+                self._queue.popleft()
+                self._changed.notify_all()
+            del task  # or it would keep what it holds until the next one comes

@@ -1,0 +1,149 @@
+"""What each browser window has asked, its conversation and its uploads, and answers as a chat.
+
+What this module does not know: how a page looks.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from helpers.errors import PictureError, UserError
+from helpers.inputs.images import open_picture
+from helpers.run.pipeline import Conversation, Reply, VisionLanguagePipeline
+
+AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
+
+
+Shown = Sequence[Image.Image | str | Path]  # pictures, or where they are
+
+
+def _opened(shown: Image.Image | str | Path) -> Image.Image:
+    """Open a picture; an error names an upload as its user does, without our folder for it."""
+    try:
+        return open_picture(shown)
+    except PictureError as error:
+        name = Path(shown).name if isinstance(shown, str | Path) else ""
+        raise PictureError(str(error).replace(str(shown), name)) from None
+
+
+class Window:
+    """What one browser window has asked since it was opened or cleared."""
+
+    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
+        self.pipeline = pipeline
+        self.conversation: Conversation | None = None
+        self.pictures: tuple = ()  # sizes and pixels of those that the conversation is about
+        # The last question with its pictures, and the answer if there is any.
+        self.asked: tuple[str, Shown, Reply | None] | None = None
+        self.stop = threading.Event()  # of the last answer
+        self.cleared = False
+
+    def ask(self, text: str, shown: Shown, options: dict[str, Any]) -> Reply:
+        """Start an answer; other pictures than the last question's start a new conversation."""
+        self.asked, self.stop = (text, shown, None), threading.Event()
+        if self.cleared:
+            self.stop.set()
+        pictures = [_opened(picture) for picture in shown]
+        content = tuple((picture.size, picture.tobytes()) for picture in pictures)
+        if self.conversation is None or self.pictures != content:
+            self.conversation, self.pictures = self.pipeline.conversation(), content
+        new = [] if self.conversation.ids else pictures
+        reply = self.conversation.ask(text, new, stop=self.stop, **options)
+        self.asked = (text, shown, reply)
+        return reply
+
+    def take_back(self) -> tuple[str, Shown] | None:
+        """Forget the last question and its answer; return the question and its pictures.
+
+        None if there is none.
+        """
+        if self.asked is None:
+            return None
+        self.stop.set()
+        (text, shown, reply), self.asked = self.asked, None
+        if reply is not None:
+            reply.conversation.take_back(reply)
+        return text, shown
+
+    def clear(self) -> None:
+        """End the running answer, and every one to come: a cleared window is not asked again."""
+        self.cleared = True
+        self.stop.set()
+
+
+class Sessions:
+    """The windows that are open, by what Gradio calls their session, and what they uploaded."""
+
+    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
+        self.pipeline = pipeline
+        self.uploads: dict[str, set[Path]] = {}
+        self.windows: dict[str, Window] = {}
+
+    def window(self, session: str) -> Window:
+        """Return the window of a session."""
+        return self.windows.setdefault(session, Window(self.pipeline))
+
+    def uploaded(self, session: str, paths: Iterable[str]) -> None:
+        """Remember which files a window brought."""
+        self.uploads.setdefault(session, set()).update(map(Path, paths))
+
+    def clear(self, session: str) -> None:
+        """Forget what a window has asked."""
+        self.windows.pop(session, Window(self.pipeline)).clear()
+
+    def close(self, session: str) -> None:
+        """Drop everything of a window that is gone, and its files unless another has the same."""
+        self.clear(session)
+        mine = self.uploads.pop(session, set())
+        for path in mine.difference(*self.uploads.values()):
+            path.unlink(missing_ok=True)
+
+
+def respond(
+    window: Window, text: str, shown: Shown, history: list, options: dict
+) -> Iterator[list]:
+    """Yield the chat with the answer so far; an error is shown as a sentence in the chat.
+
+    Several beams cannot stream, which the chat says until their answer is there. When the window
+    is cleared meanwhile, the last chat is empty.
+    """
+    history = [*history, {"role": "user", "content": text}]
+
+    def chat(answer: str) -> list:
+        return [*history, {"role": "assistant", "content": answer}]
+
+    beams, said = options.get("num_beams", 1), ""
+    begun = "" if beams == 1 else _small(AT_ONCE)
+    yield chat(begun)
+    started = time.perf_counter()
+    try:
+        reply = window.ask(text, shown, options)
+        for place in reply.places():
+            yield chat(_small(f"waiting; questions before this one: {place}"))
+        yield chat(begun)
+        for piece in reply:
+            said += piece
+            yield chat(said)
+        taken = time.perf_counter() - started
+        times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {taken:.2f} s"
+        yield chat(said.strip() + (times and f"\n\n{_small(times)}"))
+    except UserError as error:
+        yield chat(f"⚠️ {error}")
+    # The page may show what was sent to it before it was cleared after it was cleared.
+    if window.cleared:
+        yield []
+
+
+def _small(text: str) -> str:
+    return f"<small>{text}</small>"
+
+
+def _times(reply: Reply) -> str:
+    first, rest = reply.times.first_token, reply.times.per_token
+    if not first:
+        return ""
+    return f"first token {first * 1000:.0f} ms, then {rest * 1000:.1f} ms each"

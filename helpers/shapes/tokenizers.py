@@ -1,0 +1,141 @@
+"""Small tokenizers of the originals' kinds, trained on the texts of the drawn world.
+
+Each function takes texts, the folder that the tokenizer's files are written into, and `marks`:
+special tokens that a family adds. It returns the number of tokens.
+
+What this module does not know: which family needs which kind; its entry says so.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from helpers.shapes import questions, world
+from helpers.sources.checkpoints import write_json
+
+TEXT_TOKENS = 640  # in a trained vocabulary, at most: words whole, letters and bytes single
+
+
+def corpus(number: int = 20000) -> list[str]:
+    """Return the texts that a tokenizer is trained on; printed words are left out.
+
+    So letters stay single tokens, and reading an unseen word is spelling it.
+    """
+    texts = []
+    for _, question in questions.sample_questions(number, seed=0, split="train"):
+        texts += [question.text] if question.kind == "word" else [question.text, question.answer]
+    return texts
+
+
+def byte_level_bpe(texts: Iterable[str], specials: Sequence[str] = ()) -> Tokenizer:
+    """Train a byte-level BPE tokenizer, whose first ids are `specials`."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TEXT_TOKENS,
+        min_frequency=2,
+        special_tokens=[_special(token) for token in specials],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    return trained
+
+
+def _special(token: str) -> AddedToken:
+    return AddedToken(token, special=True, normalized=False)
+
+
+def qwen2(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train a byte-level BPE tokenizer as Qwen2 uses it; `marks` follow its own three tokens."""
+    own = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    byte_level_bpe(texts).model.save(str(folder))
+    tokenizer = Qwen2Tokenizer(
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+    )
+    tokenizer.add_tokens([_special(token) for token in (*own, *marks)], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "added_tokens.json", tokenizer.get_added_vocab())
+    return len(tokenizer)
+
+
+def gpt_neox(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train a byte-level BPE tokenizer as GPT-NeoX uses it, with `marks` behind all others."""
+    end = "<|endoftext|>"
+    trained = byte_level_bpe(texts, [end])
+    trained.add_special_tokens([_special(token) for token in marks])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, bos_token=end, eos_token=end)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def llama(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train a sentencepiece BPE tokenizer as Llama uses it, with ids from 3 on for `marks`."""
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=TEXT_TOKENS,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        split_digits=True,
+        required_chars=world.LETTERS,
+        user_defined_symbols=list(marks),
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(trained.getvalue())
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True} | special
+    write_json(folder / "tokenizer_config.json", config)
+    return len(LlamaTokenizer.from_pretrained(folder))
+
+
+def internlm2(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train a sentencepiece BPE tokenizer, and name its special tokens as InternLM2 does."""
+    size = llama(texts, folder, marks)
+    tokens = ["<unk>", "<s>", "</s>", *marks]
+    special = {str(number): {"content": token} for number, token in enumerate(tokens)}
+    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": special})
+    return size
+
+
+def phi3(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train a byte-level BPE tokenizer with Phi-3's tokens, then `marks`, in front."""
+    chat = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    trained = byte_level_bpe(texts, [*chat, *marks])
+    trained.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<|end|>", "bos_token": chat[0]})
+    return trained.get_vocab_size()
+
+
+def llama3(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train a byte-level BPE tokenizer as Llama 3 uses it.
+
+    `marks` follow all other tokens and are not counted: Llama 3.2's LM head has no row for
+    `<|image|>`.
+    """
+    own = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"]
+    own += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    trained = byte_level_bpe(texts, own)
+    size = trained.get_vocab_size()
+    trained.add_special_tokens([_special(token) for token in marks])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained, bos_token=own[0], eos_token=own[-1]
+    )
+    tokenizer.save_pretrained(folder)
+    return size
+
+
+TRAINERS: dict[str, Callable[[Iterable[str], Path, Sequence[str]], int]] = {
+    trainer.__name__: trainer for trainer in (qwen2, gpt_neox, llama, internlm2, phi3, llama3)
+}

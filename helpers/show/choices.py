@@ -1,0 +1,103 @@
+"""The choices of every notebook: checkpoint, precision, image encoder, device.
+
+An environment variable sets each first choice. What this module does not know: what becomes of a
+choice.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from helpers.convert.conversion import memory_to_convert
+from helpers.errors import SettingsError
+from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
+from helpers.models.families import Family, find_checkpoint, find_family_by_name
+from helpers.run.devices import Device, available_devices, list_devices
+from helpers.show.widgets import Choice, Option
+from helpers.sources.checkpoints import read_config
+from helpers.sources.hub import weight_bytes
+
+FOLDER = "folder"
+
+
+def choose_checkpoint(name: str) -> Choice:
+    """Show the checkpoints of the family called `name`, and a folder named by VLM_FOLDER.
+
+    The bundled one comes first, then the originals. VLM_CHECKPOINT sets the first choice: the
+    family's name, a hub id, or `folder`.
+    """
+    family = find_family_by_name(name)
+    options = [_bundled_option(family)] if family.checkpoint is not None else []
+    for original in family.originals:
+        memory = memory_to_convert(original.parameters * 1e9) / 2**30
+        line = (
+            f"{original.parameters:g} billion parameters, {original.licence}; "
+            f"download {original.download:.1f} GB, memory about {memory:.1f} GiB"
+        )
+        options.append(Option(original.hub_id, f"{original.hub_id}: {original.licence}", line))
+    path = os.environ.get("VLM_FOLDER", "")
+    options.append(
+        Option(FOLDER, "a folder on this computer (set VLM_FOLDER)", path or "set VLM_FOLDER")
+    )
+    return Choice("Checkpoint", options, default=options[0].value, variable="VLM_CHECKPOINT")
+
+
+def _bundled_option(family: Family) -> Option:
+    assert family.checkpoint is not None
+    size = weight_bytes(family.checkpoint) / 1e6
+    return Option(
+        family.name,
+        f"{family.name}: bundled, knows drawn shapes, offline",
+        f"bundled, {size:.1f} MB, Apache-2.0, knows drawn shapes and nothing else",
+        aliases=(family.bundled,),
+    )
+
+
+def chosen_folder(choice: Choice) -> Path:
+    """Return the folder of the checkpoint that is chosen, downloading it where needed."""
+    if choice.value != FOLDER:
+        return find_checkpoint(choice.value)
+    path = os.environ.get("VLM_FOLDER", "")
+    if not path:
+        raise SettingsError("Set the environment variable VLM_FOLDER to a checkpoint's folder.")
+    read_config(Path(path))
+    return Path(path)
+
+
+def choose_precision(default: str = "int4", presets: Mapping[str, Preset] = PRESETS) -> Choice:
+    """Show the presets; VLM_PRECISION sets the first choice."""
+    options = [
+        Option(name, f"{name}: {preset.why}", str(preset)) for name, preset in presets.items()
+    ]
+    return Choice("Precision", options, default=default, variable="VLM_PRECISION")
+
+
+def choose_image_encoder(settings: Mapping[str, Weights | Quantization], default: str) -> Choice:
+    """Show settings of the image encoder; VLM_IMAGE_ENCODER sets the first choice."""
+    options = [
+        Option(name, f"{name}: {setting}", str(setting)) for name, setting in settings.items()
+    ]
+    return Choice("Image encoder", options, default=default, variable="VLM_IMAGE_ENCODER")
+
+
+def choose_device(available: Mapping[str, str] | None = None) -> Choice:
+    """Show the devices; VLM_DEVICE sets the first choice, otherwise the CPU (or AUTO without)."""
+    available = available or available_devices()
+    options = [
+        Option(device.name, device.label, device.reason, device.offered)
+        for device in list_devices(available)
+    ]
+    default = "CPU" if "CPU" in available else "AUTO"
+    return Choice("Device", options, default=default, variable="VLM_DEVICE")
+
+
+def device_rows(devices: Sequence[Device]) -> list[dict[str, str]]:
+    """Return the reason for every device as rows for `tables.show_table`."""
+    return [
+        {
+            "device": device.name,
+            "offered": "yes" if device.offered else "no",
+            "why": device.reason,
+        }
+        for device in devices
+    ]

@@ -1,0 +1,71 @@
+"""Reading a checkpoint's tensors: mapped into memory, in the type that the files have.
+
+So loading 13 GB takes seconds and no memory of its own. What this module does not know: quantised
+checkpoints (GPTQ, AWQ, GGUF), and weights spread over several devices.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from helpers.errors import CheckpointError
+from helpers.sources.checkpoints import read_json
+
+
+def open_tensors(folder: Path) -> dict[str, Tensor]:
+    """Map all tensors of a checkpoint into memory, in the type that the files have.
+
+    Reads `*.safetensors` or `pytorch_model*.bin`, in one file or in the shards that an index
+    names. Nothing but tensors is unpickled.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(Path(folder)):
+        tensors.update(
+            _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
+        )
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{ending}.index.json"
+        if index.exists():
+            shards = read_json(index).get("weight_map")
+            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+            # A name is a file of this folder, not a path to somewhere else.
+            there = {path.name for path in folder.iterdir() if path.is_file()}
+            missing = [name[:80] for name in names if name not in there]
+            if missing or not names:
+                raise CheckpointError(
+                    f"{index} names files that are not there ({', '.join(missing[:3]) or 'none'}); "
+                    "download the checkpoint again."
+                )
+            return [folder / name for name in names]
+        if (folder / f"{stem}.{ending}").exists():
+            return [folder / f"{stem}.{ending}"]
+    raise CheckpointError(
+        f"{folder} holds no model.safetensors and no pytorch_model.bin, whole or in shards; "
+        "give the folder of an original checkpoint."
+    )
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # a header may ask for anything, and for types that torch lacks
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise CheckpointError(f"{path} is damaged ({reason}); download it again.") from None
+
+
+def _open_bin(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a damaged or unsafe pickle
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged or holds more than tensors ({reason}).") from None
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise CheckpointError(f"{path} should hold named tensors and nothing else.")
+    return content

@@ -1,0 +1,25 @@
+"""transformers 5.23: mllama's vision states, and a warning."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+# Index i of `intermediate_layers_indices` is the layer whose input is handed to the text: so in
+# Meta's code, and in transformers when it first had this model. transformers 5.23 hands on the
+# layer's output, so each index is one too high. No issue of theirs is known here.
+MLLAMA_COLLECTS_OUTPUTS = True
+
+
+@contextlib.contextmanager
+def no_rope_warnings() -> Iterator[None]:
+    """Silence what transformers says of a context shorter than RoPE's frequencies are scaled from.
+
+    A small model may have one, and it changes nothing.
+    """
+    logger = logging.getLogger("transformers.modeling_rope_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,88 @@
+"""TODO."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from helpers.models.base import Processor, VisionLanguageModel
+from helpers.shapes import world
+
+
+def shown_words(processor: Processor, scenes: Sequence[world.Scene], side: int = 12) -> Tensor:
+    """Return the words for what is at each of `side` x `side` points of pictures of one tile.
+
+    The result holds token ids (scene, side, side, word), -1 where there is no word: colour, shape
+    and place, or a printed letter. A point without a shape has none at all: the place of nothing
+    answers no question, and with it in the picture tokens the language model does not learn to look
+    places up. The only place of a picture is not named either.
+    """
+    ids = torch.full((len(scenes), side, side, 4), -1)
+    for index, scene in enumerate(scenes):
+        for number, item in enumerate(scene.items):
+            if item is None:
+                continue
+            row, column = divmod(number, scene.grid[0])
+            place = world.PLACES[scene.grid][number] if len(scene.items) > 1 else ""
+            tokens = tokens_after(processor, "the", f"{item} {place}".strip())
+            _name(ids[index], (column, row, column + 1, row + 1), scene.grid, tokens)
+        boxes = world.letter_boxes(scene)
+        letters = processor.tokenizer(scene.word or "", add_special_tokens=False)["input_ids"]
+        # A space may stand in front. Letters that are no tokens of their own are not named.
+        for box, letter in zip(boxes, letters[-len(boxes) :], strict=False):
+            if len(letters) >= len(boxes):
+                _name(ids[index], box, (1, 1), [letter])
+    return ids
+
+
+def _name(ids: Tensor, box: Sequence[float], whole: tuple[int, int], tokens: list[int]) -> None:
+    """Let the points (side, side, word) in a box, of a picture of this size, have these tokens."""
+    side = len(ids)
+    (left, top, right, bottom), (width, height) = box, whole
+    rows = slice(round(top * side / height), round(bottom * side / height))
+    columns = slice(round(left * side / width), round(right * side / width))
+    ids[rows, columns] = -1
+    ids[rows, columns, : len(tokens)] = torch.tensor(tokens)
+
+
+def tokens_after(processor: Processor, before: str, words: str) -> list[int]:
+    """Return the tokens of `words` as they are in a sentence; a sentence's first may differ."""
+    first = len(processor.tokenizer(before, add_special_tokens=False)["input_ids"])
+    return processor.tokenizer(f"{before} {words}", add_special_tokens=False)["input_ids"][first:]
+
+
+def naming_loss(model: VisionLanguageModel, features: Sequence[Tensor], shown: Tensor) -> Tensor:
+    """Return how far picture tokens are from the sums of the embeddings of the words they show.
+
+    The unit is the variance of those sums. `features` holds one tile's tokens for each picture,
+    which lie on a square.
+    """
+    tokens = squares(features).float()
+    side, points = math.isqrt(tokens.shape[1]), shown.shape[1]
+    nearest = (torch.arange(side, device=shown.device) * 2 + 1) * points // (2 * side)
+    ids = shown[:, nearest][:, :, nearest].flatten(1, 2)
+    words = model.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[..., None]
+    wanted = words.sum(2).float()
+    return nn.functional.mse_loss(tokens, wanted) / wanted.var()
+
+
+def squares(features: Sequence[Tensor]) -> Tensor:
+    """Return the features of pictures that are a square, (pictures, side * side, hidden).
+
+    Those of a picture are either rows, or the states of tiles (tiles, 1 + patches, hidden) with one
+    for the whole tile in front, which is left out; `features.tiles` says how many tiles are in use.
+    """
+    if features[0].dim() == 2:
+        return torch.stack(list(features))
+    tiles = features.tiles
+    return torch.stack(
+        [_join_tiles(states[:number, 1:]) for states, number in zip(features, tiles, strict=True)]
+    )
+
+
+def _join_tiles(tiles: Tensor) -> Tensor:
+    """Return the patches of tiles (tiles, patches, hidden) that make a square, row by row."""
+    rows, side = math.isqrt(tiles.shape[0]), math.isqrt(tiles.shape[1])
+    square = tiles.unflatten(1, (side, side)).unflatten(0, (rows, rows))
+    return square.transpose(1, 2).flatten(0, 3)

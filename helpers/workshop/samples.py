@@ -1,0 +1,256 @@
+"""TODO."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from helpers.inputs.messages import user_message
+from helpers.inputs.questions import Question
+from helpers.models.base import Processor
+from helpers.shapes import world
+from helpers.shapes.questions import KINDS
+from helpers.workshop.naming import shown_words
+from helpers.workshop.recipes import Recipe
+
+CONVERSATIONS = 0.25  # of the samples: several turns
+
+
+INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
+
+
+ALL_KINDS = {
+    "describe": 3,
+    "count": 2,
+    "colour": 3,
+    "shape": 3,
+    "where": 2,
+    "unusual": 4,
+    "word": 2,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training up to a share of the steps: how often each sort of batch and question.
+
+    A batch is of pictures to `name`, of a `word` to read, of words on a `strip`, or of `small` or
+    `large` pictures.
+    """
+
+    until: float
+    batches: dict[str, float]
+    kinds: dict[str, float]
+
+
+FROM_NOTHING = (
+    Stage(0.06, {"name": 0.7, "word": 0.3}, {}),
+    # From what is there to its place, from a place to what is there, which is unlike the others,
+    # what is written: each is learned within a thousand steps of little else, and among all kinds
+    # hardly at all.
+    Stage(0.18, {"small": 1}, {"where": 1}),
+    Stage(0.27, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}),
+    Stage(0.34, {"small": 1}, {"unusual": 5, "describe": 2, "colour": 1, "shape": 1, "where": 1}),
+    Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
+    Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
+)
+
+
+# Lengths and shares settled while the models that begin with parts were trained. Only reading is
+# hardly learned among all kinds; large pictures, what is unusual in them, and letters that a cut
+# goes through come last.
+FROM_PARTS = (
+    Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
+    Stage(0.25, {"small": 1}, ALL_KINDS),
+    Stage(0.5, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
+    Stage(0.69, {"word": 0.4, "small": 0.1, "large": 0.5}, ALL_KINDS | {"unusual": 6}),
+    Stage(
+        0.8,
+        {"word": 0.1, "small": 0.4, "large": 0.5},
+        {"unusual": 10, "describe": 2, "count": 2, "colour": 1, "shape": 1, "where": 2, "word": 1},
+    ),
+    Stage(
+        1.0,
+        {"word": 0.1, "strip": 0.2, "small": 0.05, "large": 0.65},
+        {"describe": 2, "count": 3, "colour": 1, "shape": 1, "where": 2, "unusual": 8, "word": 3},
+    ),
+)
+
+
+IN_PIECES = ("strip", "large")  # batches of pictures that image encoders may cut
+
+
+IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
+
+
+def sample_scene(
+    generator: random.Random,
+    split: str,
+    batch: str,
+    word_grids: Sequence[tuple[int, int]] = ((1, 1),),
+) -> tuple[world.Scene, int]:
+    """Return a scene for a batch of the sort `batch` and the size of its places in pixels.
+
+    Pictures to name, small ones and those of one word stay below 64 x 64 pixels, unless a recipe's
+    `scales` enlarge them; no image encoder here cuts such pictures into pieces.
+    """
+    if batch == "large":
+        return world.random_scene(generator, split), generator.randint(64, 144)
+    if batch == "strip":
+        grid = generator.choice(((2, 1), (1, 2)))
+        scene = world.random_scene(generator, split, grid=grid, word=0.95)
+        return scene, generator.randint(64, 144)
+    if batch == "word":
+        grid = generator.choice(word_grids)
+        return world.random_scene(generator, split, grid=grid, word=0.95), 60
+    return world.random_scene(generator, split, grid=(2, 2), word=0.0), 30
+
+
+def sample_questions(
+    scene: world.Scene, generator: random.Random, number: int, shares: dict[str, float]
+) -> list[Question]:
+    """Return up to `number` different questions about `scene`, of kinds with these shares."""
+    kinds, weights = list(shares), list(shares.values())
+    questions: dict[str, Question] = {}
+    for kind in generator.choices(kinds, weights, k=number):
+        if (question := KINDS[kind](scene, generator)) is not None:
+            questions.setdefault(question.text, question)
+    return list(questions.values())
+
+
+def with_instruction(question: Question, instruction: str, generator: random.Random) -> Question:
+    """Return the question, some of those that a word answers with the instruction behind them."""
+    if not instruction or " " in question.answer or generator.random() >= INSTRUCTIONS:
+        return question
+    return replace(question, text=f"{question.text}\n{instruction}")
+
+
+def encode_sample(
+    processor: Processor, image_inputs: dict, questions: list[Question], *, turns: bool
+) -> dict[str, Tensor]:
+    """Return one sample: ids and the like (length), and who `sees` whom (length, length)."""
+    tokenizer, stop = processor.tokenizer, processor.stop_token_ids[-1]
+    answers = [
+        tokenizer(q.answer, add_special_tokens=False)["input_ids"] + [stop] for q in questions
+    ]
+    prompts = [
+        processor.input_ids([user_message(question.text, 1)], image_inputs)[0].tolist()
+        for question in questions
+    ]
+    same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    shared = len(list(same))
+    ids, labels = prompts[0][:shared], [IGNORED] * shared
+    weights = [0.0] * shared
+    positions, blocks = list(range(shared)), [0] * shared
+    messages: list = []
+    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        if turns and index:
+            messages += [{"role": "assistant", "content": questions[index - 1].answer}]
+            messages += [user_message(question.text)]
+            prompt = processor.input_ids(messages, image_inputs)[0].tolist()[len(ids) :]
+        else:
+            messages = [user_message(question.text, 1)]
+            prompt = prompts[index][shared:]
+        start = len(ids) if turns else shared
+        ids += prompt + answer
+        labels += [IGNORED] * len(prompt) + answer
+        # An answer counts by the root of its length, or descriptions would drown the rest.
+        weights += [0.0] * len(prompt) + [len(answer) ** -0.5] * len(answer)
+        positions += range(start, start + len(prompt) + len(answer))
+        blocks += [0 if turns else index + 1] * (len(prompt) + len(answer))
+    block = torch.tensor(blocks)
+    sees = (block[None] == block[:, None]) | (block[None] == 0)
+    return {
+        "input_ids": torch.tensor(ids),
+        "position_ids": torch.tensor(positions),
+        "labels": torch.tensor(labels),
+        "weights": torch.tensor(weights),
+        "sees": sees.tril(),
+    }
+
+
+def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad samples to one length; padding sees itself, so that no row of attention is empty."""
+    length = max(len(sample["input_ids"]) for sample in samples)
+    padding = {"input_ids": 0, "position_ids": 0, "labels": IGNORED, "weights": 0.0}
+    batch = {
+        name: torch.stack([_pad(sample[name], length, value) for sample in samples])
+        for name, value in padding.items()
+    }
+    sees = torch.eye(length, dtype=torch.bool).repeat(len(samples), 1, 1)
+    for row, sample in zip(sees, samples, strict=True):
+        size = len(sample["sees"])
+        row[:size, :size] = sample["sees"]
+    return batch | {"sees": sees[:, None]}
+
+
+def _pad(values: Tensor, length: int, value: float) -> Tensor:
+    return nn.functional.pad(values, (0, length - len(values)), value=value)
+
+
+class Batches(IterableDataset):
+    """Training batches, each drawn from its own step's seed, so that training can resume."""
+
+    def __init__(
+        self, processor: Processor, recipe: Recipe, *, start: int, steps: int, seed: int
+    ) -> None:
+        self.processor, self.recipe = processor, recipe
+        self.start, self.steps, self.seed = start, steps, seed
+
+    def __iter__(self) -> Iterator[dict]:
+        torch.set_num_threads(1)
+        stages = FROM_PARTS if self.recipe.begins_with else FROM_NOTHING
+        for step in range(self.start, self.steps):
+            generator = random.Random(f"{self.seed} {step}")
+            stage = next(stage for stage in stages if step < stage.until * self.steps)
+            sort = generator.choices(list(stage.batches), list(stage.batches.values()))[0]
+            yield make_batch(self.processor, self.recipe, generator, sort, stage.kinds)
+
+
+def make_batch(
+    processor: Processor,
+    recipe: Recipe,
+    generator: random.Random,
+    sort: str,
+    kinds: dict[str, float],
+) -> dict:
+    """Return a batch of a sort: the image encoder's inputs, what they show, questions."""
+    images, samples, scenes = [], [], []
+    scale = 1 if sort in IN_PIECES else generator.choice(recipe.scales)
+    while len(images) < recipe.batches[sort]:
+        scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
+        if sort in ("word", "strip"):
+            questions = [KINDS["word"](scene, generator)]
+        else:
+            questions = sample_questions(scene, generator, 10, kinds) if kinds else []
+        if kinds and not questions:
+            continue
+        questions = [with_instruction(one, recipe.instruction, generator) for one in questions]
+        picture = world.draw(scene, cell=cell * scale)
+        if sort not in IN_PIECES:
+            # A square, so that it is known where on the image encoder's canvas everything is.
+            picture = picture.resize((min(picture.size),) * 2)
+        images.append(processor.image_inputs([picture]))
+        scenes.append(scene)
+        if questions:
+            turns = generator.random() < CONVERSATIONS
+            samples.append(encode_sample(processor, images[-1], questions, turns=turns))
+    batch = {"images": join_images(images)} | (collate(samples) if samples else {})
+    if sort not in IN_PIECES:
+        batch["shown"] = shown_words(processor, scenes)
+    return batch
+
+
+def join_images(images: list[dict]) -> dict:
+    """Join the inputs of single pictures, tensors or lists of them, into those of a batch."""
+
+    def join(values: list):
+        if isinstance(values[0], list):
+            return list(itertools.chain(*values))
+        return torch.cat(values)
+
+    return {name: join([inputs[name] for inputs in images]) for name in images[0]}

@@ -1,0 +1,167 @@
+"""Patches of other packages: each test fails when its patch is not needed any more, and may go."""
+
+import contextlib
+import importlib
+import inspect
+import io
+
+import nncf
+import openvino as ov
+import pytest
+import torch
+from openvino.frontend.pytorch import patch_model
+from torch import nn
+from transformers import MllamaTextConfig, MllamaVisionConfig, MllamaVisionModel
+
+from helpers.graphs.core import core
+from helpers.upstream import converter, telemetry, transformers
+from helpers.upstream import nncf as nncf_patches
+from helpers.upstream.patching import replaced
+
+NNCF_BACKEND = "nncf.quantization.algorithms.weight_compression.openvino_backend"
+NNCF_MODELS = "nncf.openvino.optimized_functions.models"
+
+
+class Owner:
+    name = "before"
+
+
+def test_what_is_replaced_comes_back_also_after_an_error():
+    with pytest.raises(ValueError, match="no"), replaced(Owner, name="meanwhile"):
+        assert Owner.name == "meanwhile"
+        raise ValueError("no")
+    assert Owner.name == "before"
+
+
+def test_what_another_release_lacks_is_left_out():
+    with replaced(Owner, other="meanwhile"):
+        assert not hasattr(Owner, "other")
+    assert not hasattr(Owner, "other")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("openvino_telemetry.utils.sender", "TelemetrySender"),
+        ("rich.console", "_is_jupyter"),
+        (NNCF_MODELS, "_infer_ov_model"),
+        (NNCF_MODELS, "clear_ov_model_cache"),
+        (NNCF_BACKEND, "disable_results_caching"),
+    ],
+)
+def test_what_is_patched_is_there(module, name):
+    """Where it is not, the patch does nothing: look for what took its place, or let it go."""
+    assert hasattr(importlib.import_module(module), name)
+
+
+def test_telemetry_has_no_switch_of_its_own():
+    telemetry.switch_off()
+    assert not any("telemetry" in name for name in inspect.signature(ov.convert_model).parameters)
+
+
+def test_nncf_still_makes_a_core_for_each_model():
+    engine = importlib.import_module("nncf.openvino.engine")
+    assert "ov.compile_model(" in inspect.getsource(engine)
+
+
+def test_nncf_still_draws_progress_without_a_switch():
+    assert "progress" not in str(inspect.signature(nncf.compress_weights)).lower()
+
+
+def test_nncf_still_compiles_for_every_layer():
+    backend = importlib.import_module(NNCF_BACKEND)
+    assert "disable_results_caching(" in inspect.getsource(backend)
+
+
+def test_without_nncf_s_functions_its_own_are_used(monkeypatch):
+    monkeypatch.delattr(importlib.import_module(NNCF_MODELS), "_infer_ov_model")
+    with nncf_patches.compiled_once(), nncf_patches.one_core(core()), nncf_patches.quiet():
+        assert ov.Core() is core()
+    assert ov.Core() is not core()
+
+
+def test_weights_in_16_bits_come_back():
+    module = nn.LayerNorm(4).to(torch.bfloat16)
+    with converter.weights_in_16_bits(module):
+        assert module.weight.dtype == torch.float32  # which is why they are put back
+    assert module.weight.dtype == torch.bfloat16
+
+
+def test_without_the_converter_s_functions_all_is_traced_as_it_is(monkeypatch):
+    module, compute = nn.LayerNorm(4).to(torch.bfloat16), nn.functional.scaled_dot_product_attention
+    monkeypatch.delattr(patch_model, "__make_16bit_traceable")
+    with converter.weights_in_16_bits(module):
+        assert module.weight.dtype == torch.bfloat16
+    monkeypatch.delattr(patch_model, "_create_function_wrapper")
+    with converter.recorded_attention():
+        assert nn.functional.scaled_dot_product_attention is compute
+
+
+def test_attention_is_still_computed_while_it_is_traced():
+    """OpenVINO's converter runs a module to trace it; attention is the slow part of that."""
+    calls = []
+
+    class Attention(nn.Module):
+        def forward(self, queries, mask):
+            calls.append(1)
+            return nn.functional.scaled_dot_product_attention(queries, queries, queries, mask)
+
+    example = (torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 2))
+    with contextlib.redirect_stdout(io.StringIO()):
+        ov.convert_model(Attention(), example_input=example)
+    assert calls
+
+
+def test_torch_still_keeps_traced_classes():
+    assert hasattr(torch._C, "_jit_clear_class_registry")
+
+
+def test_transformers_still_warns_of_a_short_context(caplog):
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    }
+    fields = {"rope_scaling": rope, "max_position_embeddings": 2048}
+    with transformers.no_rope_warnings():
+        MllamaTextConfig(**fields)
+    assert not caplog.records
+
+
+@torch.no_grad()
+def test_transformers_still_collects_the_outputs_of_layers():
+    """Index 1 should be the state that goes into layer 1; this release hands on what comes out."""
+    config = MllamaVisionConfig(
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_global_layers=1,
+        attention_heads=2,
+        intermediate_size=8,
+        vision_output_dim=16,
+        image_size=28,
+        patch_size=14,
+        intermediate_layers_indices=[1],
+    )
+    states: dict[str, torch.Tensor] = {}
+
+    def record(_, arguments, named, output):
+        states["input"] = named.get("hidden_states", arguments[0] if arguments else None)
+        states["output"] = output[0] if isinstance(output, tuple) else output
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MllamaVisionModel(config).eval()
+        model.transformer.layers[1].register_forward_hook(record, with_kwargs=True)
+        pixels, ids = torch.randn(1, 1, 4, 3, 28, 28), torch.ones(1, 1, dtype=torch.int64)
+        mask = torch.ones(1, 1, 4, dtype=torch.int64)
+        result = model(pixels, ids, mask).last_hidden_state
+    collected = result[0, 0, :, :, config.hidden_size :]
+    distance = {
+        name: float((state.unflatten(1, (4, -1))[0, :, : result.shape[3]] - collected).abs().max())
+        for name, state in states.items()
+    }
+    nearest = min(distance, key=distance.__getitem__)
+    assert (nearest == "output") == transformers.MLLAMA_COLLECTS_OUTPUTS
