@@ -5,14 +5,17 @@ on OpenVINO needs nothing else. A `VisionLanguageModel` adds the PyTorch modules
 what is exported.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Generic, TypeVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
@@ -20,52 +23,52 @@ from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.inputs.images import open_picture
 from helpers.inputs.messages import Message, user_message
 from helpers.inputs.prompts import Template, encode
-from helpers.models.exported import ExportedParts
-from helpers.sources.checkpoints import read_config
+from helpers.models.exported import ExportedParts, ImageInputs
+from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
 from helpers.sources.tensors import open_tensors
 
 _SMALL = Image.new("RGB", (8, 8))
 
 
-class Processor:
+class Processor(ABC):
     """Turn pictures and messages into what a model takes; knows no weights."""
 
     exported_class: type[ExportedParts] = ExportedParts
     most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
 
-    def __init__(self, folder: Path, config: dict) -> None:
+    def __init__(self, folder: Path, config: Config) -> None:
         self.folder = Path(folder)
         self.config = config
 
     # What a family says
 
-    def load_tokenizer(self):
+    @abstractmethod
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the checkpoint's tokenizer, from its own files and without its code."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def template(self) -> Template:
         """The words around each turn."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def image_token_id(self) -> int:
         """The token that stands where a row of picture features goes."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def context_length(self) -> int:
         """How many tokens a conversation may have."""
-        raise NotImplementedError
 
-    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+    @abstractmethod
+    def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Turn RGB pictures into what the image encoder takes."""
-        raise NotImplementedError
 
-    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str] | list[list[int]]:
+    @abstractmethod
+    def image_strings(self, image_inputs: ImageInputs) -> list[str] | list[list[int]]:
         """Return for each picture the special tokens that stand for it in a prompt, or ids."""
-        raise NotImplementedError
 
     # What all families share
 
@@ -75,7 +78,7 @@ class Processor:
         return self.exported_class(self)
 
     @cached_property
-    def tokenizer(self):
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer, in which every added token is a special one.
 
         Some are not in their files (Phi-3's `</s>`, MiniCPM's `<AI>`), and a question that has
@@ -120,12 +123,12 @@ class Processor:
         end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end)
         return sorted({end, self.tokenizer.eos_token_id} - {None})
 
-    def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path]) -> ImageInputs:
         """Turn pictures, right way up and RGB, into the image encoder's inputs."""
         return self.pixels([open_picture(picture) for picture in pictures])
 
     def input_ids(
-        self, messages: Sequence[Message], image_inputs: dict[str, Tensor] | None = None
+        self, messages: Sequence[Message], image_inputs: ImageInputs | None = None
     ) -> Tensor:
         """Return the prompt of `messages` as ids (1, length), with room for the pictures."""
         images = self.image_strings(image_inputs) if image_inputs else []
@@ -140,7 +143,7 @@ class Processor:
         return input_ids.clamp(min=0)
 
     def turn_ids(
-        self, message: Message, image_inputs: dict[str, Tensor] | None = None, *, first: bool = True
+        self, message: Message, image_inputs: ImageInputs | None = None, *, first: bool = True
     ) -> list[int]:
         """Return the ids of one user's message up to where the answer starts.
 
@@ -201,33 +204,36 @@ class WeightFiles:
     tensors: dict[str, Tensor]
     folder: str = ""
     ending: str = "safetensors"
-    config: dict | None = None
+    config: Config | None = None
 
 
-class VisionLanguageModel(nn.Module):
+P = TypeVar("P", bound=Processor)
+
+
+class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     """A checkpoint's PyTorch modules behind the calls that all families share.
 
     A family builds its modules in `build` (on the meta device, so that no memory is used) and
-    names its tensors in `rules`.
+    names its tensors in `rules`. `P` is its processor's class.
     """
 
-    processor_class: type[Processor] = Processor
-    language_model: nn.Module
+    processor_class: type[Processor]
+    language_model: PreTrainedModel
 
-    def __init__(self, config: dict, processor: Processor) -> None:
+    def __init__(self, config: Config, processor: P) -> None:
         super().__init__()
         self.config = config
         self.processor = processor
         self.build(config)
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> "VisionLanguageModel":
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> "VisionLanguageModel[P]":
         """Read a checkpoint in its authors' layout; `dtype` None keeps the files' own type."""
         folder = Path(folder)
         config = read_config(folder)
         try:
             with torch.device("meta"):
-                model = cls(config, cls.processor_class(folder, config))
+                model = cls(config, cast(P, cls.processor_class(folder, config)))
         except CheckpointError:
             raise
         except Exception as error:  # what transformers raises for bad values has nothing in common
@@ -241,13 +247,23 @@ class VisionLanguageModel(nn.Module):
 
     # What a family says
 
-    def build(self, config: dict) -> None:
+    @abstractmethod
+    def build(self, config: Config) -> None:
         """Create the modules that `config` describes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rules(self) -> list[Rule]:
         """Return how the checkpoint's tensors map to the modules."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def encode_images(self, **image_inputs: Tensor) -> Sequence[Tensor]:
+        """Return picture features; iterating gives (tokens, hidden) for each tile or slice."""
+
+    @abstractmethod
+    def image_encoder_part(self) -> Part:
+        """Return the image encoder with its projector, as it is exported."""
+
+    # What all families share
 
     def original_tensors(self, folder: Path) -> dict[str, Tensor]:
         """Return the checkpoint's tensors by their original names."""
@@ -260,22 +276,12 @@ class VisionLanguageModel(nn.Module):
         """
         return [WeightFiles(original_tensors(self, self.rules()), config=self.config)]
 
-    def encode_images(self, **image_inputs: Tensor) -> Sequence[Tensor]:
-        """Return picture features; iterating gives (tokens, hidden) for each tile or slice."""
-        raise NotImplementedError
-
-    def image_encoder_part(self) -> Part:
-        """Return the image encoder with its projector, as it is exported."""
-        raise NotImplementedError
-
-    # What all families share
-
     @property
     def dtype(self) -> torch.dtype:
         """The type of the language model's weights."""
         return self.language_model.get_input_embeddings().weight.dtype
 
-    def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path]) -> ImageInputs:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from helpers.models.base import Processor
 
+# What an image encoder takes, by name: tensors, or lists of them where sizes differ.
+ImageInputs = dict[str, Any]
 # Runs the exported image encoder: inputs by name to outputs by name.
 RunImageEncoder = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -65,7 +67,7 @@ class ExportedParts:
         """The length after which cached keys count no more, because all are computed otherwise."""
         return None
 
-    def encode_images(self, run: RunImageEncoder, image_inputs: dict[str, Any]) -> Sequence[Any]:
+    def encode_images(self, run: RunImageEncoder, image_inputs: ImageInputs) -> Sequence[Any]:
         """Return picture features; iterating gives those of each tile, slice or picture."""
         return run(image_inputs)["last_hidden_state"]
 

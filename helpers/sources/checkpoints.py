@@ -6,9 +6,11 @@ What this module does not know: remote code, weights, and what a family's config
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from helpers.errors import CheckpointError
 
+Config = dict[str, Any]  # what a JSON file such as config.json holds
 BUNDLED = Path(__file__).parent.parent / "shapes" / "checkpoints"
 CARD = "bundled.json"  # stands beside a bundled checkpoint and says what it knows
 
@@ -18,7 +20,7 @@ def bundled_checkpoints() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(BUNDLED.glob("*/config.json"))}
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> Config:
     """Read a JSON object; an unreadable file is a `CheckpointError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -40,7 +42,7 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_config(folder: Path) -> dict:
+def read_config(folder: Path) -> Config:
     """Read a checkpoint's `config.json`, and check the numbers that size a model."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -75,7 +77,7 @@ _LIMITS = {
 _LIMIT_OF = {name: limit for limit, names in _LIMITS.items() for name in names}
 
 
-def check_sizes(config: dict, path: Path) -> None:
+def check_sizes(config: Config, path: Path) -> None:
     """Raise a `CheckpointError` where a number that sizes something is none, or beyond reason.
 
     Looks into sections too. A field that is null counts as one that is not there.
