@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def times(request: pytest.FixtureRequest):
+def repetitions(request: pytest.FixtureRequest):
     """Return a function that says how often something is broken: `few` times, or `many`."""
 
     def choose(what: str, few: int = 1, many: int = 1) -> int:

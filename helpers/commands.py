@@ -9,17 +9,18 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers import command_options
 from helpers.errors import SettingsError, UserError
-from helpers.graphs.presets import PRESETS, find_preset
+from helpers.graphs.presets import find_preset
 
 if TYPE_CHECKING:
-    from helpers.run.conversations import Reply
     from helpers.run.pipeline import VisionLanguagePipeline
+    from helpers.run.replies import Reply
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Result:
 
     data: dict[str, Any]
     lines: Sequence[str] = ()
-    rows: Sequence[dict[str, str]] = field(default=())
+    rows: Sequence[Mapping[str, object]] = ()
 
 
 def show(result: Result, options: argparse.Namespace) -> int:
@@ -48,88 +49,6 @@ def show(result: Result, options: argparse.Namespace) -> int:
 def report(line: str) -> None:
     """Tell a step of long work on the error stream."""
     print(line, file=sys.stderr, flush=True)
-
-
-# Options
-
-
-def add_options(command: str, parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command, and the function that runs it."""
-    add, run = COMMANDS[command]
-    add(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="a folder that `convert` wrote")
-
-
-def _add_pipeline(parser: argparse.ArgumentParser) -> None:
-    _add_folder(parser)
-    parser.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
-
-
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
-    presets = "; ".join(f"{name}: {preset.why}" for name, preset in PRESETS.items())
-    parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
-    parser.add_argument("--group-size", type=int, help="weights that share a scale in 4 bits")
-    parser.add_argument("--ratio", type=float, help="share of the layers in 4 bits, 0 to 1")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
-
-
-def _bundled_names() -> str:
-    from helpers.models.families import families
-
-    return ", ".join(family.name for family in families() if family.checkpoint is not None)
-
-
-def _add_answer(parser: argparse.ArgumentParser) -> None:
-    _add_pipeline(parser)
-    parser.add_argument("--image", action="append", default=[], help="a picture; may be repeated")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
-    parser.add_argument("--temperature", type=float, help="sample; 0: the most probable token")
-    parser.add_argument("--top-p", type=float, help="sample from this share of probability")
-    parser.add_argument("--top-k", type=int, help="sample from so many tokens")
-    parser.add_argument("--beams", type=int, default=1, help="search with so many beams")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default): none")
-    parser.add_argument("--seed", type=int, help="makes sampling the same every time")
-
-
-def _add_ask(parser: argparse.ArgumentParser) -> None:
-    _add_answer(parser)
-    parser.add_argument(
-        "--question", default="-", help="the question; - (default) reads it from standard input"
-    )
-
-
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    _add_pipeline(parser)
-    parser.add_argument("--questions", type=int, default=500, help="how many (default: 500)")
-    parser.add_argument("--seed", type=int, default=0, help="draws others (default: 0)")
-
-
-def _add_benchmark(parser: argparse.ArgumentParser) -> None:
-    from helpers.models.families import families
-
-    names = ", ".join(o.name for family in families() for o in family.originals)
-    parser.add_argument("model", help=names)
-    parser.add_argument("--full-size", action="store_true", help="with random weights")
-    parser.add_argument(
-        "--precision", default="int4", help=f"one or several of {','.join(PRESETS)}"
-    )
-    parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
-    parser.add_argument("--folder", type=Path, help="keep checkpoints and converted models there")
-    parser.add_argument("--output", type=Path, help="write the figures into this file too")
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    _add_pipeline(parser)
-    parser.add_argument("--port", type=int, help="default: a free one from 7860 on")
-
-
-def _add_clean(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="where they were to be written, or above")
 
 
 # What the commands do
@@ -185,7 +104,7 @@ def ask(options: argparse.Namespace) -> int:
     """Stream the answer to one question."""
     from helpers.inputs.images import open_picture
 
-    question = sys.stdin.read() if options.question == "-" else options.question
+    question = _read_question() if options.question == "-" else options.question
     pictures = [open_picture(Path(path)) for path in options.image]
     pipeline = open_pipeline(options)
     reply = pipeline.ask(question, pictures, **_sampling(options))
@@ -195,6 +114,12 @@ def ask(options: argparse.Namespace) -> int:
     data = {"text": reply.text, "tokens": len(reply.token_ids), "notice": pipeline.notice}
     seconds = {"first_token": reply.times.first_token, "per_token": reply.times.per_token}
     return show(Result(data | {"seconds": seconds}), options)
+
+
+def _read_question() -> str:
+    if sys.stdin.isatty():
+        report("Type the question, then Ctrl-D:")
+    return sys.stdin.read()
 
 
 def _stream(reply: "Reply") -> None:
@@ -344,13 +269,20 @@ def clean(options: argparse.Namespace) -> int:
 Add = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 COMMANDS: dict[str, tuple[Add, Run]] = {
-    "convert": (_add_convert, convert),
-    "ask": (_add_ask, ask),
-    "chat": (_add_answer, chat),
-    "evaluate": (_add_evaluate, evaluate),
-    "benchmark": (_add_benchmark, benchmark),
-    "demo": (_add_demo, demo),
-    "info": (_add_folder, info),
-    "verify": (_add_folder, verify),
-    "clean": (_add_clean, clean),
+    "convert": (command_options.add_convert, convert),
+    "ask": (command_options.add_ask, ask),
+    "chat": (command_options.add_answer, chat),
+    "evaluate": (command_options.add_evaluate, evaluate),
+    "benchmark": (command_options.add_benchmark, benchmark),
+    "demo": (command_options.add_demo, demo),
+    "info": (command_options.add_folder, info),
+    "verify": (command_options.add_folder, verify),
+    "clean": (command_options.add_clean, clean),
 }
+
+
+def add_options(command: str, parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command, and the function that runs it."""
+    add, run = COMMANDS[command]
+    add(parser)
+    parser.set_defaults(run=run)

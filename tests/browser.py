@@ -22,15 +22,15 @@ ARGUMENTS = [
 @contextmanager
 def opened() -> Iterator[Browser]:
     """Start the browser; without one, fail in CI and skip elsewhere."""
-    path = next((found for name in NAMES if (found := shutil.which(name))), None)
+    path = next(filter(None, map(shutil.which, NAMES)), None)
     # On macOS and Windows, playwright knows where Chrome is.
-    where = {"executable_path": path} if path else {"channel": "chrome"}
+    location = {"executable_path": path} if path else {"channel": "chrome"}
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(args=ARGUMENTS, **where)
+            browser = playwright.chromium.launch(args=ARGUMENTS, **location)
         except Error:
-            missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-            missing("there is no Chromium; install the system's package `chromium`")
+            report = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            report("there is no Chromium; install the system's package `chromium`")
         yield browser
         browser.close()
 
@@ -51,8 +51,8 @@ def screenshot(request, tmp_path) -> Callable[[Page, str], None]:
     """Return what takes a picture of a page: for the README with `--screenshots`."""
 
     def take(page: Page, name: str) -> None:
-        kept = request.config.getoption("screenshots")
-        path = (IMAGES if kept else tmp_path) / f"{name}.png"
+        folder = IMAGES if request.config.getoption("screenshots") else tmp_path
+        path = folder / f"{name}.png"
         page.screenshot(path=path)
         assert path.stat().st_size < MOST_BYTES
 

@@ -15,24 +15,25 @@ from helpers.convert.conversion import convert_part
 from helpers.graphs.parts import Part
 from helpers.inputs.messages import user_message
 from helpers.run.generation import StatefulLanguageModel
+from helpers.run.prefill_again import PrefillAgainLanguageModel
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 3e-6  # of the largest expected value; measured: up to 2.3e-6
 
 
-def expected(name: str) -> dict[str, Tensor]:
+def golden_results(name: str) -> dict[str, Tensor]:
     """Return what the authors' own code computed from the golden checkpoint `name`."""
     return load_file(GOLDEN / name / "expected.safetensors")
 
 
-def relative_error(actual: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference in units of the largest wanted value."""
-    return float((actual.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference in units of the largest expected value."""
+    return float((actual.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
-def assert_close(actual: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> None:
-    assert actual.shape == wanted.shape
-    assert relative_error(actual, wanted) <= tolerance
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert actual.shape == expected.shape
+    assert relative_error(actual, expected) <= tolerance
 
 
 @torch.inference_mode()
@@ -65,12 +66,11 @@ def compiled(part: Part) -> ov.CompiledModel:
 
 def stateful(model) -> StatefulLanguageModel:
     """Return the language model of `model` on OpenVINO, behind transformers' `generate`."""
-    return StatefulLanguageModel(
-        compiled(model.text_embeddings_part()),
-        compiled(model.language_model_part()),
-        generation=GenerationConfig(),
-        prefill_again_beyond=model.processor.prefill_again_beyond,
-    )
+    parts = [compiled(part) for part in (model.text_embeddings_part(), model.language_model_part())]
+    limit = model.processor.exported.prefill_again_beyond
+    if limit is None:
+        return StatefulLanguageModel(*parts, generation=GenerationConfig())
+    return PrefillAgainLanguageModel(*parts, generation=GenerationConfig(), limit=limit)
 
 
 def generate(language_model, embeddings: Tensor, **options) -> Tensor:

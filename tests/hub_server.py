@@ -28,7 +28,9 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     cut_once: set[str] = field(default_factory=set)  # files whose connection breaks half way
     truncated: set[str] = field(default_factory=set)  # files that end half way each time
-    claimed: dict[str, int] = field(default_factory=dict)  # bytes that a file is said to have
+    claimed_sizes: dict[str, int] = field(
+        default_factory=dict
+    )  # bytes that are reported for a file
     seconds: float = 0  # that the content of a large file takes
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
@@ -101,20 +103,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _write(self, content: bytes) -> None:
         """Write the content, slowly if it should take its time."""
-        slow = self.hub.seconds if self.path.startswith("/large/") else 0
-        pieces = 20 if slow else 1
+        seconds = self.hub.seconds if self.path.startswith("/large/") else 0
+        pieces = 20 if seconds else 1
         length = -(-len(content) // pieces) or 1
         for start in range(0, len(content), length):
-            time.sleep(slow / pieces)
+            time.sleep(seconds / pieces)
             self.wfile.write(content[start : start + length])
             self.wfile.flush()
 
-    def _api(self, repository: str, what: str) -> None:
+    def _api(self, repository: str, resource: str) -> None:
         """Answer what a repository's newest commit is, or which files it has."""
         if self._refused(repository, files=False):
             return
-        paths = sorted(p for p in self.hub.repositories[repository].rglob("*") if p.is_file())
-        if what == "tree":
+        paths = sorted(filter(Path.is_file, self.hub.repositories[repository].rglob("*")))
+        if resource == "tree":
             answer = [self._entry(repository, path) for path in paths]
         else:
             answer = {"id": repository, "sha": COMMIT, "siblings": []}
@@ -128,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         return entry
 
     def _size(self, path: Path) -> int:
-        return self.hub.claimed.get(path.name, path.stat().st_size)
+        return self.hub.claimed_sizes.get(path.name, path.stat().st_size)
 
     def _resolve(self, repository: str, name: str) -> None:
         """Answer with a small file, or with the address of a large one."""
@@ -156,8 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             half = content[: len(content) // 2]
             return self._send(200, half, {"Content-Length": len(content)})
-        if asked := self.headers.get("Range"):
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if requested_range := self.headers.get("Range"):
+            start = int(requested_range.removeprefix("bytes=").removesuffix("-"))
             span = f"bytes {start}-{len(content) - 1}/{len(content)}"
             return self._send(206, content[start:], {"Content-Range": span})
         return self._send(200, content, {})

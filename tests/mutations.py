@@ -19,8 +19,8 @@ def damage(path: Path, generator: random.Random) -> None:
     content = path.read_bytes()
     structured = generator.random() < 0.75
     if path.suffix == ".json":
-        whole = changed_json(content, generator) if structured else changed(content, generator)
-        path.write_bytes(whole)
+        change = changed_json if structured else changed
+        path.write_bytes(change(content, generator))
     elif path.suffix == ".safetensors" and structured:
         size = int.from_bytes(content[:8], "little")
         header, rest = changed_json(content[8 : 8 + size], generator), content[8 + size :]
@@ -63,15 +63,15 @@ def _at(document: object, place: tuple | list):
 
 def changed(content: bytes, generator: random.Random) -> bytes:
     """Return bytes with some replaced, left out or added, or cut off."""
-    found = bytearray(content)
+    damaged = bytearray(content)
     for _ in range(generator.choice([1, 1, 3, 10])):
-        place, chance = generator.randrange(len(found) or 1), generator.random()
-        if chance < 0.4 and found:
-            found[place] = generator.randrange(256)
+        place, chance = generator.randrange(len(damaged) or 1), generator.random()
+        if chance < 0.4 and damaged:
+            damaged[place] = generator.randrange(256)
         elif chance < 0.6:
-            del found[place : place + generator.randrange(1, 20)]
+            del damaged[place : place + generator.randrange(1, 20)]
         elif chance < 0.9:
-            found[place:place] = generator.randbytes(5)
+            damaged[place:place] = generator.randbytes(5)
         else:
-            del found[place:]
-    return bytes(found)
+            del damaged[place:]
+    return bytes(damaged)

@@ -56,8 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip the cells after the first one that failed; they depend on it."""
-    if isinstance(item, IPyNbCell) and (failed := item.parent.stash.get(FIRST_FAILURE, None)):
-        pytest.skip(f"{failed} of this notebook failed")
+    if isinstance(item, IPyNbCell) and (failure := item.parent.stash.get(FIRST_FAILURE, None)):
+        pytest.skip(f"{failure} of this notebook failed")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -116,9 +116,9 @@ def card_fields(card: str) -> dict[str, str]:
     fields: dict[str, str] = {}
     label = None
     for line in card.splitlines():
-        if found := re.match(r"\s*(?:[-*]\s+|\|\s*)?\*\*([^*]+?):?\*\*:?(.*)", line):
-            label = found[1].strip()
-            fields[label] = found[2].strip(" |")
+        if field := re.match(r"\s*(?:[-*]\s+|\|\s*)?\*\*([^*]+?):?\*\*:?(.*)", line):
+            label = field[1].strip()
+            fields[label] = field[2].strip(" |")
         elif label and not line.startswith("#"):
             fields[label] = f"{fields[label]} {line.strip(' |')}".strip()
     return fields
@@ -134,7 +134,7 @@ def texts_of(output: NotebookNode) -> Iterator[str]:
 
 def paragraphs(notebook: Notebook) -> set[str]:
     """Return the notebook's paragraphs of prose, the card's fields and headings aside."""
-    found = set()
+    prose = set()
     for cell in notebook.markdown:
         text = cell.source
         if text == notebook.card:
@@ -142,8 +142,8 @@ def paragraphs(notebook: Notebook) -> set[str]:
         for paragraph in re.split(r"\n\s*\n", text):
             words = paragraph.split()
             if len(words) >= SHORT_PARAGRAPH and not paragraph.lstrip().startswith("#"):
-                found.add(" ".join(words))
-    return found
+                prose.add(" ".join(words))
+    return prose
 
 
 def runs_of_code(notebook: Notebook) -> set[tuple[str, ...]]:
@@ -191,8 +191,8 @@ def sections_in_order(notebook: Notebook) -> list[str]:
 def one_title(notebook: Notebook) -> list[str]:
     """Check that the notebook opens with its card, whose title is the only one."""
     titles = [title for cell in notebook.markdown for title in headings(cell.source, 1)]
-    opens = len(headings(notebook.card, 1)) == 1
-    return [] if opens and len(titles) == 1 else ["The first cell should hold the only title."]
+    has_title = len(headings(notebook.card, 1)) == 1
+    return [] if has_title and len(titles) == 1 else ["The first cell should hold the only title."]
 
 
 def card_complete(notebook: Notebook) -> list[str]:
@@ -236,8 +236,8 @@ def pictures_described(notebook: Notebook) -> list[str]:
     problems = []
     texts = [(f"markdown {cell.source[:40]!r}", cell.source) for cell in notebook.markdown]
     for number, cell, output in notebook.outputs():
-        drawn = any(kind.startswith("image/") for kind in output.get("data", {}))
-        if drawn and not str(cell.metadata.get("alt", "")).strip():
+        has_picture = any(kind.startswith("image/") for kind in output.get("data", {}))
+        if has_picture and not str(cell.metadata.get("alt", "")).strip():
             problems.append(f"Code cell {number} draws a picture and its metadata has no alt.")
         texts.append((f"the output of code cell {number}", output.get("data", {}).get("text/html")))
     for place, text in texts:
@@ -333,9 +333,9 @@ def no_machine_paths(notebook: Notebook) -> list[str]:
     for number, _, output in notebook.outputs():
         texts += [(f"the output of code cell {number}", text) for text in texts_of(output)]
     return [
-        f"A path of one computer stands in {place}: {found[0]}."
+        f"A path of one computer stands in {place}: {match[0]}."
         for place, text in texts
-        if (found := MACHINE_PATH.search(text))
+        if (match := MACHINE_PATH.search(text))
     ]
 
 

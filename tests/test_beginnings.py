@@ -15,7 +15,7 @@ TEXT = ["What", " colour", " is", " the", " circle", "?", " red"]
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory):
+def new_model(tmp_path_factory):
     """Return a function that gives a family's new model, as training begins with it."""
     models = {}
 
@@ -39,42 +39,43 @@ def logits(model) -> dict[str, float]:
     text = [ids.get(word, ids.get("\u2581" + word)) for word in words]
     embeddings = model.embed_tokens(torch.tensor([text]))
     with torch.inference_mode():
-        found = model.language_model(inputs_embeds=embeddings).logits[0, -1].tolist()
-    return {token: found[number] for token, number in ids.items() if number < len(found)}
+        scores = model.language_model(inputs_embeds=embeddings).logits[0, -1].tolist()
+    return {token: scores[number] for token, number in ids.items() if number < len(scores)}
 
 
 @pytest.mark.parametrize("family", [name for name in RECIPES if RECIPES[name].begins_with])
-def test_the_language_model_says_the_same(begun, family):
+def test_the_language_model_says_the_same(new_model, family):
     """Not quite the same: biases are missing. Measured: 0.998 to 0.999."""
-    own, trained = logits(begun(family)), logits(load_model(beginnings.BUNDLED / "internvl2"))
-    both = [token for token in own if token in trained]
-    assert len(both) > 150
-    pair = [torch.tensor([one[token] for token in both]) for one in (own, trained)]
+    actual = logits(new_model(family))
+    expected = logits(load_model(beginnings.BUNDLED / "internvl2"))
+    tokens = [token for token in actual if token in expected]
+    assert len(tokens) > 150
+    pair = [torch.tensor([scores[token] for token in tokens]) for scores in (actual, expected)]
     assert torch.cosine_similarity(*pair, dim=0) > 0.99
 
 
-def test_a_vision_transformer_sees_the_same_without_its_summary(begun):
-    own = begun("minicpm_v2").image_encoder.siglip
+def test_a_vision_transformer_sees_the_same_without_its_summary(new_model):
+    siglip = new_model("minicpm_v2").image_encoder.siglip
     trained = load_model(beginnings.BUNDLED / "internvl2", torch.float32).image_encoder
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        before = trained(pixels).last_hidden_state[:, 1:].flatten()
-        patches = own.embeddings(pixels, interpolate_pos_encoding=True)
-        after = own.encoder(patches).last_hidden_state.flatten()
-    assert torch.cosine_similarity(before, after, dim=0) > 0.99
+        expected = trained(pixels).last_hidden_state[:, 1:].flatten()
+        patches = siglip.embeddings(pixels, interpolate_pos_encoding=True)
+        actual = siglip.encoder(patches).last_hidden_state.flatten()
+    assert torch.cosine_similarity(expected, actual, dim=0) > 0.99
 
 
 @pytest.mark.parametrize("family", ["mobilevlm", "mllama"])
-def test_clip_sees_alike_with_patches_and_pictures_of_other_sizes(begun, family):
+def test_clip_sees_alike_with_patches_and_pictures_of_other_sizes(new_model, family):
     """A picture's features still vary from place to place as those of the encoder taken do.
 
     Measured: 0.91 and 0.41 (the picture lies elsewhere on its canvas); random weights have 0.02.
     """
-    own, trained = begun(family), load_model(beginnings.BUNDLED / "llava_mpt", torch.float32)
+    model, trained = new_model(family), load_model(beginnings.BUNDLED / "llava_mpt", torch.float32)
     picture = training.world.draw(
         samples.sample_scene(random.Random(1), "test", "small")[0], cell=30
     )
-    grids = [clip_states(model, picture) for model in (own, trained)]
+    grids = [clip_states(model, picture), clip_states(trained, picture)]
     size = min(grid.shape[-1] for grid in grids)
     grids = [torch.nn.functional.adaptive_avg_pool2d(grid, size) for grid in grids]
     centred = [(grid - grid.mean((1, 2), keepdim=True)).flatten() for grid in grids]
@@ -82,60 +83,61 @@ def test_clip_sees_alike_with_patches_and_pictures_of_other_sizes(begun, family)
 
 
 @pytest.mark.parametrize(("canvas", "top"), [((2, 2), 0.0), ((1, 2), 0.25)])
-def test_tiles_begin_with_the_places_of_the_whole_picture(begun, canvas, top):
+def test_tiles_begin_with_the_places_of_the_whole_picture(new_model, canvas, top):
     """On a canvas of (rows, columns) tiles, each patch is nearest to CLIP's position for its place.
 
     A wide canvas lies in the middle of the square: it begins at a quarter of the height.
     """
-    own = begun("mllama")
-    shapes = own.config["vision_config"]["supported_aspect_ratios"]
-    positions = own.image_encoder.gated_positional_embedding
+    model = new_model("mllama")
+    shapes = model.config["vision_config"]["supported_aspect_ratios"]
+    positions = model.image_encoder.gated_positional_embedding
     trained = load_model(beginnings.BUNDLED / "llava_mpt", torch.float32)
     table = trained.image_encoder.embeddings.position_embedding.weight.detach()[1:]
-    nothing = torch.zeros(1, 4, positions.num_patches, positions.hidden_size)
+    features = torch.zeros(1, 4, positions.num_patches, positions.hidden_size)
     with torch.inference_mode():
-        found = positions(nothing, torch.tensor([[1 + shapes.index(list(canvas))]]))[0, :, 1:]
+        patches = positions(features, torch.tensor([[1 + shapes.index(list(canvas))]]))[0, :, 1:]
     (rows, columns), side, wide = canvas, 8, 12  # patches: of a tile, and of CLIP's square
     for row, column in ((0, 0), (side - 1, columns * side - 1), (rows * side - 1, side)):
         tile = row // side * columns + column // side
-        patch = found[tile, row % side * side + column % side]
+        patch = patches[tile, row % side * side + column % side]
         nearest = torch.cosine_similarity(patch, table, dim=1).argmax().item()
         down = (row + 0.5) / (max(canvas) * side) + top
         across = (column + 0.5) / (max(canvas) * side)
         assert divmod(nearest, wide) == (int(down * wide), int(across * wide))
 
 
-def test_a_layer_that_looks_takes_from_a_picture_what_the_one_behind_took_from_words(begun):
+def test_a_layer_that_looks_takes_from_a_picture_what_the_one_behind_took_from_words(new_model):
     """Of a state like a sum of three embeddings, which says what a picture shows somewhere."""
-    own, trained = begun("mllama"), load_model(beginnings.BUNDLED / "internvl2", torch.float32)
+    model = new_model("mllama")
+    trained = load_model(beginnings.BUNDLED / "internvl2", torch.float32)
     layers, words = (
         trained.language_model.model.layers,
         trained.embed_tokens(torch.arange(300, 303)),
     )
     state = words.sum(0)[None, None]
-    crossing = own.config["text_config"]["cross_attention_layers"]
+    crossing = model.config["text_config"]["cross_attention_layers"]
     for index, number in enumerate(crossing):
-        looks, behind = own.language_model.model.layers[number], layers[number - index]
-        attention = behind.self_attn
+        layer, source = model.language_model.model.layers[number], layers[number - index]
+        attention = source.self_attn
         with torch.inference_mode():
-            normed = behind.input_layernorm(state)
+            normed = source.input_layernorm(state)
             values = attention.v_proj(normed).unflatten(-1, (2, 32)) - attention.v_proj.bias.view(
                 2, 32
             )
-            wanted = attention.o_proj(values.repeat_interleave(2, dim=2).flatten(2))
-            found, _ = looks.cross_attn(state, state)
-        assert torch.cosine_similarity(found, wanted, dim=-1) > 0.999
-        assert 0.5 < found.norm() / wanted.norm() < 2
-        assert looks.cross_attn_attn_gate.tanh() > 0.5
+            expected = attention.o_proj(values.repeat_interleave(2, dim=2).flatten(2))
+            actual, _ = layer.cross_attn(state, state)
+        assert torch.cosine_similarity(actual, expected, dim=-1) > 0.999
+        assert 0.5 < actual.norm() / expected.norm() < 2
+        assert layer.cross_attn_attn_gate.tanh() > 0.5
 
 
 def clip_states(model, picture) -> torch.Tensor:
     """Return the patches of a picture's only tile behind CLIP's layers, (width, side, side)."""
-    encoder, seen = model.image_encoder, []
+    encoder, outputs = model.image_encoder, []
     layers = (encoder.encoder if hasattr(encoder, "encoder") else encoder.transformer).layers
-    hook = layers[2].register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+    hook = layers[2].register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
     with torch.inference_mode():
         model.encode_images(**model.image_inputs([picture]))
     hook.remove()
     side = encoder.config.image_size // encoder.config.patch_size
-    return seen[0][0, 1 : 1 + side**2].T.unflatten(1, (side, side))
+    return outputs[0][0, 1 : 1 + side**2].T.unflatten(1, (side, side))

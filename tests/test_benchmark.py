@@ -129,10 +129,10 @@ class _Memory:
 def test_memory_is_counted_without_mapped_files():
     before = anonymous_memory(os.getpid())
     with Growth() as growth:
-        kept = torch.ones(50_000_000, dtype=torch.uint8)
+        tensor = torch.ones(50_000_000, dtype=torch.uint8)
         assert anonymous_memory(os.getpid()) - before > 45e6
         time.sleep(0.1)
-    assert 45e6 < growth.bytes < 80e6 and len(kept)
+    assert 45e6 < growth.bytes < 80e6 and len(tensor)
     assert anonymous_memory(2**22 + 1) == 0  # no process has this number
 
 
@@ -189,6 +189,6 @@ def test_random_weights_are_read_as_an_original(name, small, tmp_path):
     assert logits.isfinite().all() and logits.std() > 0
     again = random_checkpoint.write_random(find_original(name), tmp_path / "two")
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     config = json.loads((again / "config.json").read_text(encoding="utf-8"))
     assert config == json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -28,22 +29,22 @@ def browser():
 
 
 @pytest.fixture(scope="module", params=sorted(bundled_checkpoints()))
-def served(request, tmp_path_factory):
-    """Serve the page of a bundled model; gives its address and its pipeline."""
+def server(request, tmp_path_factory):
+    """Serve the page of a bundled model, and return its `address` and its `pipeline`."""
     folder = tmp_path_factory.mktemp(request.param)
     convert(bundled_checkpoints()[request.param], folder / "model", find_preset("int8"))
     pipeline = VisionLanguagePipeline(folder / "model")
     blocks = build_page(pipeline, title="Ask a small model")
-    yield open_page(blocks), pipeline
+    yield SimpleNamespace(address=open_page(blocks), pipeline=pipeline)
     blocks.close()
 
 
 # What does not depend on the family is tried with one of them.
-WHICHEVER = pytest.mark.parametrize("served", ["internvl2"], indirect=True)
+WHICHEVER = pytest.mark.parametrize("server", ["internvl2"], indirect=True)
 
 
 @pytest.fixture
-def drawn(tmp_path):
+def picture_files(tmp_path):
     """Return the files of two pictures that differ in what is at the top left."""
     paths = {}
     for shape, colour in (("circle", "red"), ("star", "blue")):
@@ -79,16 +80,15 @@ class Chat:
         return self.page.get_by_test_id("bot")
 
 
-def test_asking_about_a_picture(browser, served, drawn, screenshot):
-    address, pipeline = served
-    chat = Chat(new_page(browser), address)
-    chat.show(drawn["circle"])
+def test_asking_about_a_picture(browser, server, picture_files, screenshot):
+    chat = Chat(new_page(browser), server.address)
+    chat.show(picture_files["circle"])
     chat.ask("What shape is at the top left?")
     expect(chat.answers.last).to_contain_text("circle")
     expect(chat.answers.last).to_contain_text("first token")
     chat.ask("What colour is the shape at the bottom right?")
     expect(chat.answers.last).to_contain_text("green")
-    if pipeline.processor.most_pictures == 1:
+    if server.pipeline.processor.most_pictures == 1:
         screenshot(chat.page, "page")
     chat.press("Regenerate")
     expect(chat.answers.last).to_contain_text("green")
@@ -97,22 +97,21 @@ def test_asking_about_a_picture(browser, served, drawn, screenshot):
     expect(chat.answers).to_have_count(0)
 
 
-def test_a_broken_file_is_told_in_the_page(browser, served, tmp_path):
-    address, _ = served
+def test_a_broken_file_is_told_in_the_page(browser, server, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    chat = Chat(new_page(browser), address)
+    chat = Chat(new_page(browser), server.address)
     chat.page.locator("input[type=file]").first.set_input_files(broken)
     chat.ask("What shape is at the top left?")
     expect(chat.answers.last).to_contain_text("broken.png is not a picture in a format")
 
 
 @pytest.fixture
-def answering(browser, served, drawn, slowly):
+def answering(browser, server, picture_files, slowly):
     """Return a chat whose answer has begun and takes a few seconds more."""
     slowly.seconds = 0.4
-    chat = Chat(new_page(browser), served[0])
-    chat.show(drawn["star"])
+    chat = Chat(new_page(browser), server.address)
+    chat.show(picture_files["star"])
     chat.ask("Describe the picture.")
     expect(chat.answers.last).to_contain_text("blue")
     return chat
@@ -149,8 +148,8 @@ def test_the_next_question_is_typed_while_an_answer_comes(answering):
 
 
 @WHICHEVER
-def test_a_double_click_asks_once(browser, served):
-    chat = Chat(new_page(browser), served[0])
+def test_a_double_click_asks_once(browser, server):
+    chat = Chat(new_page(browser), server.address)
     chat.question.fill("What is in the picture?")
     chat.page.get_by_role("button", name="Ask", exact=True).dblclick()
     expect(chat.page.get_by_text("The question is empty")).to_be_visible()
@@ -158,12 +157,11 @@ def test_a_double_click_asks_once(browser, served):
     expect(chat.answers).to_have_count(1)
 
 
-def test_two_people_at_once(browser, served, drawn):
+def test_two_people_at_once(browser, server, picture_files):
     """Each sees the answers to their own picture, also when questions come in turn."""
-    address, _ = served
-    chats = {shape: Chat(new_page(browser), address) for shape in drawn}
+    chats = {shape: Chat(new_page(browser), server.address) for shape in picture_files}
     for shape, chat in chats.items():
-        chat.show(drawn[shape])
+        chat.show(picture_files[shape])
     for number in (1, 2):
         for chat in chats.values():
             chat.ask("What shape is at the top left?")
@@ -173,12 +171,11 @@ def test_two_people_at_once(browser, served, drawn):
             expect(chat.answers.last).to_contain_text(shape)
 
 
-def test_files_go_when_the_window_is_closed(browser, served, tmp_path):
-    address, _ = served
+def test_files_go_when_the_window_is_closed(browser, server, tmp_path):
     # No other window has this picture: one that two have stays until both are closed.
     path = tmp_path / "own.png"
     world.draw(world.Scene((1, 1), (world.Item("cross", "red"),), style=5)).save(path)
-    chat = Chat(new_page(browser), address)
+    chat = Chat(new_page(browser), server.address)
     chat.show(path)
     source = chat.page.locator("img[src*='file=']").first.get_attribute("src")
     file = Path(source.split("file=")[1])
@@ -193,10 +190,9 @@ def test_files_go_when_the_window_is_closed(browser, served, tmp_path):
     pytest.fail("the file is still there")
 
 
-def test_with_the_keyboard_alone(browser, served, drawn):
-    address, _ = served
-    chat = Chat(new_page(browser), address)
-    chat.show(drawn["circle"])
+def test_with_the_keyboard_alone(browser, server, picture_files):
+    chat = Chat(new_page(browser), server.address)
+    chat.show(picture_files["circle"])
     chat.question.focus()
     chat.page.keyboard.type("What shape is at the top left?")
     chat.page.keyboard.press("Enter")
@@ -213,11 +209,11 @@ def test_with_the_keyboard_alone(browser, served, drawn):
     expect(chat.answers).to_have_count(0)
 
 
-def test_accessibility(browser, served, drawn):
-    address, _ = served
-    chat = Chat(new_page(browser), address)
-    chat.show(drawn["circle"])
+def test_accessibility(browser, server, picture_files):
+    chat = Chat(new_page(browser), server.address)
+    chat.show(picture_files["circle"])
     chat.ask("What shape is at the top left?")
     expect(chat.answers.last).to_contain_text("first token")
-    found = Axe().run(chat.page).response["violations"]
-    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"]]) for rule in found] == []
+    violations = Axe().run(chat.page).response["violations"]
+    places = {rule["id"]: [node["html"][:120] for node in rule["nodes"]] for rule in violations}
+    assert places == {}

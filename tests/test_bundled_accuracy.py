@@ -1,6 +1,7 @@
 """The bundled checkpoint answers as its card says, in PyTorch and in every precision."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,15 +17,14 @@ TOLERANCE = 0.005
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def measured(request):
-    """Return the card and the same figures measured now."""
-    return read_json(BUNDLED / request.param / "accuracy.json"), report.measure(
-        BUNDLED / request.param
-    )
+    """Return the `card` and the same `figures` measured now."""
+    folder = BUNDLED / request.param
+    return SimpleNamespace(card=read_json(folder / "accuracy.json"), figures=report.measure(folder))
 
 
 @pytest.mark.slow
 def test_right_answers(measured):
-    _, figures = measured
+    figures = measured.figures
     for name in ("PyTorch", "fp16"):
         shares = figures[name]["accuracy"]
         assert shares["all"] >= 0.95
@@ -34,8 +34,8 @@ def test_right_answers(measured):
 
 @pytest.mark.slow
 def test_compression_costs_little(measured):
-    _, figures = measured
-    right = {name: found["accuracy"]["all"] for name, found in figures.items()}
+    figures = measured.figures
+    right = {name: values["accuracy"]["all"] for name, values in figures.items()}
     assert right["int8"] >= right["fp16"] - 0.01
     assert right["int4"] >= right["fp16"] - 0.02
     assert figures["fp16"]["agreement"]["top_token"] >= 0.998
@@ -44,9 +44,9 @@ def test_compression_costs_little(measured):
 
 @pytest.mark.slow
 def test_the_card_says_what_is_measured(measured):
-    card, figures = measured
-    for name, found in figures.items():
-        for kind, share in found["accuracy"].items():
+    card = measured.card
+    for name, figures in measured.figures.items():
+        for kind, share in figures["accuracy"].items():
             questions = card["questions"] / (1 if kind == "all" else 7)
             slack = TOLERANCE if kind == "all" else 1.5 / questions
             assert share == pytest.approx(card["figures"][name]["accuracy"][kind], abs=slack)

@@ -42,9 +42,10 @@ def write_sharded(folder, name) -> list[str]:
     return shards
 
 
-def assert_same(actual, wanted) -> None:
-    assert actual.keys() == wanted.keys()
-    assert all(actual[n].dtype == t.dtype and torch.equal(actual[n], t) for n, t in wanted.items())
+def assert_same(actual, expected) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(actual[name].dtype == tensor.dtype for name, tensor in expected.items())
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
 # Files
@@ -166,9 +167,13 @@ def copy(checkpoint, tmp_path):
     return shutil.copytree(checkpoint, tmp_path / "copy")
 
 
-def test_a_model_keeps_the_file_s_type_or_takes_another(checkpoint):
-    assert {p.dtype for p in load_model(checkpoint).parameters()} == {torch.float16}
-    assert {p.dtype for p in load_model(checkpoint, torch.float32).parameters()} == {torch.float32}
+def types_of(model) -> set[torch.dtype]:
+    return {parameter.dtype for parameter in model.parameters()}
+
+
+def test_a_model_keeps_its_type_in_the_file_or_takes_another(checkpoint):
+    assert types_of(load_model(checkpoint)) == {torch.float16}
+    assert types_of(load_model(checkpoint, torch.float32)) == {torch.float32}
 
 
 def test_nothing_is_left_on_the_meta_device(torch_model):
@@ -179,8 +184,8 @@ def test_nothing_is_left_on_the_meta_device(torch_model):
 
 def test_saving_is_the_inverse_of_loading(checkpoint):
     model = load_model(checkpoint)
-    written = load_file(checkpoint / "model.safetensors")
-    assert_same(original_tensors(model, model.rules()), written)
+    expected = load_file(checkpoint / "model.safetensors")
+    assert_same(original_tensors(model, model.rules()), expected)
 
 
 def test_missing_unexpected_and_mis_shaped_tensors_are_listed_in_one_error(copy):
@@ -229,7 +234,7 @@ RULES = {
     ),
     "in equal parts": (
         Rule("layer.{n}.qkv.{x}", [f"blocks.{{n}}.{part}.{{x}}" for part in "qkv"]),
-        {f"blocks.7.{p}.weight": torch.full((2, 2), i) for i, p in enumerate("qkv")},
+        {f"blocks.7.{part}.weight": torch.full((2, 2), i) for i, part in enumerate("qkv")},
         {"layer.7.qkv.weight"},
     ),
     "in unequal parts": (
@@ -238,7 +243,12 @@ RULES = {
         {"both"},
     ),
     "of another shape": (
-        Rule("flat", "square", split=lambda t: [t.reshape(2, 2)], join=lambda p: p[0].flatten()),
+        Rule(
+            "flat",
+            "square",
+            split=lambda tensor: [tensor.reshape(2, 2)],
+            join=lambda parts: parts[0].flatten(),
+        ),
         {"square": torch.arange(4.0).reshape(2, 2)},
         {"flat"},
     ),
@@ -249,10 +259,10 @@ RULES = {
 def test_a_rule_works_in_both_directions(rule, native, originals):
     pairs = dict(filter(None, (rule.to_original(native, name) for name in native)))
     assert pairs.keys() == originals
-    again = {}
+    restored = {}
     for name, tensor in pairs.items():
-        again |= rule.to_native(name, tensor)
-    assert_same(again, native)
+        restored |= rule.to_native(name, tensor)
+    assert_same(restored, native)
 
 
 def test_a_rule_is_about_whole_names_only():

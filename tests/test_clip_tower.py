@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -18,7 +19,7 @@ from tests.golden_checks import (
     change_config,
     change_tensors,
     copy_of,
-    expected,
+    golden_results,
     greedy,
     greedy_with_cache,
     relative_error,
@@ -33,8 +34,10 @@ BFLOAT16_FEATURES, BFLOAT16_LOGITS, FLOAT16_LOGITS = 1.5e-2, 7e-2, 7e-3
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def golden(request):
-    """Return a golden model and what its authors' code computed."""
-    return load_model(GOLDEN / request.param), expected(request.param)
+    """Return a golden `model`, and as `expected` what its authors' code computed."""
+    return SimpleNamespace(
+        model=load_model(GOLDEN / request.param), expected=golden_results(request.param)
+    )
 
 
 @pytest.fixture(params=FAMILIES)
@@ -48,18 +51,18 @@ def copy(request, tmp_path):
 
 @torch.inference_mode()
 def test_features_embeddings_logits(golden):
-    model, wanted = golden
-    features = model.encode_images(wanted["pixel_values"])
-    assert_close(features, wanted["image_features"])
-    prepared = model.prepare(wanted["input_ids"], features)
-    assert_close(prepared["inputs_embeds"], wanted["inputs_embeds"])
-    assert_close(model(**prepared).logits, wanted["logits"])
+    model, expected = golden.model, golden.expected
+    features = model.encode_images(expected["pixel_values"])
+    assert_close(features, expected["image_features"])
+    prepared = model.prepare(expected["input_ids"], features)
+    assert_close(prepared["inputs_embeds"], expected["inputs_embeds"])
+    assert_close(model(**prepared).logits, expected["logits"])
 
 
 def test_greedy_tokens(golden):
-    model, wanted = golden
-    prepared = model.prepare(wanted["input_ids"], model.encode_images(wanted["pixel_values"]))
-    tokens = wanted["greedy_tokens"].tolist()
+    model, expected = golden.model, golden.expected
+    prepared = model.prepare(expected["input_ids"], model.encode_images(expected["pixel_values"]))
+    tokens = expected["greedy_tokens"].tolist()
     assert greedy(model, prepared, len(tokens)) == tokens
     assert greedy_with_cache(model, prepared, len(tokens)) == tokens
 
@@ -69,8 +72,8 @@ def test_greedy_tokens(golden):
 
 @torch.inference_mode()
 def test_one_placeholder_a_picture_is_as_good_as_one_a_row(golden):
-    model, wanted = golden
-    pictures = wanted["pixel_values"].repeat(2, 1, 1, 1)
+    model, expected = golden.model, golden.expected
+    pictures = expected["pixel_values"].repeat(2, 1, 1, 1)
     pictures[1] *= 0.5
     features = model.encode_images(pictures)
     rows = model.processor.tokens_per_picture
@@ -89,18 +92,18 @@ def test_one_placeholder_a_picture_is_as_good_as_one_a_row(golden):
 @torch.inference_mode()
 def test_the_way_of_a_pipeline_without_pytorch_weights(golden):
     """A pipeline asks for text embeddings of ids without placeholders, then merges."""
-    model, wanted = golden
+    model, expected = golden.model, golden.expected
     processor = model.processor
-    features = model.encode_images(wanted["pixel_values"])
-    ids = processor.expand(wanted["input_ids"], features)
+    features = model.encode_images(expected["pixel_values"])
+    ids = processor.expand(expected["input_ids"], features)
     assert int(processor.text_ids(ids).min()) >= 0
     embeddings = model.embed_tokens(processor.text_ids(ids))
-    assert_close(processor.merge(ids, embeddings, features), wanted["inputs_embeds"])
+    assert_close(processor.merge(ids, embeddings, features), expected["inputs_embeds"])
 
 
 @torch.inference_mode()
 def test_text_only(golden):
-    model, _ = golden
+    model = golden.model
     ids = torch.tensor([[5, 6, 7, 8]])
     prepared = model.prepare(ids, None)
     assert torch.equal(prepared["inputs_embeds"], model.embed_tokens(ids))
@@ -109,8 +112,8 @@ def test_text_only(golden):
 
 @torch.inference_mode()
 def test_a_picture_too_many_is_refused(golden):
-    model, wanted = golden
-    features = model.encode_images(wanted["pixel_values"].repeat(2, 1, 1, 1))
+    model, expected = golden.model, golden.expected
+    features = model.encode_images(expected["pixel_values"].repeat(2, 1, 1, 1))
     with pytest.raises(CheckpointError, match="room for"):
         model.prepare(torch.tensor([[5, PLACEHOLDER, 6]]), features)
 
@@ -118,44 +121,52 @@ def test_a_picture_too_many_is_refused(golden):
 # Types
 
 
+def in_type(tensors, dtype) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+def types_of(module) -> set[torch.dtype]:
+    return {parameter.dtype for parameter in module.parameters()}
+
+
 @torch.inference_mode()
 def test_bfloat16_stays_bfloat16(copy):
     for folder in (copy, copy / "clip"):
-        change_tensors(folder, lambda tensors: {n: t.bfloat16() for n, t in tensors.items()})
-    model, wanted = load_model(copy), expected(copy.name)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    features = model.encode_images(wanted["pixel_values"])
-    prepared = model.prepare(wanted["input_ids"], features)
+        change_tensors(folder, lambda tensors: in_type(tensors, torch.bfloat16))
+    model, expected = load_model(copy), golden_results(copy.name)
+    assert types_of(model) == {torch.bfloat16}
+    features = model.encode_images(expected["pixel_values"])
+    prepared = model.prepare(expected["input_ids"], features)
     assert prepared["inputs_embeds"].dtype == torch.bfloat16
     logits = model(**prepared).logits
-    assert relative_error(features, wanted["image_features"]) <= BFLOAT16_FEATURES
-    assert relative_error(logits, wanted["logits"]) <= BFLOAT16_LOGITS
+    assert relative_error(features, expected["image_features"]) <= BFLOAT16_FEATURES
+    assert relative_error(logits, expected["logits"]) <= BFLOAT16_LOGITS
 
 
 @torch.inference_mode()
 def test_a_tower_in_float32_beside_16_bits_keeps_its_type(copy):
     """OpenAI published CLIP in float32; the language models are in 16 bits."""
-    change_tensors(copy, lambda tensors: {n: t.half() for n, t in tensors.items()})
-    model, wanted = load_model(copy), expected(copy.name)
+    change_tensors(copy, lambda tensors: in_type(tensors, torch.float16))
+    model, expected = load_model(copy), golden_results(copy.name)
     assert model.dtype == torch.float16
-    assert {p.dtype for p in model.image_encoder.parameters()} == {torch.float32}
-    assert {p.dtype for p in model.projector.parameters()} == {torch.float32}
-    features = model.encode_images(wanted["pixel_values"])
-    prepared = model.prepare(wanted["input_ids"], features)
-    assert relative_error(model(**prepared).logits, wanted["logits"]) <= FLOAT16_LOGITS
-    assert {p.dtype for p in load_model(copy, torch.float32).parameters()} == {torch.float32}
+    assert types_of(model.image_encoder) == {torch.float32}
+    assert types_of(model.projector) == {torch.float32}
+    features = model.encode_images(expected["pixel_values"])
+    prepared = model.prepare(expected["input_ids"], features)
+    assert relative_error(model(**prepared).logits, expected["logits"]) <= FLOAT16_LOGITS
+    assert types_of(load_model(copy, torch.float32)) == {torch.float32}
 
 
 # Tensors
 
 
 def test_stray_tensors_are_tolerated(copy):
-    change_tensors(
-        copy, lambda t: t | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
-    )
-    change_tensors(
-        copy / "clip", lambda t: t | {"vision_model.embeddings.position_ids": torch.arange(17)}
-    )
+    strays = {
+        copy: {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)},
+        copy / "clip": {"vision_model.embeddings.position_ids": torch.arange(17)},
+    }
+    for folder, stray in strays.items():
+        change_tensors(folder, lambda tensors, stray=stray: tensors | stray)
     load_model(copy)
 
 
@@ -170,9 +181,10 @@ def test_problems_are_listed(copy):
         return tensors
 
     change_tensors(copy, spoil)
+    missing = "vision_model.pre_layrnorm.bias"
     change_tensors(
         copy / "clip",
-        lambda t: {n: v for n, v in t.items() if n != "vision_model.pre_layrnorm.bias"},
+        lambda tensors: {name: tensors[name] for name in tensors if name != missing},
     )
     with pytest.raises(CheckpointError) as caught:
         load_model(copy)
@@ -189,20 +201,20 @@ def test_problems_are_listed(copy):
 def test_the_layers_are_those_up_to_the_selected_state(tmp_path):
     """All hidden states can be selected, and they are those of the whole tower."""
     config = json.loads((GOLDEN / "llava_mpt/clip/config.json").read_text())["vision_config"]
-    whole = CLIPVisionModel(CLIPVisionConfig(**config)).eval()
+    tower = CLIPVisionModel(CLIPVisionConfig(**config)).eval()
     tensors = load_file(GOLDEN / "llava_mpt/clip/model.safetensors")
-    names = set(whole.state_dict())
-    prefixed = {n.removeprefix("vision_model."): t for n, t in tensors.items()}
-    whole.load_state_dict({n: t for n, t in prefixed.items() if n in names})
-    pixels = expected("llava_mpt")["pixel_values"]
+    names = set(tower.state_dict())
+    stripped = {name.removeprefix("vision_model."): tensors[name] for name in tensors}
+    tower.load_state_dict({name: stripped[name] for name in stripped if name in names})
+    pixels = golden_results("llava_mpt")["pixel_values"]
     folder = copy_of("llava_mpt", tmp_path)
     with torch.inference_mode():
-        states = whole(pixels, output_hidden_states=True).hidden_states
+        states = tower(pixels, output_hidden_states=True).hidden_states
         for select in (-1, -2, -4, -5, 3, 0):
             change_config(folder, mm_vision_select_layer=select)
             model = load_model(folder)
-            wanted = states[select] if select else whole.pre_layrnorm(whole.embeddings(pixels))
-            assert_close(model.image_encoder(pixels).last_hidden_state, wanted)
+            expected = states[select] if select else tower.pre_layrnorm(tower.embeddings(pixels))
+            assert_close(model.image_encoder(pixels).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("select", [-6, 5])
@@ -218,11 +230,11 @@ def test_a_tower_may_be_a_file_of_its_own(copy):
     config = json.loads((tower / "config.json").read_text(encoding="utf-8"))
     (tower / "config.json").write_text(json.dumps(config["vision_config"]), encoding="utf-8")
     tensors = load_file(tower / "model.safetensors")
-    alone = {n: t for n, t in tensors.items() if n.startswith("vision_model.")}
+    names = [name for name in tensors if name.startswith("vision_model.")]
     (tower / "model.safetensors").unlink()
     for prefix in ("vision_model.", ""):
-        named = {prefix + n.removeprefix("vision_model."): t for n, t in alone.items()}
-        torch.save(named, tower / "pytorch_model.bin")
+        renamed = {prefix + name.removeprefix("vision_model."): tensors[name] for name in names}
+        torch.save(renamed, tower / "pytorch_model.bin")
         assert_features(load_model(copy), copy.name)
 
 
@@ -274,26 +286,26 @@ def test_a_tower_that_is_nowhere(copy, tmp_path, monkeypatch):
 def test_only_what_is_needed_is_downloaded(tmp_path, monkeypatch):
     folder = copy_of("llava_mpt", tmp_path / "checkpoints", mm_vision_tower=FULL_ID)
     hub = shutil.move(folder / "clip", tmp_path / "hub")
-    asked = []
+    downloads = []
 
-    def download(name, *, wanted):
-        asked.append((name, list(wanted)))
+    def download(name, *, files):
+        downloads.append((name, list(files)))
         return hub
 
     monkeypatch.setattr("helpers.models.clip.download", download)
     load_processor(folder)
-    assert asked == [(FULL_ID, ["config.json"])]
+    assert downloads == [(FULL_ID, ["config.json"])]
     load_model(folder)
-    assert asked[-1] == (FULL_ID, ["config.json", "model*.safetensors*"])
+    assert downloads[-1] == (FULL_ID, ["config.json", "model*.safetensors*"])
 
 
-def test_a_config_that_names_the_tower_s_shape_needs_no_tower(copy, monkeypatch):
+def test_a_config_with_the_shape_of_the_tower_needs_no_tower(copy, monkeypatch):
     """As in a converted folder, whose config.json is the processor's."""
     processor = load_processor(copy)
     (copy / "config.json").write_text(json.dumps(processor.config), encoding="utf-8")
     shutil.rmtree(copy / "clip")
-    again = load_processor(copy)
-    assert again.tokens_per_picture == processor.tokens_per_picture
+    without_tower = load_processor(copy)
+    assert without_tower.tokens_per_picture == processor.tokens_per_picture
 
 
 def test_a_damaged_tower(copy):
@@ -316,5 +328,5 @@ def test_configs_that_cannot_be_read(tmp_path, changes):
 
 @torch.inference_mode()
 def assert_features(model, name: str) -> None:
-    wanted = expected(name)
-    assert_close(model.encode_images(wanted["pixel_values"]), wanted["image_features"])
+    expected = golden_results(name)
+    assert_close(model.encode_images(expected["pixel_values"]), expected["image_features"])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
@@ -23,13 +24,21 @@ def photo(tmp_path) -> Path:
     return path
 
 
+class Result(NamedTuple):
+    """What a command leaves: its exit code, what it printed, and its messages on stderr."""
+
+    code: int
+    printed: str
+    messages: str
+
+
 @pytest.fixture
 def run(capsys):
-    """Return a function that runs a command here: its exit code, what it printed, what it said."""
+    """Return a function that runs a command in this process and returns its `Result`."""
 
-    def run_here(*arguments) -> tuple[int, str, str]:
+    def run_here(*arguments) -> Result:
         code = main([str(argument) for argument in arguments])
-        return (code, *capsys.readouterr())
+        return Result(code, *capsys.readouterr())
 
     return run_here
 
@@ -62,34 +71,36 @@ def test_converting_and_asking_as_programs(checkpoint, tmp_path, photo):
             timeout=300,
         )
 
-    made = program("convert", checkpoint, "--precision", "int8", "--output", output)
-    assert made.returncode == 0, made.stderr
-    report = json.loads(made.stdout)
+    conversion = program("convert", checkpoint, "--precision", "int8", "--output", output)
+    assert conversion.returncode == 0, conversion.stderr
+    report = json.loads(conversion.stdout)
     assert report["folder"] == str(output)
     assert set(report["bytes"]) == set(report["bit_widths"])
     assert report["bit_widths"]["language model"][0]["type"] == "u8"
-    assert made.stderr.splitlines()[-1].startswith(f"{output} is complete; it took at most ")
+    assert conversion.stderr.splitlines()[-1].startswith(f"{output} is complete; it took at most ")
 
-    asked = program("ask", output, "--image", photo, "--question", "What?", "--max-new-tokens", 5)
-    assert asked.returncode == 0, asked.stderr
-    answer = json.loads(asked.stdout)
+    reply = program("ask", output, "--image", photo, "--question", "What?", "--max-new-tokens", 5)
+    assert reply.returncode == 0, reply.stderr
+    answer = json.loads(reply.stdout)
     assert answer["text"] and 1 <= answer["tokens"] <= 5
     assert answer["seconds"]["first_token"] > answer["seconds"]["per_token"] > 0
-    assert asked.stderr == f"note: {NOTICE}\n"
+    assert reply.stderr == f"note: {NOTICE}\n"
 
 
 def test_converting_again_says_that_it_is_there(run, checkpoint, converted):
-    code, printed, said = run("convert", checkpoint, "--precision", "fp16", "--output", converted)
+    code, printed, messages = run(
+        "convert", checkpoint, "--precision", "fp16", "--output", converted
+    )
     assert code == 0
     assert "language model   f16          15   100%\n" in printed
-    assert said == f"{converted} is there already, made of the same checkpoint and settings.\n"
+    assert messages == f"{converted} is there already, made of the same checkpoint and settings.\n"
 
 
 def test_an_answer_is_printed_as_it_comes(run, converted, photo):
     arguments = ("ask", converted, "--image", photo, "--question", "What is it?")
-    code, printed, said = run(*arguments, "--max-new-tokens", 5)
+    code, printed, messages = run(*arguments, "--max-new-tokens", 5)
     assert code == 0 and len(printed.strip()) > 0 and printed.endswith("\n")
-    assert said == f"note: {NOTICE}\n"
+    assert messages == f"note: {NOTICE}\n"
 
 
 def test_asking_without_a_picture_and_with_two(run_json, converted, photo):
@@ -104,26 +115,26 @@ def test_a_model_that_knows_more_says_no_notice(run, converted, tmp_path):
     del manifest["files"]["bundled.json"]
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (folder / "bundled.json").unlink()
-    code, _, said = run("ask", folder, "--question", "What?", "--max-new-tokens", 2)
-    assert (code, said) == (0, "")
+    code, _, messages = run("ask", folder, "--question", "What?", "--max-new-tokens", 2)
+    assert (code, messages) == (0, "")
 
 
 def test_evaluating(run, run_json, converted):
-    found = run_json("evaluate", converted, "--questions", 7, "--seed", 5)
-    assert (found["questions"], found["seed"]) == (7, 5)
+    report = run_json("evaluate", converted, "--questions", 7, "--seed", 5)
+    assert (report["questions"], report["seed"]) == (7, 5)
     kinds = ["all", "describe", "count", "colour", "shape", "where", "unusual", "word"]
-    assert list(found["accuracy"]) == kinds
-    assert all(0 <= share <= 1 for share in found["accuracy"].values())
-    code, printed, said = run("evaluate", converted, "--questions", 2)
-    assert code == 0 and "all" in printed and "2 of 2 questions answered" in said
+    assert list(report["accuracy"]) == kinds
+    assert all(0 <= share <= 1 for share in report["accuracy"].values())
+    code, printed, messages = run("evaluate", converted, "--questions", 2)
+    assert code == 0 and "all" in printed and "2 of 2 questions answered" in messages
 
 
 def test_what_a_folder_holds(run, run_json, converted):
-    found = run_json("info", converted)
-    assert found["source"]["name"] == "internvl2"
-    assert set(found["bytes"]) == {"image encoder", "text embeddings", "language model"}
-    code, printed, said = run("info", converted)
-    assert (code, said) == (0, "")
+    info = run_json("info", converted)
+    assert info["source"]["name"] == "internvl2"
+    assert set(info["bytes"]) == {"image encoder", "text embeddings", "language model"}
+    code, printed, messages = run("info", converted)
+    assert (code, messages) == (0, "")
     assert printed.startswith("made of internvl2 with openvino ") and "f16 100%" in printed
 
 
@@ -142,13 +153,13 @@ def bad_checkpoint(checkpoint, tmp_path):
     return make
 
 
-def assert_refused(result: tuple[int, str, str], *sentence: str) -> None:
-    """Check for exit code 1, nothing printed, and one sentence behind what was said before."""
-    code, printed, said = result
-    error = said.splitlines()[-1]
+def assert_refused(result: Result, *sentence: str) -> None:
+    """Check for exit code 1, nothing printed, and one sentence behind the messages before it."""
+    code, printed, messages = result
+    error = messages.splitlines()[-1]
     assert (code, printed) == (1, "")
     assert error.startswith("error: ") and error.endswith((".", "again."))
-    assert "Traceback" not in said
+    assert "Traceback" not in messages
     assert all(part in error for part in sentence), error
 
 

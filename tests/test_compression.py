@@ -57,7 +57,7 @@ def layers(widths: list[BitWidth]) -> dict[str, int]:
         ("int4-sym", {"i4": DECODER, "u8": HEAD}, {"u8": 1}, {"u8": ENCODER}),
     ],
 )
-def test_each_preset_s_bit_widths(stored, preset, language_model, embeddings, encoder):
+def test_bit_widths_of_each_preset(stored, preset, language_model, embeddings, encoder):
     widths = {part: bit_widths(model) for part, model in stored[preset].items()}
     assert {part: layers(part_widths) for part, part_widths in widths.items()} == {
         IMAGE_ENCODER: encoder,
@@ -90,9 +90,9 @@ def test_each_preset_is_smaller_than_the_one_before(stored, tmp_path):
 def test_a_ratio_leaves_some_layers_at_8_bits(language_model):
     before = stored_bytes(language_model)
     widths = bit_widths(compress(language_model, Weights("int4-asym", ratio=0.5)))
-    found = layers(widths)
-    assert sum(found.values()) == DECODER + HEAD
-    assert 0 < found["u4"] < DECODER
+    layers_by_type = layers(widths)
+    assert sum(layers_by_type.values()) == DECODER + HEAD
+    assert 0 < layers_by_type["u4"] < DECODER
     assert stored_bytes(language_model) < before
 
 
@@ -125,8 +125,8 @@ def test_layers_alike_are_rounded_by_one_model(converted, monkeypatch, mode):
 
     monkeypatch.setattr(optimized_models, "_compile_ov_model", counted)
     weights = Weights(mode, group_size=32)
-    ours, number = compress(read(path), weights), len(compiled)
-    assert_same(ours, by_nncf_alone(read(path), mode))
+    actual, number = compress(read(path), weights), len(compiled)
+    assert_same(actual, by_nncf_alone(read(path), mode))
     assert number <= 2 and len(compiled) - number > 10  # NumPy rounds the smallest layers
 
 
@@ -136,8 +136,8 @@ def test_large_results_stay_where_they_are(converted, monkeypatch, mode):
     monkeypatch.setattr(compression, "_LARGE", 0)
     monkeypatch.delattr(compression, "_copy")
     read, path = ov.Core().read_model, converted / FILES[LANGUAGE_MODEL]
-    ours = compress(read(path), Weights(mode, group_size=32))
-    assert_same(ours, by_nncf_alone(read(path), mode))
+    actual = compress(read(path), Weights(mode, group_size=32))
+    assert_same(actual, by_nncf_alone(read(path), mode))
 
 
 def by_nncf_alone(model: ov.Model, mode: str) -> ov.Model:
@@ -145,12 +145,13 @@ def by_nncf_alone(model: ov.Model, mode: str) -> ov.Model:
     return nncf.compress_weights(model, mode=compression._MODES[mode], **options)
 
 
-def assert_same(ours: ov.Model, theirs: ov.Model) -> None:
+def assert_same(actual: ov.Model, expected: ov.Model) -> None:
     """Compare the operations and the bytes of all constants."""
-    for one, other in zip(ours.get_ordered_ops(), theirs.get_ordered_ops(), strict=True):
-        assert one.get_type_name() == other.get_type_name()
-        if one.get_type_name() == "Constant":
-            assert one.get_data().tobytes() == other.get_data().tobytes()
+    pairs = zip(actual.get_ordered_ops(), expected.get_ordered_ops(), strict=True)
+    for operation, counterpart in pairs:
+        assert operation.get_type_name() == counterpart.get_type_name()
+        if operation.get_type_name() == "Constant":
+            assert operation.get_data().tobytes() == counterpart.get_data().tobytes()
 
 
 def test_fp16_leaves_a_model_as_it_is(language_model):
@@ -194,11 +195,11 @@ def test_weights_that_look_at_samples(language_model, inputs, name):
 
 
 def test_no_more_samples_are_looked_at_than_said(language_model, inputs):
-    one, three = (
+    single, several = (
         weight_bytes(compress(language_model.clone(), weights, inputs[LANGUAGE_MODEL]))
         for weights in (replace(AWARE["gptq"], samples=1), AWARE["gptq"])
     )
-    assert one != three
+    assert single != several
 
 
 def test_looking_at_samples_brings_their_logits_closer(language_model, inputs):
@@ -222,14 +223,14 @@ def logits_of(model: ov.Model, feeds: compression.Inputs) -> np.ndarray:
 def test_the_state_is_reset_between_samples(language_model, inputs):
     """NNCF does it; with it, samples in another order give the same statistics, so weights."""
     samples = list(inputs[LANGUAGE_MODEL])
-    found = [
+    weights = [
         weight_bytes(compress(language_model.clone(), AWARE["awq"], order))
         for order in (samples, samples[::-1])
     ]
-    assert len(set(found)) == 1
+    assert len(set(weights)) == 1
 
 
-def test_the_image_encoder_s_activations_in_8_bits(converted, inputs):
+def test_activations_of_the_image_encoder_in_8_bits(converted, inputs):
     model = ov.Core().read_model(converted / FILES[IMAGE_ENCODER])
     samples = inputs[IMAGE_ENCODER]
     quantized = compress(model.clone(), Quantization(samples=3), samples)
@@ -237,10 +238,10 @@ def test_the_image_encoder_s_activations_in_8_bits(converted, inputs):
     assert stored_bytes(quantized) < 0.75 * stored_bytes(model)
     kinds = Counter(node.get_type_name() for node in quantized.get_ops())
     assert kinds["FakeQuantize"] > ENCODER // 2
-    exact, rounded = (ov.compile_model(one, "CPU") for one in (model, quantized))
+    exact, rounded = (ov.compile_model(part, "CPU") for part in (model, quantized))
     for feed in samples:
-        wanted, found = exact(feed)[0], rounded(feed)[0]
-        assert 0 < np.abs(found - wanted).mean() < 0.2 * np.abs(wanted).mean()
+        expected, actual = exact(feed)[0], rounded(feed)[0]
+        assert 0 < np.abs(actual - expected).mean() < 0.2 * np.abs(expected).mean()
 
 
 @pytest.mark.parametrize("weights", [*AWARE.values(), Quantization()], ids=str)
@@ -267,7 +268,7 @@ def test_what_they_say_of_themselves():
     )
 
 
-def test_a_preset_s_own_image_encoder():
+def test_a_preset_with_its_own_image_encoder():
     preset = replace(find_preset("int4"), image_encoder=presets.FP16)
     assert preset.weights_of(IMAGE_ENCODER) == presets.FP16
     assert preset.weights_of(TEXT_EMBEDDINGS) == presets.INT8
@@ -313,7 +314,7 @@ def test_a_preset_that_does_not_exist():
         find_preset("int5")
 
 
-def test_a_preset_s_changes_are_its_language_model_s():
+def test_changes_of_a_preset_are_for_its_language_model():
     preset = find_preset("int4", group_size=64, ratio=None)
     assert preset.weights_of(LANGUAGE_MODEL) == Weights("int4-asym", group_size=64)
     assert preset.weights_of(IMAGE_ENCODER) == Weights("int8")
@@ -335,7 +336,7 @@ def test_rows_for_a_table():
     ]
 
 
-def test_the_choice_s_first_value(monkeypatch):
+def test_the_first_value_of_the_choice(monkeypatch):
     assert choices.choose_precision().value == "int4"
     monkeypatch.setenv("VLM_PRECISION", "int8")
     assert choices.choose_precision().value == "int8"
@@ -344,23 +345,23 @@ def test_the_choice_s_first_value(monkeypatch):
         choices.choose_precision()
 
 
-def test_a_notebook_s_own_presets_are_offered():
-    own = find_preset("int4", ratio=0.8)
-    choice = choices.choose_precision(presets={"int8": find_preset("int8"), "int4": own})
+def test_presets_of_a_notebook_are_offered():
+    preset = find_preset("int4", ratio=0.8)
+    choice = choices.choose_precision(presets={"int8": find_preset("int8"), "int4": preset})
     assert list(choice.options) == ["int8", "int4"]
-    assert str(own) in choice.line
+    assert str(preset) in choice.line
 
 
 def test_ways_for_the_image_encoder_are_offered(monkeypatch):
-    ways = {"int8": presets.INT8, "int8-activations": Quantization()}
-    choice = choices.choose_image_encoder(ways, default="int8")
+    encoders = {"int8": presets.INT8, "int8-activations": Quantization()}
+    choice = choices.choose_image_encoder(encoders, default="int8")
     assert choice.value == "int8"
     monkeypatch.setenv("VLM_IMAGE_ENCODER", "int8-activations")
-    choice = choices.choose_image_encoder(ways, default="int8")
+    choice = choices.choose_image_encoder(encoders, default="int8")
     assert choice.line == f"Image encoder: int8-activations ({Quantization()})"
 
 
-def test_each_layer_s_type_by_its_module(stored):
+def test_the_type_of_each_layer_by_its_module(stored):
     types = bit_widths.layer_types(stored["int4"][LANGUAGE_MODEL])
     assert len(types) == DECODER + HEAD
     assert types["decoder.lm_head"] == "u8"

@@ -40,7 +40,7 @@ FP16 = find_preset("fp16")
 
 
 @pytest.fixture
-def made(converted, tmp_path):
+def output(converted, tmp_path):
     """Return a copy of a finished conversion, to be damaged."""
     return shutil.copytree(converted, tmp_path / "made")
 
@@ -52,21 +52,21 @@ def parts(converted):
 
 
 @pytest.fixture
-def convert_quickly(parts, monkeypatch):
-    """Return `convert` with parts that were traced before, and a list of those it took."""
-    taken: list[str] = []
+def quick_parts(parts, monkeypatch):
+    """Let conversions take parts that were traced before; return a list of those they took."""
+    names: list[str] = []
     models = dict(parts())
 
     def convert_part(part):
-        taken.append(part.name)
+        names.append(part.name)
         return models[part.name].clone()
 
     monkeypatch.setattr(conversion, "convert_part", convert_part)
-    return convert, taken
+    return names
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 # What a finished folder holds
@@ -120,9 +120,9 @@ def test_the_size_that_is_expected_is_about_what_comes_out(checkpoint, tmp_path,
     preset = find_preset(precision)
     expected = expected_bytes(load_model(checkpoint), preset)
     convert(checkpoint, tmp_path / "made", preset)
-    written = sum(path.stat().st_size for path in (tmp_path / "made").glob("*.bin"))
+    actual = sum(path.stat().st_size for path in (tmp_path / "made").glob("*.bin"))
     # Scales take room too, the last layer stays at 8 bits; constants that are equal are kept once.
-    assert 0.85 < written / expected < 1.4
+    assert 0.85 < actual / expected < 1.4
 
 
 def test_the_memory_that_looking_at_samples_takes(checkpoint):
@@ -148,8 +148,8 @@ def test_the_memory_that_looking_at_samples_takes(checkpoint):
 
 def test_the_memory_that_a_large_model_takes():
     model = without_weights(find_original("internvl2-1b").config)
-    wanted = expected_bytes(model, FP16) + conversion.BESIDE_THE_RESULT
-    assert conversion.expected_memory(model, FP16) == pytest.approx(wanted)
+    expected = expected_bytes(model, FP16) + conversion.BESIDE_THE_RESULT
+    assert conversion.expected_memory(model, FP16) == pytest.approx(expected)
 
 
 def test_parts_that_are_compressed_already_are_written_as_they_are(
@@ -165,12 +165,11 @@ def test_parts_that_are_compressed_already_are_written_as_they_are(
     assert widths == bit_widths_of(read_manifest(converted))
 
 
-def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch, convert_quickly):
-    convert, taken = convert_quickly
+def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch, quick_parts):
     monkeypatch.setattr("helpers.convert.conversion.free_disk", lambda folder: 1000)
     with pytest.raises(OutputError, match="but only 0.0 MB are free"):
         convert(checkpoint, tmp_path / "made", FP16)
-    assert taken == [] and list(tmp_path.iterdir()) == []
+    assert quick_parts == [] and list(tmp_path.iterdir()) == []
 
 
 def memory_of(monkeypatch, *, free: float, swap: float) -> None:
@@ -178,62 +177,54 @@ def memory_of(monkeypatch, *, free: float, swap: float) -> None:
         monkeypatch.setattr(psutil, name, lambda value=value: SimpleNamespace(**value))
 
 
-def test_too_little_memory_is_found_before_the_work(
-    checkpoint, tmp_path, monkeypatch, convert_quickly
-):
-    convert, taken = convert_quickly
+def test_too_little_memory_is_found_before_the_work(checkpoint, tmp_path, monkeypatch, quick_parts):
     memory_of(monkeypatch, free=1e8, swap=1e7)
     with pytest.raises(SettingsError, match=r"takes about .* but only 110.0 MB are free; close"):
         convert(checkpoint, tmp_path / "made", FP16)
-    assert taken == [] and list(tmp_path.iterdir()) == []
+    assert quick_parts == [] and list(tmp_path.iterdir()) == []
 
 
-def test_swap_space_is_told(checkpoint, tmp_path, monkeypatch, convert_quickly):
-    convert, taken = convert_quickly
+def test_swap_space_is_told(checkpoint, tmp_path, monkeypatch, quick_parts):
     memory_of(monkeypatch, free=1e8, swap=1e12)
     lines = []
     convert(checkpoint, tmp_path / "made", FP16, report=lines.append)
-    assert taken and "so it may be very slow" in lines[1]
+    assert quick_parts and "so it may be very slow" in lines[1]
 
 
 # Converting again
 
 
-def test_a_finished_folder_is_kept(made, checkpoint, convert_quickly):
-    convert, taken = convert_quickly
-    before, lines = contents(made), []
-    widths = convert(checkpoint, made, FP16, report=lines.append)
-    assert contents(made) == before and taken == []
+def test_a_finished_folder_is_kept(output, checkpoint, quick_parts):
+    before, lines = contents(output), []
+    widths = convert(checkpoint, output, FP16, report=lines.append)
+    assert contents(output) == before and quick_parts == []
     assert "is there already" in lines[0] and len(lines) == 1
     assert set(widths) == set(FILES)
 
 
-def test_other_settings_replace_it(made, checkpoint, convert_quickly):
-    convert, taken = convert_quickly
-    widths = convert(checkpoint, made, find_preset("int4"))
-    assert taken == list(FILES)
-    manifest = read_manifest(made)
+def test_other_settings_replace_it(output, checkpoint, quick_parts):
+    widths = convert(checkpoint, output, find_preset("int4"))
+    assert quick_parts == list(FILES)
+    manifest = read_manifest(output)
     assert manifest["preset"]["language_model"]["mode"] == "int4-asym"
     assert widths[LANGUAGE_MODEL][0].type == "u4"
     assert manifest["bit_widths"][LANGUAGE_MODEL][0]["type"] == "u4"
-    assert [path.name for path in made.parent.iterdir()] == ["made"]
+    assert [path.name for path in output.parent.iterdir()] == ["made"]
 
 
-def test_another_checkpoint_replaces_it(made, checkpoint, convert_quickly, tmp_path):
-    convert, taken = convert_quickly
+def test_another_checkpoint_replaces_it(output, checkpoint, quick_parts, tmp_path):
     other = shutil.copytree(checkpoint, tmp_path / "other")
-    convert(other, made, FP16)
-    assert taken and read_manifest(made)["source"]["name"] == "other"
+    convert(other, output, FP16)
+    assert quick_parts and read_manifest(output)["source"]["name"] == "other"
 
 
 @pytest.mark.parametrize("damage", ["a file", "the manifest", "the format"])
-def test_a_damaged_folder_is_made_anew(made, checkpoint, convert_quickly, damage):
-    convert, taken = convert_quickly
-    DAMAGES[damage](made)
+def test_a_damaged_folder_is_made_anew(output, checkpoint, quick_parts, damage):
+    DAMAGES[damage](output)
     with pytest.raises(OutputError, match="run `python -m helpers convert` again"):
-        read_manifest(made)
-    convert(checkpoint, made, FP16)
-    assert taken and read_manifest(made)
+        read_manifest(output)
+    convert(checkpoint, output, FP16)
+    assert quick_parts and read_manifest(output)
 
 
 def shorten(path: Path) -> None:
@@ -267,18 +258,18 @@ DAMAGES = {
         ("the format", "made was made by another version"),
     ],
 )
-def test_a_damaged_folder_is_told_when_it_is_opened(made, damage, message):
-    DAMAGES[damage](made)
+def test_a_damaged_folder_is_told_when_it_is_opened(output, damage, message):
+    DAMAGES[damage](output)
     with pytest.raises(OutputError, match=message) as caught:
-        VisionLanguagePipeline(made)
+        VisionLanguagePipeline(output)
     assert "convert` again" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_part_damaged_in_place_is_told(made):
-    path = made / FILES[LANGUAGE_MODEL]
+def test_a_part_damaged_in_place_is_told(output):
+    path = output / FILES[LANGUAGE_MODEL]
     path.write_bytes(b"<" * path.stat().st_size)
     with pytest.raises(OutputError, match="is damaged; convert the checkpoint again"):
-        VisionLanguagePipeline(made)
+        VisionLanguagePipeline(output)
 
 
 # What goes wrong on the way
@@ -332,38 +323,36 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_any_stage(
-    small_disk, checkpoint, converted, monkeypatch, convert_quickly, times
+    small_disk, checkpoint, converted, monkeypatch, quick_parts, repetitions
 ):
-    convert, _ = convert_quickly
     monkeypatch.setattr(
         "helpers.convert.conversion.free_disk", lambda folder: 10**12
     )  # let it begin
-    whole = sum(path.stat().st_size for path in converted.iterdir())
-    number = times("disks that were full", 6, 40)
+    size = sum(path.stat().st_size for path in converted.iterdir())
+    number = repetitions("disks that were full", 6, 40)
     for step in range(number):
-        place = small_disk(2**14 + whole * step // number)
+        place = small_disk(2**14 + size * step // number)
         output = place / "made"
         with pytest.raises(OutputError, match="could not be written|cannot be written") as error:
             convert(checkpoint, output, FP16)
         assert "\n" not in str(error.value)
         assert not output.exists()
-        small_disk(4 * whole)
+        small_disk(4 * size)
         convert(checkpoint, output, FP16)
         assert contents(output) == contents(converted)
         shutil.rmtree(output)
         assert list(place.iterdir()) == []
 
 
-def test_a_folder_that_may_only_be_read(small_disk, checkpoint, tmp_path, convert_quickly):
+def test_a_folder_that_may_only_be_read(small_disk, checkpoint, tmp_path, quick_parts):
     place = tmp_path / "mine"
     place.mkdir(mode=0o555)
     if os.access(place, os.W_OK):  # as the administrator, for whom only a disk can be closed
         place = small_disk(2**20)
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
-    convert, taken = convert_quickly
     with pytest.raises(OutputError, match="cannot be written .*; give another folder"):
         convert(checkpoint, place / "made", FP16)
-    assert taken == [] and list(place.iterdir()) == []
+    assert quick_parts == [] and list(place.iterdir()) == []
 
 
 def test_a_disk_that_is_full_is_told(parts, checkpoint, tmp_path, monkeypatch):
@@ -376,7 +365,7 @@ def test_a_disk_that_is_full_is_told(parts, checkpoint, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_openvino_s_own_error_of_a_full_disk_is_told(parts, checkpoint, tmp_path, monkeypatch):
+def test_an_error_of_openvino_about_a_full_disk_is_told(parts, checkpoint, tmp_path, monkeypatch):
     def full(*_, **__):
         raise RuntimeError("basic_ios::clear: iostream error")  # as it says on Linux
 
@@ -416,21 +405,21 @@ def test_a_folder_that_nobody_can_write(checkpoint):
 
 
 @pytest.mark.parametrize("output", [".", "../work/"])
-def test_the_folder_where_one_is(converted, checkpoint, convert_quickly, tmp_path, output):
+def test_the_folder_where_one_is(converted, checkpoint, quick_parts, tmp_path, output):
     (tmp_path / "work").mkdir()
     here = Path.cwd()
     os.chdir(tmp_path / "work")
     try:
-        convert_quickly[0](checkpoint, Path(output), FP16)
+        convert(checkpoint, Path(output), FP16)
     finally:
         os.chdir(here)
     assert read_manifest(tmp_path / "work")
 
 
-def test_a_link_is_followed(converted, checkpoint, convert_quickly, tmp_path):
+def test_a_link_is_followed(converted, checkpoint, quick_parts, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
-    convert_quickly[0](checkpoint, tmp_path / "link", FP16)
+    convert(checkpoint, tmp_path / "link", FP16)
     assert (tmp_path / "link").is_symlink() and read_manifest(tmp_path / "real")
 
 
@@ -444,14 +433,14 @@ def test_no_checkpoint_leaves_no_output(tmp_path):
 
 @pytest.mark.parametrize("missing", [("tokenizer.json", "vocab.json"), ("tokenizer_config.json",)])
 def test_a_checkpoint_without_its_tokenizer_is_refused_or_works(
-    checkpoint, convert_quickly, tmp_path, missing
+    checkpoint, quick_parts, tmp_path, missing
 ):
     """What cannot answer later is refused now."""
     source = shutil.copytree(checkpoint, tmp_path / "source")
     for name in missing:
         (source / name).unlink()
     try:
-        convert_quickly[0](source, tmp_path / "made", FP16)
+        convert(source, tmp_path / "made", FP16)
     except UserError as error:
         assert "tokenizer" in str(error)
         assert not (tmp_path / "made").exists()
@@ -468,8 +457,8 @@ def test_a_checkpoint_without_its_tokenizer_is_refused_or_works(
 def test_control_c_leaves_no_more_than_finished_parts(checkpoint, tmp_path, line, left):
     command = command_for(checkpoint, tmp_path / "made")
     with subprocess.Popen(command, **PIPES) as process:
-        for said in process.stderr:
-            if said.startswith(line):
+        for message in process.stderr:
+            if message.startswith(line):
                 break
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
@@ -490,7 +479,7 @@ def command_for(checkpoint: Path, output: Path) -> list:
 
 
 def interrupt_at(part_name: str, monkeypatch) -> None:
-    """Let the conversion of a part fail; the patch of `convert_quickly` stays below."""
+    """Let the conversion of a part fail; the patch of `quick_parts` stays below."""
     convert_part = conversion.convert_part
 
     def interrupted(part):
@@ -502,29 +491,28 @@ def interrupt_at(part_name: str, monkeypatch) -> None:
 
 
 @pytest.fixture
-def interrupted(checkpoint, tmp_path, convert_quickly, monkeypatch):
-    """Return an output whose conversion stopped at the language model, and `convert_quickly`."""
+def interrupted_output(checkpoint, tmp_path, quick_parts, monkeypatch):
+    """Return the output of a conversion that stopped at the language model."""
     output = tmp_path / "made"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(LANGUAGE_MODEL, patch)
         convert(checkpoint, output, FP16)
-    convert_quickly[1].clear()
-    return output, *convert_quickly
+    quick_parts.clear()
+    return output
 
 
-def test_finished_parts_are_used_again(interrupted, converted, checkpoint):
-    output, convert, taken = interrupted
-    assert not output.exists()
+def test_finished_parts_are_used_again(interrupted_output, quick_parts, converted, checkpoint):
+    assert not interrupted_output.exists()
     with pytest.raises(
         OutputError, match="was interrupted and lacks language model; run .* again to go on"
     ):
-        VisionLanguagePipeline(output)
+        VisionLanguagePipeline(interrupted_output)
     lines = []
-    widths = convert(checkpoint, output, FP16, report=lines.append)
-    assert taken == [LANGUAGE_MODEL] and list(widths) == list(FILES)
+    widths = convert(checkpoint, interrupted_output, FP16, report=lines.append)
+    assert quick_parts == [LANGUAGE_MODEL] and list(widths) == list(FILES)
     assert f"{IMAGE_ENCODER}: finished before the interruption" in lines
-    assert contents(output) == contents(converted)
-    assert [path.name for path in output.parent.iterdir()] == ["made"]
+    assert contents(interrupted_output) == contents(converted)
+    assert [path.name for path in interrupted_output.parent.iterdir()] == ["made"]
 
 
 def touch(path: Path) -> None:
@@ -532,9 +520,10 @@ def touch(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["source", "precision", "part", "manifest"])
-def test_what_changed_is_not_used_again(interrupted, checkpoint, tmp_path_factory, change):
-    output, convert, taken = interrupted
-    aside = output.parent / ".made.unfinished"
+def test_what_changed_is_not_used_again(
+    interrupted_output, quick_parts, checkpoint, tmp_path_factory, change
+):
+    aside = interrupted_output.parent / ".made.unfinished"
     source = shutil.copytree(checkpoint, tmp_path_factory.mktemp("source") / checkpoint.name)
     for path in source.iterdir():
         shutil.copystat(checkpoint / path.name, path)
@@ -546,13 +535,13 @@ def test_what_changed_is_not_used_again(interrupted, checkpoint, tmp_path_factor
     if change == "manifest":
         (aside / UNFINISHED_MANIFEST).write_text('{"format": 1, "source": 3}', encoding="utf-8")
     (aside / "stray.txt").write_text("of another checkpoint", encoding="utf-8")
-    convert(source, output, find_preset("int8") if change == "precision" else FP16)
-    kept = [TEXT_EMBEDDINGS] if change == "part" else []
-    assert taken == [name for name in FILES if name not in kept]
-    assert not (output / "stray.txt").exists()
+    convert(source, interrupted_output, find_preset("int8") if change == "precision" else FP16)
+    reused = [TEXT_EMBEDDINGS] if change == "part" else []
+    assert quick_parts == [name for name in FILES if name not in reused]
+    assert not (interrupted_output / "stray.txt").exists()
 
 
-def test_a_second_process_is_told_of_the_first(checkpoint, tmp_path, convert_quickly):
+def test_a_second_process_is_told_of_the_first(checkpoint, tmp_path, quick_parts):
     output = tmp_path / "made"
     lock = FileLock(tmp_path / ".made.lock")
     with lock, pytest.raises(OutputError, match="is being written by another process"):
@@ -571,24 +560,23 @@ def test_a_second_process_is_told_of_the_first(checkpoint, tmp_path, convert_qui
 # Looking after folders
 
 
-def test_an_altered_file_is_found_by_reading_it(made):
-    assert len(verify(made)) == len(contents(made)) - 1
-    path = made / "openvino_language_model.bin"
+def test_an_altered_file_is_found_by_reading_it(output):
+    assert len(verify(output)) == len(contents(output)) - 1
+    path = output / "openvino_language_model.bin"
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
-    assert read_manifest(made)
+    assert read_manifest(output)
     with pytest.raises(OutputError, match="^openvino_language_model.bin in .* changed since"):
-        verify(made)
+        verify(output)
 
 
-def test_what_an_interruption_left_is_removed(interrupted, made):
-    output, *_ = interrupted
-    left = output.parent / ".made.unfinished"
-    (output.parent / ".other.replaced").mkdir()
-    (output.parent / ".mine").mkdir()
-    with FileLock(output.parent / ".made.lock"):
-        assert clean(output) == []
-    assert clean(output) == [left]
-    assert clean(output.parent) == [output.parent / ".other.replaced"]
-    assert sorted(path.name for path in output.parent.iterdir()) == [".mine", "made"]
+def test_what_an_interruption_left_is_removed(interrupted_output, output):
+    folder = interrupted_output.parent
+    (folder / ".other.replaced").mkdir()
+    (folder / ".mine").mkdir()
+    with FileLock(folder / ".made.lock"):
+        assert clean(interrupted_output) == []
+    assert clean(interrupted_output) == [folder / ".made.unfinished"]
+    assert clean(folder) == [folder / ".other.replaced"]
+    assert sorted(path.name for path in folder.iterdir()) == [".mine", "made"]

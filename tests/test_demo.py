@@ -5,6 +5,7 @@ import socket
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,12 +29,11 @@ USUAL = (8, False, 0.7, 0.9)  # what the page's usual controls are set to: token
 
 @pytest.fixture(scope="module")
 def page(pipeline, tmp_path_factory):
-    """Serve the page of the small model and return it with its address."""
+    """Serve the page of the small model, and return its `blocks` and its `address`."""
     folder = tmp_path_factory.mktemp("examples")
     examples = save_examples(folder, [(picture(), questions(1)[0][1])])
     blocks = build_page(pipeline, title="Small shapes", examples=examples)
-    address = open_page(blocks)
-    yield blocks, address
+    yield SimpleNamespace(blocks=blocks, address=open_page(blocks))
     blocks.close()
 
 
@@ -60,8 +60,8 @@ class Visitor:
 
     def ask(self, text: str, image=(), tokens: int = 8):
         """Send a question and return the running job."""
-        given = (text, list(image), self.chat, tokens, False, 0.7, 0.9)
-        return self.client.submit(*given, api_name="/ask")
+        inputs = (text, list(image), self.chat, tokens, False, 0.7, 0.9)
+        return self.client.submit(*inputs, api_name="/ask")
 
     def answer(self, text: str, image=(), tokens: int = 8) -> str:
         job = self.ask(text, image, tokens)
@@ -80,7 +80,7 @@ def content(message: dict) -> str:
     return text.partition("\n\n<small>")[0]
 
 
-def expected(pipeline, *turns) -> list[str]:
+def expected_answers(pipeline, *turns) -> list[str]:
     """Return the answers of a conversation that no page is between."""
     conversation = pipeline.conversation()
     return [conversation.ask(text, images, **GREEDY).text for text, images in turns]
@@ -88,9 +88,9 @@ def expected(pipeline, *turns) -> list[str]:
 
 @pytest.fixture
 def window(page):
-    opened = Visitor(page[1])
-    yield opened
-    opened.client.close()
+    visitor = Visitor(page.address)
+    yield visitor
+    visitor.client.close()
 
 
 # The page in use
@@ -99,47 +99,47 @@ def window(page):
 def test_two_questions_about_a_picture(window, pipeline, picture_files):
     first = window.answer(FIRST, picture_files[0])
     second = window.answer(SECOND, picture_files[0])
-    assert [first, second] == expected(pipeline, (FIRST, [picture()]), (SECOND, []))
+    assert [first, second] == expected_answers(pipeline, (FIRST, [picture()]), (SECOND, []))
     assert [message["role"] for message in window.chat] == ["user", "assistant"] * 2
     assert [content(message) for message in window.chat[::2]] == [FIRST, SECOND]
     assert re.search(r"first token \d+ ms, then [\d.]+ ms each", str(window.chat[-1]))
 
 
 def test_a_question_without_a_picture(window, pipeline):
-    assert [window.answer(FIRST)] == expected(pipeline, (FIRST, []))
+    assert [window.answer(FIRST)] == expected_answers(pipeline, (FIRST, []))
 
 
 def test_an_answer_streams_in(window, slowly):
     job = window.ask(FIRST, tokens=20)
-    seen = [content(chat[-1]) for chat, _ in job]
-    assert seen[0] == "" and len(set(seen)) > 2
-    assert all(late.startswith(early.strip()) for early, late in pairwise(seen))
+    texts = [content(chat[-1]) for chat, _ in job]
+    assert texts[0] == "" and len(set(texts)) > 2
+    assert all(late.startswith(early.strip()) for early, late in pairwise(texts))
 
 
 def test_another_picture_starts_anew(window, pipeline, picture_files):
     window.answer(FIRST, picture_files[0])
     second = window.answer(FIRST, picture_files[1])
-    assert [second] == expected(pipeline, (FIRST, [picture(1)]))
+    assert [second] == expected_answers(pipeline, (FIRST, [picture(1)]))
 
 
 def test_several_pictures(window, pipeline, tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(2)]
     for number, path in enumerate(paths):
         picture(number).save(path)
-    wanted = expected(pipeline, (FIRST, [picture(0), picture(1)]))
-    assert [window.answer(FIRST, gallery(*paths))] == wanted
+    expected = expected_answers(pipeline, (FIRST, [picture(0), picture(1)]))
+    assert [window.answer(FIRST, gallery(*paths))] == expected
 
 
 def test_a_model_for_one_picture(pipeline, picture_files, monkeypatch):
     monkeypatch.setattr(pipeline.processor, "most_pictures", 1)
     blocks = build_page(pipeline, title="One picture")
-    opened = Visitor(open_page(blocks))
+    visitor = Visitor(open_page(blocks))
     try:
-        given = (FIRST, picture_files[0][0]["image"], [], *USUAL)
-        chat, _ = opened.client.predict(*given, api_name="/ask")
-        assert [content(chat[-1])] == expected(pipeline, (FIRST, [picture()]))
+        inputs = (FIRST, picture_files[0][0]["image"], [], *USUAL)
+        chat, _ = visitor.client.predict(*inputs, api_name="/ask")
+        assert [content(chat[-1])] == expected_answers(pipeline, (FIRST, [picture()]))
     finally:
-        opened.client.close()
+        visitor.client.close()
         blocks.close()
 
 
@@ -148,39 +148,39 @@ def test_no_upload_outlives_the_page(pipeline, tmp_path):
     blocks = build_page(pipeline, title="Closed")
     address = open_page(blocks)
     picture().save(tmp_path / "left.png")
-    sent = {"files": ("left.png", (tmp_path / "left.png").read_bytes())}
-    kept = [Path(path) for path in httpx.post(f"{address}gradio_api/upload", files=sent).json()]
-    assert [path.name for path in kept] == ["left.png"] and kept[0].exists()
+    files = {"files": ("left.png", (tmp_path / "left.png").read_bytes())}
+    uploads = [Path(path) for path in httpx.post(f"{address}gradio_api/upload", files=files).json()]
+    assert [path.name for path in uploads] == ["left.png"] and uploads[0].exists()
     blocks.close()
-    assert not kept[0].exists()
+    assert not uploads[0].exists()
 
 
 def test_a_question_that_waits_shows_its_place(page, pipeline, slowly):
     slowly.seconds = 0.2
-    windows = [Visitor(page[1]) for _ in range(3)]
+    visitors = [Visitor(page.address) for _ in range(3)]
     jobs = []
-    for opened in windows:
-        jobs.append(opened.ask(FIRST))
+    for visitor in visitors:
+        jobs.append(visitor.ask(FIRST))
         time.sleep(0.3)
     chats = [[content(chat[-1]) for chat, _ in job] for job in jobs]
-    assert not any("waiting" in shown for shown in chats[0])
-    assert any("before this one: 1" in shown for shown in chats[1])
-    assert any("before this one: 2" in shown for shown in chats[2])
-    assert [shown[-1] for shown in chats] == expected(pipeline, (FIRST, [])) * 3
-    for opened in windows:
-        opened.client.close()
+    assert not any("waiting" in text for text in chats[0])
+    assert any("before this one: 1" in text for text in chats[1])
+    assert any("before this one: 2" in text for text in chats[2])
+    assert [texts[-1] for texts in chats] == expected_answers(pipeline, (FIRST, [])) * 3
+    for visitor in visitors:
+        visitor.client.close()
 
 
 def test_windows_are_kept_apart(page, pipeline, picture_files):
-    windows = [Visitor(page[1]), Visitor(page[1])]
+    visitors = [Visitor(page.address), Visitor(page.address)]
     for text in (FIRST, SECOND):
-        jobs = [w.ask(text, picture_files[number]) for number, w in enumerate(windows)]
-        for opened, job in zip(windows, jobs, strict=True):
-            opened.chat = job.result(timeout=60)[0]
-    for number, opened in enumerate(windows):
-        answers = [content(message) for message in opened.chat[1::2]]
-        assert answers == expected(pipeline, (FIRST, [picture(number)]), (SECOND, []))
-        opened.client.close()
+        jobs = [visitor.ask(text, picture_files[number]) for number, visitor in enumerate(visitors)]
+        for visitor, job in zip(visitors, jobs, strict=True):
+            visitor.chat = job.result(timeout=60)[0]
+    for number, visitor in enumerate(visitors):
+        answers = [content(message) for message in visitor.chat[1::2]]
+        assert answers == expected_answers(pipeline, (FIRST, [picture(number)]), (SECOND, []))
+        visitor.client.close()
 
 
 def test_clear_forgets(window, pipeline, picture_files):
@@ -188,7 +188,7 @@ def test_clear_forgets(window, pipeline, picture_files):
     window.chat = window.press("/forget")
     assert window.chat == []
     second = window.answer(SECOND, picture_files[0])
-    assert [second] == expected(pipeline, (SECOND, [picture()]))
+    assert [second] == expected_answers(pipeline, (SECOND, [picture()]))
 
 
 def test_stop_ends_the_answer(window, slowly):
@@ -204,22 +204,22 @@ def test_stop_ends_the_answer(window, slowly):
     assert window.answer(SECOND)
 
 
-def test_stop_of_one_window_leaves_the_other_s_answer(page, pipeline, slowly):
-    windows = [Visitor(page[1]), Visitor(page[1])]
-    job = windows[0].ask(FIRST)
-    windows[1].press("/stop_answer")
-    assert [content(job.result(timeout=60)[0][-1])] == expected(pipeline, (FIRST, []))
-    for opened in windows:
-        opened.client.close()
+def test_stop_of_one_window_leaves_the_answer_of_the_other(page, pipeline, slowly):
+    visitors = [Visitor(page.address), Visitor(page.address)]
+    job = visitors[0].ask(FIRST)
+    visitors[1].press("/stop_answer")
+    assert [content(job.result(timeout=60)[0][-1])] == expected_answers(pipeline, (FIRST, []))
+    for visitor in visitors:
+        visitor.client.close()
 
 
 TOO_LONG = "What? " * 600
 
 
 def test_an_error_is_one_sentence_in_the_chat(window):
-    shown = window.answer(TOO_LONG)
-    assert "but the model's context holds 512; ask less or start a new one." in shown
-    assert "\n" not in shown
+    message = window.answer(TOO_LONG)
+    assert "but the model's context holds 512; ask less or start a new one." in message
+    assert "\n" not in message
     assert window.answer(FIRST)
 
 
@@ -227,13 +227,13 @@ def test_an_answer_is_given_anew(window, pipeline, picture_files):
     first = window.answer(FIRST, picture_files[0])
     window.answer(SECOND, picture_files[0])
     window.chat = window.client.predict(window.chat, *USUAL, api_name="/regenerate")
-    assert [content(m) for m in window.chat[::2]] == [FIRST, SECOND]
-    answers = [content(m) for m in window.chat[1::2]]
-    assert answers == expected(pipeline, (FIRST, [picture()]), (SECOND, []))
+    assert [content(message) for message in window.chat[::2]] == [FIRST, SECOND]
+    answers = [content(message) for message in window.chat[1::2]]
+    assert answers == expected_answers(pipeline, (FIRST, [picture()]), (SECOND, []))
     assert answers[0] == first
     third = window.answer(FIRST, picture_files[0])
     turns = ((FIRST, [picture()]), (SECOND, []), (FIRST, []))
-    assert third == expected(pipeline, *turns)[-1]
+    assert third == expected_answers(pipeline, *turns)[-1]
 
 
 def test_nothing_to_give_anew(window):
@@ -265,27 +265,27 @@ CONTROLS = (
     ],
 )
 def test_what_controls_are_set_to(values, options):
-    found = controls.options_of(CONTROLS, values)
-    assert found == options
-    assert isinstance(found["num_beams"], int)
+    settings = controls.options_of(CONTROLS, values)
+    assert settings == options
+    assert isinstance(settings["num_beams"], int)
 
 
 def test_a_page_with_controls_of_its_own(pipeline):
     blocks = build_page(pipeline, title="Beams", controls=CONTROLS)
-    opened = Visitor(open_page(blocks))
+    visitor = Visitor(open_page(blocks))
     try:
-        job = opened.client.submit(FIRST, [], [], 8, "beams", 3, 0.8, api_name="/ask")
-        (chat, _), wanted = job.result(timeout=60), pipeline.ask(FIRST, num_beams=3, **GREEDY)
-        assert content(chat[-1]) == wanted.text
+        job = visitor.client.submit(FIRST, [], [], 8, "beams", 3, 0.8, api_name="/ask")
+        (chat, _), expected = job.result(timeout=60), pipeline.ask(FIRST, num_beams=3, **GREEDY)
+        assert content(chat[-1]) == expected.text
         assert "3 beams, all at once after" in str(chat[-1])
         assert windows.AT_ONCE in str(job.outputs()[0][0][-1])
-        chat = opened.client.predict(chat, 8, "sampling", 3, 0.8, api_name="/regenerate")
+        chat = visitor.client.predict(chat, 8, "sampling", 3, 0.8, api_name="/regenerate")
         assert len(chat) == 2 and "first token" in str(chat[-1])
-        shown = {c.label for c in blocks.blocks.values() if hasattr(c, "label")}
-        assert {"Decode type", "Number of beams", "Top-p", "Maximum new tokens"} <= shown
-        assert "Temperature" not in shown
+        labels = {block.label for block in blocks.blocks.values() if hasattr(block, "label")}
+        assert {"Decode type", "Number of beams", "Top-p", "Maximum new tokens"} <= labels
+        assert "Temperature" not in labels
     finally:
-        opened.client.close()
+        visitor.client.close()
         blocks.close()
 
 
@@ -319,12 +319,12 @@ def test_a_window_that_is_closed_leaves_nothing(pipeline):
     sessions.close("one")
 
 
-@pytest.mark.parametrize("shown", [1, 3])
-def test_a_window_that_is_cleared_ends_empty(pipeline, shown):
+@pytest.mark.parametrize("updates", [1, 3])
+def test_a_window_that_is_cleared_ends_empty(pipeline, updates):
     """Whatever it was shown before: its question, or some of the answer too."""
     window = Window(pipeline)
     chats = respond(window, FIRST, [], [], {"max_new_tokens": 400})
-    for _ in range(shown):
+    for _ in range(updates):
         assert next(chats)
     window.clear()
     assert list(chats)[-1] == []
@@ -347,33 +347,34 @@ def test_files_go_with_the_last_window_that_has_them(pipeline, tmp_path):
 def test_pictures_of_other_sizes_are_other_pictures(pipeline):
     window = Window(pipeline)
     sizes = ((64, 32), (32, 64))
-    first, second = (window.ask(FIRST, [Image.new("L", s)], GREEDY) for s in sizes)
+    first, second = (window.ask(FIRST, [Image.new("L", size)], GREEDY) for size in sizes)
     assert first.conversation is not second.conversation
-    assert second.text is not None
+    second.wait()
 
 
 # The server
 
 
 def test_only_this_computer_is_served(page):
-    port = urlsplit(page[1]).port
-    listening = [c for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
-    assert {c.laddr.ip for c in listening if c.laddr.port == port} == {"127.0.0.1"}
+    port = urlsplit(page.address).port
+    connections = psutil.Process().net_connections("tcp")
+    addresses = [connection.laddr for connection in connections if connection.status == "LISTEN"]
+    assert {address.ip for address in addresses if address.port == port} == {"127.0.0.1"}
     with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), timeout=2):
         pass
 
 
 def test_the_page_is_not_shared_and_has_a_notice(page):
-    blocks, address = page
-    assert urlsplit(address).hostname == "127.0.0.1"
-    assert not blocks.share and blocks.share_url is None
-    html = httpx.get(address).text
+    assert urlsplit(page.address).hostname == "127.0.0.1"
+    assert not page.blocks.share and page.blocks.share_url is None
+    html = httpx.get(page.address).text
     assert NOTICE in html and "Small shapes" in html
 
 
 def test_the_terms_of_use_are_on_the_page(pipeline):
     blocks = build_page(pipeline, title="Small shapes", terms="For research only.")
-    texts = [str(c["props"].get("value")) for c in blocks.get_config_file()["components"]]
+    components = blocks.get_config_file()["components"]
+    texts = [str(component["props"].get("value")) for component in components]
     assert any("For research only." in text and NOTICE in text for text in texts)
 
 
@@ -382,13 +383,12 @@ IN_STYLES = re.compile(r"""(?:url\(|@import)\s*["']?(?:url\()?["']?((?:https?:)?
 
 
 def test_the_page_loads_nothing_from_elsewhere(page):
-    blocks, address = page
-    html = httpx.get(address).text
+    html = httpx.get(page.address).text
     loaded = LOADED.findall(html)
     assert loaded
-    styles = IN_STYLES.findall(html + httpx.get(f"{address}theme.css").text)
-    found = [*loaded, *blocks.config["stylesheets"], *styles]
-    hosts = {urlsplit(url).hostname for url in found}
+    styles = IN_STYLES.findall(html + httpx.get(f"{page.address}theme.css").text)
+    urls = [*loaded, *page.blocks.config["stylesheets"], *styles]
+    hosts = {urlsplit(url).hostname for url in urls}
     assert hosts <= {None, "127.0.0.1", "localhost"}, hosts
 
 
@@ -396,5 +396,5 @@ def test_other_files_are_not_served(page, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("mine", encoding="utf-8")
     for prefix in ("gradio_api/file=", "file="):
-        reply = httpx.get(f"{page[1]}{prefix}{secret}")
+        reply = httpx.get(f"{page.address}{prefix}{secret}")
         assert reply.status_code in (403, 404) and "mine" not in reply.text

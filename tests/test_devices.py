@@ -138,11 +138,13 @@ def test_the_line_follows_the_choice():
 
 
 def test_the_line_is_the_plain_text_where_no_widget_is_shown(monkeypatch):
-    shown = []
-    monkeypatch.setattr("helpers.show.widgets.display", lambda data, raw: shown.append((data, raw)))
+    displayed = []
+    monkeypatch.setattr(
+        "helpers.show.widgets.display", lambda data, raw: displayed.append((data, raw))
+    )
     choice = choose_device(COMPUTERS["a CPU"])
     choice._ipython_display_()
-    ((bundle, raw),) = shown
+    ((bundle, raw),) = displayed
     assert raw and bundle["text/plain"] == choice.line
     assert choice.line.startswith("Device: CPU (Core i7: always there")
     assert "application/vnd.jupyter.widget-view+json" in bundle
@@ -174,5 +176,5 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 def test_an_interrupt_after_models_are_gone(converted):
     command = [sys.executable, "-c", INTERRUPTED, str(converted)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (0, "interrupted\n"), process.stderr

@@ -11,7 +11,7 @@ from helpers.measure.evaluation import Answers, accuracy, agreement, wrong_answe
 from helpers.shapes import questions
 from tests.tiny import picture
 
-ASKED = [
+QUESTIONS = [
     (None, Question("count", "How many circles are there?", "2")),
     (None, Question("count", "Count the stars.", "0")),
     (None, Question("colour", "What colour is the star?", "red")),
@@ -19,108 +19,116 @@ ASKED = [
 ]
 
 
-def answers(texts: list[str], *distributions: list[float]) -> Answers:
+def answers_of(texts: list[str], *distributions: list[float]) -> Answers:
     """Return answers whose first tokens have these probabilities."""
     return Answers(texts, torch.tensor(distributions or [[0.5, 0.5]] * len(texts)).log())
 
 
 def test_the_share_of_right_answers_by_kind():
-    given = answers(["2", "2", "red", "abc"])
-    assert accuracy(given, ASKED) == {"all": 0.5, "count": 0.5, "colour": 1.0, "word": 0.0}
+    answers = answers_of(["2", "2", "red", "abc"])
+    assert accuracy(answers, QUESTIONS) == {"all": 0.5, "count": 0.5, "colour": 1.0, "word": 0.0}
 
 
 def test_every_question_needs_an_answer():
     with pytest.raises(ValueError):
-        accuracy(answers(["2"]), ASKED)
+        accuracy(answers_of(["2"]), QUESTIONS)
 
 
 def test_wrong_answers_are_listed_with_their_questions():
-    given = answers(["2", "2", "red", "abc"])
-    assert wrong_answers(given, ASKED) == [
+    answers = answers_of(["2", "2", "red", "abc"])
+    assert wrong_answers(answers, QUESTIONS) == [
         {"question": "Count the stars.", "answer": "2", "right": "0"},
         {"question": "Read the word.", "answer": "abc", "right": "ABC"},
     ]
 
 
 def test_equal_answers_agree_in_everything():
-    given = answers(["a", "b"], [0.2, 0.3, 0.5], [0.9, 0.05, 0.05])
-    found = agreement(given, given)
-    assert (found.top_token, found.divergence, found.same_text) == (1.0, 0.0, 1.0)
+    answers = answers_of(["a", "b"], [0.2, 0.3, 0.5], [0.9, 0.05, 0.05])
+    comparison = agreement(answers, answers)
+    assert (comparison.top_token, comparison.divergence, comparison.same_text) == (1.0, 0.0, 1.0)
 
 
 def test_a_divergence_as_computed_by_hand():
-    reference = answers(["a", "b"], [0.5, 0.5], [0.9, 0.1])
-    other = answers(["a", "c"], [0.25, 0.75], [0.4, 0.6])
-    found = agreement(reference, other)
-    by_hand = [
+    reference = answers_of(["a", "b"], [0.5, 0.5], [0.9, 0.1])
+    other = answers_of(["a", "c"], [0.25, 0.75], [0.4, 0.6])
+    comparison = agreement(reference, other)
+    terms = [
         0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75),
         0.9 * math.log(0.9 / 0.4) + 0.1 * math.log(0.1 / 0.6),
     ]
-    assert found.divergence == pytest.approx(sum(by_hand) / 2, rel=1e-6)
-    assert found.same_text == 0.5
-    assert agreement(other, reference).divergence != pytest.approx(found.divergence, rel=0.01)
+    assert comparison.divergence == pytest.approx(sum(terms) / 2, rel=1e-6)
+    assert comparison.same_text == 0.5
+    assert agreement(other, reference).divergence != pytest.approx(comparison.divergence, rel=0.01)
 
 
 def test_the_most_probable_token_decides_agreement():
-    reference = answers(["a"] * 3, [0.6, 0.4], [0.1, 0.9], [0.3, 0.7])
-    other = answers(["a"] * 3, [0.9, 0.1], [0.9, 0.1], [0.4, 0.6])
+    reference = answers_of(["a"] * 3, [0.6, 0.4], [0.1, 0.9], [0.3, 0.7])
+    other = answers_of(["a"] * 3, [0.9, 0.1], [0.9, 0.1], [0.4, 0.6])
     assert agreement(reference, other).top_token == pytest.approx(2 / 3)
 
 
 def test_adding_to_all_logits_changes_nothing():
-    given = answers(["a"], [0.2, 0.8])
-    assert agreement(given, Answers(["a"], given.first_logits + 7)).divergence < 1e-9
+    answers = answers_of(["a"], [0.2, 0.8])
+    assert agreement(answers, Answers(["a"], answers.first_logits + 7)).divergence < 1e-9
 
 
 @pytest.fixture(scope="module")
-def asked():
+def samples():
     return questions.draw_questions(10, seed=3)
 
 
-def test_questions_are_drawn_the_same_every_time(asked):
-    again = questions.draw_questions(10, seed=3)
-    assert [q for _, q in asked] == [q for _, q in again]
-    assert [p.tobytes() for p, _ in asked] == [p.tobytes() for p, _ in again]
-    assert len({q.kind for _, q in asked}) == 7
+def test_questions_are_drawn_the_same_every_time(samples):
+    repeated = questions.draw_questions(10, seed=3)
+    assert [question for _, question in samples] == [question for _, question in repeated]
+    assert [image.tobytes() for image, _ in samples] == [image.tobytes() for image, _ in repeated]
+    assert len({question.kind for _, question in samples}) == 7
 
 
-def test_pytorch_and_the_pipeline_give_the_same_answers(asked, torch_model, pipeline):
-    done = []
-    reference = evaluation.answer(torch_model, asked, max_new_tokens=8, batch=4)
-    other = evaluation.answer(pipeline, asked, max_new_tokens=8, batch=4, report=done.append)
-    assert done == [4, 8, 10]
-    assert other.texts == reference.texts and len(set(reference.texts)) > 5
-    assert other.first_logits.shape == reference.first_logits.shape
-    found = agreement(reference, other)
-    assert (found.top_token, found.same_text) == (1.0, 1.0)
-    assert found.divergence < 1e-9  # measured: 8e-13
+def test_pytorch_and_the_pipeline_give_the_same_answers(samples, torch_model, pipeline):
+    counts = []
+    reference = evaluation.answer(torch_model, samples, max_new_tokens=8, batch=4)
+    actual = evaluation.answer(pipeline, samples, max_new_tokens=8, batch=4, report=counts.append)
+    assert counts == [4, 8, 10]
+    assert actual.texts == reference.texts and len(set(reference.texts)) > 5
+    assert actual.first_logits.shape == reference.first_logits.shape
+    comparison = agreement(reference, actual)
+    assert (comparison.top_token, comparison.same_text) == (1.0, 1.0)
+    assert comparison.divergence < 1e-9  # measured: 8e-13
 
 
-def test_the_size_of_a_batch_changes_no_answer(asked, pipeline):
-    one, many = (evaluation.answer(pipeline, asked, max_new_tokens=8, batch=n) for n in (1, 10))
-    assert one.texts == many.texts
+def test_the_size_of_a_batch_changes_no_answer(samples, pipeline):
+    single, batched = (
+        evaluation.answer(pipeline, samples, max_new_tokens=8, batch=size) for size in (1, 10)
+    )
+    assert single.texts == batched.texts
 
 
-def test_an_answer_is_that_of_a_conversation(asked, pipeline):
-    given = evaluation.answer(pipeline, asked[:3], max_new_tokens=8)
-    wanted = [pipeline.ask(q.text, [p], max_new_tokens=8).text for p, q in asked[:3]]
-    assert given.texts == wanted
+def test_an_answer_is_that_of_a_conversation(samples, pipeline):
+    actual = evaluation.answer(pipeline, samples[:3], max_new_tokens=8)
+    expected = [
+        pipeline.ask(question.text, [image], max_new_tokens=8).text
+        for image, question in samples[:3]
+    ]
+    assert actual.texts == expected
 
 
 def test_speed_is_measured_for_both(torch_model, pipeline):
     for model in (torch_model, pipeline):
-        found = evaluation.speed(model, picture(), "What is it?", tokens=8, repeats=1)
-        assert 0 < found.image_encoder < 60
-        assert 0 < found.first_token < 60
-        assert 0 < found.next_token < 60
+        speed = evaluation.speed(model, picture(), "What is it?", tokens=8, repeats=1)
+        assert 0 < speed.image_encoder < 60
+        assert 0 < speed.first_token < 60
+        assert 0 < speed.next_token < 60
 
 
-def test_probabilities_of_an_answer_begin_with_that_of_its_first_token(asked, torch_model):
-    (shown, question), *_ = asked
-    first = evaluation.answer(torch_model, asked[:1], max_new_tokens=1).first_logits[0]
+def test_probabilities_of_an_answer_begin_with_that_of_its_first_token(samples, torch_model):
+    (image, question), *_ = samples
+    first = evaluation.answer(torch_model, samples[:1], max_new_tokens=1).first_logits[0]
     most, second = first.topk(2).indices.tolist()
-    found = evaluation.log_probability(torch_model, shown, question.text, [most, second])
-    assert found[0] == pytest.approx(first.log_softmax(-1)[most].item(), abs=1e-5)
-    other = evaluation.log_probability(torch_model, shown, question.text, [second, second])
-    assert other[0] == pytest.approx(first.log_softmax(-1)[second].item(), abs=1e-5)
-    assert len(found) == 2 and found[1] != other[1]  # the second depends on the first
+    log_probabilities = evaluation.log_probability(
+        torch_model, image, question.text, [most, second]
+    )
+    assert log_probabilities[0] == pytest.approx(first.log_softmax(-1)[most].item(), abs=1e-5)
+    others = evaluation.log_probability(torch_model, image, question.text, [second, second])
+    assert others[0] == pytest.approx(first.log_softmax(-1)[second].item(), abs=1e-5)
+    assert len(log_probabilities) == 2
+    assert log_probabilities[1] != others[1]  # the second depends on the first

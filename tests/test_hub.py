@@ -63,7 +63,7 @@ class Client:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", program, *map(str, arguments)],
             env=variables | environment,
             capture_output=True,
@@ -71,16 +71,16 @@ class Client:
             check=False,
             timeout=120,
         )
-        assert done.returncode == 0, done.stderr
-        self.output = done.stdout
-        return done.stdout.splitlines()[-1]
+        assert result.returncode == 0, result.stderr
+        self.output = result.stdout
+        return result.stdout.splitlines()[-1]
 
     def find(self, names: Sequence[str], **environment: str) -> dict[str, dict[str, str]]:
         """Ask for checkpoints; give for each its folder or the error."""
         return json.loads(self.run(CLIENT, *names, **environment))
 
 
-def repositories(place: Path) -> dict[str, Path]:
+def repositories(root: Path) -> dict[str, Path]:
     """Lay out golden checkpoints as their authors' repositories."""
     names = {
         INTERNVL2: "internvl2_qwen2",
@@ -90,16 +90,16 @@ def repositories(place: Path) -> dict[str, Path]:
         LLAMA: "mllama",
         LLAVA: "llava_mpt",
     }
-    leave_out = shutil.ignore_patterns("expected.safetensors", "clip")
+    ignore = shutil.ignore_patterns("expected.safetensors", "clip")
     folders = {}
     for hub_id, name in names.items():
-        folders[hub_id] = shutil.copytree(GOLDEN / name, place / hub_id, ignore=leave_out)
+        folders[hub_id] = shutil.copytree(GOLDEN / name, root / hub_id, ignore=ignore)
         for file in UNNEEDED:
             (folders[hub_id] / file).parent.mkdir(exist_ok=True)
             (folders[hub_id] / file).write_text("not needed", encoding="utf-8")
     (folders[MINICPM] / SHARD).write_bytes(bytes(LARGE))
     change_config(folders[MOBILEVLM], mm_vision_tower=CLIP)
-    folders[CLIP] = shutil.copytree(GOLDEN / "mobilevlm" / "clip", place / CLIP)
+    folders[CLIP] = shutil.copytree(GOLDEN / "mobilevlm" / "clip", root / CLIP)
     return folders
 
 
@@ -110,7 +110,7 @@ def hub(tmp_path_factory) -> Hub:
         gated={LLAMA},
         cut_once={SHARD},
         truncated={"pytorch_model.bin"},
-        claimed={"pytorch_model-00001-of-00002.bin": 10**18},
+        claimed_sizes={"pytorch_model-00001-of-00002.bin": 10**18},
     )
 
 
@@ -138,8 +138,8 @@ def test_a_download_has_the_needed_files_only(hub, answers, hub_id):
     names = {path.name for path in original.iterdir()} - {"original", *UNNEEDED}
     assert {path.name for path in folder.iterdir()} == names
     assert all(filecmp.cmp(folder / name, original / name, shallow=False) for name in names)
-    asked = " ".join(path for _, path, _ in hub.requests)
-    assert not any(name in asked for name in UNNEEDED)
+    paths = " ".join(path for _, path, _ in hub.requests)
+    assert not any(name in paths for name in UNNEEDED)
 
 
 def test_the_size_is_told_before(client, answers):
@@ -149,9 +149,9 @@ def test_the_size_is_told_before(client, answers):
 
 def test_an_interrupted_download_continues_where_it_stopped(hub, answers):
     assert "folder" in answers[MINICPM]
-    asked = [span for method, path, span in hub.requests if method == "GET" and SHARD in path]
-    starts = {int(span.removeprefix("bytes=").removesuffix("-")) for span in asked if span}
-    assert asked[0] is None
+    spans = [span for method, path, span in hub.requests if method == "GET" and SHARD in path]
+    starts = {int(span.removeprefix("bytes=").removesuffix("-")) for span in spans if span}
+    assert spans[0] is None
     assert len(starts) == 1 and 0 < starts.pop() <= LARGE // 2
 
 
@@ -183,35 +183,37 @@ def test_an_unknown_id(answers):
 
 
 def test_tokens(client, answers):
-    wrong = client.find([MOBILEVLM], HF_TOKEN="hf_wrong")[MOBILEVLM]["error"]
-    assert_one_sentence(wrong)
-    assert "does not know your access token" in wrong
-    other = client.find([LLAMA, "mtgv/MobileVLM-9B"], HF_TOKEN="hf_other")
-    assert "accept its licence" in other[LLAMA]["error"]
-    assert "The hub has no" in other["mtgv/MobileVLM-9B"]["error"]
+    error = client.find([MOBILEVLM], HF_TOKEN="hf_wrong")[MOBILEVLM]["error"]
+    assert_one_sentence(error)
+    assert "does not know your access token" in error
+    other_answers = client.find([LLAMA, "mtgv/MobileVLM-9B"], HF_TOKEN="hf_other")
+    assert "accept its licence" in other_answers[LLAMA]["error"]
+    assert "The hub has no" in other_answers["mtgv/MobileVLM-9B"]["error"]
     assert "folder" in client.find([LLAMA], HF_TOKEN="hf_valid")[LLAMA]
 
 
 def test_offline(hub, client, answers):
-    before = len(hub.requests)
-    offline = client.find([INTERNVL2, CLIP], HF_HUB_OFFLINE="1")
-    assert offline[INTERNVL2] == answers[INTERNVL2]
-    assert_one_sentence(offline[CLIP]["error"])
-    assert "unset HF_HUB_OFFLINE" in offline[CLIP]["error"]
-    assert len(hub.requests) == before
+    number = len(hub.requests)
+    offline_answers = client.find([INTERNVL2, CLIP], HF_HUB_OFFLINE="1")
+    assert offline_answers[INTERNVL2] == answers[INTERNVL2]
+    assert_one_sentence(offline_answers[CLIP]["error"])
+    assert "unset HF_HUB_OFFLINE" in offline_answers[CLIP]["error"]
+    assert len(hub.requests) == number
 
 
 def test_a_hub_that_cannot_be_reached(client, answers):
-    lost = client.find([INTERNVL2, CLIP], HF_ENDPOINT="http://127.0.0.1:9")
-    assert lost[INTERNVL2] == answers[INTERNVL2]
-    assert "the hub cannot be reached" in lost[CLIP]["error"]
+    offline_answers = client.find([INTERNVL2, CLIP], HF_ENDPOINT="http://127.0.0.1:9")
+    assert offline_answers[INTERNVL2] == answers[INTERNVL2]
+    assert "the hub cannot be reached" in offline_answers[CLIP]["error"]
 
 
 def test_a_second_visit_downloads_nothing(hub, client, answers):
-    before = len(hub.requests)
+    number = len(hub.requests)
     assert client.find([INTERNVL2])[INTERNVL2] == answers[INTERNVL2]
     assert "to download" not in client.output
-    assert not any(method == "GET" and "resolve" in p for method, p, _ in hub.requests[before:])
+    assert not any(
+        method == "GET" and "resolve" in path for method, path, _ in hub.requests[number:]
+    )
 
 
 def test_the_image_encoder_comes_from_its_own_repository(hub, client):

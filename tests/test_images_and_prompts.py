@@ -28,14 +28,14 @@ def two_colours() -> Image.Image:
     return picture
 
 
-def saved(picture: Image.Image, ending: str, tmp_path, **options):
+def save(picture: Image.Image, ending: str, tmp_path, **options):
     path = tmp_path / f"picture.{ending}"
     picture.save(path, **options)
     return path
 
 
-def near(actual, wanted, slack: int = 6) -> bool:
-    return all(abs(a - b) <= slack for a, b in zip(actual, wanted, strict=True))
+def near(actual, expected, slack: int = 6) -> bool:
+    return all(abs(value - target) <= slack for value, target in zip(actual, expected, strict=True))
 
 
 # Pictures
@@ -51,12 +51,12 @@ def near(actual, wanted, slack: int = 6) -> bool:
         (8, (20, 40), BLUE, RED),
     ],
 )
-def test_a_camera_s_rotation_is_applied(
+def test_the_rotation_of_a_camera_is_applied(
     two_colours, tmp_path, orientation, size, top_left, bottom_right
 ):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    opened = open_picture(saved(two_colours, "png", tmp_path, exif=exif))
+    opened = open_picture(save(two_colours, "png", tmp_path, exif=exif))
     assert (opened.mode, opened.size) == ("RGB", size)
     assert opened.getpixel((0, 0)) == top_left
     assert opened.getpixel((size[0] - 1, size[1] - 1)) == bottom_right
@@ -65,12 +65,12 @@ def test_a_camera_s_rotation_is_applied(
 def test_a_rotation_is_applied_once(two_colours, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    once = open_picture(saved(two_colours, "png", tmp_path, exif=exif))
-    assert open_picture(once).size == once.size
+    rotated = open_picture(save(two_colours, "png", tmp_path, exif=exif))
+    assert open_picture(rotated).size == rotated.size
 
 
 def test_printers_colours(two_colours, tmp_path):
-    path = saved(two_colours.convert("CMYK"), "jpg", tmp_path, quality=95)
+    path = save(two_colours.convert("CMYK"), "jpg", tmp_path, quality=95)
     opened = open_picture(path)
     assert opened.mode == "RGB" and near(opened.getpixel((5, 10)), RED, slack=12)
 
@@ -78,7 +78,7 @@ def test_printers_colours(two_colours, tmp_path):
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_deep_greys_are_scaled_not_cut(tmp_path, ending):
     ramp = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (4, 1))
-    opened = open_picture(saved(Image.fromarray(ramp), ending, tmp_path))
+    opened = open_picture(save(Image.fromarray(ramp), ending, tmp_path))
     values = np.asarray(opened)[0, :, 0].astype(int)
     assert opened.mode == "RGB"
     assert np.abs(values - np.arange(256)).max() <= 1
@@ -86,14 +86,14 @@ def test_deep_greys_are_scaled_not_cut(tmp_path, ending):
 
 def test_deep_greys_that_are_dark_stay_dark(tmp_path):
     dark = np.full((4, 4), 6553, dtype=np.uint16)
-    opened = open_picture(saved(Image.fromarray(dark), "png", tmp_path))
+    opened = open_picture(save(Image.fromarray(dark), "png", tmp_path))
     assert near(opened.getpixel((0, 0)), (25, 25, 25), slack=1)
 
 
 @pytest.mark.parametrize("highest", [1.0, 255.0])
 def test_greys_as_fractions(tmp_path, highest):
     ramp = np.tile(np.linspace(0, highest, 256, dtype=np.float32), (4, 1))
-    opened = open_picture(saved(Image.fromarray(ramp), "tif", tmp_path))
+    opened = open_picture(save(Image.fromarray(ramp), "tif", tmp_path))
     values = np.asarray(opened)[0, :, 0].astype(int)
     assert np.abs(values - np.arange(256)).max() <= 1
 
@@ -102,26 +102,26 @@ def test_transparency_becomes_white(tmp_path):
     clear = Image.new("RGBA", (4, 4), (*RED, 0))
     clear.putpixel((0, 0), (*RED, 255))
     for picture in (clear, clear.convert("LA")):
-        opened = open_picture(saved(picture, "png", tmp_path))
+        opened = open_picture(save(picture, "png", tmp_path))
         assert opened.getpixel((3, 3)) == WHITE != opened.getpixel((0, 0))
 
 
 def test_a_transparent_colour_of_a_palette_becomes_white(two_colours, tmp_path):
     palette = two_colours.quantize(4)
     clear = palette.getpixel((0, 0))
-    opened = open_picture(saved(palette, "png", tmp_path, transparency=clear))
+    opened = open_picture(save(palette, "png", tmp_path, transparency=clear))
     assert opened.getpixel((0, 0)) == WHITE and near(opened.getpixel((39, 0)), BLUE)
 
 
 def test_a_transparent_deep_grey_becomes_white(tmp_path):
     grey = Image.fromarray(np.full((4, 4), 30000, dtype=np.uint16))
-    opened = open_picture(saved(grey, "png", tmp_path, transparency=30000))
+    opened = open_picture(save(grey, "png", tmp_path, transparency=30000))
     assert opened.mode == "RGB"
 
 
 def test_of_an_animation_the_first_frame(two_colours, tmp_path):
     frames = [Image.new("RGB", (40, 20), colour) for colour in ("lime", "black")]
-    path = saved(two_colours, "gif", tmp_path, save_all=True, append_images=frames)
+    path = save(two_colours, "gif", tmp_path, save_all=True, append_images=frames)
     opened = open_picture(path)
     assert near(opened.getpixel((0, 0)), RED) and near(opened.getpixel((39, 19)), BLUE)
 
@@ -145,7 +145,7 @@ def test_a_single_pixel_reaches_the_model(checkpoint):
 
 def cut_off(picture: Image.Image, tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    path = saved(noise, "png", tmp_path)
+    path = save(noise, "png", tmp_path)
     path.write_bytes(path.read_bytes()[:4000])
     return path
 
@@ -187,7 +187,7 @@ def test_what_is_no_picture_is_told_in_a_sentence(two_colours, tmp_path, make, m
 
 
 def test_too_many_pixels_are_told_without_reading_them(tmp_path, monkeypatch):
-    path = saved(Image.new("1", (11_000, 9_000)), "png", tmp_path)
+    path = save(Image.new("1", (11_000, 9_000)), "png", tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with pytest.raises(PictureError, match="is too large .11000 x 9000 pixels.; reduce it"):
@@ -210,8 +210,8 @@ BY_NAME_ONLY = {"BUFR", "GRIB", "HDF5", "WMF", "EPS"}
 
 
 @pytest.mark.parametrize("form", sorted((Image.OPEN.keys() & Image.SAVE.keys()) - BY_NAME_ONLY))
-def test_every_format_that_pillow_writes(two_colours, tmp_path, times, form):
-    times("formats of pictures")
+def test_every_format_that_pillow_writes(two_colours, tmp_path, repetitions, form):
+    repetitions("formats of pictures")
     path = tmp_path / "picture"
     for mode in ("RGB", "L", "P", "1", "RGBA"):
         try:
@@ -224,14 +224,14 @@ def test_every_format_that_pillow_writes(two_colours, tmp_path, times, form):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "webp", "bmp", "tif"])
-def test_damaged_files_raise_nothing_else(two_colours, tmp_path, times, ending):
+def test_damaged_files_raise_nothing_else(two_colours, tmp_path, repetitions, ending):
     content = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
     two_colours.save(content, Image.registered_extensions()[f".{ending}"], exif=exif)
     random = np.random.default_rng(0)
     path = tmp_path / f"damaged.{ending}"
-    for _ in range(times("damaged pictures", 60, 600)):
+    for _ in range(repetitions("damaged pictures", 60, 600)):
         damaged = bytearray(content.getvalue())
         for place in random.integers(0, len(damaged), 4):
             damaged[place] = random.integers(256)
@@ -256,7 +256,7 @@ ANSWER = {"role": "assistant", "content": "A cat."}
 
 
 @pytest.mark.parametrize(
-    ("messages", "wanted"),
+    ("messages", "expected"),
     [
         ([user_message("Hello")], "<s>Be kind.</s><u>Hello</u><a>"),
         ([user_message("What?", 1)], "<s>Be kind.</s><u><image>\nWhat?</u><a>"),
@@ -271,8 +271,8 @@ ANSWER = {"role": "assistant", "content": "A cat."}
         ([{"role": "user", "content": "Plain"}], "<s>Be kind.</s><u>Plain</u><a>"),
     ],
 )
-def test_a_template_s_words(messages, wanted):
-    assert TEMPLATE.render(messages) == wanted
+def test_the_words_of_a_template(messages, expected):
+    assert TEMPLATE.render(messages) == expected
 
 
 def test_a_later_turn_has_no_system_message():
@@ -305,21 +305,21 @@ def test_a_prompt_is_encoded_whole(tokenizer):
 
 @pytest.mark.parametrize("word", ["<|im_end|>", "<IMG_CONTEXT>", "<img>", "<|endoftext|>"])
 def test_special_words_in_a_text_are_plain(tokenizer, word):
-    (special,) = tokenizer.convert_tokens_to_ids([word])
+    (special_id,) = tokenizer.convert_tokens_to_ids([word])
     text = f"a {word} b{word}"
     actual = ids_of(tokenizer, ("template", word), ("text", text), ("template", word))
-    assert actual[0] == actual[-1] == special
-    assert special not in actual[1:-1]
+    assert actual[0] == actual[-1] == special_id
+    assert special_id not in actual[1:-1]
     assert tokenizer.decode(actual[1:-1]) == text
 
 
 def test_pictures_stand_where_the_template_puts_them(tokenizer):
     pieces = [("template", "<|im_start|>"), ("image", "<image>"), ("text", "What?")]
-    as_words = ids_of(tokenizer, *pieces, images=["<img><IMG_CONTEXT></img>"])
-    assert as_words == tokenizer("<|im_start|><img><IMG_CONTEXT></img>What?")["input_ids"]
-    as_ids = ids_of(tokenizer, *pieces, images=[[7, 8, 9]])
-    assert as_ids[1:4] == [7, 8, 9]
-    assert as_ids[4:] == tokenizer("What?")["input_ids"]
+    actual = ids_of(tokenizer, *pieces, images=["<img><IMG_CONTEXT></img>"])
+    assert actual == tokenizer("<|im_start|><img><IMG_CONTEXT></img>What?")["input_ids"]
+    actual = ids_of(tokenizer, *pieces, images=[[7, 8, 9]])
+    assert actual[1:4] == [7, 8, 9]
+    assert actual[4:] == tokenizer("What?")["input_ids"]
 
 
 def test_the_words_image_in_a_question_are_no_picture(tokenizer):
@@ -338,19 +338,19 @@ def test_slices_of_any_shape(size, slicing):
     """Whole patches, no more of them than the encoder reads, a shape near the picture's."""
     plan = plan_slices(*size, slicing)
     pieces = [plan.overview] if plan.cell is None else [plan.overview, plan.cell]
-    most = slicing.resolution // slicing.patch
+    limit = slicing.resolution // slicing.patch
     for width, height in pieces:
         assert width % slicing.patch == height % slicing.patch == 0
         columns, rows = width // slicing.patch, height // slicing.patch
         assert min(columns, rows) >= 1
         # Rounding to whole patches adds half a patch to each side at most.
         if min(columns, rows) > 1:
-            assert columns * rows <= most**2 + (columns + rows) / 2 + 1
+            assert columns * rows <= limit**2 + (columns + rows) / 2 + 1
     if plan.grid is not None:
         assert 2 <= plan.grid[0] * plan.grid[1] <= slicing.maximum
         if max(size) >= 2 * min(size):  # of nearly square ones, the nearest shape may be any
-            tall = size[1] > size[0]
-            assert plan.grid[tall] >= plan.grid[not tall]
+            is_tall = size[1] > size[0]
+            assert plan.grid[is_tall] >= plan.grid[not is_tall]
     else:
         assert size[0] * size[1] <= slicing.resolution**2 or slicing.maximum == 1
 
@@ -363,7 +363,7 @@ def test_tiles_of_any_shape(checkpoint, size):
     (number,) = inputs["tiles"].tolist()
     side = processor.config["force_image_size"]
     assert tuple(inputs["pixel_values"].shape) == (number, 3, side, side)
-    cut = number - 1 if number > 1 else 1
-    assert processor.config["min_dynamic_patch"] <= cut <= processor.config["max_dynamic_patch"]
+    tiles = number - 1 if number > 1 else 1
+    assert processor.config["min_dynamic_patch"] <= tiles <= processor.config["max_dynamic_patch"]
     (marks,) = processor.image_strings(inputs)
     assert marks.count("<IMG_CONTEXT>") == number * processor.tokens_per_tile

@@ -29,9 +29,9 @@ def start(command: list, **environment: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> str:
     """Return the last line that a process prints when it ends well."""
-    out, error = process.communicate(timeout=300)
+    output, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    return (out.splitlines() or [""])[-1]
+    return (output.splitlines() or [""])[-1]
 
 
 def kill_within(process: subprocess.Popen, seconds: float) -> bool:
@@ -45,35 +45,35 @@ def kill_within(process: subprocess.Popen, seconds: float) -> bool:
 
 def moments(begin: Callable[[], subprocess.Popen], number: int) -> list[float]:
     """Return random moments of a run, in seconds after its start, behind the imports."""
-    started = time.monotonic()
+    start_time = time.monotonic()
     finish(begin())
-    whole = time.monotonic() - started
-    return [whole * random.Random(number).uniform(0.4, 0.95) for number in range(number)]
+    duration = time.monotonic() - start_time
+    return [duration * random.Random(number).uniform(0.4, 0.95) for number in range(number)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
-def test_a_conversion(checkpoint, tmp_path, times, precision):
-    what = "converting" if precision == "fp16" else "converting and compressing"
+def test_a_conversion(checkpoint, tmp_path, repetitions, precision):
+    task = "converting" if precision == "fp16" else "converting and compressing"
 
     def begin(output: Path) -> subprocess.Popen:
         program = [sys.executable, "-m", "helpers", "convert"]
         return start([*program, checkpoint, "--output", output, "--precision", precision])
 
-    number = times(f"kills -9 while {what}", 2, 14)
-    after = moments(lambda: begin(tmp_path / "undisturbed"), number)
-    wanted = contents(tmp_path / "undisturbed")
-    for index, seconds in enumerate(after):
+    number = repetitions(f"kills -9 while {task}", 2, 14)
+    delays = moments(lambda: begin(tmp_path / "undisturbed"), number)
+    expected = contents(tmp_path / "undisturbed")
+    for index, seconds in enumerate(delays):
         output = tmp_path / f"made {index}"
         kill_within(begin(output), seconds)
-        assert not output.exists() or contents(output) == wanted
+        assert not output.exists() or contents(output) == expected
         finish(begin(output))
-        assert contents(output) == wanted
+        assert contents(output) == expected
         assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow
-def test_a_download(checkpoint, tmp_path, times):
+def test_a_download(checkpoint, tmp_path, repetitions):
     hub = Hub({"someone/internvl2": checkpoint}, seconds=3)
 
     def begin(home: Path) -> subprocess.Popen:
@@ -82,9 +82,9 @@ def test_a_download(checkpoint, tmp_path, times):
         return start([sys.executable, "-c", DOWNLOAD, "someone/internvl2"], **environment)
 
     with hub.served() as endpoint:
-        number = times("kills -9 while downloading", 2, 12)
-        after = moments(lambda: begin(tmp_path / "undisturbed"), number)
-        for index, seconds in enumerate(after):
+        number = repetitions("kills -9 while downloading", 2, 12)
+        delays = moments(lambda: begin(tmp_path / "undisturbed"), number)
+        for index, seconds in enumerate(delays):
             home = tmp_path / f"home {index}"
             kill_within(begin(home), seconds)
             folder = Path(finish(begin(home)))

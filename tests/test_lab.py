@@ -21,9 +21,9 @@ from tests.browser import new_page, opened
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
-ONE = "03-internvl2.ipynb"  # the quickest of those with every widget
+QUICKEST = "03-internvl2.ipynb"  # the quickest of those with every widget
 SECONDS = 300  # for a notebook on a busy machine; measured: 40
-WITH = 'print(f"{pipeline.folder.name} on {pipeline.device}")'  # a cell that is added
+ADDED_CODE = 'print(f"{pipeline.folder.name} on {pipeline.device}")'  # a cell that is added
 
 pytestmark = pytest.mark.slow
 
@@ -32,18 +32,18 @@ pytestmark = pytest.mark.slow
 def lab(tmp_path_factory):
     """Serve JupyterLab on a copy of the notebooks; gives its address."""
     folder = tmp_path_factory.mktemp("lab")
-    ignored = shutil.ignore_patterns("models")
-    shutil.copytree(NOTEBOOKS, folder / "notebooks", ignore=ignored)
+    ignore = shutil.ignore_patterns("models")
+    shutil.copytree(NOTEBOOKS, folder / "notebooks", ignore=ignore)
     for path in (folder / "notebooks").glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
-        notebook.cells.append(nbformat.v4.new_code_cell(WITH))
+        notebook.cells.append(nbformat.v4.new_code_cell(ADDED_CODE))
         nbformat.write(notebook, path)
     # All cells are in the page, not only those in view, so that a test can find them.
     write_setting(folder, "notebook-extension/tracker", {"windowingMode": "none"})
     write_setting(folder, "apputils-extension/notification", {"fetchNews": "false"})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        port = free_socket.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     command += [f"--ServerApp.root_dir={folder / 'notebooks'}", "--IdentityProvider.token="]
@@ -105,8 +105,8 @@ class Notebook:
 
     def wait(self) -> None:
         """Wait until no cell waits."""
-        waiting = self.page.locator(".jp-InputPrompt", has_text="[*]:")
-        expect(waiting).to_have_count(0, timeout=SECONDS * 1000)
+        busy_cells = self.page.locator(".jp-InputPrompt", has_text="[*]:")
+        expect(busy_cells).to_have_count(0, timeout=SECONDS * 1000)
 
     def choose(self, label: str, value: str) -> None:
         """Choose an entry of a widget by its label and the beginning of its words."""
@@ -129,7 +129,7 @@ class Notebook:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_run_all_and_the_widgets(browser, lab, name, request, screenshot):
-    if name != ONE and not request.config.getoption("browser"):
+    if name != QUICKEST and not request.config.getoption("browser"):
         pytest.skip("in `make browser`")
     notebook = Notebook(new_page(browser), lab, name)
     notebook.run_all()
@@ -144,15 +144,17 @@ def test_run_all_and_the_widgets(browser, lab, name, request, screenshot):
         notebook.choose(label, value)
         expect(page.get_by_text(line)).to_be_visible()
     notebook.run_cell_with("pipeline = VisionLanguagePipeline(")
-    shown = notebook.run_cell_with(WITH)
-    assert shown.strip().endswith("on AUTO")
-    if name == ONE:
-        assert shown.strip() == "int8 on AUTO"
+    output = notebook.run_cell_with(ADDED_CODE)
+    assert output.strip().endswith("on AUTO")
+    if name == QUICKEST:
+        assert output.strip() == "int8 on AUTO"
         page.get_by_label("Precision:").scroll_into_view_if_needed()
         screenshot(page, "notebook")
 
     original = notebook.options("Checkpoint")[1]
     notebook.choose("Checkpoint", original)
     expect(page.get_by_text(f"Checkpoint: {original.split(':')[0]} (")).to_be_visible()
-    found = Axe().run(page, context=".widget-vbox").response["violations"]
-    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"]]) for rule in found] == []
+    violations = Axe().run(page, context=".widget-vbox").response["violations"]
+    assert [
+        (rule["id"], [node["html"][:120] for node in rule["nodes"]]) for rule in violations
+    ] == []

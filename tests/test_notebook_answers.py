@@ -18,8 +18,8 @@ def change_answer(cell: NotebookNode) -> None:
     for output in cell.outputs:
         for texts, kind in ((output, "text"), (output.get("data", {}), "text/plain")):
             if texts.get(kind, "").strip():
-                kept = texts[kind].rstrip().rpartition(" ")[0]
-                texts[kind] = f"{kept} changed\n"
+                beginning = texts[kind].rstrip().rpartition(" ")[0]
+                texts[kind] = f"{beginning} changed\n"
                 return
     raise AssertionError("The cell stores no text.")
 
@@ -36,6 +36,6 @@ def test_a_changed_answer_is_found(path, tmp_path):
     notebook.content.cells = cells[: cells.index(answer) + 1]
     nbformat.write(notebook.content, copies / path.name)
     counts, _, output = validate(copies / path.name, *REPAIRED, SANITIZED)
-    codes = sum(cell.cell_type == "code" for cell in notebook.content.cells)
-    assert (counts["failed"], counts["passed"]) == (1, codes - 1), output
+    number = sum(cell.cell_type == "code" for cell in notebook.content.cells)
+    assert (counts["failed"], counts["passed"]) == (1, number - 1), output
     assert "changed" in output

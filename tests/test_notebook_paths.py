@@ -25,10 +25,14 @@ CHOICES = [
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
-def lines_of(path: Path) -> str:
+def text_of(path: Path) -> str:
     """Return all that an executed notebook shows as text."""
-    outputs = [o for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
-    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
+    outputs = [
+        output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])
+    ]
+    return "\n".join(
+        output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs
+    )
 
 
 @pytest.mark.slow
@@ -45,7 +49,7 @@ def test_choices_by_environment(stem, choice, tmp_path):
     code, output, attempts = run_offline(command, environment=environment)
     assert code == 0, output
     assert attempts == []
-    shown = lines_of(notebook)
-    assert f"Precision: {choice['VLM_PRECISION']}" in shown
-    assert f"Device: {choice['VLM_DEVICE']}" in shown
-    assert ("Checkpoint: folder" in shown) == ("VLM_FOLDER" in environment)
+    text = text_of(notebook)
+    assert f"Precision: {choice['VLM_PRECISION']}" in text
+    assert f"Device: {choice['VLM_DEVICE']}" in text
+    assert ("Checkpoint: folder" in text) == ("VLM_FOLDER" in environment)

@@ -76,11 +76,11 @@ From a picture to an answer.
 """
 
 
-def printed(text: str):
+def printed_output(text: str):
     return new_output("stream", name="stdout", text=text)
 
 
-def drawn(kind: str = "image/png"):
+def drawn_output(kind: str = "image/png"):
     return new_output("display_data", data={kind: "AAAA", "text/plain": "<Figure>"})
 
 
@@ -90,9 +90,9 @@ def good_cells(card: str = TABLE) -> list:
     for number, title in enumerate(SECTIONS, start=1):
         text = f"## {title}\n\nWhy this comes now.\n\n![a box](images/box.svg)"
         source = f"step = {number}\nprint('step', step)"
-        outputs = [printed(f"step {number}\n")]
+        outputs = [printed_output(f"step {number}\n")]
         cells += [new_markdown_cell(text), new_code_cell(source, outputs=outputs)]
-    cells[8].metadata["alt"], cells[8].outputs = "A rising line", [drawn()]
+    cells[8].metadata["alt"], cells[8].outputs = "A rising line", [drawn_output()]
     for number, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), start=1):
         cell.execution_count = number
     return cells
@@ -116,12 +116,12 @@ def test_a_good_notebook_passes_every_check(make, card):
     assert {check.__name__: check(notebook) for check in CHECKS if check(notebook)} == {}
 
 
-def source(index: int, text: str):
+def new_source(index: int, text: str):
     """Return a change of one cell's text."""
     return lambda cells: cells[index].update(source=text)
 
 
-def output(index: int, *outputs, **metadata):
+def new_outputs(index: int, *outputs, **metadata):
     """Return a change of one cell's outputs."""
 
     def change(cells):
@@ -131,76 +131,88 @@ def output(index: int, *outputs, **metadata):
     return change
 
 
-def without(name: str):
+def card_without(name: str):
     """Return a change of the card: one line less."""
     lines = [line for line in TABLE.splitlines() if name not in line]
-    return source(0, "\n".join(lines))
+    return new_source(0, "\n".join(lines))
 
 
-def instead(old: str, new: str):
+def changed_card(old: str, new: str):
     """Return a change of the card."""
-    return source(0, TABLE.replace(old, new))
+    return new_source(0, TABLE.replace(old, new))
 
 
 FIRST, ASK, COMPARE = 2, 14, 16  # code cells
 BAD = [
     (structure.sections_in_order, lambda cells: cells.pop(3)),
-    (structure.sections_in_order, source(1, "## Setting up")),
-    (structure.sections_in_order, source(1, "```\n## Setup\n```")),
-    (structure.one_title, source(1, "# Another title\n\n## Setup")),
-    (structure.one_title, instead("# A toy model", "A toy model")),
+    (structure.sections_in_order, new_source(1, "## Setting up")),
+    (structure.sections_in_order, new_source(1, "```\n## Setup\n```")),
+    (structure.one_title, new_source(1, "# Another title\n\n## Setup")),
+    (structure.one_title, changed_card("# A toy model", "A toy model")),
     (structure.one_title, lambda cells: cells.insert(0, new_code_cell("1"))),
-    *((structure.card_complete, without(f"**{name}**")) for name in structure.CARD),
-    (structure.card_complete, instead("OpenVINO", "")),
-    (structure.card_complete, source(0, LIST.replace("- how it works\n- what it costs\n", ""))),
+    *((structure.card_complete, card_without(f"**{name}**")) for name in structure.CARD),
+    (structure.card_complete, changed_card("OpenVINO", "")),
+    (structure.card_complete, new_source(0, LIST.replace("- how it works\n- what it costs\n", ""))),
     (
         structure.card_complete,
-        source(
+        new_source(
             0,
             TABLE.replace("**Time**", "**T**").replace("Disk", "Time").replace("**T**", "**Disk**"),
         ),
     ),
-    (structure.card_tells_measured_costs, instead("2 GB", "3 GB")),
-    (structure.card_tells_measured_costs, instead("about 1 minute", "1 minute")),
-    (structure.soon_something_to_do, source(1, "## Setup\n\n" + "word " * 61)),
-    (structure.pictures_described, source(1, "## Setup\n\n![](images/box.svg)")),
-    (structure.pictures_described, source(1, '## Setup\n\n<img src="images/box.svg">')),
-    (structure.pictures_described, source(1, '## Setup\n\n<img src="box.svg" alt=" " width="5">')),
-    (structure.pictures_described, output(8, drawn())),
-    (structure.pictures_described, output(8, drawn("image/svg+xml"), alt=" ")),
+    (structure.card_tells_measured_costs, changed_card("2 GB", "3 GB")),
+    (structure.card_tells_measured_costs, changed_card("about 1 minute", "1 minute")),
+    (structure.soon_something_to_do, new_source(1, "## Setup\n\n" + "word " * 61)),
+    (structure.pictures_described, new_source(1, "## Setup\n\n![](images/box.svg)")),
+    (structure.pictures_described, new_source(1, '## Setup\n\n<img src="images/box.svg">')),
     (
         structure.pictures_described,
-        output(8, new_output("display_data", data={"text/html": "<b><img src='x'></b>"})),
+        new_source(1, '## Setup\n\n<img src="box.svg" alt=" " width="5">'),
+    ),
+    (structure.pictures_described, new_outputs(8, drawn_output())),
+    (structure.pictures_described, new_outputs(8, drawn_output("image/svg+xml"), alt=" ")),
+    (
+        structure.pictures_described,
+        new_outputs(8, new_output("display_data", data={"text/html": "<b><img src='x'></b>"})),
     ),
     (structure.executed_in_order, lambda cells: cells[FIRST].update(execution_count=None)),
     (structure.executed_in_order, lambda cells: cells[FIRST].update(execution_count=3)),
-    (structure.clean_outputs, output(FIRST, new_output("stream", name="stderr", text="Beware"))),
     (
         structure.clean_outputs,
-        output(FIRST, new_output("error", ename="ValueError", evalue="", traceback=[])),
+        new_outputs(FIRST, new_output("stream", name="stderr", text="Beware")),
     ),
-    (structure.small, output(FIRST, printed("x" * 420_000))),
-    (structure.nothing_forbidden, source(FIRST, "%pip install timm")),
-    (structure.nothing_forbidden, source(FIRST, "plot.show();")),
-    (structure.nothing_forbidden, source(FIRST, "if step:\n    !ls")),
-    (structure.nothing_forbidden, source(FIRST, "run('pip install timm')")),
-    (structure.nothing_forbidden, source(FIRST, "load(name, trust_remote_code=False)")),
-    (structure.nothing_forbidden, source(FIRST, "# NBVAL_SKIP\nprint(1)")),
-    (structure.nothing_forbidden, source(FIRST, "page.launch(share=True)")),
-    (structure.nothing_forbidden, output(FIRST, tags=["raises-exception"])),
-    (structure.short_cells, source(FIRST, "\n".join(f"a{n} = {n}" for n in range(16)))),
-    (structure.valid_code, source(FIRST, "print('")),
-    (structure.valid_code, source(FIRST, "# nothing")),
-    (structure.no_machine_paths, source(FIRST, "folder = '/home/anna/models'")),
-    (structure.no_machine_paths, output(FIRST, printed("Wrote /tmp/x1/model.xml"))),
-    (structure.no_machine_paths, output(FIRST, printed("in C:\\Users\\anna"))),
+    (
+        structure.clean_outputs,
+        new_outputs(FIRST, new_output("error", ename="ValueError", evalue="", traceback=[])),
+    ),
+    (structure.small, new_outputs(FIRST, printed_output("x" * 420_000))),
+    (structure.nothing_forbidden, new_source(FIRST, "%pip install timm")),
+    (structure.nothing_forbidden, new_source(FIRST, "plot.show();")),
+    (structure.nothing_forbidden, new_source(FIRST, "if step:\n    !ls")),
+    (structure.nothing_forbidden, new_source(FIRST, "run('pip install timm')")),
+    (structure.nothing_forbidden, new_source(FIRST, "load(name, trust_remote_code=False)")),
+    (structure.nothing_forbidden, new_source(FIRST, "# NBVAL_SKIP\nprint(1)")),
+    (structure.nothing_forbidden, new_source(FIRST, "page.launch(share=True)")),
+    (structure.nothing_forbidden, new_outputs(FIRST, tags=["raises-exception"])),
+    (
+        structure.short_cells,
+        new_source(FIRST, "\n".join(f"a{number} = {number}" for number in range(16))),
+    ),
+    (structure.valid_code, new_source(FIRST, "print('")),
+    (structure.valid_code, new_source(FIRST, "# nothing")),
+    (structure.no_machine_paths, new_source(FIRST, "folder = '/home/anna/models'")),
+    (structure.no_machine_paths, new_outputs(FIRST, printed_output("Wrote /tmp/x1/model.xml"))),
+    (structure.no_machine_paths, new_outputs(FIRST, printed_output("in C:\\Users\\anna"))),
     (
         structure.no_machine_paths,
-        output(FIRST, new_output("display_data", data={"text/html": "<b>/root/x</b>"})),
+        new_outputs(FIRST, new_output("display_data", data={"text/html": "<b>/root/x</b>"})),
     ),
-    (structure.answers_compared, source(ASK, "# NBVAL_IGNORE_OUTPUT\nprint('a red star')")),
-    (structure.answers_compared, output(ASK)),
-    (structure.answers_compared, output(COMPARE, printed("1"), tags=["nbval-ignore-output"])),
+    (structure.answers_compared, new_source(ASK, "# NBVAL_IGNORE_OUTPUT\nprint('a red star')")),
+    (structure.answers_compared, new_outputs(ASK)),
+    (
+        structure.answers_compared,
+        new_outputs(COMPARE, printed_output("1"), tags=["nbval-ignore-output"]),
+    ),
 ]
 
 
@@ -224,8 +236,8 @@ def test_a_repeated_id_is_found(make):
 
 
 def test_every_check_was_seen_to_fail():
-    elsewhere = {structure.no_widget_state, structure.unique_ids}
-    assert {check for check, _ in BAD} | elsewhere == set(CHECKS)
+    checks_of_other_tests = {structure.no_widget_state, structure.unique_ids}
+    assert {check for check, _ in BAD} | checks_of_other_tests == set(CHECKS)
 
 
 CODE = "import torch\n" + "\n".join(f"value_{number} = {number}" for number in range(6))

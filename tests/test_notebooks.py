@@ -16,7 +16,7 @@ CARD = new_markdown_cell("# A toy\n\n![a box](images/box.svg)")
 BOX = '<svg xmlns="http://www.w3.org/2000/svg"><rect width="5" height="5"/></svg>'
 
 
-def shown(source: str, **metadata):
+def tagged_cell(source: str, **metadata):
     return new_code_cell(source, metadata={"tags": ["show"], **metadata})
 
 
@@ -38,9 +38,9 @@ def write(tmp_path):
 def test_shows_progress_and_tagged_text_and_leaves_both_copies(write, tmp_path, capsys):
     notebook = write(
         new_code_cell("print('not for the terminal')"),
-        shown("for word in ['a', 'red', 'star']:\n    print(word, end=' ', flush=True)"),
-        shown("from IPython.display import SVG\nSVG('images/box.svg')", alt="a small box"),
-        shown("import pandas\npandas.DataFrame({'accuracy': [0.97]})"),
+        tagged_cell("for word in ['a', 'red', 'star']:\n    print(word, end=' ', flush=True)"),
+        tagged_cell("from IPython.display import SVG\nSVG('images/box.svg')", alt="a small box"),
+        tagged_cell("import pandas\npandas.DataFrame({'accuracy': [0.97]})"),
         new_code_cell(
             "import matplotlib.pyplot as plt\nplt.plot([1, 2]);", metadata={"alt": "A rising line"}
         ),
@@ -52,29 +52,29 @@ def test_shows_progress_and_tagged_text_and_leaves_both_copies(write, tmp_path, 
     assert re.search(r"1/5  print\('not for the terminal'\) +\d+\.\d s\n", printed)
     assert "\na red star \n" in printed
     assert "accuracy" in printed and "0.97" in printed
-    executed = nbformat.read(output / "toy.ipynb", as_version=4)
-    codes = [cell for cell in executed.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in codes] == [1, 2, 3, 4, 5]
-    assert codes[1].outputs[0].text == "a red star "
-    assert "widgets" not in executed.metadata
-    assert all("execution" not in cell.metadata for cell in codes)
+    executed_notebook = nbformat.read(output / "toy.ipynb", as_version=4)
+    code_cells = [cell for cell in executed_notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code_cells] == [1, 2, 3, 4, 5]
+    assert code_cells[1].outputs[0].text == "a red star "
+    assert "widgets" not in executed_notebook.metadata
+    assert all("execution" not in cell.metadata for cell in code_cells)
     assert (output / "images" / "box.svg").exists()
     page = (output / "toy.html").read_text(encoding="utf-8")
     assert 'alt="A rising line"' in page and 'alt="a box"' in page
     assert 'alt="a small box"' in page
-    loaded = re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=[\"']([^\"']{0,12})", page)
-    assert loaded and all(source.startswith("data:") for source in loaded)
+    sources = re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=[\"']([^\"']{0,12})", page)
+    assert sources and all(source.startswith("data:") for source in sources)
     assert sorted(path.name for path in output.iterdir()) == ["images", "toy.html", "toy.ipynb"]
 
 
 @pytest.mark.slow
 def test_in_place_gives_the_same_file_every_time(write, tmp_path):
-    notebook = write(shown("print('a red star')"))
+    notebook = write(tagged_cell("print('a red star')"))
     main([str(notebook), "--in-place"])
-    first = notebook.read_bytes()
+    content = notebook.read_bytes()
     main([str(notebook), "--in-place"])
-    assert notebook.read_bytes() == first
-    assert b"a red star" in first
+    assert notebook.read_bytes() == content
+    assert b"a red star" in content
     assert not list(tmp_path.glob("*.html"))
 
 
@@ -115,7 +115,7 @@ def test_an_output_folder_that_cannot_be_written(write, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 def test_control_c_ends_it_cleanly(write, tmp_path):
-    notebook = write(shown("import time\nprint('running', flush=True)\ntime.sleep(60)"))
+    notebook = write(tagged_cell("import time\nprint('running', flush=True)\ntime.sleep(60)"))
     command = [
         sys.executable,
         "-m",

@@ -50,12 +50,12 @@ def test_parameters(hub_id):
         config = config | {"mm_vision_select_layer": -1}  # the last layer is not used, but counted
     model = without_weights(config)
     parts = (model.image_encoder, getattr(model, "projector", None), model.language_model)
-    found = tuple(count(part) for part in parts)
-    assert found == COUNTS[hub_id]
+    actual = tuple(count(part) for part in parts)
+    assert actual == COUNTS[hub_id]
     if hub_id in TOTALS:
-        clip = found[0] if found[0] in (CLIP_224, CLIP_336) else 0
+        clip = actual[0] if actual[0] in (CLIP_224, CLIP_336) else 0
         assert count(model) - clip == TOTALS[hub_id]
-    assert all(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
+    assert all(tensor.is_meta for tensor in itertools.chain(model.parameters(), model.buffers()))
 
 
 def test_the_unused_layer_of_clip_is_left_out():

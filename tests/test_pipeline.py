@@ -9,23 +9,23 @@ import torch
 from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
 from helpers.inputs.messages import user_message
 from helpers.run import generation
-from helpers.run.conversations import Counts
+from helpers.run.replies import Counts
 from helpers.run.pipeline import VisionLanguagePipeline
 from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture
 
-NEW = 10
+NEW_TOKENS = 10
 QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
 
 
 @torch.inference_mode()
-def reference(model, ids: list[int], pictures=(), new: int = NEW) -> list[int]:
+def reference_tokens(model, ids: list[int], pictures=(), length: int = NEW_TOKENS) -> list[int]:
     """Return PyTorch's greedy tokens after a prompt about pictures."""
     inputs = model.image_inputs(pictures) if pictures else None
     features = model.encode_images(**inputs) if inputs else None
     stop = model.processor.stop_token_ids
     output = model.language_model.generate(
         **model.prepare(torch.tensor([ids]), features),
-        max_new_tokens=new,
+        max_new_tokens=length,
         do_sample=False,
         eos_token_id=stop,
         pad_token_id=stop[0],
@@ -33,10 +33,10 @@ def reference(model, ids: list[int], pictures=(), new: int = NEW) -> list[int]:
     return output[0].tolist()
 
 
-def ask(conversation, text=QUESTION, images=(), new=NEW, **options):
+def ask(conversation, text=QUESTION, images=(), length=NEW_TOKENS, **options):
     """Ask, wait for the answer, and return the reply."""
-    reply = conversation.ask(text, images, max_new_tokens=new, **options)
-    assert reply.text is not None
+    reply = conversation.ask(text, images, max_new_tokens=length, **options)
+    reply.wait()
     return reply
 
 
@@ -49,18 +49,18 @@ def ids_of(pipeline, text: str, pictures=()) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
-def test_an_answer_about_pictures_is_pytorch_s(pipeline, torch_model, number):
+def test_an_answer_about_pictures_equals_pytorch(pipeline, torch_model, number):
     pictures = [picture(index) for index in range(number)]
     reply = ask(pipeline.conversation(), images=pictures)
     ids = ids_of(pipeline, QUESTION, pictures)
     assert reply.prompt_ids == ids
     tiles = int(pipeline.image_inputs(pictures)["tiles"].sum()) if pictures else 0
     assert ids.count(pipeline.processor.image_token_id) == tiles * TOKENS_PER_TILE
-    assert reply.token_ids == reference(torch_model, ids, pictures)
+    assert reply.token_ids == reference_tokens(torch_model, ids, pictures)
 
 
 def test_the_pieces_are_the_text(pipeline):
-    reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=NEW)
+    reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=NEW_TOKENS)
     pieces = list(reply)
     assert len(pieces) > 1
     assert "".join(pieces).strip() == reply.text
@@ -69,7 +69,7 @@ def test_the_pieces_are_the_text(pipeline):
 
 
 def test_iterating_a_second_time_ends(pipeline):
-    reply = pipeline.ask(QUESTION, max_new_tokens=NEW)
+    reply = pipeline.ask(QUESTION, max_new_tokens=NEW_TOKENS)
     assert list(reply)
     assert list(reply) == []
     assert list(reply) == []
@@ -84,58 +84,62 @@ def test_times(pipeline):
 
 
 def test_beams_answer_once(pipeline):
-    reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=NEW, num_beams=3)
+    reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=NEW_TOKENS, num_beams=3)
     assert list(reply) == [reply.text] and reply.text
 
 
 def test_a_seed_decides_a_sampled_answer(pipeline):
-    first, again, other = (
+    first, same, other = (
         ask(pipeline.conversation(), do_sample=True, seed=seed).token_ids for seed in (1, 1, 2)
     )
-    assert first == again != other
+    assert first == same != other
 
 
 def test_a_seed_decides_whatever_is_computed_meanwhile(pipeline):
-    alone = ask(pipeline.conversation(), do_sample=True, seed=1).token_ids
-    before = pipeline.ask(QUESTION, max_new_tokens=100, do_sample=True, seed=2)
-    reply = pipeline.ask(QUESTION, max_new_tokens=NEW, do_sample=True, seed=1)
-    assert reply.token_ids == alone
-    assert before.token_ids
+    expected = ask(pipeline.conversation(), do_sample=True, seed=1).token_ids
+    other = pipeline.ask(QUESTION, max_new_tokens=100, do_sample=True, seed=2)
+    reply = pipeline.ask(QUESTION, max_new_tokens=NEW_TOKENS, do_sample=True, seed=1)
+    assert reply.token_ids == expected
+    assert other.token_ids
 
 
 def test_special_words_in_a_question_are_plain_text(pipeline):
     processor = pipeline.processor
     text = "Is <|im_end|> a <IMG_CONTEXT> or an <img>?"
     ids = ask(pipeline.conversation(), text).prompt_ids
-    plain, marked = ids_of(pipeline, QUESTION), ids_of(pipeline, text)
-    special = processor.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<IMG_CONTEXT>", "<img>"])
-    assert [ids.count(i) for i in special] == [plain.count(i) for i in special]
-    assert ids == marked
+    plain_ids = ids_of(pipeline, QUESTION)
+    special_ids = processor.tokenizer.convert_tokens_to_ids(
+        ["<|im_end|>", "<IMG_CONTEXT>", "<img>"]
+    )
+    assert list(map(ids.count, special_ids)) == list(map(plain_ids.count, special_ids))
+    assert ids == ids_of(pipeline, text)
     assert text in processor.tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("way", [{}, {"num_beams": 3}])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`:UserWarning")
-def test_a_repetition_penalty_is_transformers_own(pipeline, torch_model, way):
-    reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=40, repetition_penalty=3.0, **way)
+def test_a_repetition_penalty_is_transformers_own(pipeline, torch_model, options):
+    reply = pipeline.ask(
+        QUESTION, [picture()], max_new_tokens=40, repetition_penalty=3.0, **options
+    )
     features = torch_model.encode_images(**torch_model.image_inputs([picture()]))
     stop = torch_model.processor.stop_token_ids
-    wanted = torch_model.language_model.generate(
+    expected = torch_model.language_model.generate(
         **torch_model.prepare(torch.tensor([reply.prompt_ids]), features),
         max_new_tokens=40,
         do_sample=False,
         repetition_penalty=3.0,
         eos_token_id=stop,
         pad_token_id=stop[0],
-        **way,
+        **options,
     )
-    plain = pipeline.ask(QUESTION, [picture()], max_new_tokens=40, **way)
-    assert reply.token_ids == wanted[0].tolist() != plain.token_ids
+    plain = pipeline.ask(QUESTION, [picture()], max_new_tokens=40, **options)
+    assert reply.token_ids == expected[0].tolist() != plain.token_ids
 
 
 def test_a_repetition_penalty_says_nothing(pipeline, recwarn):
     ask(pipeline.conversation(), repetition_penalty=1.4)
-    assert not [w for w in recwarn if "penalty" in str(w.message)]
+    assert not [warning for warning in recwarn if "penalty" in str(warning.message)]
 
 
 # Conversations
@@ -146,36 +150,39 @@ def two_turns(conversation, first_images=(), second_images=()):
     return first, ask(conversation, SECOND, second_images)
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 0), (0, 1), (1, 1), (2, 0)])
-def test_a_second_turn_is_pytorch_s_on_all_that_was_said(pipeline, torch_model, first, second):
-    before = [picture(index) for index in range(first)]
-    after = [picture(index + 2) for index in range(second)]
-    one, two = two_turns(pipeline.conversation(), before, after)
-    assert two.prompt_ids[: len(one.prompt_ids)] == one.prompt_ids
-    said = len(one.prompt_ids) + len(one.token_ids)
-    assert two.prompt_ids[len(one.prompt_ids) : said] == one.token_ids
-    end = pipeline.processor.end_of_answer_ids
-    assert two.prompt_ids[said:][: len(end)] == end
-    assert two.token_ids == reference(torch_model, two.prompt_ids, before + after)
+@pytest.mark.parametrize(("first_number", "second_number"), [(1, 0), (0, 1), (1, 1), (2, 0)])
+def test_a_second_turn_equals_pytorch_on_all_that_was_said(
+    pipeline, torch_model, first_number, second_number
+):
+    first_images = [picture(index) for index in range(first_number)]
+    second_images = [picture(index + 2) for index in range(second_number)]
+    first, second = two_turns(pipeline.conversation(), first_images, second_images)
+    start, end = len(first.prompt_ids), len(first.prompt_ids) + len(first.token_ids)
+    assert second.prompt_ids[:start] == first.prompt_ids
+    assert second.prompt_ids[start:end] == first.token_ids
+    end_of_answer = pipeline.processor.end_of_answer_ids
+    assert second.prompt_ids[end:][: len(end_of_answer)] == end_of_answer
+    expected = reference_tokens(torch_model, second.prompt_ids, first_images + second_images)
+    assert second.token_ids == expected
 
 
 def test_a_second_turn_computes_only_what_is_new(pipeline, computed):
     conversation = pipeline.conversation()
-    one = ask(conversation, images=[picture()])
-    assert computed == [len(one.prompt_ids)] + [1] * (NEW - 1)
+    first = ask(conversation, images=[picture()])
+    assert computed == [len(first.prompt_ids)] + [1] * (NEW_TOKENS - 1)
     computed.clear()
-    two = ask(conversation, SECOND)
-    held = len(one.prompt_ids) + NEW - 1  # the last token was not fed back yet
-    assert computed == [len(two.prompt_ids) - held] + [1] * (NEW - 1)
-    assert computed[0] < len(one.prompt_ids)
+    second = ask(conversation, SECOND)
+    cached = len(first.prompt_ids) + NEW_TOKENS - 1  # the last token was not fed back yet
+    assert computed == [len(second.prompt_ids) - cached] + [1] * (NEW_TOKENS - 1)
+    assert computed[0] < len(first.prompt_ids)
 
 
 def test_a_question_that_is_asked_before_the_answer_is_read_waits_for_it(pipeline):
     conversation = pipeline.conversation()
-    one = conversation.ask(QUESTION, [picture()], max_new_tokens=NEW)
-    two = conversation.ask(SECOND, max_new_tokens=NEW)
-    wanted = two_turns(pipeline.conversation(), [picture()])
-    assert [one.token_ids, two.token_ids] == [reply.token_ids for reply in wanted]
+    first = conversation.ask(QUESTION, [picture()], max_new_tokens=NEW_TOKENS)
+    second = conversation.ask(SECOND, max_new_tokens=NEW_TOKENS)
+    expected = two_turns(pipeline.conversation(), [picture()])
+    assert [first.token_ids, second.token_ids] == [reply.token_ids for reply in expected]
 
 
 def test_clearing_waits_for_the_answer(pipeline):
@@ -196,35 +203,38 @@ def test_a_cleared_conversation_knows_nothing(pipeline):
 
 def test_messages_are_remembered(pipeline):
     conversation = pipeline.conversation()
-    one, two = two_turns(conversation, [picture()])
+    first, second = two_turns(conversation, [picture()])
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
-    assert conversation.messages[1::2] == [one.message, two.message]
-    assert conversation.messages[::2] == [asked(QUESTION, picture()), asked(SECOND)]
+    assert conversation.messages[1::2] == [first.message, second.message]
+    assert conversation.messages[::2] == [
+        question_message(QUESTION, picture()),
+        question_message(SECOND),
+    ]
 
 
-def asked(text: str, *pictures) -> dict:
+def question_message(text: str, *pictures) -> dict:
     """Return a user's message as chat programs have it."""
-    parts = [{"type": "image", "image": shown} for shown in pictures]
+    parts = [{"type": "image", "image": image} for image in pictures]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
 def test_messages_in_and_out(pipeline, torch_model):
     """A whole conversation is handed over, as programs do that keep it themselves."""
-    first = pipeline.chat([asked(QUESTION, picture())], max_new_tokens=NEW)
+    first = pipeline.chat([question_message(QUESTION, picture())], max_new_tokens=NEW_TOKENS)
     assert first.token_ids == ask(pipeline.conversation(), images=[picture()]).token_ids
     assert first.message == {
         "role": "assistant",
         "content": [{"type": "text", "text": first.text}],
     }
-    history = [*first.conversation.messages, asked(SECOND)]
-    second = pipeline.chat(history, max_new_tokens=NEW)
+    history = [*first.conversation.messages, question_message(SECOND)]
+    second = pipeline.chat(history, max_new_tokens=NEW_TOKENS)
     inputs = pipeline.image_inputs([picture()])
     assert second.prompt_ids == pipeline.processor.input_ids(history, inputs)[0].tolist()
-    assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
-    third = ask(second.conversation, asked(QUESTION, picture(1)))
+    assert second.token_ids == reference_tokens(torch_model, second.prompt_ids, [picture()])
+    third = ask(second.conversation, question_message(QUESTION, picture(1)))
     assert third.counts.cached > len(second.prompt_ids)
-    wanted = reference(torch_model, third.prompt_ids, [picture(), picture(1)])
-    assert third.token_ids == wanted
+    expected = reference_tokens(torch_model, third.prompt_ids, [picture(), picture(1)])
+    assert third.token_ids == expected
     assert len(third.conversation.messages) == 6
     second.conversation.take_back(third)
     assert second.conversation.messages == [*history, second.message]
@@ -233,8 +243,8 @@ def test_messages_in_and_out(pipeline, torch_model):
 def test_counts(pipeline):
     first, second = two_turns(pipeline.conversation(), [picture()])
     assert first.counts == Counts(len(first.prompt_ids), 0, len(first.token_ids))
-    known = len(first.prompt_ids) + len(first.token_ids) - 1  # the last is not computed on
-    assert second.counts == Counts(len(second.prompt_ids), known, len(second.token_ids))
+    cached = len(first.prompt_ids) + len(first.token_ids) - 1  # the last is not computed on
+    assert second.counts == Counts(len(second.prompt_ids), cached, len(second.token_ids))
 
 
 @pytest.mark.parametrize(
@@ -242,13 +252,16 @@ def test_counts(pipeline):
     [
         ([], "There are no messages"),
         ([{"role": "assistant", "content": "no"}], "The last message should be a user's"),
-        ([asked("a"), asked("b")], "a user's and an assistant's in turn"),
+        ([question_message("a"), question_message("b")], "a user's and an assistant's in turn"),
         ([{"role": "system", "content": "no"}], "A message needs a role, user or assistant"),
         ([{"role": "user", "content": [{"type": "video"}]}], "A message needs a role"),
         ([{"role": "user", "content": [{"type": "text"}]}], "A message needs a role"),
         ([{"role": "user"}], "A message needs a role"),
         ([{"role": "user", "content": " "}], "The question is empty"),
-        ([{"role": "user", "content": [{"type": "image"}, asked("a")["content"][0]]}], "lacks"),
+        (
+            [{"role": "user", "content": [{"type": "image"}, question_message("a")["content"][0]]}],
+            "lacks",
+        ),
     ],
 )
 def test_messages_that_cannot_be(pipeline, messages, sentence):
@@ -259,51 +272,56 @@ def test_messages_that_cannot_be(pipeline, messages, sentence):
 
 def test_pictures_stand_in_a_message_or_beside_a_text(pipeline):
     with pytest.raises(QuestionError, match="give them there and not beside it"):
-        pipeline.ask(asked(QUESTION), [picture()])
+        pipeline.ask(question_message(QUESTION), [picture()])
 
 
 def test_conversations_do_not_mix(pipeline):
-    alone = [two_turns(pipeline.conversation(), [picture(n)])[1].token_ids for n in (0, 1)]
-    assert alone[0] != alone[1]
-    conversations = [pipeline.conversation() for _ in alone]
+    expected = [
+        two_turns(pipeline.conversation(), [picture(number)])[1].token_ids for number in (0, 1)
+    ]
+    assert expected[0] != expected[1]
+    conversations = [pipeline.conversation() for _ in expected]
     for number, conversation in enumerate(conversations):
         ask(conversation, images=[picture(number)])
-    replies = [c.ask(SECOND, max_new_tokens=NEW) for c in conversations]  # at the same time
-    assert [reply.token_ids for reply in replies] == alone
+    # These are asked at the same time.
+    replies = [
+        conversation.ask(SECOND, max_new_tokens=NEW_TOKENS) for conversation in conversations
+    ]
+    assert [reply.token_ids for reply in replies] == expected
 
 
 def test_after_beams_a_conversation_goes_on(pipeline, torch_model):
     conversation = pipeline.conversation()
     ask(conversation, images=[picture()], num_beams=3)
     second = ask(conversation, SECOND)
-    assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+    assert second.token_ids == reference_tokens(torch_model, second.prompt_ids, [picture()])
 
 
 # Taking an answer back
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 0), (0, 1)])
-def test_what_is_taken_back_was_never_asked(pipeline, first, second):
-    before = [picture(index) for index in range(first)]
-    after = [picture(index + 2) for index in range(second)]
+@pytest.mark.parametrize(("first_number", "second_number"), [(1, 0), (0, 1)])
+def test_what_is_taken_back_was_never_asked(pipeline, first_number, second_number):
+    first_images = [picture(index) for index in range(first_number)]
+    second_images = [picture(index + 2) for index in range(second_number)]
     conversation = pipeline.conversation()
-    one, two = two_turns(conversation, before, after)
-    conversation.take_back(two)
-    assert conversation.messages[1:] == [one.message]
-    again = ask(conversation, SECOND, after)
-    assert (again.prompt_ids, again.token_ids) == (two.prompt_ids, two.token_ids)
-    conversation.take_back(again)
-    conversation.take_back(one)
+    first, second = two_turns(conversation, first_images, second_images)
+    conversation.take_back(second)
+    assert conversation.messages[1:] == [first.message]
+    same = ask(conversation, SECOND, second_images)
+    assert (same.prompt_ids, same.token_ids) == (second.prompt_ids, second.token_ids)
+    conversation.take_back(same)
+    conversation.take_back(first)
     assert (conversation.ids, conversation.features, conversation.messages) == ([], [], [])
 
 
 def test_only_the_last_answer_can_be_taken_back(pipeline):
     conversation = pipeline.conversation()
-    one, two = two_turns(conversation)
-    conversation.take_back(one)
+    first, second = two_turns(conversation)
+    conversation.take_back(first)
     assert len(conversation.messages) == 4
-    conversation.take_back(two)
-    conversation.take_back(two)
+    conversation.take_back(second)
+    conversation.take_back(second)
     assert len(conversation.messages) == 2
 
 
@@ -325,9 +343,9 @@ def test_stop_ends_the_answer_and_the_conversation_goes_on(pipeline, torch_model
             stop.set()
     assert 3 <= len(reply.token_ids) < 200
     second = ask(conversation, SECOND)
-    said = len(reply.prompt_ids) + len(reply.token_ids)
-    assert second.prompt_ids[len(reply.prompt_ids) : said] == reply.token_ids
-    assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+    start, end = len(reply.prompt_ids), len(reply.prompt_ids) + len(reply.token_ids)
+    assert second.prompt_ids[start:end] == reply.token_ids
+    assert second.token_ids == reference_tokens(torch_model, second.prompt_ids, [picture()])
 
 
 def test_stop_during_the_prompt(pipeline, torch_model, monkeypatch):
@@ -344,28 +362,28 @@ def test_stop_during_the_prompt(pipeline, torch_model, monkeypatch):
     assert (reply.text, reply.token_ids, list(reply)) == ("", [], [])
     monkeypatch.undo()
     second = ask(conversation, SECOND)
-    assert second.token_ids == reference(torch_model, second.prompt_ids, [picture()])
+    assert second.token_ids == reference_tokens(torch_model, second.prompt_ids, [picture()])
 
 
 def test_whoever_asks_first_is_answered_first(pipeline, slowly):
     replies = [pipeline.ask(QUESTION, max_new_tokens=8) for _ in range(4)]
     places = [next(iter(reply.places()), 0) for reply in replies]
     assert places == [0, 1, 2, 3]
-    done = []
+    counts = []  # of answers that are computed by then
     for reply in replies:
-        assert reply.text is not None
-        done.append([other.is_running for other in replies].count(False))
-    assert done == sorted(done) and done[0] < 4
+        reply.wait()
+        counts.append([other.is_running for other in replies].count(False))
+    assert counts == sorted(counts) and counts[0] < 4
     assert not list(replies[-1].places())
 
 
 def test_whoever_waits_may_be_stopped(pipeline, slowly):
     first = pipeline.ask(QUESTION, max_new_tokens=40)
     stop = threading.Event()
-    waiting = pipeline.ask(SECOND, max_new_tokens=8, stop=stop)
-    assert next(waiting.places()) == 1
+    second = pipeline.ask(SECOND, max_new_tokens=8, stop=stop)
+    assert next(second.places()) == 1
     stop.set()
-    assert waiting.text == "" and first.is_running
+    assert second.text == "" and first.is_running
     assert first.text
 
 
@@ -380,18 +398,18 @@ def test_the_pieces_of_stopped_beams_end_with_their_answer(pipeline, slowly):
 
 
 def test_nobody_waits_for_an_image_encoder_after_stopping(pipeline, monkeypatch):
-    goes_on, stop = threading.Event(), threading.Event()
+    release, stop = threading.Event(), threading.Event()
     encode_images = pipeline.encode_images
 
     def encode_later(**inputs):
-        goes_on.wait()
+        release.wait()
         return encode_images(**inputs)
 
     monkeypatch.setattr(pipeline, "encode_images", encode_later)
     reply = pipeline.ask(QUESTION, [picture()], stop=stop)
     stop.set()
     assert list(reply) == [] and reply.is_running
-    goes_on.set()
+    release.set()
     assert reply.text == ""
 
 
@@ -463,11 +481,11 @@ def test_too_long_is_told_before_anything_is_computed(pipeline, computed):
 
 
 def test_exactly_the_context_fits(pipeline):
-    free = CONTEXT - len(ids_of(pipeline, QUESTION))
-    reply = pipeline.ask(QUESTION, max_new_tokens=free)
-    assert len(reply.token_ids) <= free
+    room = CONTEXT - len(ids_of(pipeline, QUESTION))
+    reply = pipeline.ask(QUESTION, max_new_tokens=room)
+    assert len(reply.token_ids) <= room
     with pytest.raises(QuestionError):
-        pipeline.ask(QUESTION, max_new_tokens=free + 1)
+        pipeline.ask(QUESTION, max_new_tokens=room + 1)
 
 
 def test_what_is_no_picture(pipeline, tmp_path):

@@ -26,12 +26,12 @@ def test_pictures_to_scale_have_pixels_of_one_size():
 
 def test_a_mosaic_lays_pieces_out_row_by_row():
     colours = ("red", "green", "blue", "black")
-    whole = plots.mosaic([Image.new("RGB", (3, 2), colour) for colour in colours], 2, gap=1)
-    assert whole.size == (7, 5)
-    wanted = [Image.new("RGB", (1, 1), colour).getpixel((0, 0)) for colour in colours]
-    assert [whole.getpixel(place) for place in ((2, 1), (4, 1), (2, 3), (4, 3))] == wanted
-    white = [whole.getpixel(place) for place in ((3, 0), (0, 2))]
-    assert white == [(255, 255, 255)] * 2
+    mosaic = plots.mosaic([Image.new("RGB", (3, 2), colour) for colour in colours], 2, gap=1)
+    assert mosaic.size == (7, 5)
+    expected = [Image.new("RGB", (1, 1), colour).getpixel((0, 0)) for colour in colours]
+    assert [mosaic.getpixel(place) for place in ((2, 1), (4, 1), (2, 3), (4, 3))] == expected
+    gaps = [mosaic.getpixel(place) for place in ((3, 0), (0, 2))]
+    assert gaps == [(255, 255, 255)] * 2
 
 
 def test_lines_go_through_their_points_and_differ_in_more_than_colour():
@@ -52,5 +52,5 @@ def test_more_lines_than_can_be_told_apart():
 
 
 def test_numbers_stand_on_the_right_with_or_without_separators():
-    lines = tables.format_table([{"part": "a", "weights": "1,024"}, {"part": "bc", "weights": 7}])
-    assert lines.splitlines()[2:] == ["a       1,024", "bc          7"]
+    table = tables.format_table([{"part": "a", "weights": "1,024"}, {"part": "bc", "weights": 7}])
+    assert table.splitlines()[2:] == ["a       1,024", "bc          7"]

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from helpers.inputs.messages import user_message
 from helpers.measure import evaluation
 from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.shapes import questions, tokenizers
+from helpers.shapes import questions, tokenizers, world
 from helpers.sources.checkpoints import CARD
 from helpers.workshop import naming, samples, training
 from helpers.workshop.recipes import BATCHES, RECIPES
@@ -26,59 +27,58 @@ from tests.tiny import seeded
 
 @pytest.fixture(scope="module", params=RECIPES)
 def prepared(request, tmp_path_factory):
-    """Return a recipe, the folder that it prepared, and a new model."""
-    recipe, run = RECIPES[request.param], tmp_path_factory.mktemp(request.param)
-    recipe.prepare(run, tokenizers.corpus(700))
+    """Return a `recipe`, the `folder` that it prepared, and a new `model`."""
+    recipe, folder = RECIPES[request.param], tmp_path_factory.mktemp(request.param)
+    recipe.prepare(folder, tokenizers.corpus(700))
     with seeded(0):
-        return recipe, run, training.new_model(run)
+        return SimpleNamespace(recipe=recipe, folder=folder, model=training.new_model(folder))
 
 
 def test_its_size(prepared):
-    _, _, model = prepared
-    assert 1e6 < sum(parameter.numel() for parameter in model.parameters()) < 4e6
+    parameters = prepared.model.parameters()
+    assert 1e6 < sum(parameter.numel() for parameter in parameters) < 4e6
 
 
 def test_words_of_the_world_are_single_tokens(prepared):
-    _, _, model = prepared
-    tokenizer = model.processor.tokenizer
-    assert "unk" not in tokenizer.decode(tokenizer(" ".join(training.world.LETTERS))["input_ids"])
-    for word in (*training.world.COLOURS, *training.world.SHAPES, "top", "left", "right"):
-        assert len(naming.tokens_after(model.processor, "the", word)) == 1
+    processor = prepared.model.processor
+    tokenizer = processor.tokenizer
+    assert "unk" not in tokenizer.decode(tokenizer(" ".join(world.LETTERS))["input_ids"])
+    for word in (*world.COLOURS, *world.SHAPES, "top", "left", "right"):
+        assert len(naming.tokens_after(processor, "the", word)) == 1
 
 
 @pytest.mark.parametrize("sort", BATCHES)
 def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort):
-    recipe, _, model = prepared
+    model = prepared.model
     kinds = {} if sort == "name" else samples.ALL_KINDS
-    recipe = replace(recipe, batches=dict.fromkeys(recipe.batches, 2))
+    recipe = replace(prepared.recipe, batches=dict.fromkeys(prepared.recipe.batches, 2))
     batch = samples.make_batch(model.processor, recipe, random.Random(0), sort, kinds)
     model.zero_grad()
     training.loss_of(model, batch).backward()
-    reached = {name for name, weight in model.named_parameters() if weight.grad is not None}
-    assert any(name.startswith("image_encoder.") for name in reached)
-    assert any(name.startswith("language_model.") for name in reached) == (sort != "name")
+    names = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert any(name.startswith("image_encoder.") for name in names)
+    assert any(name.startswith("language_model.") for name in names) == (sort != "name")
 
 
 def test_an_instruction_stands_behind_some_questions_that_a_word_answers():
     generator, ends = random.Random(0), Counter()
-    for _, question in training.world.sample_questions(700, seed=0, split="train"):
-        asked = samples.with_instruction(question, "Be brief.", generator)
-        assert asked.text in (question.text, f"{question.text}\nBe brief.")
-        assert asked.answer == question.answer
-        ends[" " in question.answer, asked.text != question.text] += 1
+    for _, question in questions.sample_questions(700, seed=0, split="train"):
+        variant = samples.with_instruction(question, "Be brief.", generator)
+        assert variant.text in (question.text, f"{question.text}\nBe brief.")
+        assert variant.answer == question.answer
+        ends[" " in question.answer, variant.text != question.text] += 1
     assert ends[True, True] == 0
     assert 0.2 < ends[False, True] / (ends[False, True] + ends[False, False]) < 0.4
 
 
 def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
-    recipe, run, model = prepared
-    (run / "state.pt").write_bytes(b"not part of the checkpoint")
-    training.save(model, run, tmp_path, recipe)
-    loaded = load_model(tmp_path).state_dict()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor.to(torch.float16), loaded[name]), name
+    (prepared.folder / "state.pt").write_bytes(b"not part of the checkpoint")
+    training.save(prepared.model, prepared.folder, tmp_path, prepared.recipe)
+    actual = load_model(tmp_path).state_dict()
+    for name, tensor in prepared.model.state_dict().items():
+        assert torch.equal(tensor.to(torch.float16), actual[name]), name
     assert (tmp_path / CARD).exists() and not (tmp_path / "state.pt").exists()
-    assert len(list(tmp_path.glob("pytorch_model*.bin"))) == recipe.shards
+    assert len(list(tmp_path.glob("pytorch_model*.bin"))) == prepared.recipe.shards
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 8e6
 
 
@@ -86,28 +86,27 @@ def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
 
 
 @given(data=st.data())
-def test_no_words_of_a_question_become_control_tokens(prepared, times, data):
-    times("prompts with control words")
-    _, _, model = prepared
-    processor = model.processor
+def test_no_words_of_a_question_become_control_tokens(prepared, repetitions, data):
+    repetitions("prompts with control words")
+    processor = prepared.model.processor
     controls = processor.tokenizer.get_added_vocab()
     parts = st.one_of(st.text(max_size=10), st.sampled_from(sorted(controls)))
     text = "".join(data.draw(st.lists(parts, max_size=6)))
 
-    def found(question: str) -> Counter:
+    def control_tokens(question: str) -> Counter:
         ids = processor.input_ids([user_message(question)])[0].tolist()
         return Counter(token for token in ids if token in controls.values())
 
-    assert found(text) == found("What is red?")
+    assert control_tokens(text) == control_tokens("What is red?")
 
 
 @settings(max_examples=settings.default.max_examples // 2)
 @example(sizes=[(1, 1)])
 @example(sizes=[(20_000, 10)])
 @given(sizes=st.lists(st.tuples(*[st.integers(1, 200)] * 2), min_size=1, max_size=2))
-def test_a_prompt_has_room_for_what_pictures_give(prepared, times, sizes):
-    times("pictures of any shape", len(sizes), len(sizes))
-    _, _, model = prepared
+def test_a_prompt_has_room_for_what_pictures_give(prepared, repetitions, sizes):
+    repetitions("pictures of any shape", len(sizes), len(sizes))
+    model = prepared.model
     pictures = [Image.new("RGB", size, "red") for size in sizes]
     try:
         inputs = model.image_inputs(pictures)
@@ -125,16 +124,17 @@ def test_a_prompt_has_room_for_what_pictures_give(prepared, times, sizes):
 
 
 @pytest.fixture(scope="module")
-def both(prepared, tmp_path_factory):
-    """Return a random model in PyTorch, and converted, both computing in 32 bits."""
-    recipe, run, model = prepared
+def random_model(prepared, tmp_path_factory):
+    """Return a random model in PyTorch, the `reference`, and its `pipeline`, both in 32 bits."""
     folder = tmp_path_factory.mktemp("checkpoint")
     with seeded(0):
-        larger_weights(model)
-    training.save(model, run, folder / "checkpoint", recipe)
+        larger_weights(prepared.model)
+    training.save(prepared.model, prepared.folder, folder / "checkpoint", prepared.recipe)
     convert(folder / "checkpoint", folder / "converted", find_preset("fp16"))
-    model = load_model(folder / "checkpoint", torch.float32)
-    return model, VisionLanguagePipeline(folder / "converted", accuracy=True)
+    return SimpleNamespace(
+        reference=load_model(folder / "checkpoint", torch.float32),
+        pipeline=VisionLanguagePipeline(folder / "converted", accuracy=True),
+    )
 
 
 def larger_weights(model: torch.nn.Module) -> None:
@@ -152,44 +152,47 @@ def most_probable(model, prompt: list[int], answer: list[int], pictures: list) -
     return logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-def test_a_conversation_says_what_pytorch_says(both):
-    model, pipeline = both
-    picture = training.world.draw(*samples.sample_scene(random.Random(3), "train", "large")[:1])
+def test_a_conversation_says_what_pytorch_says(random_model):
+    model, pipeline = random_model.reference, random_model.pipeline
+    picture = world.draw(*samples.sample_scene(random.Random(3), "train", "large")[:1])
     for pictures in ([picture], []):
         conversation, answers = pipeline.conversation(), []
         for question, images in (("What do you see?", pictures), ("Where is the star?", [])):
             reply = conversation.ask(question, images, max_new_tokens=6)
-            wanted = most_probable(model, reply.prompt_ids, reply.token_ids, pictures)
-            assert reply.token_ids == wanted
+            expected = most_probable(model, reply.prompt_ids, reply.token_ids, pictures)
+            assert reply.token_ids == expected
             answers.append(reply.text)
         assert len(set(answers)) == 2
 
 
-def test_a_second_question_hands_no_picture_over_again(both):
-    _, pipeline = both
+def test_a_second_question_hands_no_picture_over_again(random_model):
+    pipeline = random_model.pipeline
     conversation = pipeline.conversation()
-    picture = training.world.draw(*samples.sample_scene(random.Random(3), "train", "large")[:1])
-    assert conversation.ask("What do you see?", [picture], max_new_tokens=2).text is not None
+    picture = world.draw(*samples.sample_scene(random.Random(3), "train", "large")[:1])
+    conversation.ask("What do you see?", [picture], max_new_tokens=2).wait()
+    names = pipeline.processor.exported.kept_inputs
     before = dict(conversation.cache.pictures)
-    assert before.keys() >= set(pipeline.processor.kept_inputs)
-    assert conversation.ask("Where is the star?", max_new_tokens=2).text is not None
+    assert before.keys() >= set(names)
+    conversation.ask("Where is the star?", max_new_tokens=2).wait()
     after = conversation.cache.pictures
-    assert all(after[name] is before[name] for name in pipeline.processor.kept_inputs)
+    assert all(after[name] is before[name] for name in names)
 
 
-def test_both_are_evaluated_by_the_same_calls(both):
-    asked = questions.draw_questions(3, seed=0)
-    given = [evaluation.answer(one, asked, max_new_tokens=4, batch=2) for one in both]
-    assert evaluation.agreement(*given).same_text == 1
+def test_both_are_evaluated_by_the_same_calls(random_model):
+    models = random_model.reference, random_model.pipeline
+    pairs = questions.draw_questions(3, seed=0)
+    answers = [evaluation.answer(model, pairs, max_new_tokens=4, batch=2) for model in models]
+    assert evaluation.agreement(*answers).same_text == 1
+    picture, question = pairs[0]
     beams = [
-        one.language_model.generate(
-            **evaluation._prepare(one, *asked[0][:1], asked[0][1].text),
+        model.language_model.generate(
+            **evaluation._prepare(model, picture, question.text),
             num_beams=3,
             max_new_tokens=4,
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
         )
-        for one in both
+        for model in models
     ]
     assert torch.equal(*beams)

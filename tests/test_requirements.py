@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"^([A-Za-z0-9_.-]+)==(\S+?)(?:\s+#.*)?$")
-OWN = {"helpers", "tests"}
+LOCAL = {"helpers", "tests"}
 ABSENT = {"torchvision", "timm", "einops"}  # each would need a build of torch of its own
 
 
@@ -24,7 +24,7 @@ def pins(file: str) -> dict[str, str]:
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     lines = [line for line in lines if line.strip() and not line.startswith("#")]
     assert [line for line in lines if not PIN.match(line)] == []
-    return {canonical(found[1]): found[2] for line in lines if (found := PIN.match(line))}
+    return {canonical(pin[1]): pin[2] for line in lines if (pin := PIN.match(line))}
 
 
 def imports(source: str) -> set[str]:
@@ -35,7 +35,7 @@ def imports(source: str) -> set[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - OWN
+    return names - set(sys.stdlib_module_names) - LOCAL
 
 
 def imported_distributions(sources: list[str]) -> set[str]:
@@ -58,22 +58,22 @@ def notebook_sources() -> list[str]:
 
 
 def test_what_readers_import_is_required():
-    used = imported_distributions(sources_in("helpers") + notebook_sources())
+    imported = imported_distributions(sources_in("helpers") + notebook_sources())
     # ipywidgets requires IPython, and display() is all that is used of it; data sets by name are
     # for who has installed `datasets`, and helpers.convert.calibration says so to all others.
-    assert used - {"ipython", "datasets"} <= set(pins("requirements.txt"))
+    assert imported - {"ipython", "datasets"} <= set(pins("requirements.txt"))
 
 
 def test_what_tests_import_is_required():
-    used = imported_distributions(sources_in("tests"))
-    known = set(pins("requirements.txt")) | set(pins("tests/requirements.txt"))
-    assert used - {"ipython", "httpx"} <= known
+    imported = imported_distributions(sources_in("tests"))
+    pinned = set(pins("requirements.txt")) | set(pins("tests/requirements.txt"))
+    assert imported - {"ipython", "httpx"} <= pinned
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt"])
 def test_the_constraints_hold_the_same_releases(file):
-    locked = pins("constraints.txt")
-    assert {name: locked.get(name) for name in pins(file)} == pins(file)
+    constraints = pins("constraints.txt")
+    assert {name: constraints.get(name) for name in pins(file)} == pins(file)
 
 
 def test_the_constraints_hold_for_every_build_and_system():

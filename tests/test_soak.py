@@ -8,7 +8,9 @@ import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -32,52 +34,58 @@ pytestmark = [
 ]
 
 
+@dataclass(frozen=True)
+class Person:
+    """Someone who asks a question about a picture, then `FOLLOW_UP`; both have an answer."""
+
+    picture: Path
+    question: str
+    answers: tuple[str, str]
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """Serve the bundled InternVL2; gives its page, the address and the pipeline."""
+    """Serve the bundled InternVL2; gives its `page`, the `address` and the `pipeline`."""
     folder = tmp_path_factory.mktemp("soak")
     convert(BUNDLED / "internvl2", folder / "model", find_preset("int8"))
     pipeline = VisionLanguagePipeline(folder / "model")
     page = build_page(pipeline, title="Many people")
-    yield page, open_page(page), pipeline
+    yield SimpleNamespace(page=page, address=open_page(page), pipeline=pipeline)
     page.close()
 
 
 @pytest.fixture(scope="module")
-def people(served, tmp_path_factory):
-    """Return for each person a picture's file, a question, and what both answers should be."""
-    _, _, pipeline = served
+def people(served, tmp_path_factory) -> list[Person]:
+    """Return people with the answers that they should get."""
     folder = tmp_path_factory.mktemp("pictures")
-    found = []
+    persons = []
     for number, (picture, question) in enumerate(questions.draw_questions(IN_TURN, seed=9)):
         path = folder / f"{number}.png"
         picture.save(path)
-        talk = pipeline.conversation()
-        first = talk.ask(question.text, [picture], max_new_tokens=SETTINGS[0]).text
-        second = talk.ask(FOLLOW_UP, max_new_tokens=SETTINGS[0]).text
-        found.append((path, question.text, first.strip(), second.strip()))
-    return found
+        conversation = served.pipeline.conversation()
+        first = conversation.ask(question.text, [picture], max_new_tokens=SETTINGS[0]).text
+        second = conversation.ask(FOLLOW_UP, max_new_tokens=SETTINGS[0]).text
+        persons.append(Person(path, question.text, (first.strip(), second.strip())))
+    return persons
 
 
-def visit(address: str, person: tuple[Path, str, str, str]) -> None:
+def visit(address: str, person: Person) -> None:
     """Ask two questions in a window of its own, and check both answers."""
-    path, question, *wanted = person
     window = Client(address, verbose=False, analytics_enabled=False)
     chat: list[dict] = []
-    for text, answer in zip((question, FOLLOW_UP), wanted, strict=True):
-        given = (text, [{"image": handle_file(path), "caption": None}], chat, *SETTINGS)
-        chat, _ = window.predict(*given, api_name="/ask")
+    for text, expected in zip((person.question, FOLLOW_UP), person.answers, strict=True):
+        gallery = [{"image": handle_file(person.picture), "caption": None}]
+        chat, _ = window.predict(text, gallery, chat, *SETTINGS, api_name="/ask")
         content = chat[-1]["content"]
-        said = content if isinstance(content, str) else "".join(part["text"] for part in content)
-        assert said.partition("\n\n<small>")[0] == answer
+        actual = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        assert actual.partition("\n\n<small>")[0] == expected
     window.close()
 
 
 def test_many_people_one_after_another_and_at_once(served, people, request):
-    _, address, _ = served
     seconds = 180 if request.config.getoption("soak") else 30
     for person in people[: IN_TURN if request.config.getoption("soak") else 4]:
-        visit(address, person)
+        visit(served.address, person)
     turns, lock = itertools.cycle(people), threading.Lock()
     end, visits = time.monotonic() + seconds, itertools.count()
 
@@ -86,15 +94,15 @@ def test_many_people_one_after_another_and_at_once(served, people, request):
             with lock:
                 person = next(turns)
                 next(visits)
-            visit(address, person)
+            visit(served.address, person)
 
     memory = psutil.Process().memory_info
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        running = [pool.submit(keep_visiting) for _ in range(AT_ONCE)]
+        futures = [pool.submit(keep_visiting) for _ in range(AT_ONCE)]
         time.sleep(seconds / 3)
         before = memory().rss
-        for one in running:
-            one.result()
+        for future in futures:
+            future.result()
     gc.collect()
     assert next(visits) >= 2 * AT_ONCE
     assert memory().rss - before < MOST_GROWTH

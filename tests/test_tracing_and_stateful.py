@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import openvino as ov
@@ -26,9 +27,10 @@ ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY"}
 
 @pytest.fixture(scope="module")
 def traced(checkpoint):
-    """Return a model with the weights that its file has, and its traced parts by name."""
+    """Return a `model` with the weights that its file has, and its `graphs` by part."""
     model = load_model(checkpoint)
-    return model, {part.name: (part, trace(part)) for part in model.parts()}
+    graphs = {part.name: trace(part) for part in model.parts()}
+    return SimpleNamespace(model=model, graphs=graphs)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +63,8 @@ def layer_type(node) -> str:
 
 
 def test_names_and_dynamic_sizes(traced):
-    _, parts = traced
     encoder, embeddings, language_model = (
-        parts[name][1] for name in (IMAGE_ENCODER, TEXT_EMBEDDINGS, LANGUAGE_MODEL)
+        traced.graphs[name] for name in (IMAGE_ENCODER, TEXT_EMBEDDINGS, LANGUAGE_MODEL)
     )
     assert shapes(encoder.inputs) == {"pixel_values": "[?,3,32,32]"}
     assert shapes(encoder.outputs) == {"last_hidden_state": f"[?,{TOKENS_PER_TILE},128]"}
@@ -79,15 +80,16 @@ def test_names_and_dynamic_sizes(traced):
 
 
 def test_weights_in_16_bits_are_shared_with_the_file(traced):
-    model, parts = traced
-    assert {p.dtype for p in model.language_model.parameters() if p.dim() > 1} == {torch.float16}
+    language_model = traced.model.language_model
+    weights = [parameter for parameter in language_model.parameters() if parameter.dim() > 1]
+    assert {weight.dtype for weight in weights} == {torch.float16}
     constants = {
         node.get_data().ctypes.data: node.get_element_type().get_type_name()
-        for node in parts[LANGUAGE_MODEL][1].get_ops()
+        for node in traced.graphs[LANGUAGE_MODEL].get_ops()
         if node.get_type_name() == "Constant" and node.get_byte_size() > 1000
     }
     assert set(constants.values()) == {"f16"}
-    matrices = [m.weight for m in model.language_model.modules() if type(m) is torch.nn.Linear]
+    matrices = [module.weight for module in language_model.modules() if type(module) is nn.Linear]
     assert len(matrices) == 2 * 7 + 1
     assert {matrix.data_ptr() for matrix in matrices} <= set(constants)
 
@@ -96,8 +98,8 @@ def test_tracing_leaves_a_module_as_it_was(checkpoint):
     model = load_model(checkpoint)
 
     def tensors() -> dict[str, tuple]:
-        named = [*model.named_parameters(), *model.named_buffers()]
-        return {name: (tensor.dtype, tensor.data_ptr()) for name, tensor in named}
+        items = [*model.named_parameters(), *model.named_buffers()]
+        return {name: (tensor.dtype, tensor.data_ptr()) for name, tensor in items}
 
     before = tensors()
     for part in model.parts():
@@ -112,14 +114,14 @@ def test_tracing_leaves_a_module_as_it_was(checkpoint):
 def test_the_image_encoder_computes_as_in_pytorch(traced, torch_model, tiles):
     with seeded(0):
         pixels = torch.randn(tiles, 3, 32, 32)
-    compiled = ov.Core().compile_model(traced[1][IMAGE_ENCODER][1], "CPU", ACCURACY)
-    wanted = torch_model.encode_images(pixel_values=pixels)
-    assert_near(compiled(pixels.numpy())[0], wanted)
+    compiled = ov.Core().compile_model(traced.graphs[IMAGE_ENCODER], "CPU", ACCURACY)
+    expected = torch_model.encode_images(pixel_values=pixels)
+    assert_near(compiled(pixels.numpy())[0], expected)
 
 
 def test_tracing_leaves_nothing_behind_and_says_nothing(checkpoint, capfd, recwarn):
     model = load_model(checkpoint)
-    kept = weakref.ref(model.language_model.lm_head)
+    head = weakref.ref(model.language_model.lm_head)
     converted = trace(model.language_model_part())
     assert capfd.readouterr() == ("", "")
     assert [str(warning.message) for warning in recwarn] == []
@@ -128,16 +130,16 @@ def test_tracing_leaves_nothing_behind_and_says_nothing(checkpoint, capfd, recwa
     assert not store
     del model
     gc.collect()
-    assert kept() is not None  # the converted model computes with its memory
+    assert head() is not None  # the converted model computes with its memory
     del converted
     gc.collect()
-    assert kept() is None
+    assert head() is None
 
 
 # State
 
 
-class Looking(nn.Module):
+class SelfAttention(nn.Module):
     def forward(self, states, mask):
         """Attend from states to what is made of them."""
         return nn.functional.scaled_dot_product_attention(
@@ -146,19 +148,22 @@ class Looking(nn.Module):
 
 
 def test_attention_with_a_mask_is_recorded_without_being_computed(monkeypatch):
-    computed, compute = [], nn.functional.scaled_dot_product_attention
+    calls, compute = [], nn.functional.scaled_dot_product_attention
 
     def counted(*inputs, **options):
-        computed.append(inputs)
+        calls.append(inputs)
         return compute(*inputs, **options)
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
     example = {"states": torch.zeros(2, 3, 5, 4), "mask": torch.zeros(2, 1, 5, 5)}
-    model = trace(Part("looking", Looking(), example, ("seen",), fixed={"states": (1, 3)}))
-    assert not computed
+    model = trace(
+        Part("attention", SelfAttention(), example, ("output",), fixed={"states": (1, 3)})
+    )
+    assert not calls
     inputs = torch.randn(1, 3, 7, 4), torch.randn(1, 1, 7, 7)
-    found = ov.Core().compile_model(model, "CPU", ACCURACY)([x.numpy() for x in inputs])[0]
-    assert_near(found, Looking()(*inputs))
+    compiled = ov.Core().compile_model(model, "CPU", ACCURACY)
+    actual = compiled([tensor.numpy() for tensor in inputs])[0]
+    assert_near(actual, SelfAttention()(*inputs))
 
 
 @torch.inference_mode()
@@ -186,25 +191,25 @@ def reference_steps(model, batch: int, steps: int = 11) -> tuple[list[dict], lis
     return inputs, logits
 
 
-def assert_near(actual, wanted: torch.Tensor) -> None:
+def assert_near(actual, expected: torch.Tensor) -> None:
     actual = torch.from_numpy(np.asarray(actual))
-    assert actual.shape == wanted.shape
-    assert (actual - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_prefill_and_ten_decode_steps_agree_with_pytorch(compiled, torch_model, batch):
     request = compiled.create_infer_request()
-    for inputs, wanted in zip(*reference_steps(torch_model, batch), strict=True):
-        assert_near(request.infer(inputs)["logits"], wanted)
+    for inputs, expected in zip(*reference_steps(torch_model, batch), strict=True):
+        assert_near(request.infer(inputs)["logits"], expected)
 
 
 def test_reset_forgets_and_another_batch_may_follow(compiled, torch_model):
     request = compiled.create_infer_request()
     for batch in (3, 1, 2):
         request.reset_state()
-        (prompt, *_), (wanted, *_) = reference_steps(torch_model, batch, steps=1)
-        assert_near(request.infer(prompt)["logits"], wanted)
+        (prompt, *_), (expected, *_) = reference_steps(torch_model, batch, steps=1)
+        assert_near(request.infer(prompt)["logits"], expected)
 
 
 @torch.inference_mode()
@@ -214,11 +219,11 @@ def test_each_row_continues_from_the_row_that_beam_idx_names(compiled, torch_mod
     request = compiled.create_infer_request()
     request.infer(prompt)
     actual = request.infer(step | {BEAM_INPUT: np.array(order, dtype=np.int32)})["logits"]
-    whole = np.concatenate([prompt["inputs_embeds"][order], step["inputs_embeds"]], axis=1)
-    wanted = torch_model.language_model(
-        inputs_embeds=torch.from_numpy(whole), logits_to_keep=1
+    embeddings = np.concatenate([prompt["inputs_embeds"][order], step["inputs_embeds"]], axis=1)
+    expected = torch_model.language_model(
+        inputs_embeds=torch.from_numpy(embeddings), logits_to_keep=1
     ).logits
-    assert_near(actual, wanted)
+    assert_near(actual, expected)
 
 
 def test_a_long_prompt_computes_one_row_of_logits(compiled):
@@ -232,13 +237,13 @@ def test_a_long_prompt_computes_one_row_of_logits(compiled):
         }
     )
     assert result["logits"].shape == (2, 1, vocabulary)
-    multiplied = [
+    matrix_shapes = [
         [size.get_length() for size in node.get_output_partial_shape(0)]
         for node in compiled.get_runtime_model().get_ops()
         if layer_type(node) == "FullyConnected"
     ]
-    assert [2, length, 256] in multiplied  # as the request just computed it
-    assert [shape for shape in multiplied if shape[-1] == vocabulary] == [[2, 1, vocabulary]]
+    assert [2, length, 256] in matrix_shapes  # as the request just computed it
+    assert [shape for shape in matrix_shapes if shape[-1] == vocabulary] == [[2, 1, vocabulary]]
 
 
 @pytest.mark.parametrize("hint", ["ACCURACY", "PERFORMANCE"])
@@ -324,7 +329,9 @@ def test_names_that_begin_alike_keep_their_own_sizes():
         node.output(0).get_tensor().set_names({name})
     model = ov.Model(results, list(inputs.values()), "alike")
     make_stateful(model, {"past.1": "present.1", "past.10": "present.10"})
-    starts = [n.input_value(0) for n in model.get_ops() if n.get_type_name() == "ReadValue"]
+    starts = [
+        node.input_value(0) for node in model.get_ops() if node.get_type_name() == "ReadValue"
+    ]
     assert {str(start.get_partial_shape()) for start in starts} == {"[?,2,?,8]", "[?,4,?,8]"}
 
 
@@ -342,8 +349,8 @@ def random_model(sizes: list[tuple[int, int]]) -> ov.Model:
         past = ops.parameter([-1, heads, -1, size], ov.Type.f32, name=f"past.{layer}")
         column = ops.unsqueeze(new, ops.constant([1, 3]))
         scaled = ops.multiply(column, ops.constant(layer + 1.0, ov.Type.f32))
-        wide = ops.constant(np.ones((1, heads, 1, size), np.float32))
-        present = ops.concat([past, ops.multiply(scaled, wide)], 2)
+        block = ops.constant(np.ones((1, heads, 1, size), np.float32))
+        present = ops.concat([past, ops.multiply(scaled, block)], 2)
         sums.append(ops.reduce_sum(present, ops.constant([1, 2, 3])))
         inputs[f"past.{layer}"], outputs[f"present.{layer}"] = past, present
     outputs["sums"] = ops.concat([ops.unsqueeze(total, ops.constant(1)) for total in sums], 1)
@@ -359,16 +366,16 @@ LAYERS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 8)), min_size=1, m
 def test_any_number_of_layers_and_heads_rows_and_steps(sizes, rows, data):
     """The state is what inputs and outputs would have carried, each row from where it should."""
     model = random_model(sizes)
-    make_stateful(model, {f"past.{n}": f"present.{n}" for n in range(len(sizes))})
+    make_stateful(model, {f"past.{layer}": f"present.{layer}" for layer in range(len(sizes))})
     assert names(model.outputs) == ["sums"] and len(model.get_variables()) == len(sizes)
     request = ov.Core().compile_model(model, "CPU", ACCURACY).create_infer_request()
-    seen = np.zeros((rows, 0))
+    cache = np.zeros((rows, 0))
     for _ in range(data.draw(st.integers(1, 4))):
         new = data.draw(st.integers(1, 3))
         values = np.arange(rows * new, dtype=np.float32).reshape(rows, new) + 1
-        chosen = data.draw(st.lists(st.integers(0, rows - 1), min_size=rows, max_size=rows))
-        seen = np.concatenate([seen[chosen], values], 1)
-        request.infer({"inputs_embeds": values, BEAM_INPUT: np.array(chosen, np.int32)})
-        factors = [heads * size * (n + 1) for n, (heads, size) in enumerate(sizes)]
-        wanted = seen.sum(1)[:, None] * np.array(factors)
-        np.testing.assert_allclose(request.get_tensor("sums").data, wanted, rtol=1e-5)
+        beams = data.draw(st.lists(st.integers(0, rows - 1), min_size=rows, max_size=rows))
+        cache = np.concatenate([cache[beams], values], 1)
+        request.infer({"inputs_embeds": values, BEAM_INPUT: np.array(beams, np.int32)})
+        factors = [heads * size * (layer + 1) for layer, (heads, size) in enumerate(sizes)]
+        expected = cache.sum(1)[:, None] * np.array(factors)
+        np.testing.assert_allclose(request.get_tensor("sums").data, expected, rtol=1e-5)

@@ -24,63 +24,66 @@ def load_and_look(folder) -> None:
     model.processor.image_inputs([Image.new("RGB", (80, 50))])
 
 
+def load_and_check(folder) -> None:
+    load_processor(folder).check()
+
+
 def assert_no_worse_than_a_sentence(read, folder) -> str | None:
     """Return the sentence if there was one; anything else that is raised fails the test."""
-    started, sentence = time.monotonic(), None
+    start, sentence = time.monotonic(), None
     try:
         read(folder)
     except UserError as error:
         sentence = str(error)
         assert "\n" not in sentence and len(sentence) <= LONGEST + 5
         assert sentence.endswith(".")
-    assert time.monotonic() - started < MOST_SECONDS
+    assert time.monotonic() - start < MOST_SECONDS
     return sentence
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_damaged_checkpoint(tmp_path, times, family):
+def test_a_damaged_checkpoint(tmp_path, repetitions, family):
     """Configs, indexes, lists of tokens and headers of weights, of each family's layout."""
-    number = times("damaged configs, indexes and headers", 20, 250)
-    told = 0
+    number = repetitions("damaged configs, indexes and headers", 20, 250)
+    refusals = 0
     for seed in range(number):
         generator = random.Random(f"{family} {seed}")
         ignore = shutil.ignore_patterns("expected.safetensors")
         folder = shutil.copytree(GOLDEN / family, tmp_path / str(seed) / family, ignore=ignore)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        small = [path for path in files if path.suffix == ".json"]
-        damage(generator.choice(small if generator.random() < 0.7 else files), generator)
-        told += assert_no_worse_than_a_sentence(load_and_look, folder) is not None
+        json_files = [path for path in files if path.suffix == ".json"]
+        damage(generator.choice(json_files if generator.random() < 0.7 else files), generator)
+        refusals += assert_no_worse_than_a_sentence(load_and_look, folder) is not None
         shutil.rmtree(tmp_path / str(seed))
-    assert told >= number / 6  # or nothing much was damaged
+    assert refusals >= number / 6  # or nothing much was damaged
 
 
 @pytest.mark.slow
-def test_a_damaged_tokenizer(checkpoint, tmp_path, times):
-    number = times("damaged files of a tokenizer", 20, 200)
-    told = 0
+def test_a_damaged_tokenizer(checkpoint, tmp_path, repetitions):
+    number = repetitions("damaged files of a tokenizer", 20, 200)
+    refusals = 0
     for seed in range(number):
         generator = random.Random(seed)
         folder = shutil.copytree(checkpoint, tmp_path / str(seed))
         files = [path for path in folder.glob("*.json") if path.name != "config.json"]
         damage(generator.choice(sorted(files)), generator)
-        look = lambda folder: load_processor(folder).check()  # noqa: E731
-        told += assert_no_worse_than_a_sentence(look, folder) is not None
+        refusals += assert_no_worse_than_a_sentence(load_and_check, folder) is not None
         shutil.rmtree(folder)
-    assert told >= number / 10
+    assert refusals >= number / 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(bundled_checkpoints()))
-def test_converting_with_a_damaged_config(tmp_path, times, capsys, family):
+def test_converting_with_a_damaged_config(tmp_path, repetitions, capsys, family):
     """On the command line: exit code 0, or 1 and a sentence."""
-    for seed in range(times("damaged configs converted", 3, 40)):
+    for seed in range(repetitions("damaged configs converted", 3, 40)):
         generator = random.Random(f"{family} {seed}")
         folder = shutil.copytree(BUNDLED / family, tmp_path / str(seed) / family)
         damage(folder / "config.json", generator)
         code = main(["convert", str(folder), "--output", str(tmp_path / str(seed) / "made")])
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert (code, said.startswith("error: ")) in ((0, False), (1, True)), said
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert (code, message.startswith("error: ")) in ((0, False), (1, True)), message
         shutil.rmtree(tmp_path / str(seed))
 
 

@@ -53,10 +53,10 @@ def test_a_stopped_answer_lets_the_next_begin_within_a_second(bundled, tiled):
         for _, _ in zip(range(pieces), reply, strict=False):
             pass
         stop.set()
-        started = time.perf_counter()
+        start = time.perf_counter()
         following = bundled.ask(SECOND, [tiled], max_new_tokens=2)
         while list(following.places()):
             pass
-        waits.append(time.perf_counter() - started)
+        waits.append(time.perf_counter() - start)
         assert following.counts.answer
     assert max(waits) < 1

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,16 +27,16 @@ def scenes(number: int, seed: int = 0, split: str = "train") -> list[Scene]:
 def test_no_scene_and_no_word_of_the_test_set_occurs_in_training():
     contents, words = {}, {}
     for split in SPLITS:
-        drawn = [scene for seed in range(20) for scene in scenes(200, seed, split)]
-        contents[split] = {(scene.grid, scene.items) for scene in drawn}
-        words[split] = {scene.word for scene in drawn} - {None}
-    for kept in (contents, words):
-        assert all(len(found) > 100 for found in kept.values())
-        assert not kept["train"] & (kept["test"] | kept["validation"])
-        assert not kept["test"] & kept["validation"]
+        sample = [scene for seed in range(20) for scene in scenes(200, seed, split)]
+        contents[split] = {(scene.grid, scene.items) for scene in sample}
+        words[split] = {scene.word for scene in sample} - {None}
+    for splits in (contents, words):
+        assert all(len(values) > 100 for values in splits.values())
+        assert not splits["train"] & (splits["test"] | splits["validation"])
+        assert not splits["test"] & splits["validation"]
 
 
-def test_training_s_own_scenes_are_of_its_split():
+def test_scenes_for_training_are_of_its_split():
     generator = random.Random(0)
     for sort in BATCHES:
         for _ in range(200):
@@ -44,7 +45,7 @@ def test_training_s_own_scenes_are_of_its_split():
             assert scene.word is None or split_of(scene.word) == "train"
 
 
-def test_the_tokenizer_s_texts_hold_no_printed_word():
+def test_texts_for_the_tokenizer_hold_no_printed_word():
     generator = random.Random(0)
     words = {world.random_word(generator, split) for split in SPLITS for _ in range(300)}
     assert not words & set(" ".join(tokenizers.corpus(700)).replace(".", " ").split())
@@ -78,43 +79,45 @@ def answer_to(scene: Scene, text: str) -> str:
     words = text.rstrip("?.").lower().split()
     place = text.rstrip("?").partition("at the ")[2]
     if words[0] == "describe" or text in ("What is in the picture?", "What do you see?"):
-        said = [f"{article(' '.join(thing))} at the {at}" for at, thing in things.items()]
-        listed = " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
-        return f"{listed[0].upper()}{listed[1:]}."
+        parts = [f"{article(' '.join(thing))} at the {place}" for place, thing in things.items()]
+        sentence = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+        return f"{sentence[0].upper()}{sentence[1:]}."
     if words[:2] == ["how", "many"] or words[0] == "count":
-        what = words[2]
-        if what == "shapes":
+        noun = words[2]
+        if noun == "shapes":
             return str(len(things))
-        if what in world.COLOURS:
-            return str(sum(colour == what for colour, _ in things.values()))
-        return str(
-            sum(f"{kind}{'es' if kind == 'cross' else 's'}" == what for _, kind in things.values())
-        )
+        if noun in world.COLOURS:
+            return str(sum(colour == noun for colour, _ in things.values()))
+        plurals = [f"{shape}{'es' if shape == 'cross' else 's'}" for _, shape in things.values()]
+        return str(plurals.count(noun))
     if words[:2] == ["what", "colour"]:
-        asked = things.items()
-        found = [c for at, (c, kind) in asked if (at == place if place else kind == words[-1])]
+        answers = [
+            colour
+            for position, (colour, shape) in things.items()
+            if (position == place if place else shape == words[-1])
+        ]
     elif words[:2] == ["what", "shape"]:
-        found = [things[place][1]]
+        answers = [things[place][1]]
     elif words[:2] == ["which", "shape"] and words[2] == "is" and words[3] in world.COLOURS:
-        found = [kind for colour, kind in things.values() if colour == words[-1]]
+        answers = [shape for colour, shape in things.values() if colour == words[-1]]
     elif words[0] == "where":
-        found = [f"at the {at}" for at, thing in things.items() if list(thing) == words[-2:]]
+        positions = [place for place, thing in things.items() if list(thing) == words[-2:]]
+        answers = [f"at the {position}" for position in positions]
     elif words[0] in ("read",) or "word" in words or words[-2:] == ["it", "say"]:
-        found = [scene.word or "no word"]
+        answers = [scene.word or "no word"]
     else:
-        number = Counter(things.values())
-        alone = [at for at, thing in things.items() if number[thing] == 1]
-        found = ["nothing"]
-        if len(number) == 2 and len(alone) == 1:
-            found = [f"the {' '.join(things[alone[0]])} at the {alone[0]}"]
-    assert len(found) == 1, f"{text} has {len(found)} answers"
-    return found[0]
+        counts = Counter(things.values())
+        unique = [place for place, thing in things.items() if counts[thing] == 1]
+        answers = ["nothing"]
+        if len(counts) == 2 and len(unique) == 1:
+            answers = [f"the {' '.join(things[unique[0]])} at the {unique[0]}"]
+    assert len(answers) == 1, f"{text} has {len(answers)} answers"
+    return answers[0]
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_answer_follows_from_the_scene(split):
-    asked = questions.sample_questions(1400, seed=1, split=split)
-    for scene, question in asked:
+    for scene, question in questions.sample_questions(1400, seed=1, split=split):
         assert question.answer == answer_to(scene, question.text)
 
 
@@ -128,7 +131,7 @@ def test_every_kind_says_each_of_its_answers():
     places = {place for names in PLACES.values() for place in names} - {"middle"}
     assert set(answers["where"]) == {f"at the {place}" for place in places}
     # No answer is so frequent that saying it always would be knowing something.
-    assert all(max(found.values()) <= 0.5 * found.total() for found in answers.values())
+    assert all(max(counts.values()) <= 0.5 * counts.total() for counts in answers.values())
 
 
 @pytest.mark.parametrize("number", [7, 70, 75])
@@ -139,8 +142,8 @@ def test_the_kinds_take_turns(number):
 
 
 def test_a_seed_decides_the_questions():
-    first, again, other = (list(questions.sample_questions(20, seed=seed)) for seed in (1, 1, 2))
-    assert first == again != other
+    first, same, other = (list(questions.sample_questions(20, seed=seed)) for seed in (1, 1, 2))
+    assert first == same != other
 
 
 # Pictures
@@ -164,8 +167,8 @@ def test_pictures_show_colours_where_the_scene_has_them():
                 int((row + 0.5) * picture.height / rows),
             )
             actual = picture.getpixel(middle)
-            wanted = world.COLOURS[item.colour] if item else (240, 240, 240)
-            assert max(abs(a - b) for a, b in zip(actual, wanted, strict=True)) < 30
+            expected = world.COLOURS[item.colour] if item else (240, 240, 240)
+            assert max(abs(a - b) for a, b in zip(actual, expected, strict=True)) < 30
 
 
 def test_a_word_is_printed_where_there_is_one():
@@ -184,12 +187,14 @@ def processor(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def drawn(processor):
-    """Return a picture's inputs and four questions about it."""
+def example(processor):
+    """Return the `inputs` of a picture and four `questions` about it."""
     generator = random.Random(5)
     scene = random_scene(generator, grid=(2, 2))
-    questions = samples.sample_questions(scene, generator, 6, samples.ALL_KINDS)[:4]
-    return processor.image_inputs([draw(scene)]), questions
+    return SimpleNamespace(
+        questions=samples.sample_questions(scene, generator, 6, samples.ALL_KINDS)[:4],
+        inputs=processor.image_inputs([draw(scene)]),
+    )
 
 
 def answers_of(processor, sample) -> list[str]:
@@ -205,66 +210,61 @@ def answers_of(processor, sample) -> list[str]:
 
 
 @pytest.mark.parametrize("turns", [False, True])
-def test_the_answers_and_nothing_else_are_learned(processor, drawn, turns):
-    inputs, questions = drawn
-    sample = samples.encode_sample(processor, inputs, questions, turns=turns)
-    assert answers_of(processor, sample) == [question.answer for question in questions]
+def test_the_answers_and_nothing_else_are_learned(processor, example, turns):
+    sample = samples.encode_sample(processor, example.inputs, example.questions, turns=turns)
+    assert answers_of(processor, sample) == [question.answer for question in example.questions]
     learned = sample["labels"] != samples.IGNORED
     assert torch.equal(sample["labels"][learned], sample["input_ids"][learned])
     assert torch.equal(sample["weights"] > 0, learned)
 
 
-def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor, drawn):
-    inputs, questions = drawn
-    sample = samples.encode_sample(processor, inputs, questions, turns=False)
+def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor, example):
+    sample = samples.encode_sample(processor, example.inputs, example.questions, turns=False)
     later = torch.ones_like(sample["sees"]).tril()
     shared = int((sample["sees"] | ~later).all(0).int().argmin())  # the first not seen by all later
     assert shared > int(processor.picture_positions(sample["input_ids"]).nonzero().max())
     start = shared
-    for question in questions:
-        alone = samples.encode_sample(processor, inputs, [question], turns=False)
-        length = len(alone["input_ids"]) - shared
-        mine = slice(start, start + length)
-        assert torch.equal(sample["input_ids"][mine], alone["input_ids"][shared:])
-        assert torch.equal(sample["position_ids"][mine], alone["position_ids"][shared:])
-        sees = sample["sees"][mine]
-        assert sees[:, :shared].all() and not sees[:, shared:start].any()
-        assert torch.equal(sees[:, mine], torch.ones(length, length).tril().bool())
-        assert not sees[:, start + length :].any()
+    for question in example.questions:
+        expected = samples.encode_sample(processor, example.inputs, [question], turns=False)
+        length = len(expected["input_ids"]) - shared
+        span = slice(start, start + length)
+        assert torch.equal(sample["input_ids"][span], expected["input_ids"][shared:])
+        assert torch.equal(sample["position_ids"][span], expected["position_ids"][shared:])
+        visible = sample["sees"][span]
+        assert visible[:, :shared].all() and not visible[:, shared:start].any()
+        assert torch.equal(visible[:, span], torch.ones(length, length).tril().bool())
+        assert not visible[:, start + length :].any()
         start += length
     assert start == len(sample["input_ids"])
 
 
-def test_later_turns_see_the_earlier_ones(processor, drawn):
-    inputs, questions = drawn
-    sample = samples.encode_sample(processor, inputs, questions, turns=True)
+def test_later_turns_see_the_earlier_ones(processor, example):
+    sample = samples.encode_sample(processor, example.inputs, example.questions, turns=True)
     length = len(sample["input_ids"])
     assert torch.equal(sample["sees"], torch.ones(length, length).tril().bool())
     assert torch.equal(sample["position_ids"], torch.arange(length))
 
 
 @torch.inference_mode()
-def test_a_sample_of_several_questions_gives_each_one_s_own_logits(torch_model, drawn):
-    inputs, questions = drawn
-    processor = torch_model.processor
+def test_a_sample_of_several_questions_gives_each_its_own_logits(torch_model, example):
+    inputs, processor = example.inputs, torch_model.processor
 
-    def logits(asked) -> torch.Tensor:
-        sample = samples.encode_sample(processor, inputs, asked, turns=False)
+    def logits(questions) -> torch.Tensor:
+        sample = samples.encode_sample(processor, inputs, questions, turns=False)
         learned = (sample["labels"] != samples.IGNORED).nonzero().flatten()
         batch = samples.collate([sample]) | {"images": inputs}
         features = torch_model.encode_images(**inputs)
         return training.forward(torch_model, batch, features)[0, learned - 1]
 
-    together = logits(questions)
-    apart = torch.cat([logits([question]) for question in questions])
-    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)  # measured: 4e-6
+    actual = logits(example.questions)
+    expected = torch.cat([logits([question]) for question in example.questions])
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)  # measured: 4e-6
 
 
-def test_padding_is_seen_by_itself_only(processor, drawn):
-    inputs, questions = drawn
+def test_padding_is_seen_by_itself_only(processor, example):
     long, short = (
-        samples.encode_sample(processor, inputs, asked, turns=False)
-        for asked in (questions, questions[:1])
+        samples.encode_sample(processor, example.inputs, questions, turns=False)
+        for questions in (example.questions, example.questions[:1])
     )
     batch = samples.collate([long, short])
     size = len(short["input_ids"])
@@ -282,15 +282,15 @@ def test_resuming_gives_the_batches_that_would_have_come(processor):
 
     threads = torch.get_num_threads()
     try:
-        whole, resumed = list(batches(0)), list(batches(8))
+        complete, resumed = list(batches(0)), list(batches(8))
     finally:
         torch.set_num_threads(threads)
-    assert len(whole) == 12 and len(resumed) == 4
-    for before, after in zip(whole[8:], resumed, strict=True):
-        before, after = before | before.pop("images"), after | after.pop("images")
-        assert before.keys() == after.keys()
-        assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert not torch.equal(whole[10]["input_ids"], whole[11]["input_ids"])
+    assert len(complete) == 12 and len(resumed) == 4
+    for expected, actual in zip(complete[8:], resumed, strict=True):
+        expected, actual = expected | expected.pop("images"), actual | actual.pop("images")
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(value, actual[name]) for name, value in expected.items())
+    assert not torch.equal(complete[10]["input_ids"], complete[11]["input_ids"])
 
 
 @pytest.mark.parametrize("stages", [samples.FROM_NOTHING, samples.FROM_PARTS])
@@ -302,14 +302,14 @@ def test_the_stages_reach_the_end_and_know_their_batches(stages):
         assert stage.kinds.keys() <= questions.KINDS.keys()
 
 
-def shown(processor, *items) -> torch.Tensor:
+def word_ids(processor, *items) -> torch.Tensor:
     scene = Scene((2, 2), items)
     return naming.shown_words(processor, [scene], side=4)[0]
 
 
 def test_what_picture_tokens_should_name(processor):
     red, blue = Item("star", "red"), Item("cross", "blue")
-    ids = shown(processor, red, None, None, blue)
+    ids = word_ids(processor, red, None, None, blue)
     for rows, columns, text in (
         (slice(0, 2), slice(0, 2), "red star top left"),
         (slice(2, 4), slice(2, 4), "blue cross bottom right"),
@@ -348,7 +348,7 @@ def test_letters_are_named_where_they_are(processor):
 
 @torch.inference_mode()
 def test_naming_is_perfect_where_tokens_are_the_sums_of_their_words(torch_model):
-    ids = shown(torch_model.processor, Item("star", "red"), None, Item("cross", "blue"), None)
+    ids = word_ids(torch_model.processor, Item("star", "red"), None, Item("cross", "blue"), None)
     words = torch_model.embed_tokens(ids.clamp(min=0)) * (ids >= 0)[..., None]
     perfect = words.sum(-2).flatten(0, 1)
     assert naming.naming_loss(torch_model, [perfect], ids[None]) < 1e-9
@@ -356,9 +356,9 @@ def test_naming_is_perfect_where_tokens_are_the_sums_of_their_words(torch_model)
     assert naming.naming_loss(torch_model, [perfect.flip(0)], ids[None]) > 0.9
 
 
-def test_the_loss_is_that_of_the_answers(processor, drawn):
-    inputs, questions = drawn
-    batch = samples.collate([samples.encode_sample(processor, inputs, questions, turns=False)])
+def test_the_loss_is_that_of_the_answers(processor, example):
+    sample = samples.encode_sample(processor, example.inputs, example.questions, turns=False)
+    batch = samples.collate([sample])
     perfect = torch.full((*batch["input_ids"].shape, len(processor.tokenizer)), -30.0)
     labels = batch["labels"][0]
     for place in (labels != samples.IGNORED).nonzero().flatten().tolist():
@@ -370,6 +370,6 @@ def test_the_loss_is_that_of_the_answers(processor, drawn):
 def test_questions_about_a_scene_are_different_ones():
     generator = random.Random(0)
     for scene in scenes(20):
-        asked = samples.sample_questions(scene, generator, 10, samples.ALL_KINDS)
-        texts = [question.text for question in asked]
+        sample = samples.sample_questions(scene, generator, 10, samples.ALL_KINDS)
+        texts = [question.text for question in sample]
         assert len(set(texts)) == len(texts) > 0

@@ -28,7 +28,7 @@ def validate(notebook: Path, *options: str) -> Validation:
     )  # not this project's
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-rA"]
     command += ["-p", "no:cacheprovider", "--color=no", *options, notebook.name]
-    started = time.monotonic()
+    start = time.monotonic()
     run = subprocess.run(
         command,
         cwd=notebook.parent,
@@ -37,7 +37,7 @@ def validate(notebook: Path, *options: str) -> Validation:
         encoding="utf-8",
         timeout=600,
     )
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - start
     words = run.stdout.strip().splitlines()[-1].replace(",", "").split()
     counts = {kind: int(number) for number, kind in pairwise(words) if number.isdigit()}
     return Validation(counts, seconds, run.stdout)

@@ -75,7 +75,7 @@ def _pictures_of(name: str, number: int) -> list[Image.Image]:
         raise SettingsError(f"The data set {name} cannot be read ({reason}).") from None
     if None in pictures or not pictures:
         raise SettingsError(f"The data set {name} has no column of pictures; give another one.")
-    return pictures
+    return [picture for picture in pictures if picture is not None]
 
 
 def _picture_in(row: Mapping[str, object]) -> Image.Image | None:

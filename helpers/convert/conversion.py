@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import openvino as ov
 import psutil
@@ -27,6 +28,7 @@ from helpers.graphs.tracing import trace
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel, reason_of
 from helpers.resources import Growth, free_disk, in_words
+from helpers.sources.checkpoints import Config
 
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 _COPIED = (".json", ".txt", ".model", ".jinja")
@@ -88,13 +90,13 @@ def _converted(part: Part, checkpoint: Path) -> ov.Model:
         ) from error
 
 
-def expected_bytes(model: VisionLanguageModel, preset: Preset) -> int:
+def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
     """Return about how many bytes the weights of the converted parts will take."""
     weights = _weights_by_part(model)
     return int(sum(preset.weights_of(part).bits * number for part, number in weights.items())) // 8
 
 
-def expected_memory(model: VisionLanguageModel, preset: Preset) -> int:
+def expected_memory(model: VisionLanguageModel[Any], preset: Preset) -> int:
     """Return about how many bytes of memory a conversion takes, looking at samples included."""
     looking = [
         _memory_of_looking(modules, preset.weights_of(part))
@@ -139,7 +141,7 @@ def _memory_of_looking(modules: list[nn.Module], weights: Weights | Quantization
     return _RUNNING * number + _FITTING * largest
 
 
-def _modules_by_part(model: VisionLanguageModel) -> dict[str, list[nn.Module]]:
+def _modules_by_part(model: VisionLanguageModel[Any]) -> dict[str, list[nn.Module]]:
     language_model = model.language_model
     return {
         IMAGE_ENCODER: [module for module in model.children() if module is not language_model],
@@ -148,7 +150,7 @@ def _modules_by_part(model: VisionLanguageModel) -> dict[str, list[nn.Module]]:
     }
 
 
-def _weights_by_part(model: VisionLanguageModel) -> dict[str, int]:
+def _weights_by_part(model: VisionLanguageModel[Any]) -> dict[str, int]:
     return {
         part: sum(map(_weights_in, modules)) for part, modules in _modules_by_part(model).items()
     }
@@ -256,14 +258,14 @@ def _copy_small_files(checkpoint: Path, folder: Path) -> None:
     (folder / "config.json").write_text(config, encoding="utf-8")
 
 
-def _made_of(checkpoint: Path, preset: Preset) -> dict:
+def _made_of(checkpoint: Path, preset: Preset) -> Config:
     """Return what a conversion depends on: its source, settings, and the packages' versions."""
     versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     source = describe_source(Path(checkpoint))
     return {"source": source, "preset": _settings(preset), "versions": versions}
 
 
-def describe_source(checkpoint: Path) -> dict:
+def describe_source(checkpoint: Path) -> Config:
     """Return what tells one checkpoint from another: its config, its files' sizes and times."""
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} is not a folder; give a checkpoint's folder.")
@@ -278,7 +280,7 @@ def describe_source(checkpoint: Path) -> dict:
     return {"name": checkpoint.resolve().name, "files": files, "config_sha256": digest}
 
 
-def _settings(preset: Preset) -> dict:
+def _settings(preset: Preset) -> Config:
     return {
         part: asdict(weights)
         for part in ("language_model", "others", "image_encoder")

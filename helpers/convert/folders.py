@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.bit_widths import BitWidth
 from helpers.graphs.part_names import FILES
-from helpers.sources.checkpoints import read_json
+from helpers.sources.checkpoints import Config, read_json
 
 MANIFEST = "manifest.json"
 UNFINISHED_MANIFEST = "unfinished.json"
@@ -36,9 +36,9 @@ Report = Callable[[str], None]
 class Unfinished:
     """A conversion that grows in `folder`; `made_of` is what its parts have in common."""
 
-    def __init__(self, folder: Path, made_of: dict) -> None:
+    def __init__(self, folder: Path, made_of: Config) -> None:
         self.folder = folder
-        self.manifest = {"format": FORMAT} | made_of | {"bit_widths": {}, "files": {}}
+        self.manifest: Config = {"format": FORMAT} | made_of | {"bit_widths": {}, "files": {}}
 
     @property
     def parts(self) -> list[str]:
@@ -71,7 +71,7 @@ class Unfinished:
         (self.folder / HOLDER).write_text(holder, encoding="utf-8")
         self._write()
 
-    def _take_over(self, earlier: dict) -> None:
+    def _take_over(self, earlier: Config) -> None:
         if any(earlier[entry] != self.manifest[entry] for entry in _MADE_OF):
             return
         for part, widths in earlier["bit_widths"].items():
@@ -104,7 +104,7 @@ class Unfinished:
 
 @contextlib.contextmanager
 def written_aside(
-    output: Path, made_of: dict, *, resume: bool = False, report: Report = lambda line: None
+    output: Path, made_of: Config, *, resume: bool = False, report: Report = lambda line: None
 ) -> Iterator[Unfinished]:
     """Give a folder to write into that takes the name `output` when all went well.
 
@@ -193,7 +193,7 @@ def is_conversion(folder: Path) -> bool:
     return _exists(Path(folder) / MANIFEST)
 
 
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> Config:
     """Return the manifest of a finished conversion after checking that every file is there.
 
     Raises `OutputError` for a folder without one, of another format, or with a file missing or of
@@ -272,7 +272,7 @@ def clean(folder: Path) -> list[Path]:
     return removed
 
 
-def bit_widths_of(manifest: dict) -> dict[str, list[BitWidth]]:
+def bit_widths_of(manifest: Config) -> dict[str, list[BitWidth]]:
     """Return the bit widths by part that a manifest records."""
     parts = manifest["bit_widths"].items()
     return {part: [BitWidth(**width) for width in widths] for part, widths in parts}
@@ -297,7 +297,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _describe_files(folder: Path, names: list[str]) -> dict[str, dict]:
+def _describe_files(folder: Path, names: list[str]) -> dict[str, Config]:
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
         for name in names
@@ -309,7 +309,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _resized(folder: Path, files: dict[str, dict]) -> list[str]:
+def _resized(folder: Path, files: dict[str, Config]) -> list[str]:
     """Return the names of files that are missing or of another size than `files` says."""
     return [
         name
@@ -318,7 +318,7 @@ def _resized(folder: Path, files: dict[str, dict]) -> list[str]:
     ]
 
 
-def _altered(folder: Path, files: dict[str, dict]) -> list[str]:
+def _altered(folder: Path, files: dict[str, Config]) -> list[str]:
     """Return the names of files that do not hold what `files` says."""
     resized = _resized(folder, files)
     return resized + [

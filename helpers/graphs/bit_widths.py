@@ -33,7 +33,8 @@ def bit_widths(model: ov.Model) -> list[BitWidth]:
     that two layers share is counted once.
     """
     stored = {constant.get_friendly_name(): constant for _, constant in _layers(model)}
-    layers, sizes = Counter(), Counter()
+    layers: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for constant in stored.values():
         name = constant.get_element_type().get_type_name()
         layers[name] += 1
@@ -55,7 +56,7 @@ def layer_types(model: ov.Model) -> dict[str, str]:
     return types
 
 
-def _layers(model: ov.Model) -> Iterator[tuple]:
+def _layers(model: ov.Model) -> Iterator[tuple[ov.Node, ov.Node]]:
     """Yield each operation that uses a stored matrix, with the constant that holds it."""
     for node in model.get_ops():
         for index in _USERS.get(node.get_type_name(), ()):
@@ -64,9 +65,10 @@ def _layers(model: ov.Model) -> Iterator[tuple]:
                 yield node, constant
 
 
-def _is_matrix(constant) -> bool:
+def _is_matrix(constant: ov.Node) -> bool:
     """Return whether a constant has rows and columns, unlike a table of rotary frequencies."""
-    return sum(length > 1 for length in constant.get_output_shape(0)) > 1
+    sides = [length for length in constant.get_output_shape(0) if length > 1]
+    return len(sides) > 1
 
 
 def _bits(type_name: str) -> int:
@@ -74,7 +76,7 @@ def _bits(type_name: str) -> int:
     return int("".join(character for character in type_name if character.isdigit()))
 
 
-def _stored_weight(node):
+def _stored_weight(node: ov.Node) -> ov.Node | None:
     """Return the constant that a layer's input is decompressed from, or None for an activation."""
     while node.get_type_name() in _ON_THE_WAY:
         node = node.input_value(0).get_node()

@@ -12,6 +12,7 @@ What this module does not know: quantised activations in the language model, NF4
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import nncf
 import numpy as np
@@ -69,8 +70,8 @@ def compress(
         raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
 
 
-def _options_of_4_bits(weights: Weights, samples: Inputs | None) -> dict[str, object]:
-    options = {
+def _options_of_4_bits(weights: Weights, samples: Inputs | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "group_size": weights.group_size,
         "ratio": weights.ratio,
         "all_layers": weights.all_layers,

@@ -59,7 +59,9 @@ class DecoderWithCache(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, inputs_embeds, attention_mask, position_ids, *past):
+    def forward(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
         """Run the decoder on the new positions."""
         output = self.decoder(
             inputs_embeds=inputs_embeds,

@@ -5,6 +5,7 @@ folder can be run, and a choice shown, without NNCF.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
@@ -167,7 +168,7 @@ PRESETS = {
 }
 
 
-def find_preset(name: str, **changes: object) -> Preset:
+def find_preset(name: str, **changes: Any) -> Preset:
     """Return a preset by name; `changes` replace fields of its language model's weights."""
     if name not in PRESETS:
         raise SettingsError(f"The precision {name!r} does not exist; use {', '.join(PRESETS)}.")

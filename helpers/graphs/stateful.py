@@ -45,9 +45,9 @@ def make_stateful(
     for name in cache:
         port = model.input(name)
         consumers = port.get_target_inputs()
-        chosen = ops.gather(port, rows, ops.constant(0, ov.Type.i64))
+        ordered = ops.gather(port, rows, ops.constant(0, ov.Type.i64))
         for consumer in consumers:
-            consumer.replace_source_output(chosen.output(0))
+            consumer.replace_source_output(ordered.output(0))
     model.validate_nodes_and_infer_types()
     apply_make_stateful_transformation(model, dict(cache))
     _start_empty(model, cache, shapes, batch_input)
@@ -98,7 +98,12 @@ def _check(model: ov.Model, cache: Mapping[str, str], batch_input: str) -> None:
             )
 
 
-def _start_empty(model: ov.Model, cache, shapes, batch_input: str) -> None:
+def _start_empty(
+    model: ov.Model,
+    cache: Mapping[str, str],
+    shapes: Mapping[str, ov.PartialShape],
+    batch_input: str,
+) -> None:
     """Give every state its first value: no positions, for as many rows as the batch has."""
     reads = {node.get_variable_id(): node for node in model.get_ops() if _is_read(node)}
     for variable, node in reads.items():
@@ -107,7 +112,7 @@ def _start_empty(model: ov.Model, cache, shapes, batch_input: str) -> None:
         node.set_arguments([start.output(0)])
 
 
-def _empty(model: ov.Model, shape: ov.PartialShape, element: ov.Type, batch_input: str):
+def _empty(model: ov.Model, shape: ov.PartialShape, element: ov.Type, batch_input: str) -> ov.Node:
     """Return keys or values of no positions, for as many rows as the batch has."""
     batch = ops.gather(
         ops.shape_of(model.input(batch_input), ov.Type.i64),
@@ -120,5 +125,5 @@ def _empty(model: ov.Model, shape: ov.PartialShape, element: ov.Type, batch_inpu
     return ops.broadcast(ops.constant(0.0, element), ops.concat([batch, heads, length, size], 0))
 
 
-def _is_read(node) -> bool:
-    return node.get_type_name() == "ReadValue"
+def _is_read(node: ov.Node) -> bool:
+    return str(node.get_type_name()) == "ReadValue"

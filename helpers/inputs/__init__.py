@@ -1,0 +1,5 @@
+"""Opening pictures, and turning conversations into token ids.
+
+Knows files, PIL pictures, messages and prompts' templates. Does not know models, nor
+which family has which template.
+"""

@@ -45,8 +45,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         # Pillow clips deep pictures at 255 instead of scaling them.
         _, high = picture.getextrema()
+        assert isinstance(high, int | float)  # these modes have one band
         if picture.mode == "F":
-            depth = 1 if high <= 1 else max(high, 255)
+            depth = 1.0 if high <= 1 else max(high, 255)
         else:
             depth = 65535 if high > 255 else 255
         picture = picture.convert("F").point(lambda value: value * (255 / depth)).convert("L")

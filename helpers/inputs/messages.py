@@ -8,12 +8,13 @@ What this module does not know: prompts, and how a picture is opened.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from helpers.errors import QuestionError
 
-Message = dict[str, object]
+Message = dict[str, Any]
 EMPTY = "The question is empty; ask something about the picture."
 
 
@@ -24,7 +25,7 @@ def content_of(message: Message) -> tuple[str, int]:
     return texts, sum(part["type"] == "image" for part in parts)
 
 
-def pictures_of(message: Message) -> list:
+def pictures_of(message: Message) -> list[Any]:
     """Return the pictures of a message, as they stand under `image`; `QuestionError` without."""
     parts = [part for part in _parts_of(message) if part["type"] == "image"]
     if not all("image" in part for part in parts):
@@ -35,10 +36,10 @@ def pictures_of(message: Message) -> list:
     return [part["image"] for part in parts]
 
 
-def _parts_of(message: Message) -> Sequence[Mapping]:
+def _parts_of(message: Message) -> Sequence[Mapping[str, Any]]:
     """Return the parts of a message's content."""
-    known = isinstance(message, Mapping) and message.get("role") in ("user", "assistant")
-    content = message.get("content") if known else None
+    has_role = isinstance(message, Mapping) and message.get("role") in ("user", "assistant")
+    content = message.get("content") if has_role else None
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, Sequence) or not all(map(_is_part, content)):
@@ -50,7 +51,9 @@ def _parts_of(message: Message) -> Sequence[Mapping]:
 
 
 def _is_part(part: object) -> bool:
-    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping):
+        return False
+    kind = part.get("type")
     return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
 
 

@@ -6,6 +6,9 @@ words in a question; special tokens can, and a question that contains them is en
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
 
 from helpers.inputs.messages import Message, content_of
 
@@ -69,9 +72,9 @@ class Template:
 
 
 def encode(
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     pieces: Sequence[Piece],
-    images: Sequence[str] | Sequence[list[int]],
+    images: Sequence[str | list[int]],
     *,
     first: bool = True,
 ) -> list[int]:
@@ -82,7 +85,7 @@ def encode(
     are ids, the text between two pictures is encoded by itself too.
     """
     special = set(tokenizer.get_added_vocab())
-    images = iter(images)
+    image_tokens = iter(images)
     ids: list[int] = []
     pending = ""
 
@@ -90,11 +93,11 @@ def encode(
         nonlocal first
         if text:
             options = {"add_special_tokens": first, "split_special_tokens": plain}
-            ids.extend(tokenizer(text, **options)["input_ids"])
+            ids.extend(cast(list[int], tokenizer(text, **options)["input_ids"]))
             first = False
 
     for piece in pieces:
-        content = next(images) if piece.kind == "image" else piece.text
+        content = next(image_tokens) if piece.kind == "image" else piece.text
         if isinstance(content, list):
             flush(pending)
             ids.extend(content)

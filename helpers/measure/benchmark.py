@@ -111,12 +111,12 @@ def figure_rows(figures: Figures) -> list[dict[str, str]]:
     """Return the figures as rows for `tables.show_table`, a run each."""
     rows = []
     for name, run in figures.runs.items():
-        written, speed, floor = run.conversion, run.running.speed, run.floor
+        conversion, speed, floor = run.conversion, run.running.speed, run.floor
         row = {
             "model": name,
-            "convert": f"{written.seconds:.0f} s" if written else "-",
-            "its memory": in_words(written.peak_memory) if written else "-",
-            "on disk": in_words(written.bytes) if written else "-",
+            "convert": f"{conversion.seconds:.0f} s" if conversion else "-",
+            "its memory": in_words(conversion.peak_memory) if conversion else "-",
+            "on disk": in_words(conversion.bytes) if conversion else "-",
             "image encoder": f"{speed.image_encoder * 1000:.1f} ms",
             "first token": f"{speed.first_token * 1000:.1f} ms",
             "next token": f"{speed.next_token * 1000:.1f} ms",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -20,7 +21,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import Asked
+from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import collate
+from helpers.run.pipeline import VisionLanguagePipeline
+
+Model = VisionLanguageModel[Any] | VisionLanguagePipeline
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,20 +39,24 @@ class Answers:
 
 @torch.inference_mode()
 def answer(
-    model,
-    asked: Sequence[Asked],
+    model: Model,
+    pairs: Sequence[Asked],
     *,
     max_new_tokens: int = 64,
     batch: int = 25,
     report: Callable[[int], None] = lambda done: None,
 ) -> Answers:
-    """Answer all questions greedily, `batch` at a time; `report` is told how many are done."""
+    """Answer the questions of all `pairs` greedily; `report` is told how many are done.
+
+    A `batch` of them is answered at a time.
+    """
     texts: list[str] = []
     logits: list[Tensor] = []
-    for start in range(0, len(asked), batch):
-        part = asked[start : start + batch]
+    for start in range(0, len(pairs), batch):
+        part = pairs[start : start + batch]
         prompts = [_prepare(model, picture, question.text) for picture, question in part]
-        output = model.language_model.generate(
+        output = _generate(
+            model,
             **collate(prompts),
             generation_config=_greedy(
                 model, max_new_tokens, output_logits=True, return_dict_in_generate=True
@@ -59,13 +69,19 @@ def answer(
     return Answers(texts, torch.cat(logits))
 
 
-def _prepare(model, picture: Image.Image, text: str) -> dict:
+def _prepare(model: Model, picture: Image.Image, text: str) -> dict[str, Any]:
     inputs = model.image_inputs([picture])
     ids = model.processor.input_ids([user_message(text, 1)], inputs)
     return model.prepare(ids, model.encode_images(**inputs))
 
 
-def _greedy(model, max_new_tokens: int, **options: object) -> GenerationConfig:
+def _generate(model: Model, **options: Any) -> Any:
+    """Call `generate`, which all language models here have and transformers' types do not know."""
+    language_model: Any = model.language_model
+    return language_model.generate(**options)
+
+
+def _greedy(model: Model, max_new_tokens: int, **options: object) -> GenerationConfig:
     stop = model.processor.stop_token_ids
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -76,10 +92,10 @@ def _greedy(model, max_new_tokens: int, **options: object) -> GenerationConfig:
     )
 
 
-def accuracy(answers: Answers, asked: Sequence[Asked]) -> dict[str, float]:
+def accuracy(answers: Answers, pairs: Sequence[Asked]) -> dict[str, float]:
     """Return the share of exact answers, 0 to 1: `all`, then each kind of question."""
     right: dict[str, list[bool]] = {"all": []}
-    for text, (_, question) in zip(answers.texts, asked, strict=True):
+    for text, (_, question) in zip(answers.texts, pairs, strict=True):
         right["all"].append(text == question.answer)
         right.setdefault(question.kind, []).append(text == question.answer)
     return {kind: sum(values) / len(values) for kind, values in right.items()}
@@ -124,7 +140,7 @@ class Speed:
 
 @torch.inference_mode()
 def speed(
-    model,
+    model: Model,
     picture: Image.Image,
     text: str,
     *,
@@ -143,7 +159,7 @@ def speed(
         # min_new_tokens, transformers would look through the whole vocabulary for each of them.)
         config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
         prepared = model.prepare(ids, features)
-        model.language_model.generate(**prepared, generation_config=config, streamer=clock)
+        _generate(model, **prepared, generation_config=config, streamer=clock)
         runs.append((encoder, *clock.first_and_next))
     return Speed(*(median(column) for column in zip(*runs[warm_up:], strict=True)))
 
@@ -169,7 +185,7 @@ class _Clock(BaseStreamer):
         return waits[0], median(waits[1:])
 
 
-def _timed(function: Callable[[], object]) -> tuple[float, object]:
+def _timed(function: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
@@ -177,7 +193,7 @@ def _timed(function: Callable[[], object]) -> tuple[float, object]:
 
 @torch.inference_mode()
 def log_probability(
-    model, picture: Image.Image, text: str, token_ids: Sequence[int]
+    model: VisionLanguageModel[Any], picture: Image.Image, text: str, token_ids: Sequence[int]
 ) -> list[float]:
     """Return the natural logarithm of each answer token's probability, as a PyTorch model has it.
 
@@ -189,13 +205,14 @@ def log_probability(
     prepared = model.prepare(torch.cat([prompt, answer_ids], 1), model.encode_images(**inputs))
     logits = model(**prepared).logits[0].float()
     before = logits[-len(token_ids) - 1 : -1].log_softmax(-1)  # what stands before each token
-    return before.gather(1, answer_ids[0, :, None])[:, 0].tolist()
+    values: list[float] = before.gather(1, answer_ids[0, :, None])[:, 0].tolist()
+    return values
 
 
-def wrong_answers(answers: Answers, asked: Iterable[Asked]) -> list[dict[str, str]]:
+def wrong_answers(answers: Answers, pairs: Iterable[Asked]) -> list[dict[str, str]]:
     """Return each wrong answer with its question, as rows for a table."""
     return [
         {"question": question.text, "answer": text, "right": question.answer}
-        for text, (_, question) in zip(answers.texts, asked, strict=True)
+        for text, (_, question) in zip(answers.texts, pairs, strict=True)
         if text != question.answer
     ]

@@ -127,7 +127,7 @@ def from_json(kind: type[T], data: Any) -> T:
 
 def _read(kind: Any, data: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return kind(**{name: _read(hints[name], value) for name, value in data.items()})
     if origin in (types.UnionType, typing.Union):

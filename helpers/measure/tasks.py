@@ -27,7 +27,6 @@ from helpers.inputs.messages import user_message
 from helpers.measure import evaluation
 from helpers.measure.figures import from_json
 from helpers.models import load_model
-from helpers.models.base import VisionLanguageModel
 from helpers.resources import EVERY, anonymous_memory, in_words
 from helpers.run.pipeline import VisionLanguagePipeline
 
@@ -163,9 +162,7 @@ def pytorch(checkpoint: str, picture: Sequence[int], dtype: str) -> dict[str, An
     return _speed(load_model(Path(checkpoint), getattr(torch, dtype)), picture)
 
 
-def _speed(
-    model: VisionLanguageModel | VisionLanguagePipeline, picture: Sequence[int]
-) -> dict[str, Any]:
+def _speed(model: evaluation.Model, picture: Sequence[int]) -> dict[str, Any]:
     """Return seconds, round by round: the median of each, and the memory's bandwidth meanwhile.
 
     On a computer that others use too, both change from one second to the next.

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
@@ -23,7 +24,7 @@ from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.inputs.images import open_picture
 from helpers.inputs.messages import Message, user_message
 from helpers.inputs.prompts import Template, encode
-from helpers.models.exported import ExportedParts, ImageInputs
+from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
 from helpers.sources.tensors import open_tensors
@@ -67,7 +68,7 @@ class Processor(ABC):
         """Turn RGB pictures into what the image encoder takes."""
 
     @abstractmethod
-    def image_strings(self, image_inputs: ImageInputs) -> list[str] | list[list[int]]:
+    def image_strings(self, image_inputs: ImageInputs) -> Sequence[str | list[int]]:
         """Return for each picture the special tokens that stand for it in a prompt, or ids."""
 
     # What all families share
@@ -156,13 +157,14 @@ class Processor(ABC):
     @property
     def end_of_answer_ids(self) -> list[int]:
         """The ids that close an answer which did not end by itself."""
-        return self.tokenizer(self.template.assistant_end, add_special_tokens=False)["input_ids"]
+        encoding = self.tokenizer(self.template.assistant_end, add_special_tokens=False)
+        return cast(list[int], encoding["input_ids"])
 
     def prepare(
         self,
         input_ids: Tensor,
         embed_tokens: Callable[[Tensor], Tensor],
-        features: Sequence[Tensor] | None = None,
+        features: Features | None = None,
     ) -> dict[str, Tensor]:
         """Return all that a language model takes for a prompt with these picture features."""
         embeddings = embed_tokens(self.text_ids(input_ids))
@@ -175,7 +177,7 @@ class Processor(ABC):
             "position_ids": mask.cumsum(1) - 1,
         }
 
-    def merge(self, input_ids: Tensor, embeddings: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def merge(self, input_ids: Tensor, embeddings: Tensor, features: Features) -> Tensor:
         """Put the rows of `features` in order at the picture positions of `embeddings`."""
         positions = self.picture_positions(input_ids)
         rows = torch.cat(list(features))
@@ -192,6 +194,14 @@ class Processor(ABC):
 def reason_of(error: Exception) -> str:
     """Return the type and the first line of an error from a library."""
     return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split())
+
+
+def set_bos(tokenizer: Any, *, added: bool) -> None:
+    """Set whether `tokenizer` puts BOS in front of a text.
+
+    transformers defines a setter, but types show the property as one that can only be read.
+    """
+    tokenizer.add_bos_token = added
 
 
 @dataclass(frozen=True)
@@ -227,7 +237,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         self.build(config)
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> "VisionLanguageModel[P]":
+    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
         """Read a checkpoint in its authors' layout; `dtype` None keeps the files' own type."""
         folder = Path(folder)
         config = read_config(folder)
@@ -256,7 +266,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         """Return how the checkpoint's tensors map to the modules."""
 
     @abstractmethod
-    def encode_images(self, **image_inputs: Tensor) -> Sequence[Tensor]:
+    def encode_images(self, *args: Any, **image_inputs: Any) -> Features:
         """Return picture features; iterating gives (tokens, hidden) for each tile or slice."""
 
     @abstractmethod
@@ -277,9 +287,14 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         return [WeightFiles(original_tensors(self, self.rules()), config=self.config)]
 
     @property
+    def token_embeddings(self) -> nn.Embedding:
+        """The language model's table of embeddings."""
+        return cast(nn.Embedding, self.language_model.get_input_embeddings())
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of the language model's weights."""
-        return self.language_model.get_input_embeddings().weight.dtype
+        return self.token_embeddings.weight.dtype
 
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path]) -> ImageInputs:
         """Turn PIL pictures into the inputs of `encode_images`."""
@@ -287,9 +302,9 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings of tokens, (batch, length, hidden)."""
-        return self.language_model.get_input_embeddings()(input_ids)
+        return cast(Tensor, self.token_embeddings(input_ids))
 
-    def prepare(self, input_ids: Tensor, features: Sequence[Tensor] | None = None) -> dict:
+    def prepare(self, input_ids: Tensor, features: Features | None = None) -> dict[str, Tensor]:
         """Return all that `forward` takes for a prompt with these picture features."""
         return self.processor.prepare(input_ids, self.embed_tokens, features)
 
@@ -301,7 +316,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
 
     def text_embeddings_part(self) -> Part:
         """Return `embed_tokens` as it is exported."""
-        module = Traceable(self.embed_tokens, self.language_model.get_input_embeddings())
+        module = Traceable(self.embed_tokens, self.token_embeddings)
         example = {"input": torch.ones(2, 3, dtype=torch.int64)}
         return Part(TEXT_EMBEDDINGS, module, example, outputs=("inputs_embeds",))
 
@@ -317,6 +332,6 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
             cache=(config.num_hidden_layers, heads, head_size),
         )
 
-    def forward(self, **prepared):
+    def forward(self, **prepared: Any) -> CausalLMOutputWithPast:
         """Return the language model's output (its `logits` and, if asked, its cache)."""
-        return self.language_model(**prepared)
+        return cast(CausalLMOutputWithPast, self.language_model(**prepared))

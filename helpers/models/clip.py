@@ -9,20 +9,23 @@ What this module does not know: towers that are not CLIP, and pictures cut into 
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessorPil
 
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.models.base import Processor, VisionLanguageModel, WeightFiles
-from helpers.sources.checkpoints import read_config
+from helpers.models.exported import Features, ImageInputs
+from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.hub import download
 from helpers.sources.key_mapping import Rule
 from helpers.sources.tensors import open_tensors
@@ -51,7 +54,7 @@ class ClipProcessor(Processor):
     `config.json` was written from here needs no tower beside it.
     """
 
-    def __init__(self, folder: Path, config: dict) -> None:
+    def __init__(self, folder: Path, config: Config) -> None:
         if "vision_config" not in config:
             tower = tower_folder(folder, config.get("mm_vision_tower"), "config.json")
             vision = read_config(tower)
@@ -77,14 +80,19 @@ class ClipProcessor(Processor):
         return config
 
     @property
-    def patches_per_side(self) -> int:
-        """How many patches the image encoder sees in each direction."""
-        return self.vision_config.image_size // self.vision_config.patch_size
+    def side(self) -> int:
+        """The side in pixels of the square that the image encoder takes."""
+        return cast(int, self.vision_config.image_size)
 
     @property
+    def patches_per_side(self) -> int:
+        """How many patches the image encoder sees in each direction."""
+        return self.side // cast(int, self.vision_config.patch_size)
+
+    @property
+    @abstractmethod
     def tokens_per_picture(self) -> int:
         """How many rows of features the projector gives for one picture."""
-        raise NotImplementedError
 
     @property
     def image_token_id(self) -> int:
@@ -94,19 +102,18 @@ class ClipProcessor(Processor):
     @cached_property
     def image_processor(self) -> LlavaImageProcessorPil:
         """CLIP's preprocessing, with the picture padded to a square first where config says so."""
-        side = self.vision_config.image_size
         return LlavaImageProcessorPil(
-            size={"shortest_edge": side},
-            crop_size={"height": side, "width": side},
+            size={"shortest_edge": self.side},
+            crop_size={"height": self.side, "width": self.side},
             do_pad=self.config.get("image_aspect_ratio") == "pad",
         )
 
-    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+    def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Return `pixel_values` (pictures, 3, side, side)."""
         output = self.image_processor(pictures, return_tensors="pt")
         return {"pixel_values": output["pixel_values"]}
 
-    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[list[int]]:
+    def image_strings(self, image_inputs: ImageInputs) -> list[list[int]]:
         """Return for each picture a placeholder for every row of its features."""
         return [[PLACEHOLDER] * self.tokens_per_picture for _ in image_inputs["pixel_values"]]
 
@@ -114,14 +121,14 @@ class ClipProcessor(Processor):
         self,
         input_ids: Tensor,
         embed_tokens: Callable[[Tensor], Tensor],
-        features: Sequence[Tensor] | None = None,
+        features: Features | None = None,
     ) -> dict[str, Tensor]:
         """Return what a language model takes; a placeholder may stand for a row or a picture."""
         if features is not None:
             input_ids = self.expand(input_ids, features)
         return super().prepare(input_ids, embed_tokens, features)
 
-    def expand(self, input_ids: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def expand(self, input_ids: Tensor, features: Features) -> Tensor:
         """Return ids (1, length) with a placeholder for every row of `features`.
 
         In the authors' form one placeholder stands for a whole picture; ids that have room for
@@ -135,12 +142,16 @@ class ClipProcessor(Processor):
         return input_ids.repeat_interleave(repeats[0], dim=1)
 
 
-class ClipLanguageModel(VisionLanguageModel):
+P = TypeVar("P", bound=ClipProcessor)
+
+
+class ClipLanguageModel(VisionLanguageModel[P]):
     """A CLIP image encoder; a family adds its `projector` and its `language_model`."""
 
-    processor: ClipProcessor
+    image_encoder: CLIPVisionModel
+    projector: nn.Module
 
-    def build(self, config: dict) -> None:
+    def build(self, config: Config) -> None:
         """Create the image encoder."""
         self.config = self.processor.config
         self.image_encoder = CLIPVisionModel(self.processor.vision_config)
@@ -185,11 +196,12 @@ class ClipLanguageModel(VisionLanguageModel):
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Return features (pictures, tokens, hidden): drop CLS, project the patches."""
-        return self.projector(self.image_encoder(pixel_values).last_hidden_state[:, 1:])
+        patches = self.image_encoder(pixel_values).last_hidden_state[:, 1:]
+        return cast(Tensor, self.projector(patches))
 
     def image_encoder_part(self) -> Part:
         """Return CLIP with the projector: any number of pictures of one fixed size."""
-        side = self.processor.vision_config.image_size
+        side = self.processor.side
         return Part(
             IMAGE_ENCODER,
             Traceable(self.encode_images, self.image_encoder, self.projector),
@@ -202,7 +214,7 @@ class ClipLanguageModel(VisionLanguageModel):
 # Finding and reading the tower
 
 
-def tower_folder(folder: Path, name: str, *patterns: str) -> Path:
+def tower_folder(folder: Path, name: str | None, *patterns: str) -> Path:
     """Return the folder of the CLIP model called `name`, with its files that match `patterns`.
 
     It is looked for in the checkpoint's `folder`, beside it (by full name and by its last part),
@@ -215,7 +227,7 @@ def tower_folder(folder: Path, name: str, *patterns: str) -> Path:
         if (place / "config.json").exists():
             return place
     try:
-        return download(name, wanted=patterns)
+        return download(name, files=patterns)
     except CheckpointError as error:
         raise CheckpointError(
             f"The image encoder {name} is neither in {folder} nor beside it; put its folder beside "
@@ -236,9 +248,14 @@ def vision_tensors(tensors: Mapping[str, Tensor], *, layers: int) -> dict[str, T
 
     Left out are CLIP's text side, deeper layers, and the position numbers that older files hold.
     """
-    named = {n.split(VISION_NAMES)[-1]: t for n, t in tensors.items() if VISION_NAMES in n}
-    named = named or tensors  # a file of the image encoder alone may go without the prefix
-    return {VISION_NAMES + n: t for n, t in named.items() if _is_used(n, layers)}
+    plain: Mapping[str, Tensor] = {
+        name.split(VISION_NAMES)[-1]: tensor
+        for name, tensor in tensors.items()
+        if VISION_NAMES in name
+    }
+    plain = plain or tensors  # a file of the image encoder alone may go without the prefix
+    used = {name: tensor for name, tensor in plain.items() if _is_used(name, layers)}
+    return {VISION_NAMES + name: tensor for name, tensor in used.items()}
 
 
 def _is_used(name: str, layers: int) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # What an image encoder takes, by name: tensors, or lists of them where sizes differ.
 ImageInputs = dict[str, Any]
+# What an image encoder returns: iterating gives the features of each tile, slice or picture.
+Features = Tensor | Sequence[Any]
 # Runs the exported image encoder: inputs by name to outputs by name.
 RunImageEncoder = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -67,7 +69,7 @@ class ExportedParts:
         """The length after which cached keys count no more, because all are computed otherwise."""
         return None
 
-    def encode_images(self, run: RunImageEncoder, image_inputs: ImageInputs) -> Sequence[Any]:
+    def encode_images(self, run: RunImageEncoder, image_inputs: ImageInputs) -> Features:
         """Return picture features; iterating gives those of each tile, slice or picture."""
         return run(image_inputs)["last_hidden_state"]
 
@@ -75,7 +77,7 @@ class ExportedParts:
         self,
         input_ids: Tensor,
         embed_tokens: Callable[[Tensor], Tensor],
-        features: Sequence[Any] | None = None,
+        features: Features | None = None,
         *,
         past: int = 0,
     ) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 
 from helpers.errors import CheckpointError, SettingsError
 from helpers.models.base import Processor, VisionLanguageModel
-from helpers.sources.checkpoints import BUNDLED, read_config, read_json
+from helpers.sources.checkpoints import BUNDLED, Config, read_config, read_json
 from helpers.sources.hub import download
 
 GROUP = "vlm.families"  # of entry points
@@ -66,7 +66,7 @@ class Original:
         return self.parameters * 2
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Config:
         """What its `config.json` says, where it matters for its size."""
         return read_json(CONFIGS / f"{self.name}.json")
 
@@ -83,7 +83,7 @@ class Family:
 
     name: str
     model_type: str
-    model: type[VisionLanguageModel]
+    model: type[VisionLanguageModel[Any]]
     bundled: str = ""
     originals: tuple[Original, ...] = ()
     tokenizer: SmallTokenizer | None = None
@@ -144,12 +144,12 @@ def family_of(folder: Path) -> Family:
     model_type = read_config(folder).get("model_type")
     family = find_family(model_type)
     if family is None:
-        known = ", ".join(family.model_type for family in families())
-        raise CheckpointError(f"{folder} holds a {model_type!r} model; this reads {known}.")
+        supported = ", ".join(family.model_type for family in families())
+        raise CheckpointError(f"{folder} holds a {model_type!r} model; this reads {supported}.")
     return family
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = None) -> VisionLanguageModel:
+def load_model(folder: Path, dtype: torch.dtype | None = None) -> VisionLanguageModel[Any]:
     """Read an original checkpoint, memory-mapped; `dtype` None keeps the files' own type."""
     return family_of(folder).model.load(folder, dtype)
 
@@ -159,7 +159,7 @@ def load_processor(folder: Path) -> Processor:
     return family_of(folder).model.processor_class(folder, read_config(folder))
 
 
-def without_weights(config: dict[str, Any]) -> VisionLanguageModel:
+def without_weights(config: Config) -> VisionLanguageModel[Any]:
     """Return the model that `config` describes on the meta device, which takes no memory."""
     family = find_family(config["model_type"])
     if family is None:
@@ -173,7 +173,7 @@ def find_original(name: str) -> Original:
 
     A family's name means its first original.
     """
-    originals = {o.name: o for family in families() for o in family.originals}
+    originals = {original.name: original for family in families() for original in family.originals}
     for original in originals.values():
         if _plain(name) in (_plain(original.name), _plain(original.hub_id)):
             return original
@@ -200,8 +200,8 @@ def find_checkpoint(name: str) -> Path:
         return Path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return download(name)
-    known = ", ".join(family.name for family in families() if family.checkpoint is not None)
+    names = ", ".join(family.name for family in families() if family.checkpoint is not None)
     raise CheckpointError(
         f"{name} is neither a folder, nor a hub id such as OpenGVLab/InternVL2-1B, "
-        f"nor a bundled checkpoint ({known})."
+        f"nor a bundled checkpoint ({names})."
     )

@@ -9,6 +9,7 @@ What this module does not know: the authors' clean-up of spaces before punctuati
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
@@ -18,9 +19,18 @@ from transformers import PreTrainedTokenizerFast
 from helpers.errors import CheckpointError
 from helpers.sources.checkpoints import read_json
 
-NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
+_FORMAT: Any = sentencepiece_model_pb2  # which makes its classes when it is imported
+NORMAL: int = _FORMAT.ModelProto.SentencePiece.NORMAL
 SPACE = "▁"  # how sentencepiece writes a space
 BEGIN, UNKNOWN = "<s>", "<unk>"
+
+
+class Piece(Protocol):
+    """What a sentencepiece model says of one token."""
+
+    piece: str
+    score: float
+    type: int
 
 
 def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -30,13 +40,15 @@ def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     not get the ids that `tokenizer_config.json` gives them.
     """
     settings = read_json(folder / "tokenizer_config.json")
-    special = {int(i): t["content"] for i, t in settings.get("added_tokens_decoder", {}).items()}
+    added = settings.get("added_tokens_decoder", {})
+    special = {int(index): token["content"] for index, token in added.items()}
     tokenizer = byte_pair_encoding(read_pieces(folder / "tokenizer.model"), special)
     tokenizer.add_special_tokens(
         [AddedToken(token, normalized=False, special=True) for _, token in sorted(special.items())]
     )
     begin = tokenizer.token_to_id(BEGIN)
-    if begin is None or any(tokenizer.token_to_id(t) != index for index, t in special.items()):
+    ids = {index: tokenizer.token_to_id(token) for index, token in special.items()}
+    if begin is None or any(actual != index for index, actual in ids.items()):
         raise CheckpointError(
             f"tokenizer_config.json and tokenizer.model in {folder} do not belong together; take "
             "both from the same checkpoint."
@@ -55,7 +67,7 @@ def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def byte_pair_encoding(pieces: Sequence, special: Mapping[int, str]) -> Tokenizer:
+def byte_pair_encoding(pieces: Sequence[Piece], special: Mapping[int, str]) -> Tokenizer:
     """Return a tokenizer of these pieces, those at the ids of `special` under its names."""
     names = [special.get(index, piece.piece) for index, piece in enumerate(pieces)]
     vocabulary = {name: index for index, name in enumerate(names)}
@@ -75,9 +87,9 @@ def byte_pair_encoding(pieces: Sequence, special: Mapping[int, str]) -> Tokenize
     return tokenizer
 
 
-def read_pieces(path: Path) -> Sequence:
+def read_pieces(path: Path) -> Sequence[Piece]:
     """Return the pieces of a sentencepiece model in the order of their ids, with type and score."""
-    model = sentencepiece_model_pb2.ModelProto()
+    model = _FORMAT.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except (OSError, DecodeError) as error:
@@ -85,10 +97,10 @@ def read_pieces(path: Path) -> Sequence:
             f"{path} cannot be read as a sentencepiece model ({type(error).__name__}); download it "
             "again."
         ) from None
-    return model.pieces
+    return cast(Sequence[Piece], model.pieces)
 
 
-def merges_of(pieces: Sequence, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+def merges_of(pieces: Sequence[Piece], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """Return the pairs that byte-pair encoding joins, those of the best-scored pieces first.
 
     sentencepiece stores no pairs: any two pieces that make a normal one are a pair. Of one
@@ -100,6 +112,6 @@ def merges_of(pieces: Sequence, vocabulary: Mapping[str, int]) -> list[tuple[str
             continue
         text = piece.piece
         pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-        known = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
-        merges += sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        valid = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
+        merges += sorted(valid, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
     return merges

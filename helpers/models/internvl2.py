@@ -4,10 +4,8 @@ Source of the layout: the authors' `configuration_internvl_chat.py` and `modelin
 (OpenGVLab/InternVL); the numbers all come from a checkpoint's `config.json`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -18,16 +16,7 @@ from transformers import (
     InternVLVisionConfig,
     InternVLVisionModel,
     LlamaConfig,
-    LlamaForCausalLM,
-    LlamaTokenizer,
-    Phi3Config,
-    PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Tokenizer,
 )
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 
@@ -36,11 +25,10 @@ from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.inputs.prompts import Template
 from helpers.models.base import Processor, VisionLanguageModel
-from helpers.models.exported import ExportedParts
+from helpers.models.exported import ExportedParts, ImageInputs
 from helpers.models.families import Family, Original, SmallTokenizer
-from helpers.models.internlm2_tokenizer import internlm2_tokenizer
-from helpers.models.longrope import LongPhi3
-from helpers.sources.checkpoints import read_json
+from helpers.models.internvl2_architectures import ARCHITECTURES, Architecture, internlm2_rules
+from helpers.sources.checkpoints import Config, read_json
 from helpers.sources.key_mapping import Rule
 
 # The authors' system message: "You are InternVL, a multimodal large model built by Shanghai AI
@@ -85,34 +73,35 @@ class InternVL2Processor(Processor):
     exported_class = InternVL2Exported
     most_pictures = None
 
-    def load_tokenizer(self):
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer of the language model, its special tokens checked."""
-        tokenizer = self.language_model.load_tokenizer(self.folder)
-        known, rows = tokenizer.get_vocab(), self.config["llm_config"]["vocab_size"]
+        tokenizer = self.architecture.load_tokenizer(self.folder)
+        vocabulary, rows = tokenizer.get_vocab(), self.config["llm_config"]["vocab_size"]
         for token in (*IMAGE_MARKS, self.template.assistant_end):
-            if known.get(token, rows) >= rows:
+            if vocabulary.get(token, rows) >= rows:
                 raise CheckpointError(
-                    f"The tokenizer in {self.folder} has {token} at {known.get(token)}, but the "
-                    f"model needs it below {rows}; take the tokenizer files of the same checkpoint."
+                    f"The tokenizer in {self.folder} has {token} at {vocabulary.get(token)}, but "
+                    f"the model needs it below {rows}; take the tokenizer files of the same "
+                    "checkpoint."
                 )
         return tokenizer
 
     @property
-    def language_model(self) -> "LanguageModel":
+    def architecture(self) -> Architecture:
         """What belongs to the language model that `config.json` names."""
         name = self.config["llm_config"]["architectures"][0]
-        if name not in LANGUAGE_MODELS:
-            known = ", ".join(LANGUAGE_MODELS)
-            raise CheckpointError(f"The language model {name} in config.json is none of {known}.")
-        return LANGUAGE_MODELS[name]
+        if name not in ARCHITECTURES:
+            names = ", ".join(ARCHITECTURES)
+            raise CheckpointError(f"The language model {name} in config.json is none of {names}.")
+        return ARCHITECTURES[name]
 
     @property
     def template(self) -> Template:
         """The conversation template that `config.json` names."""
         name = self.config.get("template")
         if name not in TEMPLATES:
-            known = ", ".join(TEMPLATES)
-            raise CheckpointError(f"The template {name!r} in config.json is none of {known}.")
+            names = ", ".join(TEMPLATES)
+            raise CheckpointError(f"The template {name!r} in config.json is none of {names}.")
         return TEMPLATES[name]
 
     @cached_property
@@ -131,7 +120,7 @@ class InternVL2Processor(Processor):
     @property
     def context_length(self) -> int:
         """The context of the language model."""
-        return self.config["llm_config"]["max_position_embeddings"]
+        return cast(int, self.config["llm_config"]["max_position_embeddings"])
 
     @property
     def tokens_per_tile(self) -> int:
@@ -153,23 +142,25 @@ class InternVL2Processor(Processor):
             max_patches=self.config["max_dynamic_patch"],
         )
 
-    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+    def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Return `pixel_values` (tiles, 3, side, side) and `tiles`, the number for each picture."""
         output = self.image_processor(pictures, return_tensors="pt")
         return {"pixel_values": output["pixel_values"], "tiles": output["num_patches"]}
 
-    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str]:
+    def image_strings(self, image_inputs: ImageInputs) -> list[str]:
         """Return `<img>`, one `<IMG_CONTEXT>` for every row of features, and `</img>`."""
         rows = [int(tiles) * self.tokens_per_tile for tiles in image_inputs["tiles"]]
         return ["<img>" + "<IMG_CONTEXT>" * number + "</img>" for number in rows]
 
 
-class InternVL2(VisionLanguageModel):
+class InternVL2(VisionLanguageModel[InternVL2Processor]):
     """InternViT, pixel shuffle and MLP, and Qwen2, InternLM2 (as Llama) or Phi-3."""
 
     processor_class = InternVL2Processor
+    image_encoder: InternVLVisionModel
+    projector: InternVLMultiModalProjector
 
-    def build(self, config: dict) -> None:
+    def build(self, config: Config) -> None:
         """Create the image encoder, the projector and the language model."""
         vision = dict(config["vision_config"])
         vision_config = InternVLVisionConfig(
@@ -178,8 +169,8 @@ class InternVL2(VisionLanguageModel):
             use_qk_norm=vision["qk_normalization"],
             layer_scale_init_value=vision.get("initializer_factor", 1.0),
         )
-        language_model = self.processor.language_model
-        text_config = language_model.make_config(config["llm_config"])
+        architecture = self.processor.architecture
+        text_config = architecture.make_config(config["llm_config"])
         self.downsample_ratio = config["downsample_ratio"]
         # First, since its config takes the choice of attention from the configs inside.
         self.projector = InternVLMultiModalProjector(
@@ -192,25 +183,25 @@ class InternVL2(VisionLanguageModel):
         self.image_encoder = InternVLVisionModel(vision_config)
         # Tiles always have the size that the model was trained on, so the position table is used
         # as it is; traced, transformers' own code would resize it at every call.
-        embeddings = self.image_encoder.embeddings
+        embeddings: Any = self.image_encoder.embeddings
         embeddings.interpolate_pos_encoding = lambda *_: embeddings.position_embeddings
-        self.language_model = language_model.model_class(text_config)
+        self.language_model = architecture.model_class(text_config)
 
     def rules(self) -> list[Rule]:
         """Return the names of the image encoder, the projector and the language model."""
-        architecture = self.config["llm_config"]["architectures"][0]
-        if architecture == "InternLM2ForCausalLM":
-            return _VISION_RULES + _internlm2_rules(self.language_model.config)
+        name = self.config["llm_config"]["architectures"][0]
+        if name == "InternLM2ForCausalLM":
+            return _VISION_RULES + internlm2_rules(cast(LlamaConfig, self.language_model.config))
         return [*_VISION_RULES, Rule("language_model.{x}", "language_model.{x}")]
 
     def encode_images(self, pixel_values: Tensor, tiles: Tensor | None = None) -> Tensor:
         """Return features (tiles, tokens, hidden): drop CLS, shuffle pixels, project."""
         patches = self.image_encoder(pixel_values).last_hidden_state[:, 1:]
-        return self.projector(pixel_shuffle(patches, self.downsample_ratio))
+        return cast(Tensor, self.projector(pixel_shuffle(patches, self.downsample_ratio)))
 
     def image_encoder_part(self) -> Part:
         """Return InternViT, pixel shuffle and MLP: any number of tiles of one fixed size."""
-        side = self.image_encoder.config.image_size[0]
+        side = cast(tuple[int, int], self.image_encoder.config.image_size)[0]
         return Part(
             IMAGE_ENCODER,
             Traceable(self.encode_images, self.image_encoder, self.projector),
@@ -247,64 +238,6 @@ _VISION_FIELDS = (
     "layer_norm_eps",
     "hidden_act",
 )
-# transformers reads these itself or under another name
-_NOT_FOR_TEXT = ("architectures", "auto_map", "model_type", "torch_dtype", "rope_scaling")
-
-
-def _text_fields(llm: dict) -> dict:
-    fields = {name: value for name, value in llm.items() if name not in _NOT_FOR_TEXT}
-    return fields | {"tie_word_embeddings": False}  # the authors' config class forces this
-
-
-def _qwen2_config(llm: dict) -> Qwen2Config:
-    return Qwen2Config(**_text_fields(llm))
-
-
-def _internlm2_config(llm: dict) -> LlamaConfig:
-    # "dynamic" rope acts only beyond max_position_embeddings, where no picture prompt reaches.
-    fields = {name: value for name, value in _text_fields(llm).items() if name != "bias"}
-    return LlamaConfig(**fields, attention_bias=llm.get("bias", False), mlp_bias=False)
-
-
-def _phi3_config(llm: dict) -> Phi3Config:
-    # Phi3Config's own defaults are ids that a smaller vocabulary does not have.
-    fields = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")) | _text_fields(llm)
-    if scaling := llm.get("rope_scaling"):
-        fields["rope_parameters"] = {
-            "rope_type": "longrope",  # called "su" when the checkpoint was made
-            "rope_theta": llm["rope_theta"],
-            "short_factor": scaling["short_factor"],
-            "long_factor": scaling["long_factor"],
-            "original_max_position_embeddings": llm["original_max_position_embeddings"],
-            "factor": llm["max_position_embeddings"] / llm["original_max_position_embeddings"],
-        }
-    return Phi3Config(**fields | {"sliding_window": None})
-
-
-def _phi3_tokenizer(folder: Path) -> PreTrainedTokenizerFast | LlamaTokenizer:
-    fast = (folder / "tokenizer.json").exists()
-    tokenizer = (PreTrainedTokenizerFast if fast else LlamaTokenizer).from_pretrained(folder)
-    tokenizer.add_bos_token = True  # as in training: preprocess_phi3 in the authors' dataset.py
-    return tokenizer
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """How one architecture of language model is made from a checkpoint."""
-
-    make_config: Callable[[dict], PreTrainedConfig]
-    model_class: type[PreTrainedModel]
-    load_tokenizer: Callable[[Path], PreTrainedTokenizerBase]
-
-
-LANGUAGE_MODELS = {
-    "Qwen2ForCausalLM": LanguageModel(
-        _qwen2_config, Qwen2ForCausalLM, Qwen2Tokenizer.from_pretrained
-    ),
-    "InternLM2ForCausalLM": LanguageModel(_internlm2_config, LlamaForCausalLM, internlm2_tokenizer),
-    "Phi3ForCausalLM": LanguageModel(_phi3_config, LongPhi3, _phi3_tokenizer),
-}
-
 _LAYER = "vision_model.encoder.layers.{n}."
 _NATIVE_LAYER = "image_encoder.encoder.layer.{n}."
 _VISION_RULES = [
@@ -330,43 +263,6 @@ _VISION_RULES = [
     Rule("mlp1.1.{x}", "projector.linear_1.{x}"),
     Rule("mlp1.3.{x}", "projector.linear_2.{x}"),
 ]
-
-
-def _internlm2_rules(config: LlamaConfig) -> list[Rule]:
-    """Return InternLM2's names in Llama's terms.
-
-    `wqkv` is grouped by key-value head: each group holds the query heads that share it, then the
-    key head, then the value head.
-    """
-    groups = config.num_attention_heads // config.num_key_value_heads
-
-    def split(wqkv: Tensor) -> list[Tensor]:
-        heads = wqkv.unflatten(0, (config.num_key_value_heads, groups + 2, config.head_dim))
-        parts = heads.split((groups, 1, 1), dim=1)
-        return [part.flatten(0, 2) for part in parts]
-
-    def join(parts: Sequence[Tensor]) -> Tensor:
-        shape = (config.num_key_value_heads, -1, config.head_dim)
-        return torch.cat([part.unflatten(0, shape) for part in parts], dim=1).flatten(0, 2)
-
-    layer, native = "language_model.model.layers.{n}.", "language_model.model.layers.{n}."
-    return [
-        Rule("language_model.model.tok_embeddings.{x}", "language_model.model.embed_tokens.{x}"),
-        Rule(
-            layer + "attention.wqkv.{x}",
-            [native + f"self_attn.{part}_proj.{{x}}" for part in "qkv"],
-            split=split,
-            join=join,
-        ),
-        Rule(layer + "attention.wo.{x}", native + "self_attn.o_proj.{x}"),
-        Rule(layer + "feed_forward.w1.{x}", native + "mlp.gate_proj.{x}"),
-        Rule(layer + "feed_forward.w3.{x}", native + "mlp.up_proj.{x}"),
-        Rule(layer + "feed_forward.w2.{x}", native + "mlp.down_proj.{x}"),
-        Rule(layer + "attention_norm.{x}", native + "input_layernorm.{x}"),
-        Rule(layer + "ffn_norm.{x}", native + "post_attention_layernorm.{x}"),
-        Rule("language_model.model.norm.{x}", "language_model.model.norm.{x}"),
-        Rule("language_model.output.{x}", "language_model.lm_head.{x}"),
-    ]
 
 
 # The families' register

@@ -4,20 +4,22 @@ Source of the layout: the authors' `llava_mpt.py` and `conversation.py` (haotian
 MosaicML's MPT; the numbers all come from a checkpoint's `config.json` and from its tensors.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import DynamicCache, MptConfig, MptForCausalLM, PreTrainedTokenizerFast
+from transformers import Cache, DynamicCache, MptConfig, MptForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.mpt.configuration_mpt import MptAttentionConfig
 from transformers.models.mpt.modeling_mpt import MptAttention
 
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor
 from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 
 # `conv_mpt` in the authors' conversation.py: the later text is the default there and here; the
@@ -44,11 +46,11 @@ class LlavaMptProcessor(ClipProcessor):
     @property
     def has_image_marks(self) -> bool:
         """Whether `<im_start>` and `<im_end>` stand around a picture."""
-        return self.config.get("mm_use_im_start_end", False)  # the default of train.py
+        return cast(bool, self.config.get("mm_use_im_start_end", False))  # train.py's default
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """Return GPT-NeoX's tokenizer with the chat tokens, and image marks where config asks."""
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(self.folder)
         if self.has_image_marks:
             missing = [mark for mark in IMAGE_MARKS if mark not in tokenizer.get_vocab()]
             tokenizer.add_tokens(missing, special_tokens=True)
@@ -76,7 +78,7 @@ class LlavaMptProcessor(ClipProcessor):
     @property
     def context_length(self) -> int:
         """The length that MPT was trained with; ALiBi itself sets no limit."""
-        return self.config["max_seq_len"]
+        return cast(int, self.config["max_seq_len"])
 
     @property
     def tokens_per_picture(self) -> int:
@@ -84,12 +86,12 @@ class LlavaMptProcessor(ClipProcessor):
         return self.patches_per_side**2
 
 
-class LlavaMpt(ClipLanguageModel):
+class LlavaMpt(ClipLanguageModel[LlavaMptProcessor]):
     """CLIP, a linear projector, and MPT."""
 
     processor_class = LlavaMptProcessor
 
-    def build(self, config: dict) -> None:
+    def build(self, config: Config) -> None:
         """Create the image encoder, the projector and the language model."""
         super().build(config)
         text_config = _mpt_config(config)
@@ -126,7 +128,14 @@ class FusedAttention(MptAttention):
     Takes the mask and the ALiBi biases in one tensor, `position_bias` (batch, heads, new, all).
     """
 
-    def forward(self, hidden_states: Tensor, position_bias: Tensor, past_key_values=None, **_):
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_bias: Tensor,
+        past_key_values: Cache | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[Tensor, None]:
         """Return what the new positions (batch, new, hidden) attend to, and no weights."""
         mixed = self.Wqkv(hidden_states)
         if self.clip_qkv:
@@ -136,7 +145,7 @@ class FusedAttention(MptAttention):
             for part in mixed.split(self.hidden_size, dim=-1)
         )
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+            key, value = past_key_values.update(key, value, cast(int, self.layer_idx))
         context = scaled_dot_product_attention(
             query, key, value, attn_mask=position_bias, scale=self.softmax_scale
         )
@@ -160,11 +169,11 @@ class FusedMpt(MptForCausalLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        **_,
+        **_: Any,
     ) -> CausalLMOutputWithPast:
         """Return the logits (batch, new, vocabulary) and the cache.
 
@@ -179,7 +188,8 @@ class FusedMpt(MptForCausalLM):
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             attention_mask = hidden.new_ones(len(hidden), past + hidden.shape[1])
         distance, visible = _distance_and_visibility(attention_mask, position_ids, hidden.shape[1])
-        slopes = alibi_slopes(self.config.n_heads, self.config.attn_config.alibi_bias_max)
+        attention = cast(MptAttentionConfig, self.config.attn_config)
+        slopes = alibi_slopes(self.config.n_heads, attention.alibi_bias_max)
         bias = slopes.to(hidden.device)[:, None, None] * distance[:, None]
         bias = bias.masked_fill(~visible, torch.finfo(hidden.dtype).min).to(hidden.dtype)
         for block in self.transformer.blocks:
@@ -211,7 +221,8 @@ def _distance_and_visibility(
     the authors' code, give the same attention and stay exact in 16 bits where they matter.
     """
     if attention_mask.dim() == 4:
-        return position_ids[:, None] - position_ids[..., None], attention_mask
+        positions = cast(Tensor, position_ids)  # which always come with such a mask
+        return positions[:, None] - positions[..., None], attention_mask
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     distance = (positions - positions[-new:, None])[None]
     # Padding sees itself, since a row of attention must not be empty.
@@ -242,7 +253,7 @@ _SUPPORTED_ATTENTION = {
 }
 
 
-def _mpt_config(config: Mapping) -> MptConfig:
+def _mpt_config(config: Config) -> MptConfig:
     attention = dict(config["attn_config"])
     for section, supported in ((config, _SUPPORTED), (attention, _SUPPORTED_ATTENTION)):
         for name, value in supported.items():

@@ -8,6 +8,8 @@ Keys that a cache holds were rotated with the set of their time. So when a seque
 first length, all its positions must be computed anew (`ExportedParts.prefill_again_beyond`).
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from transformers import Phi3Config, Phi3ForCausalLM
@@ -17,10 +19,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 class LongRotaryEmbedding(nn.Module):
     """The cosines and sines of a position, from short or long frequencies by the total length."""
 
+    short: Tensor
+    long: Tensor
+
     def __init__(self, config: Phi3Config) -> None:
         super().__init__()
         self.config = config
-        self.switch = config.rope_parameters["original_max_position_embeddings"]
+        self.switch: int = _rope_parameters(config)["original_max_position_embeddings"]
         frequencies = ROPE_INIT_FUNCTIONS["longrope"]
         short, self.scaling = frequencies(config, seq_len=self.switch)
         long, _ = frequencies(config, seq_len=self.switch + 1)
@@ -45,5 +50,9 @@ class LongPhi3(Phi3ForCausalLM):
 
     def __init__(self, config: Phi3Config) -> None:
         super().__init__(config)
-        if config.rope_parameters["rope_type"] == "longrope":
+        if _rope_parameters(config)["rope_type"] == "longrope":
             self.model.rotary_emb = LongRotaryEmbedding(config)
+
+
+def _rope_parameters(config: Phi3Config) -> dict[str, Any]:
+    return cast(dict[str, Any], config.rope_parameters)

@@ -4,6 +4,9 @@ Source of the layout: the authors' `mobilellama.py`, `vision_projector.py` and `
 (Meituan-AutoML/MobileVLM); the numbers all come from a checkpoint's `config.json`.
 """
 
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import hardsigmoid, hardswish, relu
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
@@ -12,6 +15,7 @@ from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor
 from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 
 # `conv_vicuna_v1` in the authors' conversation.py, called "v1"
@@ -41,7 +45,10 @@ class MobileVLMProcessor(ClipProcessor):
         It begins with BOS, and text after `</s>` gets a space in front (`legacy`): so did the
         tokenizer of transformers 4.33, the release that the authors used.
         """
-        return LlamaTokenizer.from_pretrained(self.folder, add_bos_token=True, legacy=True)
+        tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(
+            self.folder, add_bos_token=True, legacy=True
+        )
+        return tokenizer
 
     @property
     def template(self) -> Template:
@@ -51,15 +58,15 @@ class MobileVLMProcessor(ClipProcessor):
     @property
     def context_length(self) -> int:
         """How many positions MobileLLaMA was trained with."""
-        return self.config["max_position_embeddings"]
+        return cast(int, self.config["max_position_embeddings"])
 
     @property
-    def projector_class(self) -> type["LdpProjector"] | type["LdpV2Projector"]:
+    def projector_class(self) -> type["LdpProjector | LdpV2Projector"]:
         """The projector that `config.json` names; the authors' default is the first one."""
         name = self.config.get("mm_projector_type", "ldpnet")
         if name not in PROJECTORS:
-            known = ", ".join(PROJECTORS)
-            raise CheckpointError(f"The projector {name!r} in config.json is none of {known}.")
+            names = ", ".join(PROJECTORS)
+            raise CheckpointError(f"The projector {name!r} in config.json is none of {names}.")
         return PROJECTORS[name]
 
     @property
@@ -68,12 +75,13 @@ class MobileVLMProcessor(ClipProcessor):
         return self.projector_class.side_after(self.patches_per_side) ** 2
 
 
-class MobileVLM(ClipLanguageModel):
+class MobileVLM(ClipLanguageModel[MobileVLMProcessor]):
     """CLIP, an LDP projector, and MobileLLaMA, which is a small Llama."""
 
     processor_class = MobileVLMProcessor
+    projector: "LdpProjector | LdpV2Projector"
 
-    def build(self, config: dict) -> None:
+    def build(self, config: Config) -> None:
         """Create the image encoder, the projector and the language model."""
         super().build(config)
         text_config = LlamaConfig(**{name: config[name] for name in _TEXT_FIELDS if name in config})
@@ -166,7 +174,7 @@ class LdpBlock(nn.Module):
         inner = hardswish(self.norm_1(self.depthwise(grid)))
         gate = self.excite(relu(self.squeeze(inner.mean((2, 3), keepdim=True))))
         inner = self.norm_2(self.pointwise(inner * hardsigmoid(gate)))
-        return grid + inner if self.is_residual else inner
+        return cast(Tensor, grid + inner if self.is_residual else inner)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -207,7 +215,10 @@ class LdpV2Projector(nn.Module):
         ]
 
 
-PROJECTORS = {"ldpnet": LdpProjector, "ldpnetv2": LdpV2Projector}
+PROJECTORS: dict[str, type[LdpProjector | LdpV2Projector]] = {
+    "ldpnet": LdpProjector,
+    "ldpnetv2": LdpV2Projector,
+}
 
 
 def _mlp(vision_width: int, width: int) -> nn.Sequential:
@@ -217,7 +228,7 @@ def _mlp(vision_width: int, width: int) -> nn.Sequential:
 def _to_grid(tokens: Tensor) -> Tensor:
     """Turn (pictures, side * side, width) into (pictures, width, side, side)."""
     side = round(int(tokens.shape[1]) ** 0.5)  # fixed by the tower, so a trace may keep it
-    return tokens.transpose(1, 2).unflatten(2, (side, side))
+    return torch.unflatten(tokens.transpose(1, 2), 2, (side, side))
 
 
 def _to_tokens(grid: Tensor) -> Tensor:

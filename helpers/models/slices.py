@@ -38,12 +38,12 @@ def plan_slices(width: int, height: int, slicing: Slicing) -> Plan:
     grid = best_grid(width, height, slicing)
     if grid is None:
         return Plan(fitted_size(width, height, slicing, enlarge=True))
-    cell = [
+    cell_width, cell_height = (
         nearest_multiple(side, parts) / parts
         for side, parts in zip((width, height), grid, strict=True)
-    ]
+    )
     overview = fitted_size(width, height, slicing)
-    return Plan(overview, grid, fitted_size(*cell, slicing, enlarge=True))
+    return Plan(overview, grid, fitted_size(cell_width, cell_height, slicing, enlarge=True))
 
 
 def best_grid(width: int, height: int, slicing: Slicing) -> Size | None:
@@ -51,13 +51,17 @@ def best_grid(width: int, height: int, slicing: Slicing) -> Size | None:
 
     As many slices are wanted as the picture has times the area of one, give or take one.
     """
-    wanted = math.ceil(width * height / slicing.resolution**2)
-    wanted = min(wanted, slicing.maximum)
-    if wanted <= 1:
+    target = math.ceil(width * height / slicing.resolution**2)
+    target = min(target, slicing.maximum)
+    if target <= 1:
         return None
-    numbers = [n for n in (wanted - 1, wanted, wanted + 1) if 1 < n <= slicing.maximum]
+    neighbours = (target - 1, target, target + 1)
     grids = [
-        (n, number // n) for number in numbers for n in range(1, number + 1) if number % n == 0
+        (columns, number // columns)
+        for number in neighbours
+        if 1 < number <= slicing.maximum
+        for columns in range(1, number + 1)
+        if number % columns == 0
     ]
     shape = math.log(width / height)
     return min(grids, key=lambda grid: abs(shape - math.log(grid[0] / grid[1])))
@@ -102,6 +106,6 @@ def slice_picture(picture: Image.Image, slicing: Slicing) -> tuple[list[Image.Im
 def _cut(picture: Image.Image, grid: Size, cell: Size) -> list[Image.Image]:
     """Resize `picture` to fill `grid` with cells of size `cell`; return them row by row."""
     (columns, rows), (width, height) = grid, cell
-    whole = picture.resize((width * columns, height * rows), Image.Resampling.BICUBIC)
+    canvas = picture.resize((width * columns, height * rows), Image.Resampling.BICUBIC)
     corners = [(column * width, row * height) for row in range(rows) for column in range(columns)]
-    return [whole.crop((x, y, x + width, y + height)) for x, y in corners]
+    return [canvas.crop((x, y, x + width, y + height)) for x, y in corners]

@@ -7,13 +7,13 @@ neither keys nor values: they live in the state of an OpenVINO inference request
 What this module does not know: speculative decoding, and batches whose rows have different caches.
 """
 
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import openvino as ov
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -41,7 +41,7 @@ class StopOnEvent(StoppingCriteria):
     def __init__(self, event: Stoppable) -> None:
         self.event = event
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         """Return for each row of the batch whether it is finished."""
         return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool)
 
@@ -99,7 +99,9 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> None:
         sizes = language_model.output("logits").get_partial_shape()
         vocabulary = sizes[-1].get_length()
-        super().__init__(PreTrainedConfig(vocab_size=vocabulary, is_encoder_decoder=False))
+        config = PreTrainedConfig(is_encoder_decoder=False)
+        config.vocab_size = vocabulary  # which beam search asks for
+        super().__init__(config)
         self.generation_config = generation
         self.text_embeddings = text_embeddings
         self.language_model = language_model
@@ -117,13 +119,17 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         """The type of embeddings and logits."""
         return torch.float32
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def can_generate(cls) -> bool:
         """Return that `generate` works."""
         return True
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *_, **__) -> None:
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any
+    ) -> bool:
         if model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = self.new_cache()
+        return False  # the cache is not transformers' own
 
     # The work
 
@@ -143,10 +149,11 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         past_key_values: StateCache | None = None,
         pictures: PictureInputs | None = None,
-        **_,
+        **_: Any,
     ) -> CausalLMOutputWithPast:
         """Run the new positions and return the last one's logits (batch, 1, vocabulary)."""
         if inputs_embeds is None:
+            assert input_ids is not None  # transformers gives one of the two
             inputs_embeds = self.embed_tokens(input_ids)
         batch, new = inputs_embeds.shape[:2]
         cache = past_key_values if past_key_values is not None else self.new_cache()
@@ -166,11 +173,11 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         }
         if pictures is not None:
             self._set_pictures(cache, pictures)
-            inputs |= _along(pictures, attention_mask.shape[1], inputs_embeds.shape[:2])
+            inputs |= _along(pictures, attention_mask.shape[1], (batch, inputs_embeds.shape[1]))
         self._run(cache, inputs)
         cache.length, cache.rows = attention_mask.shape[1], None
         logits = torch.from_numpy(cache.request.get_tensor("logits").data.copy())
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cast(Cache, cache))
 
     def _set_pictures(self, cache: StateCache, pictures: PictureInputs) -> None:
         """Hand the request what stays the same for all tokens, unless it has it."""

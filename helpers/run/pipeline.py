@@ -7,6 +7,7 @@ What this module does not know: video, audio, and calling tools.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import openvino as ov
 from PIL import Image
@@ -20,10 +21,11 @@ from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Message
 from helpers.models import load_processor
-from helpers.run.conversations import Conversation, Reply
+from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import PrefillAgainLanguageModel
+from helpers.run.replies import Reply
 from helpers.run.worker import Worker
 from helpers.sources.checkpoints import CARD, read_json
 
@@ -43,7 +45,7 @@ class VisionLanguagePipeline:
         device: str = "CPU",
         *,
         accuracy: bool = False,
-        properties: Mapping[str, object] | None = None,
+        properties: Mapping[str, Any] | None = None,
     ) -> None:
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
@@ -51,7 +53,7 @@ class VisionLanguagePipeline:
         self.processor = load_processor(folder)
         card = folder / CARD
         self.notice = str(read_json(card).get("notice", "")) if card.exists() else ""
-        options: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if accuracy:
             options["EXECUTION_MODE_HINT"] = "ACCURACY"
         options |= properties or {}
@@ -73,7 +75,7 @@ class VisionLanguagePipeline:
         self.worker.close_with(self)
 
     def _compile(
-        self, path: Path, options: dict[str, object], kept: Sequence[str]
+        self, path: Path, options: dict[str, Any], kept: Sequence[str]
     ) -> ov.CompiledModel:
         try:
             model = core().read_model(path)
@@ -92,11 +94,11 @@ class VisionLanguagePipeline:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 
-    def encode_images(self, **image_inputs: Tensor) -> Sequence[Tensor]:
+    def encode_images(self, **image_inputs: Any) -> "Tensor | Sequence[Any]":
         """Return picture features; iterating gives those of each tile, slice or picture."""
         return self.processor.exported.encode_images(self._run_image_encoder, image_inputs)
 
-    def _run_image_encoder(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _run_image_encoder(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return run_model(self.image_encoder, inputs)
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
@@ -105,7 +107,7 @@ class VisionLanguagePipeline:
 
     def prepare(
         self, input_ids: Tensor, features: Sequence[Tensor] | None = None, *, past: int = 0
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Return all that `language_model` takes for a prompt with these picture features.
 
         The first `past` positions are in its cache already.
@@ -122,11 +124,11 @@ class VisionLanguagePipeline:
         """
         return Conversation(self, messages)
 
-    def ask(self, text: str, images: Sequence[Image.Image] = (), **options) -> Reply:
+    def ask(self, text: str, images: Sequence[Image.Image] = (), **options: Any) -> Reply:
         """Ask one question in a conversation of its own."""
         return self.conversation().ask(text, images, **options)
 
-    def chat(self, messages: Sequence[Message], **options) -> Reply:
+    def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
         """Answer the last of `messages`, a whole conversation as chat programs keep it."""
         if not messages:
             raise QuestionError("There are no messages; give at least one of a user.")

@@ -28,7 +28,7 @@ class RewindableCache(StateCache):
     def rewind(self) -> Tensor:
         """Empty the state and return the embeddings (batch, length, hidden) it was made of."""
         pieces: list[Tensor] = []
-        order = np.arange(len(self.steps[-1][0]))
+        order: NDArray[np.integer[Any]] = np.arange(len(self.steps[-1][0]))
         for embeddings, rows in reversed(self.steps):
             pieces.append(embeddings[order])
             order = order if rows is None else rows[order]

@@ -1,0 +1,4 @@
+"""A model for others to use: the chat page.
+
+Knows windows, uploads and streaming. Does not know how an answer is computed.
+"""

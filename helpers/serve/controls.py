@@ -52,23 +52,23 @@ class Tick:
 
 @dataclass(frozen=True)
 class Radio:
-    """One of several `ways` to answer, each with its options of `Conversation.ask`; a `note` helps.
+    """Several `choices` of how to answer, each with its options of `Conversation.ask`.
 
-    The first way is where it starts.
+    The first choice is where it starts; a `note` helps.
     """
 
     label: str
-    ways: Mapping[str, Mapping[str, Any]]
+    choices: Mapping[str, Mapping[str, Any]]
     note: str = ""
 
     def component(self) -> gr.Radio:
         """Return what the page shows; to be called where it belongs."""
-        ways = list(self.ways)
-        return gr.Radio(ways, value=ways[0], label=self.label, info=self.note)
+        names = list(self.choices)
+        return gr.Radio(names, value=names[0], label=self.label, info=self.note)
 
     def options(self, value: str) -> dict[str, Any]:
         """Return what a value means to `Conversation.ask`."""
-        return dict(self.ways[value])
+        return dict(self.choices[value])
 
 
 Control = Slider | Tick | Radio

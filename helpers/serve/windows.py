@@ -13,21 +13,23 @@ from PIL import Image
 
 from helpers.errors import PictureError, UserError
 from helpers.inputs.images import open_picture
-from helpers.run.pipeline import Conversation, Reply, VisionLanguagePipeline
+from helpers.run.conversations import Conversation
+from helpers.run.replies import Reply
+from helpers.run.pipeline import VisionLanguagePipeline
 
 AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
 
+Picture = Image.Image | str | Path  # or where it is
+Chat = list[dict[str, Any]]  # messages as Gradio's chat has them
 
-Shown = Sequence[Image.Image | str | Path]  # pictures, or where they are
 
-
-def _opened(shown: Image.Image | str | Path) -> Image.Image:
+def _opened(picture: Picture) -> Image.Image:
     """Open a picture; an error names an upload as its user does, without our folder for it."""
     try:
-        return open_picture(shown)
+        return open_picture(picture)
     except PictureError as error:
-        name = Path(shown).name if isinstance(shown, str | Path) else ""
-        raise PictureError(str(error).replace(str(shown), name)) from None
+        name = Path(picture).name if isinstance(picture, str | Path) else ""
+        raise PictureError(str(error).replace(str(picture), name)) from None
 
 
 class Window:
@@ -36,38 +38,39 @@ class Window:
     def __init__(self, pipeline: VisionLanguagePipeline) -> None:
         self.pipeline = pipeline
         self.conversation: Conversation | None = None
-        self.pictures: tuple = ()  # sizes and pixels of those that the conversation is about
+        # Sizes and pixels of the pictures that the conversation is about.
+        self.content: tuple[tuple[tuple[int, int], bytes], ...] = ()
         # The last question with its pictures, and the answer if there is any.
-        self.asked: tuple[str, Shown, Reply | None] | None = None
+        self.last_question: tuple[str, Sequence[Picture], Reply | None] | None = None
         self.stop = threading.Event()  # of the last answer
         self.cleared = False
 
-    def ask(self, text: str, shown: Shown, options: dict[str, Any]) -> Reply:
+    def ask(self, text: str, pictures: Sequence[Picture], options: dict[str, Any]) -> Reply:
         """Start an answer; other pictures than the last question's start a new conversation."""
-        self.asked, self.stop = (text, shown, None), threading.Event()
+        self.last_question, self.stop = (text, pictures, None), threading.Event()
         if self.cleared:
             self.stop.set()
-        pictures = [_opened(picture) for picture in shown]
-        content = tuple((picture.size, picture.tobytes()) for picture in pictures)
-        if self.conversation is None or self.pictures != content:
-            self.conversation, self.pictures = self.pipeline.conversation(), content
-        new = [] if self.conversation.ids else pictures
-        reply = self.conversation.ask(text, new, stop=self.stop, **options)
-        self.asked = (text, shown, reply)
+        images = [_opened(picture) for picture in pictures]
+        content = tuple((image.size, image.tobytes()) for image in images)
+        if self.conversation is None or self.content != content:
+            self.conversation, self.content = self.pipeline.conversation(), content
+        new_images = [] if self.conversation.ids else images
+        reply = self.conversation.ask(text, new_images, stop=self.stop, **options)
+        self.last_question = (text, pictures, reply)
         return reply
 
-    def take_back(self) -> tuple[str, Shown] | None:
+    def take_back(self) -> tuple[str, Sequence[Picture]] | None:
         """Forget the last question and its answer; return the question and its pictures.
 
         None if there is none.
         """
-        if self.asked is None:
+        if self.last_question is None:
             return None
         self.stop.set()
-        (text, shown, reply), self.asked = self.asked, None
+        (text, pictures, reply), self.last_question = self.last_question, None
         if reply is not None:
             reply.conversation.take_back(reply)
-        return text, shown
+        return text, pictures
 
     def clear(self) -> None:
         """End the running answer, and every one to come: a cleared window is not asked again."""
@@ -104,8 +107,12 @@ class Sessions:
 
 
 def respond(
-    window: Window, text: str, shown: Shown, history: list, options: dict
-) -> Iterator[list]:
+    window: Window,
+    text: str,
+    pictures: Sequence[Picture],
+    history: Chat,
+    options: dict[str, Any],
+) -> Iterator[Chat]:
     """Yield the chat with the answer so far; an error is shown as a sentence in the chat.
 
     Several beams cannot stream, which the chat says until their answer is there. When the window
@@ -113,24 +120,24 @@ def respond(
     """
     history = [*history, {"role": "user", "content": text}]
 
-    def chat(answer: str) -> list:
-        return [*history, {"role": "assistant", "content": answer}]
+    def chat(content: str) -> Chat:
+        return [*history, {"role": "assistant", "content": content}]
 
-    beams, said = options.get("num_beams", 1), ""
-    begun = "" if beams == 1 else _small(AT_ONCE)
-    yield chat(begun)
+    beams, answer = options.get("num_beams", 1), ""
+    placeholder = "" if beams == 1 else _small(AT_ONCE)
+    yield chat(placeholder)
     started = time.perf_counter()
     try:
-        reply = window.ask(text, shown, options)
+        reply = window.ask(text, pictures, options)
         for place in reply.places():
             yield chat(_small(f"waiting; questions before this one: {place}"))
-        yield chat(begun)
+        yield chat(placeholder)
         for piece in reply:
-            said += piece
-            yield chat(said)
-        taken = time.perf_counter() - started
-        times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {taken:.2f} s"
-        yield chat(said.strip() + (times and f"\n\n{_small(times)}"))
+            answer += piece
+            yield chat(answer)
+        seconds = time.perf_counter() - started
+        times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {seconds:.2f} s"
+        yield chat(answer.strip() + (times and f"\n\n{_small(times)}"))
     except UserError as error:
         yield chat(f"⚠️ {error}")
     # The page may show what was sent to it before it was cleared after it was cleared.

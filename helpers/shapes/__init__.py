@@ -1,1 +1,4 @@
-"""The bundled world: drawn shapes, questions about them, and small models trained on both."""
+"""The drawn world: pictures of coloured shapes, exact questions about them, small checkpoints.
+
+Knows how to draw, ask and train a tokenizer. Does not know models; see `workshop` for training.
+"""

@@ -4,7 +4,7 @@ What this module does not know: how a scene is drawn.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from helpers.inputs.questions import Asked, Question, Sample
 from helpers.shapes.world import Item, Scene, draw, random_item, random_scene
@@ -23,11 +23,11 @@ def describe(scene: Scene, generator: random.Random) -> Question:
 def count(scene: Scene, generator: random.Random) -> Question:
     """Ask how many shapes of a kind, of a colour or at all there are."""
     items = list(scene.places.values())
-    wanted = generator.choice(items) if generator.random() < 0.75 else random_item(generator)
+    target = generator.choice(items) if generator.random() < 0.75 else random_item(generator)
     what, number = generator.choice(
         [
-            (f"{wanted.shape}s".replace("crosss", "crosses"), _count(items, shape=wanted.shape)),
-            (f"{wanted.colour} shapes", _count(items, colour=wanted.colour)),
+            (f"{target.shape}s".replace("crosss", "crosses"), _count(items, shape=target.shape)),
+            (f"{target.colour} shapes", _count(items, colour=target.colour)),
             ("shapes", len(items)),
         ]
     )
@@ -101,8 +101,10 @@ def _article(item: Item) -> str:
     return f"{'an' if item.colour[0] in 'aeiou' else 'a'} {item}"
 
 
-def _count(items, **wanted: str) -> int:
-    return sum(all(getattr(item, k) == v for k, v in wanted.items()) for item in items)
+def _count(items: Iterable[Item], **properties: str) -> int:
+    return sum(
+        all(getattr(item, name) == value for name, value in properties.items()) for item in items
+    )
 
 
 def sample_questions(

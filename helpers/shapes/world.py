@@ -102,15 +102,15 @@ def random_scene(
     """
     grids = ((2, 2), (2, 1), (1, 2))
     while True:
-        chosen = grid or generator.choices(grids, weights=(14, 3, 3))[0]
-        places = chosen[0] * chosen[1]
-        if chosen == (2, 2) and generator.random() < odd_one_out:
-            items = _odd_one_out(generator)
+        shape = grid or generator.choices(grids, weights=(14, 3, 3))[0]
+        places = shape[0] * shape[1]
+        if shape == (2, 2) and generator.random() < odd_one_out:
+            shapes = _odd_one_out(generator)
         else:
-            items = [random_item(generator) for _ in range(generator.randint(1, places))]
-        items += [None] * (places - len(items))
+            shapes = [random_item(generator) for _ in range(generator.randint(1, places))]
+        items: list[Item | None] = [*shapes, *[None] * (places - len(shapes))]
         generator.shuffle(items)
-        scene = Scene(chosen, tuple(items), style=generator.getrandbits(32))
+        scene = Scene(shape, tuple(items), style=generator.getrandbits(32))
         if split_of((scene.grid, scene.items)) != split:
             continue
         if generator.random() < word:
@@ -124,7 +124,7 @@ def random_item(generator: random.Random) -> Item:
     return Item(generator.choice(SHAPES), generator.choice(list(COLOURS)))
 
 
-def _odd_one_out(generator: random.Random) -> list[Item | None]:
+def _odd_one_out(generator: random.Random) -> list[Item]:
     """Return three or four items, all equal but one, which differs in colour or in shape."""
     usual = random_item(generator)
     if generator.random() < 0.5:
@@ -139,6 +139,9 @@ def _odd_one_out(generator: random.Random) -> list[Item | None]:
 STRETCH = (0.92, 1.09)  # a place's width by its usual width, and its usual height by its height
 # A word in shares of its place's height: size of the font, middle, height of a capital letter.
 WORD_SIZE, WORD_MIDDLE, CAPITAL = (0.36, 0.40), (0.77, 0.80), 0.27
+
+
+Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 
 
 def draw(scene: Scene, *, cell: int = CELL) -> Image.Image:
@@ -160,11 +163,11 @@ def draw(scene: Scene, *, cell: int = CELL) -> Image.Image:
             (column + 1) * width * scale,
             (row + 1) * height * scale,
         )
-        has_word = scene.word is not None and scene.word_place == index
-        if has_word:
-            _draw_word(pen, box, scene.word, style)
+        word = scene.word if scene.word_place == index else None
+        if word is not None:
+            _draw_word(pen, box, word, style)
         if item is not None:
-            _draw_item(pen, box, item, style, shrink=0.66 if has_word else 1.0)
+            _draw_item(pen, box, item, style, shrink=1.0 if word is None else 0.66)
     return picture.resize((columns * width, rows * height), Image.Resampling.LANCZOS)
 
 
@@ -190,7 +193,9 @@ def letter_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
     return boxes
 
 
-def _draw_item(pen, box, item: Item, style: random.Random, *, shrink: float) -> None:
+def _draw_item(
+    pen: ImageDraw.ImageDraw, box: Box, item: Item, style: random.Random, *, shrink: float
+) -> None:
     left, top, right, bottom = box
     side = min(right - left, bottom - top)
     radius = side * style.uniform(0.29, 0.41) * shrink
@@ -213,7 +218,7 @@ def _draw_item(pen, box, item: Item, style: random.Random, *, shrink: float) -> 
     pen.polygon(points, fill=colour)
 
 
-def _draw_word(pen, box, word: str, style: random.Random) -> None:
+def _draw_word(pen: ImageDraw.ImageDraw, box: Box, word: str, style: random.Random) -> None:
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     font = ImageFont.load_default(size=height * style.uniform(*WORD_SIZE))

@@ -4,9 +4,11 @@ Every plot has the numbers beside it as a table, and tells its series apart by m
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -16,7 +18,7 @@ PALETTE = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#9c9ca1", "#7a21dd")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 80,
     "font.size": 10,
     "axes.spines.top": False,
@@ -63,11 +65,11 @@ def mosaic(pieces: Sequence[Image.Image], columns: int, *, gap: int = 6) -> Imag
     """Return pieces of one size laid out row by row, with white gaps of `gap` pixels between."""
     width, height = (side + gap for side in pieces[0].size)
     rows = len(pieces) // columns
-    whole = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    canvas = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
     for place, piece in enumerate(pieces):
         row, column = divmod(place, columns)
-        whole.paste(piece, (column * width, row * height))
-    return whole
+        canvas.paste(piece, (column * width, row * height))
+    return canvas
 
 
 def pictures_of(pixel_values: Tensor) -> list[Image.Image]:
@@ -107,10 +109,10 @@ def lines(series: Mapping[str, Mapping[float, float]], *, x: str, y: str) -> Fig
     """
     if len(series) > len(PALETTE):
         raise ValueError(f"{len(series)} lines cannot be told apart; draw at most {len(PALETTE)}.")
-    looks = zip(series.items(), PALETTE, MARKERS, DASHES, strict=False)
+    styles = zip(series.items(), PALETTE, MARKERS, DASHES, strict=False)
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 2.9))
-        for (name, points), colour, marker, dashes in looks:
+        for (name, points), colour, marker, dashes in styles:
             axis.plot(
                 list(points),
                 list(points.values()),
@@ -140,15 +142,15 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, units: Mapping[str, str])
     return figure
 
 
-def _bar_chart(axis, measure: str, values: Mapping[str, float], unit: str) -> None:
-    drawn = axis.bar(
+def _bar_chart(axis: Axes, measure: str, values: Mapping[str, float], unit: str) -> None:
+    rectangles = axis.bar(
         list(values),
         list(values.values()),
         color=PALETTE[: len(values)],
         hatch=HATCHES[: len(values)],
         edgecolor="white",
     )
-    axis.bar_label(drawn, fmt="%.3g", fontsize=8, padding=2)
+    axis.bar_label(rectangles, fmt="%.3g", fontsize=8, padding=2)
     axis.set_title(measure, fontsize=10)
     axis.set_ylabel(unit, fontsize=9)
     axis.tick_params(axis="x", labelsize=8)

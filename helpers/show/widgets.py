@@ -41,11 +41,11 @@ class Choice:
         self.label = label
         self.options = {option.value: option for option in options}
         offered = [option for option in options if option.offered]
-        asked = os.environ.get(variable) or default
-        value = next((option.value for option in offered if option.is_called(asked)), None)
+        name = os.environ.get(variable) or default
+        value = next((option.value for option in offered if option.is_called(name)), None)
         if value is None:
-            known = ", ".join(option.value for option in offered)
-            raise SettingsError(f"{variable} asks for {asked!r}; this offers {known}.")
+            values = ", ".join(option.value for option in offered)
+            raise SettingsError(f"{variable} asks for {name!r}; this offers {values}.")
         self.dropdown = ipywidgets.Dropdown(
             options=[(option.label, option.value) for option in offered],
             value=value,
@@ -60,7 +60,8 @@ class Choice:
     @property
     def value(self) -> str:
         """What is chosen now."""
-        return self.dropdown.value
+        value: str = self.dropdown.value
+        return value
 
     @property
     def line(self) -> str:
@@ -75,4 +76,4 @@ class Choice:
         box = ipywidgets.VBox([self.dropdown, self.text])
         bundle = box._repr_mimebundle_()
         data = bundle[0] if isinstance(bundle, tuple) else bundle
-        display({**data, "text/plain": self.line}, raw=True)
+        display({**data, "text/plain": self.line}, raw=True)  # type: ignore[no-untyped-call]

@@ -97,8 +97,9 @@ def check_sizes(config: Config, path: Path) -> None:
 
 
 def _is_whole(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value == int(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and value == int(value)
 
 
 def _shortened(value: object) -> str:

@@ -5,6 +5,7 @@ What this module does not know: other hubs, and older revisions of a checkpoint.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -22,28 +23,28 @@ from helpers.errors import CheckpointError
 from helpers.resources import free_disk, in_words
 
 # Weights, configs and tokenizers; no code, and no copies for other programs.
-_WANTED = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
-_UNWANTED = ("*.py", "*.onnx", "*.gguf", "original/*", "*training_args*", "*optimizer*")
+_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
+_UNNEEDED = ("*.py", "*.onnx", "*.gguf", "original/*", "*training_args*", "*optimizer*")
 
 
 def download(
-    hub_id: str, *, wanted: Sequence[str] = _WANTED, report: Callable[[str], None] = print
+    hub_id: str, *, files: Sequence[str] = _FILES, report: Callable[[str], None] = print
 ) -> Path:
-    """Download a checkpoint's `wanted` files and return their folder.
+    """Download a checkpoint's `files`, given as patterns, and return their folder.
 
     `report` is told the size first; a bar shows the progress. Files that are there already are
     kept, and one whose connection breaks continues where it stopped. HF_HUB_OFFLINE=1 uses what was
     downloaded before. Raises `CheckpointError` with what to do, also where the disk is too small.
     """
-    patterns = {"allow_patterns": list(wanted), "ignore_patterns": list(_UNWANTED)}
+    patterns: dict[str, Any] = {"allow_patterns": list(files), "ignore_patterns": list(_UNNEEDED)}
     try:
         size = _size_to_download(hub_id, **patterns)
         if size:
             free = free_disk(Path(huggingface_hub.constants.HF_HUB_CACHE))
-            told = f"{hub_id} is {in_words(size)} to download; {in_words(free)} of disk are free"
+            sizes = f"{hub_id} is {in_words(size)} to download; {in_words(free)} of disk are free"
             if size > free:
-                raise CheckpointError(f"{told}: make room, or set HF_HOME to a larger disk.")
-            report(f"{told}.")
+                raise CheckpointError(f"{sizes}: make room, or set HF_HOME to a larger disk.")
+            report(f"{sizes}.")
         return Path(huggingface_hub.snapshot_download(hub_id, **patterns))
     except (HTTPError, OSError, ValueError) as error:
         raise CheckpointError(_what_to_do(hub_id, error)) from None
@@ -52,14 +53,14 @@ def download(
 class _SilentBar(tqdm):
     """No bar, for asking how large something is."""
 
-    def __init__(self, *args, **options) -> None:
-        super().__init__(*args, **options | {"disable": True})
+    def __init__(self, *args: Any, **options: Any) -> None:
+        cast(Any, super()).__init__(*args, **options | {"disable": True})
 
 
-def _size_to_download(hub_id: str, **patterns: list[str]) -> int:
+def _size_to_download(hub_id: str, **patterns: Any) -> int:
     """Return how many bytes of a checkpoint are not here yet; 0 where the hub cannot be asked."""
     try:
-        files = huggingface_hub.snapshot_download(
+        files: list[Any] = huggingface_hub.snapshot_download(
             hub_id, dry_run=True, tqdm_class=_SilentBar, **patterns
         )
     except DryRunError:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Rule:
     original: str
     native: str | Sequence[str]
     split: Callable[[Tensor], Sequence[Tensor]] | None = None
-    join: Callable[[Sequence[Tensor]], Tensor] = torch.cat
+    join: Callable[[list[Tensor]], Tensor] = torch.cat
 
     @cached_property
     def native_names(self) -> tuple[str, ...]:
@@ -38,9 +39,9 @@ class Rule:
 
     def to_native(self, name: str, tensor: Tensor) -> dict[str, Tensor] | None:
         """Return the native tensors that `tensor` becomes; None if the rule is not about it."""
-        if (found := _match(self.original, name)) is None:
+        if (fields := _match(self.original, name)) is None:
             return None
-        names = [native.format(**found) for native in self.native_names]
+        names = [native.format(**fields) for native in self.native_names]
         if len(names) == 1 and self.split is None:
             return {names[0]: tensor}
         parts = self.split(tensor) if self.split else tensor.chunk(len(names))
@@ -48,17 +49,17 @@ class Rule:
 
     def to_original(self, tensors: Mapping[str, Tensor], name: str) -> tuple[str, Tensor] | None:
         """Return the original tensor whose first native part is called `name`."""
-        if (found := _match(self.native_names[0], name)) is None:
+        if (fields := _match(self.native_names[0], name)) is None:
             return None
-        parts = [tensors[native.format(**found)] for native in self.native_names]
+        parts = [tensors[native.format(**fields)] for native in self.native_names]
         alone = len(parts) == 1 and self.split is None
-        return self.original.format(**found), parts[0] if alone else self.join(parts)
+        return self.original.format(**fields), parts[0] if alone else self.join(parts)
 
 
 def _match(template: str, name: str) -> dict[str, str] | None:
     pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+)", re.escape(template))
-    found = re.fullmatch(pattern, name)
-    return found.groupdict() if found else None
+    match = re.fullmatch(pattern, name)
+    return match.groupdict() if match else None
 
 
 def load_tensors(
@@ -100,14 +101,14 @@ def load_tensors(
     tied = _tied_names(module)
     problems += [f"missing {name}" for name in expected if name not in native and name not in tied]
     if problems:
-        shown = "; ".join(problems[:12]) + (
+        first_problems = "; ".join(problems[:12]) + (
             f"; and {len(problems) - 12} more" if problems[12:] else ""
         )
-        raise CheckpointError(f"The checkpoint does not fit its config.json: {shown}.")
+        raise CheckpointError(f"The checkpoint does not fit its config.json: {first_problems}.")
     module.load_state_dict(native, strict=False, assign=True)
-    for part in module.modules():
-        if hasattr(part, "tie_weights"):
-            part.tie_weights()
+    for submodule in module.modules():
+        if hasattr(submodule, "tie_weights"):
+            cast(Any, submodule).tie_weights()
     _rebuild_buffers(module)
     module.requires_grad_(False).eval()
 
@@ -129,12 +130,12 @@ def _rebuild_buffers(module: nn.Module) -> None:
 
     They are still on the meta device; their modules compute them when they are built.
     """
-    for part in module.modules():
-        lost = [name for name, buffer in part.named_buffers(recurse=False) if buffer.is_meta]
+    for submodule in module.modules():
+        lost = [name for name, buffer in submodule.named_buffers(recurse=False) if buffer.is_meta]
         if lost:
-            rebuilt = type(part)(part.config)
+            rebuilt = type(submodule)(submodule.config)
             for name in lost:
-                part.register_buffer(name, getattr(rebuilt, name), persistent=False)
+                submodule.register_buffer(name, getattr(rebuilt, name), persistent=False)
 
 
 def original_tensors(module: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:

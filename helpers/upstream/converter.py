@@ -113,7 +113,7 @@ def forget_traces() -> None:
     torch has no public function for that; where the private ones are gone, it is kept.
     """
     with contextlib.suppress(AttributeError):
-        clear: Callable[[], None] = torch._C._jit_clear_class_registry  # type: ignore[attr-defined]
+        clear: Callable[[], None] = torch._C._jit_clear_class_registry
         clear()
         recursive = torch.jit._recursive
         recursive.concrete_type_store = recursive.ConcreteTypeStore()

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from helpers.resources import return_freed_memory
 from helpers.upstream.patching import replaced
 
-Data = NDArray[Any] | ov.Tensor
-
 LARGE = 2**26  # bytes of a result which are not worth a second copy
 # Bytes of results after which memory freed between them is given back. To do so for every layer
 # took a sixth of compressing InternVL2-1B, whose layers are small; to wait for 2**26 cost the 8B,
@@ -101,11 +99,11 @@ class _Results:
         return results
 
 
-def _bytes_of(data: Data) -> int:
-    return data.nbytes if isinstance(data, np.ndarray) else data.byte_size
+def _bytes_of(data: "NDArray[Any] | ov.Tensor") -> int:
+    return int(data.nbytes if isinstance(data, np.ndarray) else data.byte_size)
 
 
-def _copy(data: Data) -> Data:
+def _copy(data: "NDArray[Any] | ov.Tensor") -> "NDArray[Any] | ov.Tensor":
     if isinstance(data, np.ndarray):
         return data.copy()
     copy = ov.Tensor(data.element_type, data.shape)

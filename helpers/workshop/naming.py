@@ -1,12 +1,17 @@
-"""TODO."""
+"""Naming: picture tokens are pulled towards the embeddings of the words for what they show.
+
+What this module does not know: pictures that are not one square on the image encoder's canvas.
+"""
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from helpers.models.base import Processor, VisionLanguageModel
+from helpers.models.exported import Features
 from helpers.shapes import world
 
 
@@ -36,10 +41,10 @@ def shown_words(processor: Processor, scenes: Sequence[world.Scene], side: int =
     return ids
 
 
-def _name(ids: Tensor, box: Sequence[float], whole: tuple[int, int], tokens: list[int]) -> None:
+def _name(ids: Tensor, box: Sequence[float], size: tuple[int, int], tokens: list[int]) -> None:
     """Let the points (side, side, word) in a box, of a picture of this size, have these tokens."""
     side = len(ids)
-    (left, top, right, bottom), (width, height) = box, whole
+    (left, top, right, bottom), (width, height) = box, size
     rows = slice(round(top * side / height), round(bottom * side / height))
     columns = slice(round(left * side / width), round(right * side / width))
     ids[rows, columns] = -1
@@ -49,25 +54,27 @@ def _name(ids: Tensor, box: Sequence[float], whole: tuple[int, int], tokens: lis
 def tokens_after(processor: Processor, before: str, words: str) -> list[int]:
     """Return the tokens of `words` as they are in a sentence; a sentence's first may differ."""
     first = len(processor.tokenizer(before, add_special_tokens=False)["input_ids"])
-    return processor.tokenizer(f"{before} {words}", add_special_tokens=False)["input_ids"][first:]
+    encoding = processor.tokenizer(f"{before} {words}", add_special_tokens=False)
+    ids: list[int] = encoding["input_ids"]
+    return ids[first:]
 
 
-def naming_loss(model: VisionLanguageModel, features: Sequence[Tensor], shown: Tensor) -> Tensor:
+def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: Tensor) -> Tensor:
     """Return how far picture tokens are from the sums of the embeddings of the words they show.
 
     The unit is the variance of those sums. `features` holds one tile's tokens for each picture,
     which lie on a square.
     """
     tokens = squares(features).float()
-    side, points = math.isqrt(tokens.shape[1]), shown.shape[1]
-    nearest = (torch.arange(side, device=shown.device) * 2 + 1) * points // (2 * side)
-    ids = shown[:, nearest][:, :, nearest].flatten(1, 2)
+    side, points = math.isqrt(tokens.shape[1]), word_ids.shape[1]
+    nearest = (torch.arange(side, device=word_ids.device) * 2 + 1) * points // (2 * side)
+    ids = word_ids[:, nearest][:, :, nearest].flatten(1, 2)
     words = model.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[..., None]
-    wanted = words.sum(2).float()
-    return nn.functional.mse_loss(tokens, wanted) / wanted.var()
+    sums = words.sum(2).float()
+    return nn.functional.mse_loss(tokens, sums) / sums.var()
 
 
-def squares(features: Sequence[Tensor]) -> Tensor:
+def squares(features: Features) -> Tensor:
     """Return the features of pictures that are a square, (pictures, side * side, hidden).
 
     Those of a picture are either rows, or the states of tiles (tiles, 1 + patches, hidden) with one
@@ -75,7 +82,7 @@ def squares(features: Sequence[Tensor]) -> Tensor:
     """
     if features[0].dim() == 2:
         return torch.stack(list(features))
-    tiles = features.tiles
+    tiles: Sequence[int] = cast(Any, features).tiles
     return torch.stack(
         [_join_tiles(states[:number, 1:]) for states, number in zip(features, tiles, strict=True)]
     )
@@ -84,5 +91,5 @@ def squares(features: Sequence[Tensor]) -> Tensor:
 def _join_tiles(tiles: Tensor) -> Tensor:
     """Return the patches of tiles (tiles, patches, hidden) that make a square, row by row."""
     rows, side = math.isqrt(tiles.shape[0]), math.isqrt(tiles.shape[1])
-    square = tiles.unflatten(1, (side, side)).unflatten(0, (rows, rows))
+    square = torch.unflatten(torch.unflatten(tiles, 1, (side, side)), 0, (rows, rows))
     return square.transpose(1, 2).flatten(0, 3)

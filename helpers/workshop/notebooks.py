@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -64,7 +65,7 @@ class Progress:
 
     def __init__(self, cells: int) -> None:
         self.cells = cells
-        self.shown = ""  # what the running cell has shown so far
+        self.text = ""  # what the running cell has shown so far
         self.room = 0  # characters between its first line of code and its seconds
 
     def section(self, title: str) -> None:
@@ -76,17 +77,17 @@ class Progress:
         place = f"{number:{len(str(self.cells))}}/{self.cells}"
         line = first_line(cell.source)
         print(f"  {place}  {line}", end="", flush=True)
-        self.shown, self.room = "", CODE_WIDTH - len(line)
+        self.text, self.room = "", CODE_WIDTH - len(line)
 
     def show(self, text: str) -> None:
         """Show a piece of the running cell's text."""
-        print(text if self.shown else f"\n{text}", end="", flush=True)
-        self.shown += text
+        print(text if self.text else f"\n{text}", end="", flush=True)
+        self.text += text
 
     def end(self, seconds: float) -> None:
         """Say how long the cell took, on its own line or below what it has shown."""
-        if self.shown:
-            print("" if self.shown.endswith("\n") else "\n", end="", flush=True)
+        if self.text:
+            print("" if self.text.endswith("\n") else "\n", end="", flush=True)
         else:
             print(f"{' ' * self.room}{seconds:7.1f} s", flush=True)
 
@@ -106,7 +107,9 @@ class Executor(NotebookClient):
         )
         self.progress = progress
 
-    def process_message(self, msg: dict, cell: NotebookNode, cell_index: int):
+    def process_message(
+        self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
+    ) -> NotebookNode | None:
         """Take a message of the kernel, and show its text if the cell is tagged so."""
         output = super().process_message(msg, cell, cell_index)
         tagged = SHOW in cell.metadata.get("tags", [])
@@ -141,8 +144,8 @@ class Executor(NotebookClient):
 
 def heading_of(markdown: str) -> str | None:
     """Return a cell's first heading of level 1 or 2."""
-    found = re.search(r"^##? (.+)$", markdown, flags=re.MULTILINE)
-    return found[1].strip() if found else None
+    heading = re.search(r"^##? (.+)$", markdown, flags=re.MULTILINE)
+    return heading[1].strip() if heading else None
 
 
 def first_line(source: str) -> str:
@@ -174,7 +177,7 @@ def reason_of(error: CellExecutionError) -> str:
 def read_notebook(path: Path) -> NotebookNode:
     """Read a notebook, without the outputs of its last execution."""
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook: NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise NotebookError(f"{path} does not exist; give the path of a notebook.") from None
     except Exception as error:  # nbformat raises half a dozen types for what is no notebook
@@ -188,9 +191,17 @@ def read_notebook(path: Path) -> NotebookNode:
 
 def html_copy(notebook: NotebookNode, source: Path) -> str:
     """Return an executed notebook as one HTML page that holds all its pictures."""
-    exporter = HTMLExporter(raw_template=PAGE, embed_images=True)
+    exporter = HTMLExporter(  # type: ignore[no-untyped-call]
+        raw_template=PAGE, embed_images=True
+    )
     resources = {"metadata": {"name": source.stem, "path": str(source.parent)}}
     return exporter.from_notebook_node(notebook, resources=resources)[0]
+
+
+def notebook_text(notebook: NotebookNode) -> str:
+    """Return a notebook as the text of its file."""
+    text: str = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
+    return text + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -209,14 +220,14 @@ def execute(source: Path) -> NotebookNode:
     notebook = read_notebook(source)
     progress = Progress(sum(cell.cell_type == "code" for cell in notebook.cells))
     Executor(notebook, source.parent, progress).run()
-    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.metadata = nbformat.from_dict(METADATA)  # type: ignore[no-untyped-call]
     return notebook
 
 
 def save(notebook: NotebookNode, source: Path, output: Path) -> list[Path]:
     """Write the executed notebook and its HTML copy; return their paths."""
     copies = {
-        output / source.name: nbformat.writes(notebook) + "\n",
+        output / source.name: notebook_text(notebook),
         output / f"{source.stem}.html": html_copy(notebook, source),
     }
     for path, text in copies.items():
@@ -239,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         notebook = execute(options.notebook)
         if options.in_place:
-            write_text(options.notebook, nbformat.writes(notebook) + "\n")
+            write_text(options.notebook, notebook_text(notebook))
             paths = [options.notebook]
         else:
             paths = save(notebook, options.notebook, options.output)

@@ -18,8 +18,8 @@ def notebooks_table() -> str:
     lines = ["| notebook | what is new in it | size | memory | time |", "|---|---|---|---|---|"]
     for stem, cost in costs.items():
         picture = f"![{cost['alt']}](notebooks/images/{stem}.svg)"
-        cells = (f"[{stem}](notebooks/{stem}.ipynb) {picture}", cost["idea"])
-        cells += (cost["disk"], cost["memory"], cost["time"])
+        cells = [f"[{stem}](notebooks/{stem}.ipynb) {picture}"]
+        cells += [cost[name] for name in ("idea", "disk", "memory", "time")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -40,9 +40,14 @@ def accuracy_tables() -> str:
 def filled(text: str) -> str:
     """Return the README's text with its tables made anew."""
     for name, content in (("notebooks", notebooks_table()), ("accuracy", accuracy_tables())):
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
-        text = re.sub(pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.DOTALL)
+        text = _replaced(text, name, content)
     return text
+
+
+def _replaced(text: str, name: str, content: str) -> str:
+    """Return a text with this content between the comments of this name."""
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
 
 
 def full_size_page() -> str:

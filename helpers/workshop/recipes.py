@@ -64,11 +64,12 @@ class Recipe:
         folder.mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(config or self.config)
         tokenizer = self.family.tokenizer
+        assert tokenizer is not None  # every family with a recipe says how one is trained
         texts = [*texts, *tokenizer.words * 100, *[self.instruction] * 100]
         size = tokenizers.TRAINERS[tokenizer.kind](texts, folder, tokenizer.marks)
-        for *path, name in self.family.vocabulary:
+        for *keys, name in self.family.vocabulary:
             section = config
-            for key in path:
+            for key in keys:
                 section = section[key]
             section[name] = size
         write_json(folder / "config.json", config)
@@ -77,16 +78,16 @@ class Recipe:
             write_json(folder / path.parent.name / "config.json", read_json(path))
 
 
-WHOLE = ((1, 1), (1, 1), (2, 2))  # CLIP reads a whole picture in one tile
+CLIP_WORD_GRIDS = ((1, 1), (1, 1), (2, 2))  # CLIP reads a whole picture in one tile
 MIXED = Weights("int4-asym", group_size=128, ratio=0.8)
 RECIPES = {
     recipe.bundled: recipe
     for recipe in (
         Recipe("internvl2"),
-        Recipe("llava_mpt", shards=2, word_grids=WHOLE, int4=MIXED),
+        Recipe("llava_mpt", shards=2, word_grids=CLIP_WORD_GRIDS, int4=MIXED),
         Recipe(
             "mobilevlm",
-            word_grids=WHOLE,
+            word_grids=CLIP_WORD_GRIDS,
             instruction=mobilevlm.SHORT_ANSWER,
             begins_with={"llava_mpt": beginnings.clip, "internvl2": beginnings.qwen2_as_llama},
             steps=6000,

@@ -7,6 +7,7 @@ card) beside the checkpoint.
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from helpers.convert.calibration import inputs_by_part
 from helpers.convert.conversion import convert, convert_part, write
 from helpers.graphs.compression import compress
 from helpers.graphs.presets import Preset, find_preset
+from helpers.inputs.questions import Asked
 from helpers.measure import evaluation
+from helpers.measure.evaluation import Answers
 from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions, draw_samples
@@ -26,6 +29,8 @@ from helpers.sources.hub import weight_bytes
 from helpers.workshop.recipes import RECIPES
 
 QUESTIONS, SEED = 500, 2026
+# Of one model: its `accuracy` by kind of question, and its `agreement` with PyTorch by measure.
+AnswerFigures = dict[str, dict[str, float]]
 
 CARD = """\
 # A small {family} that knows drawn shapes
@@ -52,18 +57,20 @@ int4, the language model is {int4}.
 """
 
 
-def measure(folder: Path, *, questions: int = QUESTIONS, seed: int = SEED) -> dict[str, dict]:
+def measure(
+    folder: Path, *, questions: int = QUESTIONS, seed: int = SEED
+) -> dict[str, AnswerFigures]:
     """Return accuracy by kind, and agreement with PyTorch, of PyTorch and each precision."""
-    asked = draw_questions(questions, seed=seed)
-    reference = evaluation.answer(load_model(folder, torch.float32), asked)
-    found = {"PyTorch": _figures(reference, reference, asked)}
+    pairs = draw_questions(questions, seed=seed)
+    reference = evaluation.answer(load_model(folder, torch.float32), pairs)
+    figures = {"PyTorch": _figures(reference, reference, pairs)}
     with tempfile.TemporaryDirectory() as place:
         for preset in presets(folder.name):
             output = Path(place) / preset.name
             convert_with_samples(folder, output, preset)
-            answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), asked)
-            found[preset.name] = _figures(reference, answers, asked)
-    return found
+            answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), pairs)
+            figures[preset.name] = _figures(reference, answers, pairs)
+    return figures
 
 
 def presets(family: str) -> list[Preset]:
@@ -88,31 +95,33 @@ def convert_with_samples(folder: Path, output: Path, preset: Preset) -> None:
     write(smaller, output, checkpoint=folder, preset=preset, compressed=True)
 
 
-def _figures(reference, answers, asked) -> dict:
-    shares = {kind: round(v, 4) for kind, v in evaluation.accuracy(answers, asked).items()}
-    close = asdict(evaluation.agreement(reference, answers))
-    return {"accuracy": shares, "agreement": {name: round(v, 4) for name, v in close.items()}}
+def _figures(reference: Answers, answers: Answers, pairs: Sequence[Asked]) -> AnswerFigures:
+    shares = evaluation.accuracy(answers, pairs)
+    agreement = asdict(evaluation.agreement(reference, answers))
+    return {"accuracy": _rounded(shares), "agreement": _rounded(agreement)}
 
 
-def accuracy_rows(figures: dict[str, dict]) -> list[dict[str, str]]:
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def accuracy_rows(figures: dict[str, AnswerFigures]) -> list[dict[str, str]]:
     """Return measured figures as rows: a kind each, then the agreement."""
     kinds = next(iter(figures.values()))["accuracy"]
     rows = [
-        {"kind": kind} | {name: f"{found['accuracy'][kind]:.1%}" for name, found in figures.items()}
+        {"kind": kind} | {name: f"{run['accuracy'][kind]:.1%}" for name, run in figures.items()}
         for kind in kinds
     ]
     for measure_name, title, form in (
         ("top_token", "same first token", ".1%"),
         ("divergence", "KL", ".4f"),
     ):
-        row = {
-            name: f"{found['agreement'][measure_name]:{form}}" for name, found in figures.items()
-        }
+        row = {name: f"{run['agreement'][measure_name]:{form}}" for name, run in figures.items()}
         rows.append({"kind": title} | row)
     return rows
 
 
-def write_card(folder: Path, figures: dict[str, dict], training: str) -> None:
+def write_card(folder: Path, figures: dict[str, AnswerFigures], training: str) -> None:
     """Write `accuracy.json` and the card."""
     report = {"questions": QUESTIONS, "seed": SEED, "training": training, "figures": figures}
     text = json.dumps(report, indent=1) + "\n"

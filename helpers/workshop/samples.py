@@ -1,28 +1,34 @@
-"""TODO."""
+"""Training samples: pictures of the bundled world with questions, joined into batches.
+
+What this module does not know: the loss, and any model's weights.
+"""
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
-from helpers.inputs.messages import user_message
+from helpers.inputs.messages import Message, user_message
 from helpers.inputs.questions import Question
 from helpers.models.base import Processor
+from helpers.models.exported import ImageInputs
 from helpers.shapes import world
-from helpers.shapes.questions import KINDS
+from helpers.shapes.questions import KINDS, word
 from helpers.workshop.naming import shown_words
 from helpers.workshop.recipes import Recipe
 
+# What `make_batch` returns: tensors by name, and the image encoder's inputs under `images`.
+Batch = dict[str, Any]
+
 CONVERSATIONS = 0.25  # of the samples: several turns
-
-
 INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
-
-
+IN_PIECES = ("strip", "large")  # batches of pictures that image encoders may cut
+IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 ALL_KINDS = {
     "describe": 3,
     "count": 2,
@@ -43,8 +49,8 @@ class Stage:
     """
 
     until: float
-    batches: dict[str, float]
-    kinds: dict[str, float]
+    batches: Mapping[str, float]
+    kinds: Mapping[str, float]
 
 
 FROM_NOTHING = (
@@ -58,7 +64,6 @@ FROM_NOTHING = (
     Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
     Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
 )
-
 
 # Lengths and shares settled while the models that begin with parts were trained. Only reading is
 # hardly learned among all kinds; large pictures, what is unusual in them, and letters that a cut
@@ -79,12 +84,6 @@ FROM_PARTS = (
         {"describe": 2, "count": 3, "colour": 1, "shape": 1, "where": 2, "unusual": 8, "word": 3},
     ),
 )
-
-
-IN_PIECES = ("strip", "large")  # batches of pictures that image encoders may cut
-
-
-IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
 
 def sample_scene(
@@ -111,7 +110,7 @@ def sample_scene(
 
 
 def sample_questions(
-    scene: world.Scene, generator: random.Random, number: int, shares: dict[str, float]
+    scene: world.Scene, generator: random.Random, number: int, shares: Mapping[str, float]
 ) -> list[Question]:
     """Return up to `number` different questions about `scene`, of kinds with these shares."""
     kinds, weights = list(shares), list(shares.values())
@@ -130,23 +129,19 @@ def with_instruction(question: Question, instruction: str, generator: random.Ran
 
 
 def encode_sample(
-    processor: Processor, image_inputs: dict, questions: list[Question], *, turns: bool
+    processor: Processor, image_inputs: ImageInputs, questions: list[Question], *, turns: bool
 ) -> dict[str, Tensor]:
     """Return one sample: ids and the like (length), and who `sees` whom (length, length)."""
-    tokenizer, stop = processor.tokenizer, processor.stop_token_ids[-1]
-    answers = [
-        tokenizer(q.answer, add_special_tokens=False)["input_ids"] + [stop] for q in questions
-    ]
+    answers = [_answer_ids(processor, question) for question in questions]
     prompts = [
         processor.input_ids([user_message(question.text, 1)], image_inputs)[0].tolist()
         for question in questions
     ]
-    same = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
-    shared = len(list(same))
+    shared = _shared_length(prompts)
     ids, labels = prompts[0][:shared], [IGNORED] * shared
     weights = [0.0] * shared
     positions, blocks = list(range(shared)), [0] * shared
-    messages: list = []
+    messages: list[Message] = []
     for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         if turns and index:
             messages += [{"role": "assistant", "content": questions[index - 1].answer}]
@@ -162,15 +157,30 @@ def encode_sample(
         weights += [0.0] * len(prompt) + [len(answer) ** -0.5] * len(answer)
         positions += range(start, start + len(prompt) + len(answer))
         blocks += [0 if turns else index + 1] * (len(prompt) + len(answer))
-    block = torch.tensor(blocks)
-    sees = (block[None] == block[:, None]) | (block[None] == 0)
     return {
         "input_ids": torch.tensor(ids),
         "position_ids": torch.tensor(positions),
         "labels": torch.tensor(labels),
         "weights": torch.tensor(weights),
-        "sees": sees.tril(),
+        "sees": _visible_mask(torch.tensor(blocks)),
     }
+
+
+def _answer_ids(processor: Processor, question: Question) -> list[int]:
+    encoding = processor.tokenizer(question.answer, add_special_tokens=False)
+    return [*encoding["input_ids"], processor.stop_token_ids[-1]]
+
+
+def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Return with how many equal tokens all prompts begin."""
+    tokens_by_place = zip(*prompts, strict=False)
+    equal = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, tokens_by_place)
+    return len(list(equal))
+
+
+def _visible_mask(blocks: Tensor) -> Tensor:
+    """Return who sees whom (length, length): earlier tokens of its own block and of block 0."""
+    return ((blocks[None] == blocks[:, None]) | (blocks[None] == 0)).tril()
 
 
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -181,18 +191,18 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         name: torch.stack([_pad(sample[name], length, value) for sample in samples])
         for name, value in padding.items()
     }
-    sees = torch.eye(length, dtype=torch.bool).repeat(len(samples), 1, 1)
-    for row, sample in zip(sees, samples, strict=True):
+    visible_masks = torch.eye(length, dtype=torch.bool).repeat(len(samples), 1, 1)
+    for mask, sample in zip(visible_masks, samples, strict=True):
         size = len(sample["sees"])
-        row[:size, :size] = sample["sees"]
-    return batch | {"sees": sees[:, None]}
+        mask[:size, :size] = sample["sees"]
+    return batch | {"sees": visible_masks[:, None]}
 
 
 def _pad(values: Tensor, length: int, value: float) -> Tensor:
     return nn.functional.pad(values, (0, length - len(values)), value=value)
 
 
-class Batches(IterableDataset):
+class Batches(IterableDataset[Batch]):
     """Training batches, each drawn from its own step's seed, so that training can resume."""
 
     def __init__(
@@ -201,7 +211,7 @@ class Batches(IterableDataset):
         self.processor, self.recipe = processor, recipe
         self.start, self.steps, self.seed = start, steps, seed
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
         stages = FROM_PARTS if self.recipe.begins_with else FROM_NOTHING
         for step in range(self.start, self.steps):
@@ -216,20 +226,24 @@ def make_batch(
     recipe: Recipe,
     generator: random.Random,
     sort: str,
-    kinds: dict[str, float],
-) -> dict:
+    kinds: Mapping[str, float],
+) -> Batch:
     """Return a batch of a sort: the image encoder's inputs, what they show, questions."""
-    images, samples, scenes = [], [], []
+    images: list[ImageInputs] = []
+    samples: list[dict[str, Tensor]] = []
+    scenes: list[world.Scene] = []
     scale = 1 if sort in IN_PIECES else generator.choice(recipe.scales)
     while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
         if sort in ("word", "strip"):
-            questions = [KINDS["word"](scene, generator)]
+            questions = [word(scene, generator)]
         else:
             questions = sample_questions(scene, generator, 10, kinds) if kinds else []
         if kinds and not questions:
             continue
-        questions = [with_instruction(one, recipe.instruction, generator) for one in questions]
+        questions = [
+            with_instruction(question, recipe.instruction, generator) for question in questions
+        ]
         picture = world.draw(scene, cell=cell * scale)
         if sort not in IN_PIECES:
             # A square, so that it is known where on the image encoder's canvas everything is.
@@ -239,18 +253,18 @@ def make_batch(
         if questions:
             turns = generator.random() < CONVERSATIONS
             samples.append(encode_sample(processor, images[-1], questions, turns=turns))
-    batch = {"images": join_images(images)} | (collate(samples) if samples else {})
+    batch: Batch = {"images": join_images(images)} | (collate(samples) if samples else {})
     if sort not in IN_PIECES:
         batch["shown"] = shown_words(processor, scenes)
     return batch
 
 
-def join_images(images: list[dict]) -> dict:
+def join_images(images: list[ImageInputs]) -> ImageInputs:
     """Join the inputs of single pictures, tensors or lists of them, into those of a batch."""
+    return {name: _joined([inputs[name] for inputs in images]) for name in images[0]}
 
-    def join(values: list):
-        if isinstance(values[0], list):
-            return list(itertools.chain(*values))
-        return torch.cat(values)
 
-    return {name: join([inputs[name] for inputs in images]) for name in images[0]}
+def _joined(values: list[Any]) -> Tensor | list[Tensor]:
+    if isinstance(values[0], list):
+        return list(itertools.chain(*values))
+    return torch.cat(values)

@@ -18,8 +18,8 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from transformers.trainer_utils import set_seed
 
 from helpers.models.base import VisionLanguageModel
+from helpers.models.exported import Features
 from helpers.models.families import family_of
 from helpers.shapes import world
 from helpers.shapes.questions import KINDS, sample_questions
@@ -38,37 +39,44 @@ from helpers.sources.saving import in_shards, save_tensors
 from helpers.workshop.beginnings import start_from
 from helpers.workshop.naming import naming_loss
 from helpers.workshop.recipes import RECIPES, Recipe
-from helpers.workshop.samples import IGNORED, Batches, collate, encode_sample, join_images
+from helpers.workshop.samples import (
+    IGNORED,
+    Batch,
+    Batches,
+    collate,
+    encode_sample,
+    join_images,
+)
+
+Model = VisionLanguageModel[Any]
 
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
 NAMING = 0.3  # the weight of the loss of naming, beside that of answers
 EMBEDDING_STD = 0.1  # of new embeddings: with small ones, words that are not told apart collapse
+STATE = "state.pt"  # the file of an unfinished run: weights, optimizer, schedule and step
+
+# What is trained, by its name in that file: each has `state_dict` and `load_state_dict`.
+Parts = dict[str, nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler]
 
 
-# Samples
-
-
-# Naming
-
-
-# Training
-
-
-def forward(model: VisionLanguageModel, batch: dict, features: Sequence[Tensor]) -> Tensor:
+def forward(model: Model, batch: Batch, features: Features) -> Tensor:
     """Return the logits (batch, length, vocabulary) of all tokens of a batch."""
     prepared = model.prepare(batch["input_ids"], features)
     prepared |= {"attention_mask": batch["sees"], "position_ids": batch["position_ids"]}
-    return model(**prepared, use_cache=False).logits
+    logits: Tensor = model(**prepared, use_cache=False).logits
+    return logits
 
 
-def loss_of(model: VisionLanguageModel, batch: dict) -> Tensor:
+def loss_of(model: Model, batch: Batch) -> Tensor:
     """Return the loss of a batch: of answers, of naming, or of both."""
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16):
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16):
         features = model.encode_images(**batch["images"])
         logits = forward(model, batch, features) if "labels" in batch else None
-    loss = 0.0 if logits is None else answer_loss(logits, batch)
+    loss = torch.zeros((), device=device)
+    if logits is not None:
+        loss = loss + answer_loss(logits, batch)
     if "shown" in batch:
         loss = loss + NAMING * naming_loss(model, features, batch["shown"])
     return loss
@@ -87,7 +95,9 @@ def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def accuracy(model: VisionLanguageModel, number: int, *, seed: int = 1, split: str = "validation"):
+def accuracy(
+    model: Model, number: int, *, seed: int = 1, split: str = "validation"
+) -> dict[str, float]:
     """Return the share of exact answers by kind.
 
     An answer is exact if every token is the most probable one given those before it, which is
@@ -102,7 +112,7 @@ def accuracy(model: VisionLanguageModel, number: int, *, seed: int = 1, split: s
             encode_sample(model.processor, inputs, [question], turns=False)
             for inputs, (_, question) in zip(images, part, strict=True)
         ]
-        batch = _to(collate(samples) | {"images": join_images(images)}, model)
+        batch = _on_device_of(model, collate(samples) | {"images": join_images(images)})
         logits = forward(model, batch, model.encode_images(**batch["images"]))
         best = logits[:, :-1].argmax(-1)
         labels = batch["labels"][:, 1:]
@@ -112,26 +122,21 @@ def accuracy(model: VisionLanguageModel, number: int, *, seed: int = 1, split: s
     return {kind: sum(values) / max(1, len(values)) for kind, values in right.items()}
 
 
-def _to(batch: dict, model: VisionLanguageModel) -> dict:
+def _on_device_of(model: Model, batch: Batch) -> Batch:
+    """Return a batch's tensors, those in its dicts and lists too, on the model's device."""
     device = next(model.parameters()).device
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: moved(part) for name, part in value.items()}
         return [moved(part) for part in value] if isinstance(value, list) else value.to(device)
 
-    return moved(batch)
+    return {name: moved(value) for name, value in batch.items()}
 
 
-def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguageModel:
+def train(family: str, *, run: Path, steps: int, seed: int = 0) -> Model:
     """Train a model from random weights, or from where `run` left off."""
-    recipe = RECIPES[family]
-    if not (run / "config.json").exists():
-        recipe.prepare(run, corpus())
-    set_seed(seed)
-    model = new_model(run)
-    for other, beginning in recipe.begins_with.items():
-        start_from(model, other, beginning)
+    recipe, model = RECIPES[family], _first_model(family, run, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -143,43 +148,61 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> VisionLanguag
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY * steps))
     )
-    state_file, start = run / "state.pt", 0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        start = state["step"]
+    parts: Parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    start = _load_state(run / STATE, parts, device)
     data = Batches(model.processor, recipe, start=start, steps=steps, seed=seed)
     loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
     progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
     for step, batch in enumerate(progress, start + 1):
         # On a processor, the gradient of the fused kernel takes longer than that of its parts.
         with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext():
-            loss = loss_of(model, _to(batch, model))
+            loss = loss_of(model, _on_device_of(model, batch))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step % 500 == 0 or step == steps:
-            parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-            _save_state(state_file, parts, step)
+            _save_state(run / STATE, parts, step)
             model.eval()
-            shares = accuracy(model, 350)
+            shares = accuracy(model, 350).items()
             model.train()
-            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items()))
+            tqdm.write(
+                f"step {step}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares)
+            )
     return model.eval()
 
 
-def _save_state(path: Path, parts: dict, step: int) -> None:
+def _first_model(family: str, run: Path, seed: int) -> Model:
+    """Return the model that training begins with; `run` gets its config if it has none."""
+    recipe = RECIPES[family]
+    if not (run / "config.json").exists():
+        recipe.prepare(run, corpus())
+    set_seed(seed)
+    model = new_model(run)
+    for other, beginning in recipe.begins_with.items():
+        start_from(model, other, beginning)
+    return model
+
+
+def _load_state(path: Path, parts: Parts, device: str) -> int:
+    """Bring what is trained to where a run left off, if one did; return the steps so far."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])
+
+
+def _save_state(path: Path, parts: Parts, step: int) -> None:
     aside = path.with_suffix(".part")
     torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, aside)
     aside.replace(path)
 
 
-def new_model(folder: Path) -> VisionLanguageModel:
+def new_model(folder: Path) -> Model:
     """Return a model with random weights for the `config.json` in `folder`."""
     family = family_of(folder).model
     config = read_config(folder)
@@ -187,7 +210,7 @@ def new_model(folder: Path) -> VisionLanguageModel:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.04)
-    nn.init.normal_(model.language_model.get_input_embeddings().weight, std=EMBEDDING_STD)
+    nn.init.normal_(model.token_embeddings.weight, std=EMBEDDING_STD)
     return model
 
 
@@ -197,7 +220,7 @@ NOTICE = (
 )
 
 
-def save(model: VisionLanguageModel, run: Path, folder: Path, recipe: Recipe) -> None:
+def save(model: Model, run: Path, folder: Path, recipe: Recipe) -> None:
     """Write a trained model in its authors' layout: float16 weights, configs and tokenizer.
 
     `bundled.json` beside them says what the model knows, wherever it is converted to.

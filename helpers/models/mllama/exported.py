@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, MllamaForCausalLM
+from transformers import DynamicCache, MllamaForCausalLM, MllamaTextConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_causal_mask
 from transformers.models.mllama.modeling_mllama import (
@@ -15,10 +15,17 @@ from transformers.models.mllama.modeling_mllama import (
 )
 
 from helpers.graphs.parts import cache_of
-from helpers.models.exported import ExportedParts, PictureInputs, RunImageEncoder
+from helpers.models.exported import (
+    ExportedParts,
+    Features,
+    ImageInputs,
+    PictureInputs,
+    RunImageEncoder,
+)
 
 if TYPE_CHECKING:
     from helpers.models.mllama.model import Mllama
+    from helpers.models.mllama.processor import MllamaProcessor
 
 
 def cross_names(layers: int) -> list[str]:
@@ -56,13 +63,15 @@ class PictureKeysValues:
 class MllamaExported(ExportedParts):
     """The exported parts: a picture is its keys and values, handed to the language model once."""
 
+    processor: "MllamaProcessor"
+
     @property
     def kept_inputs(self) -> list[str]:
         """The keys and values of the pictures, which stay the same for all tokens."""
         return cross_names(len(self.processor.config["text_config"]["cross_attention_layers"]))
 
     def encode_images(
-        self, run: RunImageEncoder, image_inputs: dict[str, Any]
+        self, run: RunImageEncoder, image_inputs: ImageInputs
     ) -> list[PictureKeysValues]:
         """Return each picture's keys and values."""
         tiles = image_inputs["aspect_ratio_mask"].sum(-1).flatten().tolist()
@@ -76,7 +85,7 @@ class MllamaExported(ExportedParts):
         self,
         input_ids: Tensor,
         embed_tokens: Callable[[Tensor], Tensor],
-        features: Sequence[PictureKeysValues] | None = None,
+        features: Features | None = None,
         *,
         past: int = 0,
     ) -> dict[str, Any]:
@@ -85,21 +94,30 @@ class MllamaExported(ExportedParts):
         Without `features` there are none of them, and `has_picture` is 0.
         """
         prepared = super().prepare(input_ids, embed_tokens, past=past)
-        pictures = features or [self._no_picture()]
-        if features:
-            tiles = [picture.tiles for picture in features]
+        pictures: list[PictureKeysValues] = [] if features is None else list(features)
+        if pictures:
+            tiles = [picture.tiles for picture in pictures]
             mask = self.processor.cross_attention_mask(input_ids, tiles)
         else:
             most_tiles = self.processor.config["vision_config"]["max_num_tiles"]
             mask = torch.zeros(*input_ids.shape, 0, most_tiles)
-        # Those of a single picture stay the same objects, so that they are handed over once.
-        fixed = dict(pictures[0].keys_values)
-        if len(pictures) > 1:
-            for name in fixed:
-                fixed[name] = torch.cat([picture.keys_values[name] for picture in pictures], dim=2)
-        fixed["has_picture"] = torch.full((1,), float(bool(features)))
+        fixed = self._joined(pictures or [self._no_picture()])
+        fixed["has_picture"] = torch.full((1,), float(bool(pictures)))
         along = {"cross_attention_mask": mask.to(torch.int64)}
         return prepared | {"pictures": PictureInputs(fixed, along)}
+
+    @staticmethod
+    def _joined(pictures: Sequence[PictureKeysValues]) -> dict[str, Tensor]:
+        """Return the keys and values of all pictures by name.
+
+        Those of a single picture stay the same objects, so that they are handed over once.
+        """
+        if len(pictures) == 1:
+            return dict(pictures[0].keys_values)
+        return {
+            name: torch.cat([picture.keys_values[name] for picture in pictures], dim=2)
+            for name in pictures[0].keys_values
+        }
 
     def _no_picture(self) -> PictureKeysValues:
         text = self.processor.config["text_config"]
@@ -119,7 +137,7 @@ class CrossAttentionKeysValues(nn.Module):
         super().__init__()
         self.image_encoder, self.projector = model.image_encoder, model.projector
         text = model.language_model
-        layers = [text.model.layers[index] for index in text.config.cross_attention_layers]
+        layers = [text.model.layers[index] for index in cross_layers(text.config)]
         self.attentions = nn.ModuleList(layer.cross_attn for layer in layers)
 
     def forward(
@@ -128,7 +146,13 @@ class CrossAttentionKeysValues(nn.Module):
         """Return key 0, value 0, key 1, value 1, ..."""
         states = self.image_encoder(pixel_values, aspect_ratio_ids, aspect_ratio_mask)
         states = self.projector(states.last_hidden_state).flatten(1, 3)
-        return tuple(tensor for layer in self.attentions for tensor in keys_values(layer, states))
+        layers = (cast(MllamaTextCrossAttention, layer) for layer in self.attentions)
+        return tuple(tensor for layer in layers for tensor in keys_values(layer, states))
+
+
+def cross_layers(config: MllamaTextConfig) -> list[int]:
+    """Return the places of the cross-attention layers among all layers."""
+    return cast(list[int], config.cross_attention_layers)
 
 
 def keys_values(attention: MllamaTextCrossAttention, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +182,7 @@ class DecoderWithPicture(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.patches = patches
-        self.cross_layers = sorted(decoder.config.cross_attention_layers)
+        self.cross_layers = sorted(cross_layers(decoder.config))
 
     def forward(
         self,
@@ -181,11 +205,7 @@ class DecoderWithPicture(nn.Module):
             dict(zip(self.cross_layers, pairs, strict=True)),
             past,
         )
-        self_attention = [
-            layer for index, layer in enumerate(past.layers) if index not in self.cross_layers
-        ]
-        present = [tensor for layer in self_attention for tensor in (layer.keys, layer.values)]
-        return self.decoder.lm_head(hidden[:, -1:]), *present
+        return self.decoder.lm_head(hidden[:, -1:]), *self._present(past)
 
     def _cache(self, past: Sequence[Tensor]) -> DynamicCache:
         """Return the self-attention layers' cache, with empty places for the other layers."""
@@ -193,6 +213,15 @@ class DecoderWithPicture(nn.Module):
         for index in self.cross_layers:
             cache.layers.insert(index, DynamicLayer())
         return cache
+
+    def _present(self, cache: DynamicCache) -> list[Tensor]:
+        """Return the keys and values of the self-attention layers."""
+        layers = cast(list[DynamicLayer], cache.layers)
+        self_attention = [
+            layer for index, layer in enumerate(layers) if index not in self.cross_layers
+        ]
+        pairs = [(layer.keys, layer.values) for layer in self_attention]
+        return [cast(Tensor, tensor) for pair in pairs for tensor in pair]
 
     def hidden_states(
         self,
@@ -224,7 +253,7 @@ class DecoderWithPicture(nn.Module):
                     position_embeddings=rotary,
                     past_key_values=past,
                 )
-        return text.norm(hidden)
+        return cast(Tensor, text.norm(hidden))
 
 
 class PictureAttention:
@@ -269,4 +298,4 @@ class PictureAttention:
         scores = scores + torch.where(mask, 0.0, torch.finfo(torch.float32).min)
         attended = scores.softmax(-1) @ values
         attended = attended.unflatten(2, (-1, groups)).transpose(1, 2)
-        return attention.o_proj(attended.reshape(hidden.shape))
+        return cast(Tensor, attention.o_proj(attended.reshape(hidden.shape)))

@@ -1,7 +1,8 @@
 """Llama-3.2-Vision's PyTorch modules: transformers' own, with the layers' indices corrected."""
 
+from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +12,43 @@ from transformers import (
     MllamaVisionConfig,
     MllamaVisionModel,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.parts import Part, decoder_example, past_names, present_names
 from helpers.models.base import VisionLanguageModel
+from helpers.models.exported import Features
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.mllama.exported import (
     CrossAttentionKeysValues,
     DecoderWithPicture,
+    cross_layers,
     cross_names,
     visible_patches,
 )
 from helpers.models.mllama.processor import IMAGE_TOKEN, MllamaProcessor, PictureStates
+from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 from helpers.upstream import transformers as upstream
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 
-class Mllama(VisionLanguageModel):
+
+def with_signature_of(original: Callable[..., Any]) -> Callable[[Method], Method]:
+    """Give a method the signature of another one for whoever inspects it, as `generate` does."""
+    return cast(Callable[[Method], Method], wraps(original))
+
+
+class Mllama(VisionLanguageModel[MllamaProcessor]):
     """Two image encoders behind one another, a linear layer, and Llama 3 with cross-attention."""
 
     processor_class = MllamaProcessor
+    image_encoder: MllamaVisionModel
+    projector: nn.Linear
+    language_model: "MllamaLanguageModel"
 
-    def build(self, config: dict) -> None:
+    def build(self, config: Config) -> None:
         """Create the image encoder, the projector and the language model."""
         vision = MllamaVisionConfig(**corrected_vision_fields(config["vision_config"]))
         text = text_config(config["text_config"])
@@ -61,17 +76,17 @@ class Mllama(VisionLanguageModel):
     def prepare(
         self,
         input_ids: Tensor,
-        features: PictureStates | None = None,
+        features: Features | None = None,
         cross_attention_mask: Tensor | None = None,
-    ) -> dict:
+    ) -> dict[str, Tensor]:
         """Return all that `forward` takes, as `MllamaProcessor.prepare` says."""
         return self.processor.prepare(input_ids, self.embed_tokens, features, cross_attention_mask)
 
     def image_encoder_part(self) -> Part:
         """Return what turns pictures into the keys and values of every cross-attention layer."""
         vision = self.image_encoder.config
-        layers = len(self.language_model.config.cross_attention_layers)
-        pictures, tiles, side = 2, vision.max_num_tiles, vision.image_size
+        layers = len(cross_layers(self.language_model.config))
+        pictures, tiles, side = 2, vision.max_num_tiles, cast(int, vision.image_size)
         return Part(
             IMAGE_ENCODER,
             CrossAttentionKeysValues(self),
@@ -91,8 +106,8 @@ class Mllama(VisionLanguageModel):
     def language_model_part(self) -> Part:
         """Return the language model: cross-attention keys and values are inputs of their own."""
         text, tiles = self.language_model.config, self.image_encoder.config.max_num_tiles
-        cross_layers = len(text.cross_attention_layers)
-        layers = text.num_hidden_layers - cross_layers
+        cross_count = len(cross_layers(text))
+        layers = text.num_hidden_layers - cross_count
         heads, head_size = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
         example = decoder_example(text.hidden_size, (layers, heads, head_size))
         batch, new = example["inputs_embeds"].shape[:2]
@@ -105,7 +120,7 @@ class Mllama(VisionLanguageModel):
                 **{name: value for name, value in example.items() if name not in past},
                 "cross_attention_mask": torch.ones(batch, new, 2, tiles, dtype=torch.int64),
                 "has_picture": torch.ones(1),
-                **dict.fromkeys(cross_names(cross_layers), keys),
+                **dict.fromkeys(cross_names(cross_count), keys),
                 **{name: example[name] for name in past},
             },
             outputs=("logits", *present),
@@ -113,7 +128,7 @@ class Mllama(VisionLanguageModel):
                 "inputs_embeds": (2,),
                 "cross_attention_mask": (3,),
                 "has_picture": (0,),
-                **dict.fromkeys(cross_names(cross_layers), (1, 3)),
+                **dict.fromkeys(cross_names(cross_count), (1, 3)),
                 **dict.fromkeys(past, (1, 3)),
             },
             cache=dict(zip(past, present, strict=True)),
@@ -130,8 +145,10 @@ class MllamaLanguageModel(MllamaForCausalLM):
     patches: int
 
     # `generate` reads signatures to know what it may hand on.
-    @wraps(MllamaForCausalLM.forward)
-    def forward(self, *args, cross_attention_mask: Tensor | None = None, **inputs):
+    @with_signature_of(MllamaForCausalLM.forward)
+    def forward(
+        self, *args: Any, cross_attention_mask: Tensor | None = None, **inputs: Any
+    ) -> CausalLMOutputWithPast:
         """Return the output; the mask (batch, length, pictures, tiles) is for this call's tokens.
 
         All else is as `MllamaForCausalLM` has it.
@@ -142,39 +159,31 @@ class MllamaLanguageModel(MllamaForCausalLM):
                 "cross_attention_mask": visible_mask,
                 "full_text_row_masked_out_mask": has_visible_tile.to(self.dtype),
             }
-        return super().forward(*args, **inputs)
+        return cast(CausalLMOutputWithPast, super().forward(*args, **inputs))
 
-    @wraps(MllamaForCausalLM.prepare_inputs_for_generation)
+    @with_signature_of(MllamaForCausalLM.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        *,
-        is_first_iteration: bool = False,
-        cross_attention_mask: Tensor | None = None,
-        cross_attention_states: Tensor | None = None,
-        **kwargs,
-    ) -> dict:
+        self, input_ids: Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """Return the inputs of one call; a new token attends to the pictures of the last one."""
-        prepared = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if cross_attention_mask is None:
+        mask: Tensor | None = kwargs.pop("cross_attention_mask", None)
+        states: Tensor | None = kwargs.pop("cross_attention_states", None)
+        parent: Any = super()  # transformers annotates the method for a class of its type checks
+        prepared: dict[str, Any] = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if mask is None:
             return prepared
-        if is_first_iteration:  # later the cache has the keys and values of the pictures
-            return prepared | {
-                "cross_attention_mask": cross_attention_mask,
-                "cross_attention_states": cross_attention_states,
-            }
-        return prepared | {"cross_attention_mask": cross_attention_mask[:, -1:]}
+        if kwargs.get("is_first_iteration"):  # later the cache has the pictures' keys and values
+            return prepared | {"cross_attention_mask": mask, "cross_attention_states": states}
+        return prepared | {"cross_attention_mask": mask[:, -1:]}
 
 
-def text_config(fields: dict[str, Any]) -> MllamaTextConfig:
+def text_config(fields: Config) -> MllamaTextConfig:
     """Return the language model's configuration."""
     with upstream.no_rope_warnings():
         return MllamaTextConfig(**fields)
 
 
-def corrected_vision_fields(fields: dict) -> dict:
+def corrected_vision_fields(fields: Config) -> Config:
     """Return the vision configuration with which transformers collects the states that Meta does.
 
     `intermediate_layers_indices` are layers whose inputs are handed to the text. Where

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import MllamaImageProcessorPil, PreTrainedTokenizerFast
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
 )
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
-from helpers.models.base import Processor
+from helpers.models.base import Processor, set_bos
+from helpers.models.exported import Features, ImageInputs
 from helpers.models.mllama.exported import MllamaExported
 from helpers.sources.checkpoints import read_json
 
@@ -38,10 +40,10 @@ class MllamaProcessor(Processor):
 
     exported_class = MllamaExported
 
-    def load_tokenizer(self):
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """Return that in `tokenizer.json`; the template has its own `<|begin_of_text|>`."""
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
-        tokenizer.add_bos_token = False
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(self.folder)
+        set_bos(tokenizer, added=False)
         if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != self.image_token_id:
             raise CheckpointError(
                 f"The tokenizer in {self.folder} does not have {IMAGE_TOKEN} at "
@@ -60,12 +62,12 @@ class MllamaProcessor(Processor):
     @property
     def image_token_id(self) -> int:
         """The id of `<|image|>`, after which the text sees the picture."""
-        return self.config["image_token_index"]
+        return cast(int, self.config["image_token_index"])
 
     @property
     def context_length(self) -> int:
         """How many tokens a conversation may have; pictures take none of them."""
-        return self.config["text_config"]["max_position_embeddings"]
+        return cast(int, self.config["text_config"]["max_position_embeddings"])
 
     @cached_property
     def stop_token_ids(self) -> list[int]:
@@ -87,17 +89,18 @@ class MllamaProcessor(Processor):
             image_std=OPENAI_CLIP_STD,
         )
 
-    def pixels(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+    def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Return `pixel_values` (1, pictures, tiles, 3, side, side) and how the tiles lie.
 
         `aspect_ratio_ids` (1, pictures) are places, from 1, in the list of supported shapes;
         `aspect_ratio_mask` (1, pictures, tiles) is 1 for tiles in use.
         """
-        output = self.image_processor([pictures], return_tensors="pt")
+        conversations: Any = [pictures]  # of which the processor's own annotation does not know
+        output = self.image_processor(conversations, return_tensors="pt")
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
         return {name: torch.as_tensor(output[name]) for name in names}
 
-    def image_strings(self, image_inputs: dict[str, Tensor]) -> list[str]:
+    def image_strings(self, image_inputs: ImageInputs) -> list[str]:
         """Return the one token that each picture has."""
         return [IMAGE_TOKEN] * image_inputs["aspect_ratio_ids"].shape[1]
 
@@ -109,28 +112,27 @@ class MllamaProcessor(Processor):
         self,
         input_ids: Tensor,
         embed_tokens: Callable[[Tensor], Tensor],
-        features: "PictureStates | None" = None,
+        features: Features | None = None,
         cross_attention_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return all that the language model takes; without `features` no layer looks at a picture.
 
         `cross_attention_mask` (1, length, pictures, tiles) says which tiles each token sees; the
-        default is what the places of `<|image|>` in `input_ids` say. Rows of `input_ids`, if
-        there are several, have as many pictures each.
+        default is what the places of `<|image|>` in `input_ids` say. `features` are then
+        `PictureStates`. Rows of `input_ids`, if there are several, have as many pictures each.
         """
         prepared = super().prepare(input_ids, embed_tokens)
         if features is None:
             return prepared
         pictures = len(features) // len(input_ids)  # all prompts of a batch have as many
         if cross_attention_mask is None:
+            tiles = cast(PictureStates, features).tiles
             masks = [
-                self.cross_attention_mask(
-                    ids[None], features.tiles[row * pictures : (row + 1) * pictures]
-                )
+                self.cross_attention_mask(ids[None], tiles[row * pictures : (row + 1) * pictures])
                 for row, ids in enumerate(input_ids)
             ]
             cross_attention_mask = torch.cat(masks)
-        states = torch.cat(list(features)).unflatten(0, (len(input_ids), -1))
+        states = torch.unflatten(torch.cat(list(features)), 0, (len(input_ids), -1))
         return prepared | {
             "cross_attention_states": states.flatten(1, 2),
             "cross_attention_mask": cross_attention_mask,

@@ -1,0 +1,90 @@
+"""The options of each command of `vlm`; texts and choices come from the registers.
+
+What this module does not know: what a command does.
+"""
+
+import argparse
+from pathlib import Path
+
+from helpers.graphs.presets import PRESETS
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of a converted model."""
+    parser.add_argument("folder", type=Path, help="a folder that `convert` wrote")
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """Add what a pipeline is made of."""
+    add_folder(parser)
+    parser.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `convert`."""
+    parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
+    presets = "; ".join(f"{name}: {preset.why}" for name, preset in PRESETS.items())
+    parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
+    parser.add_argument("--group-size", type=int, help="weights that share a scale in 4 bits")
+    parser.add_argument("--ratio", type=float, help="share of the layers in 4 bits, 0 to 1")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+
+
+def _bundled_names() -> str:
+    from helpers.models.families import families
+
+    return ", ".join(family.name for family in families() if family.checkpoint is not None)
+
+
+def add_answer(parser: argparse.ArgumentParser) -> None:
+    """Add what an answer depends on."""
+    add_pipeline(parser)
+    parser.add_argument("--image", action="append", default=[], help="a picture; may be repeated")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
+    parser.add_argument("--temperature", type=float, help="sample; 0: the most probable token")
+    parser.add_argument("--top-p", type=float, help="sample from this share of probability")
+    parser.add_argument("--top-k", type=int, help="sample from so many tokens")
+    parser.add_argument("--beams", type=int, default=1, help="search with so many beams")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default): none")
+    parser.add_argument("--seed", type=int, help="makes sampling the same every time")
+
+
+def add_ask(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ask`."""
+    add_answer(parser)
+    parser.add_argument(
+        "--question", default="-", help="- (default) reads the question from standard input"
+    )
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `evaluate`."""
+    add_pipeline(parser)
+    parser.add_argument("--questions", type=int, default=500, help="how many (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="draws others (default: 0)")
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `benchmark`."""
+    from helpers.models.families import families
+
+    names = ", ".join(o.name for family in families() for o in family.originals)
+    parser.add_argument("model", help=names)
+    parser.add_argument("--full-size", action="store_true", help="with random weights")
+    parser.add_argument(
+        "--precision", default="int4", help=f"one or several of {','.join(PRESETS)}"
+    )
+    parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
+    parser.add_argument("--folder", type=Path, help="keep checkpoints and converted models there")
+    parser.add_argument("--output", type=Path, help="write the figures into this file too")
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `demo`."""
+    add_pipeline(parser)
+    parser.add_argument("--port", type=int, help="default: a free one from 7860 on")
+
+
+def add_clean(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `clean`."""
+    parser.add_argument("folder", type=Path, help="where they were to be written, or above")

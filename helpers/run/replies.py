@@ -1,0 +1,213 @@
+"""An answer while it is computed: its pieces as they come, its text when it is done.
+
+What this module does not know: how an answer is computed, and what a conversation remembers of it.
+"""
+
+import queue
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from helpers.inputs.messages import Message, answer_message
+from helpers.run.sampling import Sampling
+from helpers.run.worker import LONGEST_WAIT, LOOK, Task
+
+if TYPE_CHECKING:
+    from helpers.run.conversations import Conversation
+
+
+@dataclass
+class Times:
+    """Seconds of one answer: `first_token` counts from the question and includes the pictures."""
+
+    image_encoder: float = 0.0
+    first_token: float = 0.0
+    next_tokens: list[float] = field(default_factory=list)
+
+    @property
+    def per_token(self) -> float:
+        """The median time of the tokens after the first."""
+        return median(self.next_tokens) if self.next_tokens else 0.0
+
+
+@dataclass
+class Counts:
+    """Tokens: of the whole prompt, those of them that were in the cache, and of the answer."""
+
+    prompt: int
+    cached: int = 0
+    answer: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One question of a conversation: all that its answer is computed from.
+
+    `prompt_ids` are those of the whole conversation, `image_inputs` those of the question's own
+    pictures. `earlier_tokens` and `earlier_features` count what the conversation had before.
+    """
+
+    message: Message
+    prompt_ids: list[int]
+    image_inputs: dict[str, Any] | None
+    sampling: Sampling
+    earlier_tokens: int
+    earlier_features: int
+    started: float  # the clock when the question was asked
+
+
+@dataclass
+class Answer:
+    """What has been computed of an answer; `pieces` are its text as it comes, then None."""
+
+    counts: Counts
+    times: Times = field(default_factory=Times)
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    pieces: "queue.SimpleQueue[str | None]" = field(default_factory=queue.SimpleQueue)
+
+
+class Reply:
+    """An answer that is being computed: iterate for its pieces, or read `text` when it is done.
+
+    An answer that nobody waits for is stopped: when a loop over it is left before its end, when a
+    wait for it is interrupted, and when the last reference to it goes.
+    """
+
+    def __init__(
+        self, conversation: "Conversation", request: Request, answer: Answer, task: Task
+    ) -> None:
+        self.conversation = conversation
+        self.request = request
+        self._answer = answer
+        self._task = task
+
+    def __del__(self) -> None:
+        self._task.stop.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the answer is computed, at most `timeout` seconds; return whether it is.
+
+        Raises what its computation raised.
+        """
+        done = self.conversation.pipeline.worker.wait(self._task, timeout)
+        if self._task.error is not None:
+            raise self._task.error
+        return done
+
+    def stop(self) -> None:
+        """End the answer after its current token; what there is of it stays."""
+        self._task.stop.set()
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of the whole conversation up to where the answer starts."""
+        return self.request.prompt_ids
+
+    @property
+    def times(self) -> Times:
+        """The times so far."""
+        return self._answer.times
+
+    @property
+    def text(self) -> str:
+        """The whole answer; waits until it is computed."""
+        self.wait()
+        return self._answer.text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The answer's tokens; waits until it is computed."""
+        self.wait()
+        return self._answer.token_ids
+
+    @property
+    def message(self) -> Message:
+        """The whole answer as an assistant's message; waits until it is computed."""
+        return answer_message(self.text)
+
+    @property
+    def counts(self) -> Counts:
+        """How many tokens there were; waits until the answer is computed."""
+        self.wait()
+        return self._answer.counts
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the answer waits for its turn or is being computed."""
+        return not self._task.done.is_set()
+
+    def places(self) -> Iterator[int]:
+        """Give how many answers are computed before this one, as that changes, until its turn."""
+        return self.conversation.pipeline.worker.places(self._task)
+
+    def __iter__(self) -> Iterator[str]:
+        """Give pieces of the answer as they come; an error of the computation is raised here.
+
+        An answer that is stopped before its pictures are encoded has none, and ends at once.
+        """
+        try:
+            while (piece := self._next_piece()) is not None:
+                if piece:
+                    yield piece
+            if not self._is_given_up():
+                self.wait()
+        except BaseException:  # the loop is left, or interrupted
+            self._task.stop.set()
+            raise
+
+    def _next_piece(self) -> str | None:
+        pieces = self._answer.pieces
+        while not self._is_given_up():
+            if self._task.done.is_set() and pieces.empty():  # iterated before
+                return None
+            try:
+                return pieces.get(timeout=LOOK if self._is_before_prompt() else LONGEST_WAIT)
+            except queue.Empty:
+                continue
+        return None
+
+    def _is_before_prompt(self) -> bool:
+        """Return whether it waits for its turn or for the image encoder, which cannot be stopped.
+
+        From then on the computation itself looks at the stop event.
+        """
+        encoding = self.request.image_inputs is not None and not self.times.image_encoder
+        return self.is_running and (encoding or not self._task.started.is_set())
+
+    def _is_given_up(self) -> bool:
+        """Return whether it is stopped before its prompt is read."""
+        return self._is_before_prompt() and self._task.stop.is_set()
+
+
+class AnswerStreamer(TextStreamer):
+    """Hand pieces of text to an answer as they are decoded, and note the time of each token."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, request: Request, answer: Answer
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.started, self.answer = request.started, answer
+        self.tokens: list[int] = []
+        self.last: float | None = None
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt first, then one token at a time."""
+        if not self.next_tokens_are_prompt:
+            now = time.perf_counter()
+            if self.last is None:
+                self.answer.times.first_token = now - self.started
+            else:
+                self.answer.times.next_tokens.append(now - self.last)
+            self.last = now
+            self.tokens += value.flatten().tolist()
+        cast(Any, super()).put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass a piece on."""
+        self.answer.pieces.put(text)

@@ -1,0 +1,226 @@
+"""How computations end: Ctrl-C, a loop that is left, a program that is over before its answer."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from helpers.run.worker import Stop, Task, Worker
+from tests.tiny import picture
+
+QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
+LONG = 300  # tokens: a second or two of the small model
+pytestmark = pytest.mark.filterwarnings("error")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a process")
+
+
+def restore_interrupts() -> None:
+    """Let a program be interrupted also where the tests themselves run with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start(*command: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=restore_interrupts if os.name == "posix" else None,
+    )
+
+
+# Programs
+
+UNREAD = """
+import sys
+from PIL import Image
+from helpers import VisionLanguagePipeline
+pipeline = VisionLanguagePipeline(sys.argv[1])
+pipeline.processor.__class__.stop_token_ids = [3]
+reply = pipeline.ask("Describe the picture.", [Image.open(sys.argv[2])], max_new_tokens=300)
+print(next(iter(reply)), flush=True)
+"""
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    return path
+
+
+def test_a_program_may_end_before_its_answer_is_read(converted, photo):
+    process = start("-c", UNREAD, converted, photo)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, b"")
+
+
+WITHOUT_AN_END = """
+import sys
+from helpers.models.internvl2 import InternVL2Processor
+InternVL2Processor.stop_token_ids = [3]
+from helpers.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@posix
+@pytest.mark.parametrize("wait", [0.0, 0.2])
+def test_control_c_while_an_answer_streams(converted, photo, wait):
+    """The bundled models stop too soon to be interrupted, so this one's answer has no end."""
+    command = ("ask", converted, "--image", photo, "--question", QUESTION)
+    process = start("-c", WITHOUT_AN_END, *command, "--max-new-tokens", LONG)
+    assert process.stdout.read(1)  # the answer has begun
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == b"stopped"
+
+
+# Conversations
+
+
+@pytest.fixture
+def interruptible():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@posix
+def test_after_an_interrupt_the_conversation_goes_on_rightly(
+    pipeline, torch_model, slowly, interruptible
+):
+    """CPython's `Thread.join` takes an interrupted wait for the thread's end (bpo-45274)."""
+    conversation = pipeline.conversation()
+    assert conversation.ask(QUESTION, [picture()], max_new_tokens=2).text is not None
+    reply = conversation.ask(SECOND, max_new_tokens=LONG)
+    timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        reply.wait()
+    slowly.seconds = 0.0
+    third = conversation.ask(QUESTION, max_new_tokens=8)
+    assert third.text is not None
+    assert 0 < len(reply.token_ids) < LONG
+    end = len(reply.prompt_ids) + len(reply.token_ids)
+    assert third.prompt_ids[len(reply.prompt_ids) : end] == reply.token_ids
+    assert third.token_ids == greedy_tokens(torch_model, third.prompt_ids, new=8)
+
+
+@torch.inference_mode()
+def greedy_tokens(model, ids: list[int], *, new: int) -> list[int]:
+    """Return PyTorch's answer to a prompt about the picture."""
+    features = model.encode_images(**model.image_inputs([picture()]))
+    stop = model.processor.stop_token_ids
+    output = model.language_model.generate(
+        **model.prepare(torch.tensor([ids]), features),
+        max_new_tokens=new,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=stop[0],
+    )
+    return output[0].tolist()
+
+
+def seconds_until_answered(pipeline) -> float:
+    start = time.perf_counter()
+    pipeline.ask(SECOND, max_new_tokens=1).wait()
+    return time.perf_counter() - start
+
+
+def test_a_loop_that_is_left_stops_its_answer(pipeline, slowly):
+    reply = pipeline.ask(QUESTION, max_new_tokens=LONG)
+    for _ in reply:
+        break
+    assert seconds_until_answered(pipeline) < 1
+    assert 1 <= len(reply.token_ids) < LONG
+
+
+def test_a_reply_that_nobody_holds_is_stopped(pipeline, slowly):
+    pipeline.ask(QUESTION, max_new_tokens=LONG)
+    gc.collect()
+    assert seconds_until_answered(pipeline) < 1
+
+
+def test_a_caller_s_event_is_not_set_by_us(pipeline, slowly):
+    stop = threading.Event()
+    for _ in pipeline.ask(QUESTION, max_new_tokens=LONG, stop=stop):
+        break
+    assert not stop.is_set()
+
+
+def test_waiting_no_longer_than_asked(pipeline, slowly):
+    reply = pipeline.ask(QUESTION, max_new_tokens=LONG)
+    begin = time.perf_counter()
+    assert not reply.wait(0.2)
+    assert 0.15 < time.perf_counter() - begin < 1
+    reply.stop()
+    assert reply.wait(5) and reply.wait() and reply.wait(0)
+
+
+# The worker
+
+
+def test_tasks_are_computed_in_their_order_by_one_thread():
+    worker, order = Worker(), []
+    tasks = [Task(lambda n=n: order.append((n, threading.get_ident())), Stop()) for n in range(9)]
+    for task in tasks:
+        worker.submit(task)
+    assert all(worker.wait(task) for task in tasks)
+    assert [number for number, _ in order] == list(range(9))
+    assert len({thread for _, thread in order} - {threading.get_ident()}) == 1
+    worker.close()
+
+
+def test_closing_stops_what_runs_and_drops_what_waits():
+    worker, results = Worker(), []
+    stop = Stop()
+
+    def until_stopped() -> None:
+        while not stop.is_set():
+            time.sleep(0.001)
+        results.append("stopped")
+
+    running, waiting = Task(until_stopped, stop), Task(lambda: results.append("ran"), Stop())
+    worker.submit(running)
+    worker.submit(waiting)
+    running.started.wait()
+    worker.close()
+    assert results == ["stopped"] and running.done.is_set() and waiting.done.is_set()
+    late = Task(lambda: results.append("late"), Stop())
+    worker.submit(late)
+    assert worker.wait(late) and results == ["stopped"]
+
+
+def test_an_error_does_not_end_the_worker():
+    worker = Worker()
+    failing = Task(lambda: 1 / 0, Stop())
+    later = Task(lambda: None, Stop())
+    worker.submit(failing)
+    worker.submit(later)
+    assert worker.wait(later) and worker.wait(failing)
+    assert isinstance(failing.error, ZeroDivisionError)
+    worker.close()
+
+
+def test_a_pipeline_that_is_gone_takes_its_thread_along():
+    class Owner:
+        def __init__(self) -> None:
+            self.worker = Worker()
+            self.worker.close_with(self)
+
+    owner, before = Owner(), threading.active_count()
+    task = Task(lambda: None, Stop())
+    owner.worker.submit(task)
+    owner.worker.wait(task)
+    assert threading.active_count() == before + 1
+    del owner
+    gc.collect()
+    assert threading.active_count() == before
