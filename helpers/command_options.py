@@ -1,4 +1,4 @@
-"""The options of each command of `vlm`; texts and choices come from the registers.
+"""The options of each command of `vlm`; texts come from presets and family entries.
 
 What this module does not know: what a command does.
 """

@@ -107,6 +107,13 @@ def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], dict[str,
             save_file(change(load_file(path)), path)
 
 
+def change_type(folder: Path, dtype: torch.dtype) -> None:
+    """Write the tensors of each weight file in `folder` anew as `dtype`."""
+    change_tensors(
+        folder, lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    )
+
+
 def conversations() -> dict[str, list[dict]]:
     """Return the messages of the prompts in preprocessing/prompts.json, by their names there."""
     picture = user_message("What is in the picture?", 1)

@@ -234,7 +234,7 @@ RULES = {
     ),
     "in equal parts": (
         Rule("layer.{n}.qkv.{x}", [f"blocks.{{n}}.{part}.{{x}}" for part in "qkv"]),
-        {f"blocks.7.{part}.weight": torch.full((2, 2), i) for i, part in enumerate("qkv")},
+        {f"blocks.7.{part}.weight": torch.full((2, 2), index) for index, part in enumerate("qkv")},
         {"layer.7.qkv.weight"},
     ),
     "in unequal parts": (

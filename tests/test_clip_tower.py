@@ -18,6 +18,7 @@ from tests.golden_checks import (
     assert_close,
     change_config,
     change_tensors,
+    change_type,
     copy_of,
     golden_results,
     greedy,
@@ -121,10 +122,6 @@ def test_a_picture_too_many_is_refused(golden):
 # Types
 
 
-def in_type(tensors, dtype) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
-
-
 def types_of(module) -> set[torch.dtype]:
     return {parameter.dtype for parameter in module.parameters()}
 
@@ -132,7 +129,7 @@ def types_of(module) -> set[torch.dtype]:
 @torch.inference_mode()
 def test_bfloat16_stays_bfloat16(copy):
     for folder in (copy, copy / "clip"):
-        change_tensors(folder, lambda tensors: in_type(tensors, torch.bfloat16))
+        change_type(folder, torch.bfloat16)
     model, expected = load_model(copy), golden_results(copy.name)
     assert types_of(model) == {torch.bfloat16}
     features = model.encode_images(expected["pixel_values"])
@@ -146,7 +143,7 @@ def test_bfloat16_stays_bfloat16(copy):
 @torch.inference_mode()
 def test_a_tower_in_float32_beside_16_bits_keeps_its_type(copy):
     """OpenAI published CLIP in float32; the language models are in 16 bits."""
-    change_tensors(copy, lambda tensors: in_type(tensors, torch.float16))
+    change_type(copy, torch.float16)
     model, expected = load_model(copy), golden_results(copy.name)
     assert model.dtype == torch.float16
     assert types_of(model.image_encoder) == {torch.float32}

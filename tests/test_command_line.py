@@ -266,7 +266,7 @@ def test_no_questions(run, converted, number):
         [],
         ["bake"],
         ["convert", "internvl2"],
-        ["ask", "folder"],
+        ["ask"],
         ["ask", "folder", "--question", "What?", "--max-new-tokens", "many"],
     ],
 )
@@ -274,7 +274,7 @@ def test_a_wrong_command_line_is_exit_code_2(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: python -m helpers" in capsys.readouterr().err
+    assert "usage: vlm" in capsys.readouterr().err
 
 
 def test_control_c_is_exit_code_130(run, converted, monkeypatch):

@@ -12,7 +12,13 @@ from nncf.openvino.optimized_functions import models as optimized_models
 from helpers.convert import calibration, conversion
 from helpers.errors import SettingsError
 from helpers.graphs import compression, presets
-from helpers.graphs.bit_widths import BitWidth, bit_widths, stored_bytes
+from helpers.graphs.bit_widths import (
+    BitWidth,
+    bit_width_rows,
+    bit_widths,
+    layer_types,
+    stored_bytes,
+)
 from helpers.graphs.compression import compress
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.presets import Preset, Quantization, Weights, find_preset
@@ -20,6 +26,7 @@ from helpers.graphs.stateful import is_stateful
 from helpers.models import load_processor
 from helpers.shapes.questions import draw_samples
 from helpers.show import choices
+from helpers.upstream import nncf as upstream
 
 # Layers of the small model: two of the language model with seven matrices each and an LM head; one
 # of the image encoder with six, the patch embedding and the projector's two.
@@ -133,8 +140,8 @@ def test_layers_alike_are_rounded_by_one_model(converted, monkeypatch, mode):
 @pytest.mark.parametrize("mode", ["int8", "int4-asym"])
 def test_large_results_stay_where_they_are(converted, monkeypatch, mode):
     """Those of one layer are not overwritten by the next, although nothing is copied."""
-    monkeypatch.setattr(compression, "_LARGE", 0)
-    monkeypatch.delattr(compression, "_copy")
+    monkeypatch.setattr(upstream, "LARGE", 0)
+    monkeypatch.delattr(upstream, "_copy")
     read, path = ov.Core().read_model, converted / FILES[LANGUAGE_MODEL]
     actual = compress(read(path), Weights(mode, group_size=32))
     assert_same(actual, by_nncf_alone(read(path), mode))
@@ -330,7 +337,7 @@ def test_what_a_preset_says_of_itself():
 
 def test_rows_for_a_table():
     widths = {"a part": [BitWidth("u4", 3, 0.75), BitWidth("u8", 1, 0.25)]}
-    assert bit_widths.table(widths) == [
+    assert bit_width_rows(widths) == [
         {"part": "a part", "weights": "u4", "layers": 3, "share": "75%"},
         {"part": "a part", "weights": "u8", "layers": 1, "share": "25%"},
     ]
@@ -362,7 +369,7 @@ def test_ways_for_the_image_encoder_are_offered(monkeypatch):
 
 
 def test_the_type_of_each_layer_by_its_module(stored):
-    types = bit_widths.layer_types(stored["int4"][LANGUAGE_MODEL])
+    types = layer_types(stored["int4"][LANGUAGE_MODEL])
     assert len(types) == DECODER + HEAD
     assert types["decoder.lm_head"] == "u8"
     assert types["decoder.model.layers.0.self_attn.q_proj"] == "u4"

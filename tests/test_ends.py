@@ -43,7 +43,8 @@ from helpers import VisionLanguagePipeline
 pipeline = VisionLanguagePipeline(sys.argv[1])
 pipeline.processor.__class__.stop_token_ids = [3]
 reply = pipeline.ask("Describe the picture.", [Image.open(sys.argv[2])], max_new_tokens=300)
-print(next(iter(reply)), flush=True)
+pieces = iter(reply)  # held, as in a loop that goes on
+print(next(pieces), flush=True)
 """
 
 

@@ -14,7 +14,7 @@ from helpers.run.generation import StopOnEvent, Stopped
 from tests.tiny import picture, seeded
 
 NEW = 12
-WAYS = {
+STRATEGIES = {
     "greedy": {"do_sample": False},
     "beams": {"do_sample": False, "num_beams": 3},
     "sampled": {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 50},
@@ -26,8 +26,8 @@ WAYS = {
 pytestmark = pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`:UserWarning")
 
 
-@pytest.fixture(params=WAYS.values(), ids=WAYS)
-def way(request):
+@pytest.fixture(params=STRATEGIES.values(), ids=STRATEGIES)
+def strategy(request):
     return request.param
 
 
@@ -38,7 +38,7 @@ def prompts(torch_model):
     with torch.inference_mode():
         features = torch_model.encode_images(**inputs)
         texts = ("What is in the picture?", "Where?")
-        ids = [torch_model.processor.input_ids([user_message(t, 1)], inputs) for t in texts]
+        ids = [torch_model.processor.input_ids([user_message(text, 1)], inputs) for text in texts]
         return [torch_model.prepare(row, features) for row in ids]
 
 
@@ -62,22 +62,22 @@ def reference_ids(model, text: str) -> torch.Tensor:
     return model.processor.input_ids([user_message(text)])
 
 
-def test_a_prompt_of_embeddings(pipeline, torch_model, prompts, way):
-    (actual,) = tokens(pipeline, **prompts[0], **way)
-    assert [actual] == tokens(torch_model, **prompts[0], **way)
+def test_a_prompt_of_embeddings(pipeline, torch_model, prompts, strategy):
+    (actual,) = tokens(pipeline, **prompts[0], **strategy)
+    assert [actual] == tokens(torch_model, **prompts[0], **strategy)
     assert len(actual) == NEW and len(set(actual)) > NEW // 2
 
 
-def test_a_prompt_of_tokens(pipeline, torch_model, way):
+def test_a_prompt_of_tokens(pipeline, torch_model, strategy):
     ids = reference_ids(pipeline, "Describe the picture.")
-    actual = tokens(pipeline, input_ids=ids, **way)
-    assert actual == tokens(torch_model, input_ids=ids, **way)
+    actual = tokens(pipeline, input_ids=ids, **strategy)
+    assert actual == tokens(torch_model, input_ids=ids, **strategy)
     assert actual[0][: ids.shape[1]] == ids[0].tolist()
 
 
-def test_a_batch_padded_on_the_left(pipeline, torch_model, batch, way):
-    actual = tokens(pipeline, **batch, **way)
-    assert actual == tokens(torch_model, **batch, **way)
+def test_a_batch_padded_on_the_left(pipeline, torch_model, batch, strategy):
+    actual = tokens(pipeline, **batch, **strategy)
+    assert actual == tokens(torch_model, **batch, **strategy)
     assert actual[0] != actual[1]
 
 
@@ -87,21 +87,21 @@ def test_padding_changes_no_answer(pipeline, prompts, batch):
 
 
 def test_another_seed_samples_other_tokens(pipeline, prompts):
-    first, second = (tokens(pipeline, **prompts[0], seed=n, do_sample=True) for n in (1, 2))
+    first, second = (tokens(pipeline, **prompts[0], seed=seed, do_sample=True) for seed in (1, 2))
     assert first != second
 
 
 class Recorder(BaseStreamer):
-    """What a streamer is told, in order; `then` is called after each token."""
+    """What a streamer is told, in order: `pieces`; `callback` gets them after each token."""
 
-    def __init__(self, then=lambda told: None) -> None:
-        self.told: list[list[int]] = []
+    def __init__(self, callback=lambda pieces: None) -> None:
+        self.pieces: list[list[int]] = []
         self.ended = False
-        self.then = then
+        self.callback = callback
 
     def put(self, value: torch.Tensor) -> None:
-        self.told.append(value.flatten().tolist())
-        self.then(self.told)
+        self.pieces.append(value.flatten().tolist())
+        self.callback(self.pieces)
 
     def end(self) -> None:
         self.ended = True
@@ -111,7 +111,7 @@ def test_tokens_are_streamed_one_by_one_in_order(pipeline):
     ids = reference_ids(pipeline, "Where is the red star?")
     streamer = Recorder()
     (actual,) = tokens(pipeline, input_ids=ids, streamer=streamer)
-    prompt, *streamed = streamer.told
+    prompt, *streamed = streamer.pieces
     assert prompt == ids[0].tolist()
     assert streamed == [[token] for token in actual[len(prompt) :]]
     assert streamer.ended
@@ -119,7 +119,7 @@ def test_tokens_are_streamed_one_by_one_in_order(pipeline):
 
 def test_a_stop_event_ends_within_a_token(pipeline):
     stop, ids = threading.Event(), reference_ids(pipeline, "Count the stars.")
-    streamer = Recorder(then=lambda told: len(told) == 1 + 3 and stop.set())
+    streamer = Recorder(callback=lambda pieces: len(pieces) == 1 + 3 and stop.set())
     (actual,) = tokens(
         pipeline,
         new=50,
@@ -131,15 +131,15 @@ def test_a_stop_event_ends_within_a_token(pipeline):
 
 
 class SetAfter(threading.Event):
-    """An event that is set once it was looked at so many times."""
+    """An event that is set once it was looked at so many times: `checks`."""
 
-    def __init__(self, looks: int) -> None:
+    def __init__(self, checks: int) -> None:
         super().__init__()
-        self.looks = looks
+        self.checks = checks
 
     def is_set(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
+        self.checks -= 1
+        return self.checks < 0
 
 
 @torch.inference_mode()
@@ -163,10 +163,10 @@ def test_a_prompt_computed_in_pieces_is_the_same(pipeline, monkeypatch):
     mask[1, :20] = 0  # its first piece is padding only
     cache = model.new_cache()
     cache.stop = threading.Event()
-    pieces = model(inputs_embeds=prompt, attention_mask=mask, past_key_values=cache).logits
-    whole = model(inputs_embeds=prompt, attention_mask=mask).logits
+    actual = model(inputs_embeds=prompt, attention_mask=mask, past_key_values=cache).logits
+    expected = model(inputs_embeds=prompt, attention_mask=mask).logits
     assert cache.get_seq_length() == 40
-    torch.testing.assert_close(pieces, whole, atol=1e-5 * float(whole.abs().max()), rtol=0)
+    torch.testing.assert_close(actual, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 def test_a_cache_handed_back_computes_what_is_new_and_answers_the_same(
@@ -178,11 +178,11 @@ def test_a_cache_handed_back_computes_what_is_new_and_answers_the_same(
     assert computed == [ids.shape[1]] + [1] * (NEW - 1)
     assert cache.get_seq_length() == len(first) - 1
     more = reference_ids(pipeline, "And now?")[0].tolist()
-    whole = torch.tensor([first + more])
+    sequence = torch.tensor([first + more])
     computed.clear()
-    second = tokens(pipeline, input_ids=whole, past_key_values=cache)
+    second = tokens(pipeline, input_ids=sequence, past_key_values=cache)
     assert computed == [1 + len(more)] + [1] * (NEW - 1)
-    assert second == tokens(pipeline, input_ids=whole) == tokens(torch_model, input_ids=whole)
+    assert second == tokens(pipeline, input_ids=sequence) == tokens(torch_model, input_ids=sequence)
 
 
 def test_without_a_cache_every_call_starts_anew(pipeline):

@@ -28,13 +28,14 @@ from tests.golden_checks import (
     assert_close,
     change_config,
     change_tensors,
+    change_type,
     compiled,
     conversations,
     copy_of,
-    expected,
     generate,
     golden_pixels,
     golden_prompts,
+    golden_results,
     greedy,
     stateful,
 )
@@ -56,45 +57,45 @@ def model(name):
 
 
 @pytest.fixture(scope="module")
-def wanted(name):
-    return expected(name)
+def expected(name) -> dict[str, torch.Tensor]:
+    return golden_results(name)
 
 
 # The model
 
 
 @torch.inference_mode()
-def test_features(model, wanted):
-    features = model.encode_images(wanted["pixel_values"])
-    assert_close(features, wanted["image_features"])
-    assert model.processor.image_token_id == int(wanted["image_token_id"])
+def test_features(model, expected):
+    features = model.encode_images(expected["pixel_values"])
+    assert_close(features, expected["image_features"])
+    assert model.processor.image_token_id == int(expected["image_token_id"])
     assert features.shape[1] == model.processor.tokens_per_tile
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("length", LENGTHS)
-def test_logits(model, wanted, length):
-    prepared = model.prepare(wanted[f"input_ids.{length}"], wanted["image_features"])
-    assert_close(model(**prepared).logits, wanted[f"logits.{length}"])
+def test_logits(model, expected, length):
+    prepared = model.prepare(expected[f"input_ids.{length}"], expected["image_features"])
+    assert_close(model(**prepared).logits, expected[f"logits.{length}"])
 
 
-def test_greedy_tokens(model, wanted):
-    prepared = model.prepare(wanted["input_ids.38"], wanted["image_features"])
-    tokens = wanted["greedy_tokens_of_longest_input"].tolist()
+def test_greedy_tokens(model, expected):
+    prepared = model.prepare(expected["input_ids.38"], expected["image_features"])
+    tokens = expected["greedy_tokens_of_longest_input"].tolist()
     assert greedy(model, prepared, len(tokens)) == tokens
 
 
 @torch.inference_mode()
-def test_bfloat16_is_kept(name, wanted, tmp_path):
+def test_bfloat16_is_kept(name, expected, tmp_path):
     folder = copy_of(name, tmp_path)
-    change_tensors(folder, lambda tensors: {n: t.bfloat16() for n, t in tensors.items()})
+    change_type(folder, torch.bfloat16)
     model = load_model(folder)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    features = model.encode_images(wanted["pixel_values"].bfloat16())
-    assert_close(features, wanted["image_features"], BFLOAT16_TOLERANCE)
+    features = model.encode_images(expected["pixel_values"].bfloat16())
+    assert_close(features, expected["image_features"], BFLOAT16_TOLERANCE)
     for length in LENGTHS:
-        logits = model(**model.prepare(wanted[f"input_ids.{length}"], features)).logits
-        assert_close(logits, wanted[f"logits.{length}"], BFLOAT16_TOLERANCE)
+        logits = model(**model.prepare(expected[f"input_ids.{length}"], features)).logits
+        assert_close(logits, expected[f"logits.{length}"], BFLOAT16_TOLERANCE)
 
 
 def test_tensors_that_do_not_fit_are_listed(name, tmp_path):
@@ -141,12 +142,12 @@ def encoder(model) -> ov.CompiledModel:
 
 
 @torch.inference_mode()
-def test_openvino_encodes_any_number_of_tiles(model, encoder, wanted):
-    tiles = torch.cat([wanted["pixel_values"], wanted["pixel_values"][:1].flip(3)])
+def test_openvino_encodes_any_number_of_tiles(model, encoder, expected):
+    tiles = torch.cat([expected["pixel_values"], expected["pixel_values"][:1].flip(3)])
     for number in (1, 2, 3):
         features = torch.from_numpy(encoder(tiles[:number].numpy())[0])
         assert_close(features, model.encode_images(tiles[:number]), 1e-4)
-    assert_close(features[:2], wanted["image_features"], 1e-4)
+    assert_close(features[:2], expected["image_features"], 1e-4)
 
 
 def test_openvino_fuses_attention(encoder, converted):
@@ -157,11 +158,11 @@ def test_openvino_fuses_attention(encoder, converted):
     assert kinds.count("ScaledDotProductAttention") == 3  # the language model's layers
 
 
-def test_openvino_logits(model, converted, wanted):
+def test_openvino_logits(model, converted, expected):
     """Both lengths, the longer one beginning below Phi-3's first length and ending above it."""
     for length in LENGTHS:
-        prepared = model.prepare(wanted[f"input_ids.{length}"], wanted["image_features"])
-        embeddings, logits = prepared["inputs_embeds"], wanted[f"logits.{length}"]
+        prepared = model.prepare(expected[f"input_ids.{length}"], expected["image_features"])
+        embeddings, logits = prepared["inputs_embeds"], expected[f"logits.{length}"]
         cache = converted.new_cache()
         for start, stop in ((0, 15), (15, 16), (16, length)):
             output = converted(inputs_embeds=embeddings[:, start:stop], past_key_values=cache)
@@ -169,15 +170,16 @@ def test_openvino_logits(model, converted, wanted):
         assert_close(output.logits[0, -1], logits[0, -1], 1e-4)
 
 
-def test_openvino_greedy_tokens(model, converted, wanted):
-    prepared = model.prepare(wanted["input_ids.38"], wanted["image_features"])
-    tokens = wanted["greedy_tokens_of_longest_input"].tolist()
+def test_openvino_greedy_tokens(model, converted, expected):
+    prepared = model.prepare(expected["input_ids.38"], expected["image_features"])
+    tokens = expected["greedy_tokens_of_longest_input"].tolist()
     output = generate(converted, prepared["inputs_embeds"], max_new_tokens=len(tokens))
     assert output[0].tolist() == tokens
 
 
-def test_openvino_beams(model, converted, wanted):
-    embeddings = model.prepare(wanted["input_ids.38"], wanted["image_features"])["inputs_embeds"]
+def test_openvino_beams(model, converted, expected):
+    prepared = model.prepare(expected["input_ids.38"], expected["image_features"])
+    embeddings = prepared["inputs_embeds"]
     options = {"num_beams": 3, "max_new_tokens": 8}
     tokens = generate(model.language_model, embeddings, **options)
     assert torch.equal(generate(converted, embeddings, **options), tokens)
@@ -221,23 +223,25 @@ def full_size_processor() -> InternVL2Processor:
 def test_tile_counts():
     processor = full_size_processor().image_processor
     entries = golden_pixels("internvl2_tile_counts")
-    found = [processor.get_number_of_image_patches(*entry["size"][::-1], {}) for entry in entries]
-    assert len(found) == 200
-    assert found == [entry["tiles"] for entry in entries]
+    counts = [processor.get_number_of_image_patches(*entry["size"][::-1], {}) for entry in entries]
+    assert len(counts) == 200
+    assert counts == [entry["tiles"] for entry in entries]
 
 
 @pytest.mark.parametrize("entry", golden_pixels("pixels"), ids=lambda entry: entry["file"])
 def test_pixels(entry):
     with Image.open(GOLDEN / "preprocessing" / entry["file"]) as picture:
         inputs = full_size_processor().image_inputs([picture])
-    figures = entry["internvl2_tiles"]
-    assert inputs["tiles"].tolist() == [len(figures)]
-    assert inputs["pixel_values"].shape == (len(figures), 3, 448, 448)
+    tiles = entry["internvl2_tiles"]
+    assert inputs["tiles"].tolist() == [len(tiles)]
+    assert inputs["pixel_values"].shape == (len(tiles), 3, 448, 448)
     rows, columns = [0, 224, 447, 149], [0, 224, 447, 298]
-    for tile, wanted in zip(inputs["pixel_values"], figures, strict=True):
-        colours = (tile.permute(1, 2, 0) * torch.tensor(IMAGE_STD) + torch.tensor(IMAGE_MEAN)) * 255
-        assert np.allclose(colours.mean((0, 1)), wanted["mean"], atol=1e-3)
-        assert np.allclose(colours[rows, columns], wanted["pixels"], atol=1e-3)
+    for pixels, figures in zip(inputs["pixel_values"], tiles, strict=True):
+        colours = (
+            pixels.permute(1, 2, 0) * torch.tensor(IMAGE_STD) + torch.tensor(IMAGE_MEAN)
+        ) * 255
+        assert np.allclose(colours.mean((0, 1)), figures["mean"], atol=1e-3)
+        assert np.allclose(colours[rows, columns], figures["pixels"], atol=1e-3)
 
 
 # Prompts
@@ -245,19 +249,19 @@ def test_pixels(entry):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_prompts(template):
-    wanted = golden_prompts(f"internvl2/{template}")
+    expected = golden_prompts(f"internvl2/{template}")
     for name, messages in conversations().items():
-        assert TEMPLATES[template].render(messages) == wanted[name]
+        assert TEMPLATES[template].render(messages) == expected[name]
 
 
 def test_expansion(monkeypatch):
-    wanted = golden_prompts("internvl2_expansion")
-    monkeypatch.setattr(InternVL2Processor, "tokens_per_tile", wanted["tokens_per_tile"])
+    expected = golden_prompts("internvl2_expansion")
+    monkeypatch.setattr(InternVL2Processor, "tokens_per_tile", expected["tokens_per_tile"])
     processor = full_size_processor()
-    strings = iter(processor.image_strings({"tiles": torch.tensor(wanted["tiles"])}))
+    strings = iter(processor.image_strings({"tiles": torch.tensor(expected["tiles"])}))
     pieces = processor.template.pieces([user_message("Compare.", 2)], first=False)
     text = "".join(next(strings) if piece.kind == "image" else piece.text for piece in pieces)
-    assert wanted["expanded"] in text
+    assert expected["expanded"] in text
 
 
 def test_an_unknown_template(tmp_path):
@@ -365,7 +369,7 @@ def phi3_folder(folder: Path, *, as_json: bool) -> Path:
         "eos_token": "<|end|>",
         "pad_token": "<|endoftext|>",
         "unk_token": "<unk>",
-        "added_tokens_decoder": {first + i: token for i, token in enumerate(tokens)},
+        "added_tokens_decoder": {first + index: token for index, token in enumerate(tokens)},
     }
     (copy / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     if as_json:
@@ -417,7 +421,7 @@ def test_a_conversation_that_crosses_the_first_length(tmp_path, room):
     convert(checkpoint, tmp_path / "converted", find_preset("fp16"))
     conversation = VisionLanguagePipeline(tmp_path / "converted", accuracy=True).conversation()
     replies = [conversation.ask("What is red?", [picture], max_new_tokens=8)]
-    replies[0].text  # noqa: B018
+    replies[0].wait()
     replies.append(conversation.ask("How many?", max_new_tokens=8))
     model = load_model(checkpoint)
     features = model.encode_images(**model.image_inputs([picture]))

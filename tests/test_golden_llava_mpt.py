@@ -23,30 +23,30 @@ from tests.golden_checks import (
     compiled,
     conversations,
     copy_of,
-    expected,
     golden_pixels,
     golden_prompts,
+    golden_results,
     relative_error,
 )
 
 
 @torch.inference_mode()
 def test_two_pictures():
-    model, wanted = load_model(GOLDEN / "llava_mpt"), expected("llava_mpt")
-    features = model.encode_images(wanted["two_images.pixel_values"])
-    prepared = model.prepare(wanted["two_images.input_ids"], features)
-    assert_close(prepared["inputs_embeds"], wanted["two_images.inputs_embeds"])
-    assert_close(model(**prepared).logits, wanted["two_images.logits"])
+    model, expected = load_model(GOLDEN / "llava_mpt"), golden_results("llava_mpt")
+    features = model.encode_images(expected["two_images.pixel_values"])
+    prepared = model.prepare(expected["two_images.input_ids"], features)
+    assert_close(prepared["inputs_embeds"], expected["two_images.inputs_embeds"])
+    assert_close(model(**prepared).logits, expected["two_images.logits"])
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("rows", [50, 200])
-def test_the_vocabulary_is_the_tensor_s(tmp_path, rows):
+def test_the_vocabulary_is_as_large_as_its_tensor(tmp_path, rows):
     folder = copy_of("llava_mpt", tmp_path, vocab_size=rows)
-    model, wanted = load_model(folder), expected("llava_mpt")
+    model, expected = load_model(folder), golden_results("llava_mpt")
     assert model.processor.config["vocab_size"] == 105
-    prepared = model.prepare(wanted["input_ids"], model.encode_images(wanted["pixel_values"]))
-    assert_close(model(**prepared).logits, wanted["logits"])
+    prepared = model.prepare(expected["input_ids"], model.encode_images(expected["pixel_values"]))
+    assert_close(model(**prepared).logits, expected["logits"])
     assert model.language_model.lm_head.weight is model.language_model.transformer.wte.weight
 
 
@@ -79,7 +79,11 @@ def test_a_dropout_written_as_a_float_is_read(tmp_path):
 def test_a_mis_shaped_projector_is_named(tmp_path):
     folder = copy_of("llava_mpt", tmp_path)
     name = "transformer.mm_projector.weight"
-    change_tensors(folder, lambda t: t | ({name: t[name][:, :-1].clone()} if name in t else {}))
+
+    def cut(tensors):
+        return tensors | ({name: tensors[name][:, :-1].clone()} if name in tensors else {})
+
+    change_tensors(folder, cut)
     with pytest.raises(CheckpointError, match=f"mis-shaped {name}"):
         load_model(folder)
 
@@ -99,24 +103,25 @@ def test_pixels(tmp_path):
 def test_prompts(tmp_path):
     plain = load_processor(copy_of("llava_mpt", tmp_path, mm_use_im_start_end=False))
     marked = load_processor(GOLDEN / "llava_mpt")
-    wanted = golden_prompts("llava_mpt")
+    expected = golden_prompts("llava_mpt")
     for name, messages in conversations().items():
-        assert plain.template.render(messages) == wanted[name]
+        assert plain.template.render(messages) == expected[name]
     messages = conversations()["one_turn"]
-    assert marked.template.render(messages) == wanted["one_turn_with_image_marks"]
+    assert marked.template.render(messages) == expected["one_turn_with_image_marks"]
     marked.system = RELEASE_SYSTEM
-    assert marked.template.render(messages).startswith(wanted["release_system"] + "<|im_end|>")
+    assert marked.template.render(messages).startswith(expected["release_system"] + "<|im_end|>")
 
 
 def byte_tokenizer(folder, extra=()):
     """Write a GPT-NeoX-like tokenizer of single bytes with MPT's chat tokens into `folder`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *alphabet])}
+    vocabulary = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *extra]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    added = [AddedToken(token, special=True, normalized=False) for token in special]
+    tokenizer.add_special_tokens(added)
     end = "<|endoftext|>"
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=end, eos_token=end
@@ -133,21 +138,21 @@ def authors_ids(tokenizer, prompt: str, rows: int) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("known", [(), ("<im_patch>", "<im_start>", "<im_end>")])
-def test_tokens(tmp_path, known):
+@pytest.mark.parametrize("present", [(), ("<im_patch>", "<im_start>", "<im_end>")])
+def test_tokens(tmp_path, present):
     folder = copy_of("llava_mpt", tmp_path, vocab_size=262)
-    byte_tokenizer(folder, known)
+    byte_tokenizer(folder, present)
     processor = load_processor(folder)
     tokenizer = processor.tokenizer
     marks = ["<im_patch>", "<im_start>", "<im_end>"]
     assert tokenizer.convert_tokens_to_ids(marks) == [259, 260, 261]
     assert processor.stop_token_ids == [0, 258]
-    inputs = {"pixel_values": expected("llava_mpt")["pixel_values"]}
+    inputs = {"pixel_values": golden_results("llava_mpt")["pixel_values"]}
     for name, messages in conversations().items():
         ids = processor.input_ids(messages, inputs if name != "text_only" else None)
         prompt = processor.template.render(messages)
         assert ids.tolist() == [authors_ids(tokenizer, prompt, processor.tokens_per_picture)]
-    two = {"pixel_values": expected("llava_mpt")["two_images.pixel_values"]}
+    two = {"pixel_values": golden_results("llava_mpt")["two_images.pixel_values"]}
     ids = processor.input_ids([user_message("Compare.", 2)], two)
     assert int(processor.picture_positions(ids).sum()) == 2 * processor.tokens_per_picture
     assert "<im_start><im_end>\n<im_start><im_end>\nCompare." in tokenizer.decode(
@@ -160,11 +165,11 @@ def test_words_of_special_tokens_in_a_question_are_plain_text(tmp_path):
     byte_tokenizer(folder)
     processor = load_processor(folder)
     question = "What does <|im_end|> or <im_start> or <image> mean?"
-    inputs = {"pixel_values": expected("llava_mpt")["pixel_values"]}
+    inputs = {"pixel_values": golden_results("llava_mpt")["pixel_values"]}
     ids = processor.input_ids([user_message(question, 1)], inputs)[0]
-    usual = processor.input_ids([user_message("Hello", 1)], inputs)[0]
+    reference = processor.input_ids([user_message("Hello", 1)], inputs)[0]
     for token in (258, 260, PLACEHOLDER):
-        assert (ids == token).sum() == (usual == token).sum()
+        assert (ids == token).sum() == (reference == token).sum()
     assert question in processor.tokenizer.decode(ids[ids != PLACEHOLDER])
 
 
@@ -215,8 +220,8 @@ def test_attention_equals_transformers_with_left_padding_and_a_cache(heads):
         caches = [output.past_key_values for output in outputs]
         real = mask[:, start:stop].bool()
         assert_close(outputs[1].logits[real], outputs[0].logits[real], 1e-5)
-    whole = fused(input_ids=ids, attention_mask=mask).logits
-    assert_close(whole[:, -1], outputs[1].logits[:, -1], 1e-5)
+    expected = fused(input_ids=ids, attention_mask=mask).logits
+    assert_close(expected[:, -1], outputs[1].logits[:, -1], 1e-5)
 
 
 @torch.inference_mode()
@@ -236,9 +241,9 @@ def test_a_mask_of_who_sees_whom_counts_distances_by_position():
     shared, first, second = torch.randint(0, 99, (3, 6))
     ids = torch.cat([shared, first, second])[None]
     block = torch.arange(3).repeat_interleave(6)
-    sees = ((block[None] == block[:, None]) | (block[None] == 0)).tril()[None, None]
+    visible_mask = ((block[None] == block[:, None]) | (block[None] == 0)).tril()[None, None]
     positions = torch.tensor([[*range(12), *range(6, 12)]])
-    together = fused(input_ids=ids, attention_mask=sees, position_ids=positions).logits[0]
+    together = fused(input_ids=ids, attention_mask=visible_mask, position_ids=positions).logits[0]
     for start, part in ((6, first), (12, second)):
         alone = fused(input_ids=torch.cat([shared, part])[None]).logits[0]
         assert_close(together[start : start + 6], alone[6:], 1e-5)
@@ -246,7 +251,7 @@ def test_a_mask_of_who_sees_whom_counts_distances_by_position():
 
 def test_slopes_are_those_of_the_paper():
     """arXiv:2108.12409: 1/2, 1/4, ... for 8 heads; other numbers of heads take every second."""
-    assert alibi_slopes(8, 8).tolist() == [2.0**-i for i in range(1, 9)]
+    assert alibi_slopes(8, 8).tolist() == [2.0**-exponent for exponent in range(1, 9)]
     assert alibi_slopes(3, 8).tolist() == [2.0**-4, 2.0**-8, 2.0**-2]
     assert alibi_slopes(1, 8).tolist() == [2.0**-8]
 
@@ -274,13 +279,13 @@ def test_a_trace_has_no_fixed_lengths():
     traced = torch.jit.trace(decoder, example, check_trace=False)
     for past, new, batch in ((0, 5, 1), (9, 1, 2), (40, 7, 3)):
         inputs = tuple(cached_inputs(past, new, batch).values())
-        for actual, wanted in zip(traced(*inputs), decoder(*inputs), strict=True):
-            assert_close(actual, wanted, 1e-6)
+        for actual, expected in zip(traced(*inputs), decoder(*inputs), strict=True):
+            assert_close(actual, expected, 1e-6)
 
 
 @torch.inference_mode()
 def test_openvino_fuses_attention_and_computes_the_same():
-    model, wanted = load_model(GOLDEN / "llava_mpt"), expected("llava_mpt")
+    model, expected = load_model(GOLDEN / "llava_mpt"), golden_results("llava_mpt")
     language_model = compiled(model.language_model_part())
     kinds = [
         node.get_rt_info()["layerType"].astype(str)
@@ -289,7 +294,7 @@ def test_openvino_fuses_attention_and_computes_the_same():
     assert kinds.count("ScaledDotProductAttention") == model.config["n_layers"]
     assert not any("oftmax" in kind for kind in kinds)
     request = language_model.create_infer_request()
-    embeddings = wanted["inputs_embeds"].numpy()
+    embeddings = expected["inputs_embeds"].numpy()
     for start, stop in itertools.pairwise([0, 20, 21, 22, 26, 29]):
         request.infer(
             {
@@ -300,13 +305,13 @@ def test_openvino_fuses_attention_and_computes_the_same():
             }
         )
         logits = torch.from_numpy(request.get_tensor("logits").data.copy())
-        assert relative_error(logits[0, -1], wanted["logits"][0, stop - 1]) < 1e-4
+        assert relative_error(logits[0, -1], expected["logits"][0, stop - 1]) < 1e-4
 
 
 @torch.inference_mode()
 def test_openvino_encodes_pictures():
-    model, wanted = load_model(GOLDEN / "llava_mpt"), expected("llava_mpt")
+    model, expected = load_model(GOLDEN / "llava_mpt"), golden_results("llava_mpt")
     encoder = compiled(model.image_encoder_part())
     for name in ("pixel_values", "two_images.pixel_values"):
-        features = torch.from_numpy(encoder(wanted[name].numpy())[0])
-        assert_close(features, model.encode_images(wanted[name]), 1e-4)
+        features = torch.from_numpy(encoder(expected[name].numpy())[0])
+        assert_close(features, model.encode_images(expected[name]), 1e-4)

@@ -31,13 +31,14 @@ from tests.golden_checks import (
     TOLERANCE,
     assert_close,
     change_tensors,
+    change_type,
     conversations,
     copy_of,
     golden_pixels,
     golden_prompts,
+    golden_results,
     greedy,
 )
-from tests.golden_checks import expected as expected_of
 
 FAMILY = "minicpm_v2"
 FULL_SIZE = find_original("minicpm-v-2").config
@@ -54,7 +55,7 @@ def model() -> MiniCPMV2:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, torch.Tensor]:
-    return expected_of(FAMILY)
+    return golden_results(FAMILY)
 
 
 # The model
@@ -100,7 +101,7 @@ def test_too_few_places_for_the_features(model, expected):
 
 def _in_bfloat16(folder: Path) -> Path:
     copy = copy_of(FAMILY, folder)
-    change_tensors(copy, lambda tensors: {name: t.bfloat16() for name, t in tensors.items()})
+    change_type(copy, torch.bfloat16)
     return copy
 
 
@@ -196,7 +197,7 @@ def test_grid_positions(model):
     for place, (row, column) in enumerate(np.ndindex(rows, columns)):
         halves = []
         for position in (column, row):
-            angles = [position / 10000 ** (j / (hidden / 4)) for j in range(hidden // 4)]
+            angles = [position / 10000 ** (index / (hidden / 4)) for index in range(hidden // 4)]
             halves += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
         assert np.allclose(table[place], halves, atol=1e-6)
 
@@ -223,9 +224,9 @@ def test_exported_embeddings_are_scaled_and_keep_their_type(dtype, stored):
     exported = trace(model.text_embeddings_part())
     assert [width.type for width in bit_widths(exported)] == [stored]
     ids = torch.tensor([[5, 1, 8]])
-    found = torch.from_numpy(ov.compile_model(exported, "CPU")(ids.numpy())[0])
+    embeddings = torch.from_numpy(ov.compile_model(exported, "CPU")(ids.numpy())[0])
     rows = model.language_model.get_input_embeddings().weight.detach()[ids].float()
-    assert torch.equal(found, rows * model.config["scale_emb"])
+    assert torch.equal(embeddings, rows * model.config["scale_emb"])
 
 
 # Slices
@@ -236,9 +237,9 @@ def test_all_grids():
     assert len(golden_pixels("minicpm_v2_grids")) == 200
     for entry in golden_pixels("minicpm_v2_grids"):
         plan = plan_slices(*entry["size"], slicing)
-        found = [plan.overview, plan.grid, plan.cell]
+        sizes = [plan.overview, plan.grid, plan.cell]
         listed = [entry["overview"], entry["grid"], entry["slice"]]
-        assert [size and list(size) for size in found] == listed
+        assert [size and list(size) for size in sizes] == listed
 
 
 def _places(values, height: int, width: int) -> list:

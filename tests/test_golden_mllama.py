@@ -30,13 +30,14 @@ from tests.golden_checks import (
     assert_close,
     assert_pixels,
     change_tensors,
+    change_type,
     conversations,
     copy_of,
     golden_pixels,
     golden_prompts,
+    golden_results,
     relative_error,
 )
-from tests.golden_checks import expected as expected_of
 
 FAMILY = "mllama"
 CASES = range(3)  # 1 x 1, 2 x 2 and 1 x 2 tiles
@@ -53,7 +54,7 @@ def model() -> Mllama:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Tensor]:
-    return expected_of(FAMILY)
+    return golden_results(FAMILY)
 
 
 def _image_inputs(expected, case: int) -> dict[str, Tensor]:
@@ -107,19 +108,19 @@ def _greedy(model, ids: Tensor, features, steps: int) -> list[list[int]]:
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_tokens(model, expected, case):
     features, tokens = _features(model, expected, case), expected[f"greedy_tokens.{case}"]
-    found = _greedy(model, expected[f"input_ids.{case}"], features, tokens.shape[1])
-    assert found == tokens.tolist()
+    actual = _greedy(model, expected[f"input_ids.{case}"], features, tokens.shape[1])
+    assert actual == tokens.tolist()
 
 
 def test_greedy_tokens_of_text_only(model, expected):
     tokens = expected["text_only.greedy_tokens"]
-    found = _greedy(model, expected["text_only.input_ids"], None, tokens.shape[1])
-    assert found == tokens.tolist()
+    actual = _greedy(model, expected["text_only.input_ids"], None, tokens.shape[1])
+    assert actual == tokens.tolist()
 
 
 def _in_bfloat16(folder: Path) -> Path:
     copy = copy_of(FAMILY, folder)
-    change_tensors(copy, lambda tensors: {name: t.bfloat16() for name, t in tensors.items()})
+    change_type(copy, torch.bfloat16)
     return copy
 
 
@@ -307,8 +308,9 @@ def test_several_pictures(model):
     assert features.tiles == [1, 2]
     ids = torch.tensor([[3, 97, 4, 97, 5, 6]])
     prepared = model.prepare(ids, features)
-    seen = prepared["cross_attention_mask"][0].sum(-1)  # tiles of each picture that a token sees
-    assert seen.tolist() == [[0, 0], [1, 0], [1, 0], [0, 2], [0, 2], [0, 2]]
+    # Tiles of each picture that a token sees
+    visible_tiles = prepared["cross_attention_mask"][0].sum(-1)
+    assert visible_tiles.tolist() == [[0, 0], [1, 0], [1, 0], [0, 2], [0, 2], [0, 2]]
     assert model(**prepared).logits.shape == (1, 6, 97)
 
 
@@ -353,7 +355,7 @@ def _tokenizer_folder(folder: Path) -> Path:
     """Write a `tokenizer.json` of bytes that puts BOS in front, as Llama 3's does."""
     special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     vocabulary = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), "<|image|>"]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, []))
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True) for token in (*special, "<|image|>")]

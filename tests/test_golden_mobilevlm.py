@@ -25,9 +25,9 @@ from tests.golden_checks import (
     change_tensors,
     conversations,
     copy_of,
-    expected,
     golden_pixels,
     golden_prompts,
+    golden_results,
     greedy,
 )
 from tests.test_golden_llava_mpt import authors_ids
@@ -44,36 +44,41 @@ def test_the_projector_is_the_one_that_config_names(name):
 def put_tower_inside(folder, factor: float) -> None:
     """Put the tower of `folder`, its weights times `factor`, into the checkpoint itself."""
     tower = load_file(folder / "clip" / "model.safetensors")
-    vision = {n: t * factor for n, t in tower.items() if n.startswith("vision_model.")}
-    change_tensors(folder, lambda t: t | {INSIDE + name: tensor for name, tensor in vision.items()})
+    names = [name for name in tower if name.startswith("vision_model.")]
+    vision = {INSIDE + name: tower[name] * factor for name in names}
+    change_tensors(folder, lambda tensors: tensors | vision)
 
 
 @torch.inference_mode()
 def test_a_tower_inside_is_ignored_by_the_first_version(tmp_path):
-    folder, wanted = copy_of("mobilevlm", tmp_path), expected("mobilevlm")
+    folder, expected = copy_of("mobilevlm", tmp_path), golden_results("mobilevlm")
     put_tower_inside(folder, 0.5)
-    features = load_model(folder).encode_images(wanted["pixel_values"])
-    assert_close(features, wanted["image_features"])
+    features = load_model(folder).encode_images(expected["pixel_values"])
+    assert_close(features, expected["image_features"])
 
 
 @torch.inference_mode()
 def test_a_tower_inside_counts_for_v2(tmp_path):
-    folder, wanted = copy_of("mobilevlm_v2", tmp_path), expected("mobilevlm_v2")
+    folder, expected = copy_of("mobilevlm_v2", tmp_path), golden_results("mobilevlm_v2")
     put_tower_inside(folder, 1.0)
     # The one outside is made wrong, then taken away but for its config.
-    change_tensors(folder / "clip", lambda tensors: {n: t * 0.5 for n, t in tensors.items()})
-    features = load_model(folder).encode_images(wanted["pixel_values"])
-    assert_close(features, wanted["image_features"])
+    change_tensors(folder / "clip", lambda tensors: {name: tensors[name] * 0.5 for name in tensors})
+    features = load_model(folder).encode_images(expected["pixel_values"])
+    assert_close(features, expected["image_features"])
     (folder / "clip" / "model.safetensors").unlink()
-    features = load_model(folder).encode_images(wanted["pixel_values"])
-    assert_close(features, wanted["image_features"])
+    features = load_model(folder).encode_images(expected["pixel_values"])
+    assert_close(features, expected["image_features"])
 
 
 def test_an_incomplete_tower_inside_v2_is_told(tmp_path):
     folder = copy_of("mobilevlm_v2", tmp_path)
     put_tower_inside(folder, 1.0)
-    lost = INSIDE + "vision_model.pre_layrnorm.weight"
-    change_tensors(folder, lambda tensors: {n: t for n, t in tensors.items() if n != lost})
+    missing = INSIDE + "vision_model.pre_layrnorm.weight"
+
+    def cut(tensors):
+        return {name: tensors[name] for name in tensors if name != missing}
+
+    change_tensors(folder, cut)
     with pytest.raises(CheckpointError, match=r"missing image_encoder\.pre_layrnorm\.weight"):
         load_model(folder)
 
@@ -106,9 +111,9 @@ def test_pixels():
 
 def test_prompts():
     template = load_processor(GOLDEN / "mobilevlm").template
-    wanted = golden_prompts("mobilevlm")
+    expected = golden_prompts("mobilevlm")
     for name, messages in conversations().items():
-        assert template.render(messages) == wanted[name]
+        assert template.render(messages) == expected[name]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +137,7 @@ def processor(tmp_path_factory):
     return load_processor(folder)
 
 
-def test_tokens_are_sentencepiece_s_behind_a_bos(processor):
+def test_tokens_equal_sentencepiece_behind_a_bos(processor):
     pieces = sentencepiece.SentencePieceProcessor(str(processor.folder / "tokenizer.model"))
     for text in ("What is in the picture?", "USER: Hello\nthere  ASSISTANT:", "Grün, 红色 🙂"):
         ids = [1, *pieces.encode(text)]
@@ -144,7 +149,7 @@ def test_tokens_are_sentencepiece_s_behind_a_bos(processor):
 def test_tokens(processor):
     tokenizer = processor.tokenizer
     assert processor.stop_token_ids == [2]
-    inputs = {"pixel_values": expected("mobilevlm")["pixel_values"]}
+    inputs = {"pixel_values": golden_results("mobilevlm")["pixel_values"]}
     for name, messages in conversations().items():
         ids = processor.input_ids(messages, inputs if name != "text_only" else None)
         prompt = processor.template.render(messages)
@@ -166,7 +171,7 @@ def test_a_converted_folder_answers_without_the_tower(processor, tmp_path):
     pipeline = VisionLanguagePipeline(tmp_path / "converted", accuracy=True)
     picture = open_picture(GOLDEN / "preprocessing" / "sample_0.png")
     conversation = pipeline.conversation()
-    conversation.ask("What is in the picture?", [picture], max_new_tokens=5).text  # noqa: B018
+    conversation.ask("What is in the picture?", [picture], max_new_tokens=5).wait()
     first_turn = list(conversation.ids)
     reply = conversation.ask("What colour is it?", max_new_tokens=5)
     prompt = [*first_turn, *processor.turn_ids(user_message("What colour is it?"), first=False)]
@@ -177,7 +182,7 @@ def test_a_converted_folder_answers_without_the_tower(processor, tmp_path):
 
 
 def test_words_of_special_tokens_in_a_question_are_plain_text(processor):
-    inputs = {"pixel_values": expected("mobilevlm")["pixel_values"]}
+    inputs = {"pixel_values": golden_results("mobilevlm")["pixel_values"]}
     ids = processor.input_ids([user_message("What is </s> or <s> or <image>?", 1)], inputs)[0]
     assert ids.tolist().count(2) == 0
     assert ids.tolist().count(1) == 1

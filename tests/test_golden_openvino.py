@@ -17,8 +17,8 @@ from tests.golden_checks import (
     GOLDEN,
     assert_close,
     compiled,
-    expected,
     generate,
+    golden_results,
     stateful,
 )
 
@@ -38,8 +38,8 @@ def model(name):
 
 
 @pytest.fixture(scope="module")
-def wanted(name) -> dict[str, Tensor]:
-    return expected(name)
+def expected(name) -> dict[str, Tensor]:
+    return golden_results(name)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,14 @@ def converted(model):
     return stateful(model)
 
 
-def test_features(name, model, wanted):
+def test_features(name, model, expected):
     encoder = compiled(model.image_encoder_part())
     for picture in PICTURES.get(name, [""]):
-        pixels = wanted["pixel_values" + picture]
+        pixels = expected["pixel_values" + picture]
         for number in (1, 2):  # pictures at once
             features = torch.from_numpy(encoder(pixels.repeat(number, 1, 1, 1).numpy())[0])
-            for found in features:
-                assert_close(found[None], wanted["image_features" + picture], TOLERANCE)
+            for actual in features:
+                assert_close(actual[None], expected["image_features" + picture], TOLERANCE)
 
 
 def test_text_embeddings(model, converted):
@@ -62,39 +62,41 @@ def test_text_embeddings(model, converted):
     assert_close(converted.embed_tokens(ids), model.embed_tokens(ids), TOLERANCE)
 
 
-def test_logits_from_one_growing_cache(converted, wanted):
-    embeddings, logits = wanted["inputs_embeds"], wanted["logits"]
+def test_logits_from_one_growing_cache(converted, expected):
+    embeddings, logits = expected["inputs_embeds"], expected["logits"]
     cache, length = converted.new_cache(), logits.shape[1]
     for start, stop in itertools.pairwise([0, 5, 6, 7, length - 1, length]):
         output = converted(inputs_embeds=embeddings[:, start:stop], past_key_values=cache)
         assert_close(output.logits[:, 0], logits[:, stop - 1], TOLERANCE)
 
 
-def test_greedy_tokens(converted, wanted):
-    tokens = wanted["greedy_tokens"].flatten().tolist()
-    found = generate(converted, wanted["inputs_embeds"], max_new_tokens=len(tokens))
-    assert found[0].tolist() == tokens
+def test_greedy_tokens(converted, expected):
+    tokens = expected["greedy_tokens"].flatten().tolist()
+    actual = generate(converted, expected["inputs_embeds"], max_new_tokens=len(tokens))
+    assert actual[0].tolist() == tokens
 
 
-def test_beams(name, converted, wanted):
+def test_beams(name, converted, expected):
     model = load_model(GOLDEN / name)
     options = {"num_beams": 3, "max_new_tokens": 8}
-    found = generate(converted, wanted["inputs_embeds"], **options)
-    assert torch.equal(found, generate(model.language_model, wanted["inputs_embeds"], **options))
+    actual = generate(converted, expected["inputs_embeds"], **options)
+    assert torch.equal(actual, generate(model.language_model, expected["inputs_embeds"], **options))
 
 
 # Llama-3.2-Vision, whose language model takes a picture's keys and values as inputs
 
 
-def mllama_pictures(model, wanted, encoder, case: int | None) -> dict[str, np.ndarray]:
+def mllama_pictures(model, expected, encoder, case: int | None) -> dict[str, np.ndarray]:
     """Return what stays the same in a conversation; without a picture it is empty."""
     names = cross_names(len(model.language_model.config.cross_attention_layers))
     images = [
-        wanted[f"{name}.{case or 0}"].numpy()
+        expected[f"{name}.{case or 0}"].numpy()
         for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
     ]
     pictures = dict(zip(names, encoder(images).values(), strict=True))
-    return pictures if case is not None else {name: x[:, :, :0] for name, x in pictures.items()}
+    if case is None:
+        return {name: tensor[:, :, :0] for name, tensor in pictures.items()}
+    return pictures
 
 
 def mllama_logits(request, embeddings: Tensor, mask: Tensor, length: int, fixed: dict) -> Tensor:
@@ -111,36 +113,37 @@ def mllama_logits(request, embeddings: Tensor, mask: Tensor, length: int, fixed:
     return torch.from_numpy(request.get_tensor("logits").data.copy())
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_mllama_in_one_language_model(kept):
+@pytest.mark.parametrize("in_state", [False, True])
+def test_mllama_in_one_language_model(in_state):
     """Three layouts of tiles, and text only: logits of the prompt, then greedy tokens.
 
-    The pictures' keys and values are inputs, or `kept` in state, where they are set only once.
+    The pictures' keys and values are inputs, or `in_state`, where they are set only once.
     """
-    model, wanted = load_model(GOLDEN / "mllama"), expected("mllama")
+    model, expected = load_model(GOLDEN / "mllama"), golden_results("mllama")
     encoder, _, language_model = (convert_part(part) for part in model.parts())
-    if kept:
-        keep_inputs(language_model, model.processor.kept_inputs)
+    if in_state:
+        keep_inputs(language_model, model.processor.exported.kept_inputs)
     encoder, language_model = (
         ov.Core().compile_model(part, "CPU", ACCURATE) for part in (encoder, language_model)
     )
     request = language_model.create_infer_request()
     for case in (0, 1, 2, None):
         start, ending = ("text_only.", "") if case is None else ("", f".{case}")
-        ids, tokens = wanted[f"{start}input_ids{ending}"], wanted[f"{start}greedy_tokens{ending}"]
-        mask = wanted.get(f"cross_attention_mask{ending}", torch.zeros(*ids.shape, 0, 4).long())
-        pictures = mllama_pictures(model, wanted, encoder, case)
+        ids = expected[f"{start}input_ids{ending}"]
+        tokens = expected[f"{start}greedy_tokens{ending}"]
+        mask = expected.get(f"cross_attention_mask{ending}", torch.zeros(*ids.shape, 0, 4).long())
+        pictures = mllama_pictures(model, expected, encoder, case)
         fixed = {"has_picture": np.float32([case is not None])}
         request.reset_state()
-        for state in request.query_state() if kept else ():
+        for state in request.query_state() if in_state else ():
             if state.name in pictures:
                 state.state = ov.Tensor(np.ascontiguousarray(pictures.pop(state.name)))
         fixed |= pictures
         logits = mllama_logits(request, model.embed_tokens(ids), mask, ids.shape[1], fixed)
-        assert_close(logits[:, 0], wanted[f"{start}logits{ending}"][:, -1], TOLERANCE)
-        found = [int(logits.argmax())]
-        while len(found) < tokens.numel():
-            embeddings = model.embed_tokens(torch.tensor([found[-1:]]))
-            length = ids.shape[1] + len(found)
-            found.append(int(mllama_logits(request, embeddings, mask, length, fixed).argmax()))
-        assert found == tokens.flatten().tolist()
+        assert_close(logits[:, 0], expected[f"{start}logits{ending}"][:, -1], TOLERANCE)
+        actual = [int(logits.argmax())]
+        while len(actual) < tokens.numel():
+            embeddings = model.embed_tokens(torch.tensor([actual[-1:]]))
+            length = ids.shape[1] + len(actual)
+            actual.append(int(mllama_logits(request, embeddings, mask, length, fixed).argmax()))
+        assert actual == tokens.flatten().tolist()

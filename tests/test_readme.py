@@ -2,13 +2,24 @@
 
 import re
 
-from helpers.workshop.readme import ROOT, filled
+import pytest
+
+from helpers.workshop.readme import ROOT, pages
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_tables_are_made_from_the_data():
-    assert filled(README) == README, "run: python -m helpers.workshop.readme"
+@pytest.mark.parametrize("name", [path.name for path in pages()])
+def test_pages_are_made_from_the_data(name):
+    (text,) = [text for path, text in pages().items() if path.name == name]
+    (path,) = [path for path in pages() if path.name == name]
+    assert path.read_text(encoding="utf-8") == text, "run: python -m helpers.workshop.readme"
+
+
+def test_the_glossary_is_short():
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    terms = re.search(r"\| term \|.*?\n\n", contributing, flags=re.DOTALL)[0].splitlines()[2:]
+    assert 6 <= len([line for line in terms if line]) <= 12
 
 
 def test_pictures_exist_and_are_described():

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from helpers.measure import evaluation
 from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes import questions, tokenizers, world
-from helpers.sources.checkpoints import CARD
+from helpers.sources.checkpoints import BUNDLED, CARD
 from helpers.workshop import naming, samples, training
 from helpers.workshop.recipes import BATCHES, RECIPES
 from tests.tiny import seeded
@@ -71,6 +72,12 @@ def test_an_instruction_stands_behind_some_questions_that_a_word_answers():
     assert 0.2 < ends[False, True] / (ends[False, True] + ends[False, False]) < 0.4
 
 
+def weight_files(folder: Path) -> set[str]:
+    """Return the files of weights in a folder, those of an image encoder of its own included."""
+    paths = [path for path in folder.rglob("*") if path.suffix in (".bin", ".safetensors")]
+    return {path.relative_to(folder).as_posix() for path in paths}
+
+
 def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
     (prepared.folder / "state.pt").write_bytes(b"not part of the checkpoint")
     training.save(prepared.model, prepared.folder, tmp_path, prepared.recipe)
@@ -78,7 +85,9 @@ def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
     for name, tensor in prepared.model.state_dict().items():
         assert torch.equal(tensor.to(torch.float16), actual[name]), name
     assert (tmp_path / CARD).exists() and not (tmp_path / "state.pt").exists()
-    assert len(list(tmp_path.glob("pytorch_model*.bin"))) == prepared.recipe.shards
+    files = weight_files(tmp_path)
+    assert files == weight_files(BUNDLED / prepared.recipe.bundled)
+    assert sum("/" not in file for file in files) == prepared.recipe.shards
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 8e6
 
 

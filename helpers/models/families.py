@@ -106,23 +106,39 @@ def _plain(name: str) -> str:
 
 @functools.cache
 def families() -> tuple[Family, ...]:
-    """Return the entries of all families: those here, then those of other packages.
-
-    Raises `SettingsError` for an entry point that does not lead to a `Family`.
-    """
+    """Return the entries of all families: those here, then those of other packages."""
     entries = [import_module(f"helpers.models.{module}").FAMILY for module in MODULES]
-    for point in metadata.entry_points(group=GROUP):
-        try:
-            entry = point.load()
-        except Exception as error:  # another package's code can fail in any way
-            entry = error
-        if not isinstance(entry, Family):
-            raise SettingsError(
-                f"The entry point {point.name} = {point.value} of {GROUP} leads to no Family "
-                f"({type(entry).__name__}); repair or uninstall the package that brings it."
-            )
-        entries.append(entry)
-    return tuple(entries)
+    return (*entries, *_entries_of_other_packages().values())
+
+
+@functools.cache
+def _entries_of_other_packages() -> dict[str, Family]:
+    entries = {_words(point): _load(point) for point in metadata.entry_points(group=GROUP)}
+    return {words: entry for words, entry in entries.items() if isinstance(entry, Family)}
+
+
+def _load(point: metadata.EntryPoint) -> object:
+    try:
+        return point.load()
+    except Exception as error:  # another package's code can fail in any way
+        return error
+
+
+def _words(point: metadata.EntryPoint) -> str:
+    return f"{point.name} = {point.value}"
+
+
+def broken_entry_points() -> list[str]:
+    """Return a sentence on each entry point that leads to no `Family`.
+
+    Such a package disturbs nobody until a checkpoint is of no other family.
+    """
+    points = [_words(point) for point in metadata.entry_points(group=GROUP)]
+    return [
+        f"The entry point {point} of {GROUP} leads to no Family; repair or uninstall its package."
+        for point in points
+        if point not in _entries_of_other_packages()
+    ]
 
 
 def find_family(model_type: object) -> Family | None:
@@ -145,7 +161,8 @@ def family_of(folder: Path) -> Family:
     family = find_family(model_type)
     if family is None:
         supported = ", ".join(family.model_type for family in families())
-        raise CheckpointError(f"{folder} holds a {model_type!r} model; this reads {supported}.")
+        sentence = f"{folder} holds a {model_type!r} model; this reads {supported}."
+        raise CheckpointError(" ".join([sentence, *broken_entry_points()]))
     return family
 
 

@@ -1,15 +1,18 @@
-"""Write the README's tables and FULL_SIZE.md from data: `python -m helpers.workshop.readme`."""
+"""Write tables, lists and drawings of pages from data: `python -m helpers.workshop.readme`."""
 
 import re
 from pathlib import Path
 
 from helpers.measure.figures import Figures, from_json
+from helpers.models.families import families
 from helpers.show.tables import format_table
-from helpers.sources.checkpoints import bundled_checkpoints, read_json
+from helpers.sources.checkpoints import read_json
+from helpers.workshop import rooms
 from helpers.workshop.full_size_page import full_size_text
-from helpers.workshop.report import accuracy_rows
+from helpers.workshop.rooms import ROOMS
 
 ROOT = Path(__file__).parent.parent.parent
+FILLED = ("README.md", "CONTRIBUTING.md")  # pages with places to fill
 
 
 def notebooks_table() -> str:
@@ -24,23 +27,34 @@ def notebooks_table() -> str:
     return "\n".join(lines)
 
 
-def accuracy_tables() -> str:
-    """Return what each bundled checkpoint answers rightly."""
-    parts = []
-    for family, folder in bundled_checkpoints().items():
-        report = read_json(folder / "accuracy.json")
-        table = format_table(accuracy_rows(report["figures"]))
-        parts.append(
-            f"{family}, exact answers to {report['questions']} questions about pictures and words "
-            f"that training never showed, and the agreement with PyTorch:\n\n```\n{table}\n```"
-        )
-    return "\n\n".join(parts)
+def accuracy_table() -> str:
+    """Return what each bundled checkpoint answers rightly, and how close INT4 is to PyTorch."""
+    rows = []
+    for family in families():
+        if family.checkpoint is not None:
+            figures = read_json(family.checkpoint / "accuracy.json")["figures"]
+            row = {"bundled checkpoint": family.name}
+            row |= {name: f"{figures[name]['accuracy']['all']:.1%}" for name in figures}
+            rows.append(row | {"KL": f"{figures['int4']['agreement']['divergence']:.4f}"})
+    return f"```\n{format_table(rows)}\n```"
+
+
+def room_list() -> str:
+    """Return the rooms from the top, each with the first sentence of its docstring."""
+    return "\n".join(f"- `{room}/`: {rooms.first_sentence(rooms.HELPERS / room)}" for room in ROOMS)
 
 
 def filled(text: str) -> str:
-    """Return the README's text with its tables made anew."""
-    for name, content in (("notebooks", notebooks_table()), ("accuracy", accuracy_tables())):
-        text = _replaced(text, name, content)
+    """Return a page's text with its tables and lists made anew."""
+    contents = {
+        "notebooks": notebooks_table,
+        "accuracy": accuracy_table,
+        "rooms": room_list,
+        "tree": lambda: f"```\n{rooms.tree()}\n```",
+    }
+    for name, content in contents.items():
+        if f"<!-- {name} -->" in text:
+            text = _replaced(text, name, content())
     return text
 
 
@@ -57,7 +71,15 @@ def full_size_page() -> str:
     return full_size_text(sorted(results, key=lambda figures: sum(figures.parameters.values())))
 
 
+def pages() -> dict[Path, str]:
+    """Return what each generated file should hold."""
+    texts = {ROOT / name: (ROOT / name).read_text(encoding="utf-8") for name in FILLED}
+    return {path: filled(text) for path, text in texts.items()} | {
+        ROOT / "docs" / "rooms.svg": rooms.drawing(),
+        ROOT / "notebooks" / "FULL_SIZE.md": full_size_page(),
+    }
+
+
 if __name__ == "__main__":
-    (ROOT / "notebooks" / "FULL_SIZE.md").write_text(full_size_page(), encoding="utf-8")
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")

@@ -108,7 +108,7 @@ def _is_shown(path: Path) -> bool:
 
 def _line(path: Path, depth: int) -> str:
     name = f"{'  ' * depth}{path.name}{'/' if path.is_dir() else ''}"
-    return f"{name:28}{first_sentence(path)}"
+    return f"{name:<30}{first_sentence(path)}"
 
 
 # The drawing
