@@ -30,7 +30,8 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test torture soak browser screenshots full-size lint format clean constraints
+.PHONY: help run lab test check torture soak browser screenshots full-size lint format clean \
+	constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -68,16 +69,22 @@ full-size: $(VENV)/.installed  ## Measure MODEL at full size, with random weight
 		--output notebooks/full-size/$(MODEL).json
 	@$(BIN)/python -m helpers.workshop.readme
 
-lint: $(VENV)/.checks  ## Check style
+lint: $(VENV)/.checks  ## Check style and types
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+
+# What most changes break, in two minutes: names and rooms, golden data, conversations, a notebook.
+CHECK := rooms names readme requirements checkpoints tracing_and_stateful pipeline notebook_structure
+check: lint  ## Check style, types, and what most changes break
+	@$(BIN)/python -m pytest -m "not slow" tests/test_golden_*.py $(CHECK:%=tests/test_%.py)
 
 format: $(VENV)/.checks  ## Repair what the style check can repair
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
 
 clean:  ## Remove the environment and everything that was made
-	rm -rf $(VENV) $(VENV)-* $(OUTPUT) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* $(OUTPUT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 constraints:  ## Lock anew what requirements.txt and tests/requirements.txt pull in

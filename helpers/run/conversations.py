@@ -23,6 +23,7 @@ from transformers.generation import (
 
 from helpers.errors import QuestionError
 from helpers.inputs.messages import Message, answer_message, check_turns, message_of, pictures_of
+from helpers.models.exported import Features
 from helpers.run.generation import StateCache, StopOnEvent, Stopped
 from helpers.run.replies import Answer, AnswerStreamer, Counts, Reply, Request
 from helpers.run.sampling import Sampling
@@ -176,7 +177,7 @@ class Conversation:
         self.features = features
         return tokens
 
-    def _encode_images(self, request: Request, answer: Answer) -> Sequence[Tensor]:
+    def _encode_images(self, request: Request, answer: Answer) -> Features:
         if request.image_inputs is None:
             return ()
         start = time.perf_counter()

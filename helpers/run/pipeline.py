@@ -21,6 +21,7 @@ from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Message
 from helpers.models import load_processor
+from helpers.models.exported import Features
 from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
 from helpers.run.generation import StatefulLanguageModel
@@ -94,7 +95,7 @@ class VisionLanguagePipeline:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 
-    def encode_images(self, **image_inputs: Any) -> "Tensor | Sequence[Any]":
+    def encode_images(self, **image_inputs: Any) -> Features:
         """Return picture features; iterating gives those of each tile, slice or picture."""
         return self.processor.exported.encode_images(self._run_image_encoder, image_inputs)
 
@@ -106,7 +107,7 @@ class VisionLanguagePipeline:
         return self.language_model.embed_tokens(input_ids)
 
     def prepare(
-        self, input_ids: Tensor, features: Sequence[Tensor] | None = None, *, past: int = 0
+        self, input_ids: Tensor, features: Features | None = None, *, past: int = 0
     ) -> dict[str, Any]:
         """Return all that `language_model` takes for a prompt with these picture features.
 

@@ -1,6 +1,7 @@
 """Write tables, lists and drawings of pages from data: `python -m helpers.workshop.readme`."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from helpers.measure.figures import Figures, from_json
@@ -46,7 +47,7 @@ def room_list() -> str:
 
 def filled(text: str) -> str:
     """Return a page's text with its tables and lists made anew."""
-    contents = {
+    contents: dict[str, Callable[[], str]] = {
         "notebooks": notebooks_table,
         "accuracy": accuracy_table,
         "rooms": room_list,

@@ -51,7 +51,7 @@ def imports() -> Iterator[Import]:
         room = path.relative_to(HELPERS).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for module in _imported_modules(node):
-                if module.split(".")[0] == "helpers":
+                if module.split(".")[0] == "helpers" and isinstance(node, ast.stmt):
                     yield Import(path, node.lineno, room, _room_of(module))
 
 
