@@ -9,8 +9,8 @@ import torch
 from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
 from helpers.inputs.messages import user_message
 from helpers.run import generation
-from helpers.run.replies import Counts
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.replies import Counts
 from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture
 
 NEW_TOKENS = 10

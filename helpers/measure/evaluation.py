@@ -25,7 +25,7 @@ from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import collate
 from helpers.run.pipeline import VisionLanguagePipeline
 
-Model = VisionLanguageModel[Any] | VisionLanguagePipeline
+Model = VisionLanguageModel[Any] | VisionLanguagePipeline  # which have the same calls
 T = TypeVar("T")
 
 

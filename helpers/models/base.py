@@ -199,7 +199,7 @@ def reason_of(error: Exception) -> str:
 def set_bos(tokenizer: Any, *, added: bool) -> None:
     """Set whether `tokenizer` puts BOS in front of a text.
 
-    transformers defines a setter, but types show the property as one that can only be read.
+    transformers defines a setter for the property, which mypy does not recognise as one.
     """
     tokenizer.add_bos_token = added
 

@@ -14,8 +14,8 @@ from PIL import Image
 from helpers.errors import PictureError, UserError
 from helpers.inputs.images import open_picture
 from helpers.run.conversations import Conversation
-from helpers.run.replies import Reply
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.replies import Reply
 
 AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
 
