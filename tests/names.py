@@ -8,8 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # What a name like these holds has a noun of its own: answers, widths, visible_mask.
 VAGUE = frozenset(
-    "found seen sees one ones each own said told taken given gives shown whole there behind looks "
-    "speaks ways asked answered wanted tried written begun kept known chosen drawn".split()
+    """
+    found seen sees one ones each own said told taken given gives shown whole there behind looks
+    speaks ways asked answered wanted tried written begun kept known chosen drawn
+    """.split()  # noqa: SIM905 (a list of words reads better than a list of strings)
 )
 LIMIT = 3  # of a thousand names
 

@@ -41,7 +41,7 @@ CARD = (
 )
 COSTS = ("time", "memory", "disk")  # of notebooks/costs.json, as in the card
 WORDS_BEFORE_CODE = 60
-LINES_IN_A_CELL = 15
+LINES_IN_A_CELL = 25
 KILOBYTES = 400
 SHARED_LINES = 6
 SHORT_PARAGRAPH = 6  # words; shorter ones ("Solution") may stand in two notebooks

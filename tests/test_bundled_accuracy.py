@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.models.families import families
 from helpers.sources.checkpoints import BUNDLED, bundled_checkpoints, read_json
 from helpers.sources.hub import weight_bytes
 from helpers.workshop import report
@@ -57,8 +58,10 @@ def test_is_small(family):
     assert weight_bytes(BUNDLED / family) <= 8e6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [family for family in families() if family.checkpoint], ids=lambda family: family.name
+)
 def test_the_notebook_uses_the_int4_that_is_measured(family):
-    notebooks = [path.read_text(encoding="utf-8") for path in NOTEBOOKS.glob("*.ipynb")]
-    (notebook,) = (text for text in notebooks if rf"\"{family}\"" in text)
-    assert str(report.presets(family)[-1].language_model) in notebook
+    (path,) = NOTEBOOKS.glob(f"*-{family.name}.ipynb")
+    notebook = path.read_text(encoding="utf-8")
+    assert str(report.presets(family.bundled)[-1].language_model) in notebook

@@ -7,17 +7,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers.sources.checkpoints import BUNDLED
+from helpers.models.families import find_checkpoint
 from tests.offline import run_offline
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-BUNDLED_NAMES = {
-    "01-llava-mpt": "llava_mpt",
-    "02-mobilevlm": "mobilevlm",
-    "03-internvl2": "internvl2",
-    "04-minicpm-v-2": "minicpm_v2",
-    "05-llama-3.2-vision": "mllama",
-}
 CHOICES = [
     {"VLM_PRECISION": "int4-sym", "VLM_DEVICE": "AUTO"},
     {"VLM_CHECKPOINT": "folder", "VLM_PRECISION": "int8", "VLM_DEVICE": "CPU"},
@@ -43,7 +36,8 @@ def test_choices_by_environment(stem, choice, tmp_path):
     notebook = Path(shutil.copy(FOLDER / f"{stem}.ipynb", tmp_path))
     environment = choice | {"VLM_QUESTIONS": "14"}
     if choice.get("VLM_CHECKPOINT") == "folder":
-        source = shutil.copytree(BUNDLED / BUNDLED_NAMES[stem], tmp_path / "my checkpoint")
+        bundled = find_checkpoint(stem.partition("-")[2])
+        source = shutil.copytree(bundled, tmp_path / "my checkpoint")
         environment["VLM_FOLDER"] = str(source)
     command = [sys.executable, "-m", "helpers.workshop.notebooks", str(notebook), "--in-place"]
     code, output, attempts = run_offline(command, environment=environment)

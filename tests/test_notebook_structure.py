@@ -196,7 +196,7 @@ BAD = [
     (structure.nothing_forbidden, new_outputs(FIRST, tags=["raises-exception"])),
     (
         structure.short_cells,
-        new_source(FIRST, "\n".join(f"a{number} = {number}" for number in range(16))),
+        new_source(FIRST, "\n".join(f"a{number} = {number}" for number in range(26))),
     ),
     (structure.valid_code, new_source(FIRST, "print('")),
     (structure.valid_code, new_source(FIRST, "# nothing")),
