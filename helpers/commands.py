@@ -133,37 +133,35 @@ CHAT_HELP = "/image PATH adds a picture, /clear begins anew, /quit or Ctrl-D end
 
 def chat(options: argparse.Namespace) -> int:
     """Answer one question after another; errors are told, and the conversation goes on."""
-    pipeline = open_pipeline(options)
-    conversation, images = pipeline.conversation(), list(options.image)
+    from helpers.inputs.images import open_picture
+
+    pictures = [open_picture(Path(path)) for path in options.image]
+    conversation = open_pipeline(options).conversation()
     report(CHAT_HELP)
     for line in _lines("> "):
         command, _, argument = line.partition(" ")
         if command == "/quit":
             break
-        if command == "/image":
-            images.append(argument.strip())
-            continue
-        if command == "/clear":
-            conversation.clear()
-            continue
-        reply = None
         try:
-            reply = conversation.ask(line, _opened(images), **_sampling(options))
-            images = []
-            _stream(reply)
+            if command == "/image":
+                pictures.append(open_picture(Path(argument.strip())))
+            elif command == "/clear":
+                conversation.clear()
+            else:
+                _answer(conversation.ask(line, pictures, **_sampling(options)))
+                pictures = []
         except UserError as error:
             report(f"error: {error}")
-        except KeyboardInterrupt:
-            report("\nstopped")
-            if reply is not None:
-                reply.wait()
     return 0
 
 
-def _opened(paths: Sequence[str]) -> list[Any]:
-    from helpers.inputs.images import open_picture
-
-    return [open_picture(Path(path)) for path in paths]
+def _answer(reply: "Reply") -> None:
+    """Stream an answer; Ctrl-C stops it, and what there is of it stays in the conversation."""
+    try:
+        _stream(reply)
+    except KeyboardInterrupt:
+        report("\nstopped")
+        reply.wait()
 
 
 def _lines(prompt: str) -> Iterator[str]:

@@ -14,8 +14,7 @@ from helpers.errors import PictureError, SettingsError
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.inputs.messages import user_message
 from helpers.models import load_processor
-from helpers.shapes import world
-from helpers.shapes.questions import draw_samples
+from helpers.shapes import questions, world
 from tests.tiny import TOKENS_PER_TILE
 
 
@@ -28,8 +27,8 @@ def parts(converted):
 def test_shapes_are_of_the_training_split(monkeypatch):
     scenes = []
     draw = world.draw
-    monkeypatch.setattr(world, "draw", lambda scene: scenes.append(scene) or draw(scene))
-    samples = draw_samples(9)
+    monkeypatch.setattr(questions, "draw", lambda scene: scenes.append(scene) or draw(scene))
+    samples = questions.draw_samples(9)
     assert len({text for _, text in samples}) > 4
     assert {world.split_of((scene.grid, scene.items)) for scene in scenes} == {"train"}
 
@@ -50,7 +49,9 @@ def test_an_empty_folder(tmp_path):
 
 
 def test_a_source_that_does_not_exist():
-    with pytest.raises(SettingsError, match="photos is neither shapes, nor a folder"):
+    with pytest.raises(
+        SettingsError, match="photos is neither a folder of pictures nor a data set"
+    ):
         find_samples("photos", 2)
 
 
@@ -104,7 +105,7 @@ def test_a_data_set_without_the_package(monkeypatch):
 
 def test_inputs_of_the_parts(converted, parts, tmp_path):
     path = tmp_path / "picture.png"
-    samples = draw_samples(2)
+    samples = questions.draw_samples(2)
     samples[1][0].save(path)
     inputs = inputs_by_part(parts, load_processor(converted), [samples[0], (path, samples[1][1])])
     assert set(inputs) == {IMAGE_ENCODER, LANGUAGE_MODEL}
@@ -120,7 +121,7 @@ def test_inputs_of_the_parts(converted, parts, tmp_path):
 
 
 def test_inputs_can_be_gone_through_again(parts, converted):
-    inputs = inputs_by_part(parts, load_processor(converted), draw_samples(1))
+    inputs = inputs_by_part(parts, load_processor(converted), questions.draw_samples(1))
     first, second = (next(iter(inputs[LANGUAGE_MODEL])) for _ in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 

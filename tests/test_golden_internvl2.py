@@ -209,7 +209,7 @@ def test_a_generation_that_crosses_the_first_length(model, converted, start, bea
 
 def test_only_phi3_prefills_again(name, model):
     limit = 32 if name == "internvl2_phi3" else None
-    assert model.processor.prefill_again_beyond == limit
+    assert model.processor.exported.prefill_again_beyond == limit
 
 
 # Pictures

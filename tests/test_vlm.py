@@ -1,0 +1,157 @@
+"""`vlm`: what it is called, what it understands, how it is helped along."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import helpers
+from helpers.__main__ import EXAMPLES, SUMMARIES, main
+from helpers.commands import COMMANDS
+from helpers.models.families import families, find_checkpoint, find_original
+from tests.tiny import picture
+
+PROGRAM = Path(sysconfig.get_path("scripts")) / ("vlm.exe" if sys.platform == "win32" else "vlm")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    return path
+
+
+def test_it_is_installed_and_says_its_version():
+    result = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, f"vlm {helpers.__version__}\n")
+    assert metadata.version("vlm-notebooks") == helpers.__version__
+
+
+def test_every_command_has_a_summary_and_an_example():
+    assert COMMANDS.keys() == SUMMARIES.keys() == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("command", SUMMARIES)
+def test_the_examples_in_help_are_command_lines(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert EXAMPLES[command] in text
+    for line in EXAMPLES[command].splitlines():
+        assert re.search(rf"\bvlm {command}\b", line)
+
+
+def test_choices_in_help_come_from_the_register(capsys):
+    for command, names in {
+        "convert": [family.name for family in families()],
+        "benchmark": [original.name for family in families() for original in family.originals],
+    }.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out.replace("-\n", "-").replace(" ", "").replace("\n", "")
+        assert all(name in text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("minicpm-v-2", "minicpm_v2"),
+        ("minicpm_v2", "minicpm_v2"),
+        ("MiniCPM_V_2", "minicpm_v2"),
+        ("llama-3.2-vision", "mllama"),
+        ("mllama", "mllama"),
+        ("llava-mpt", "llava_mpt"),
+        ("llava_mpt", "llava_mpt"),
+    ],
+)
+def test_one_spelling_and_the_other_is_understood(name, folder):
+    assert find_checkpoint(name).name == folder
+
+
+@pytest.mark.parametrize("name", ["internvl2-1b", "internvl2_1b", "OpenGVLab/InternVL2-1B"])
+def test_an_original_by_its_name_or_its_hub_id(name):
+    assert find_original(name).hub_id == "OpenGVLab/InternVL2-1B"
+
+
+def test_a_family_s_name_means_its_first_original():
+    assert find_original("internvl2").name == "internvl2-1b"
+
+
+@pytest.mark.parametrize("question", [(), ("--question", "-")])
+def test_the_question_from_standard_input(converted, photo, monkeypatch, capsys, question):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is it?\n"))
+    command = ["ask", str(converted), "--image", str(photo), "--max-new-tokens", "3", *question]
+    assert main([*command, "--json"]) == 0
+    piped = json.loads(capsys.readouterr().out)["text"]
+    assert main([*command[:6], "--question", "What is it?\n", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == piped
+
+
+def test_sampling_options(converted, capsys):
+    command = ["ask", str(converted), "--question", "What?", "--max-new-tokens", "12", "--json"]
+    answers = {}
+    for options in ("", "--temperature 0", "--temperature 5 --seed 1", "--top-k 40 --seed 2"):
+        assert main([*command, *options.split()]) == 0
+        answers[options] = json.loads(capsys.readouterr().out)["text"]
+    assert answers[""] == answers["--temperature 0"]
+    assert len(set(answers.values())) == 3
+    assert main([*command, "--temperature", "9"]) == 1
+    assert "temperature is 9.0; it should be from 0.01 to 5.0" in capsys.readouterr().err
+
+
+def test_chatting(converted, photo, monkeypatch, capsys, tmp_path):
+    lines = [f"/image {photo}", "What is it?", "", "And now?", "/image nowhere.png", "What?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*lines, "/clear", "Again?", "/quit"])))
+    assert main(["chat", str(converted), "--max-new-tokens", "4"]) == 0
+    output = capsys.readouterr()
+    assert output.out.count("\n") == 4  # answers
+    assert "error: nowhere.png does not exist; give the path of a picture." in output.err
+    assert "Traceback" not in output.err
+
+
+def test_a_chat_ends_with_its_input(converted, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n"))
+    assert main(["chat", str(converted), "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path, capsys):
+    assert main(["convert", str(tmp_path), "--output", str(tmp_path / "x")]) == 1
+    plain = capsys.readouterr().err
+    assert plain.startswith("error: ") and "Traceback" not in plain
+    assert main(["convert", str(tmp_path), "--output", str(tmp_path / "x"), "--debug"]) == 1
+    text = capsys.readouterr().err
+    assert "Traceback" in text and text.endswith(plain)
+    assert "FileNotFoundError" in text  # which `from None` hides otherwise
+
+
+WITHOUT_PACKAGES = """
+import sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("openvino", "torch", "numpy", "transformers"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+sys.meta_path.insert(0, Nothing())
+from helpers.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", [["convert", "x", "--output", "y"], ["info", "x"]])
+def test_an_interpreter_without_the_packages(command):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGES, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"error: The Python that runs this, {sys.executable}, has no")
+    assert "helpers" in result.stderr
