@@ -89,8 +89,8 @@ class Unfinished:
     def finish(self) -> None:
         """Record all other files and give the manifest its name."""
         (self.folder / HOLDER).unlink()
-        own = (MANIFEST, UNFINISHED_MANIFEST)
-        names = sorted(path.name for path in self.folder.iterdir() if path.name not in own)
+        manifests = (MANIFEST, UNFINISHED_MANIFEST)
+        names = sorted(path.name for path in self.folder.iterdir() if path.name not in manifests)
         self.manifest["files"] = _describe_files(self.folder, names)
         self.manifest["bit_widths"] = {part: self.manifest["bit_widths"][part] for part in FILES}
         self._write().replace(self.folder / MANIFEST)

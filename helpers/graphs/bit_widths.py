@@ -90,7 +90,7 @@ def stored_bytes(model: ov.Model) -> int:
 
 
 def bit_width_rows(widths: dict[str, list[BitWidth]]) -> list[dict[str, object]]:
-    """Return bit widths by part as rows for `plots.show_table`."""
+    """Return bit widths by part as rows for `tables.show_table`."""
     return [
         {"part": part, "weights": width.type, "layers": width.layers, "share": f"{width.share:.0%}"}
         for part, part_widths in widths.items()

@@ -15,7 +15,7 @@ class Question:
     answer: str
 
 
-Asked = tuple[Image.Image, Question]
+PictureQuestion = tuple[Image.Image, Question]
 
 # A picture, or where it is, and a question about it; a question without a picture has None.
 Sample = tuple[Image.Image | Path | None, str]

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from helpers.inputs.messages import user_message
-from helpers.inputs.questions import Asked
+from helpers.inputs.questions import PictureQuestion
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import collate
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -40,7 +40,7 @@ class Answers:
 @torch.inference_mode()
 def answer(
     model: Model,
-    pairs: Sequence[Asked],
+    pairs: Sequence[PictureQuestion],
     *,
     max_new_tokens: int = 64,
     batch: int = 25,
@@ -92,7 +92,7 @@ def _greedy(model: Model, max_new_tokens: int, **options: object) -> GenerationC
     )
 
 
-def accuracy(answers: Answers, pairs: Sequence[Asked]) -> dict[str, float]:
+def accuracy(answers: Answers, pairs: Sequence[PictureQuestion]) -> dict[str, float]:
     """Return the share of exact answers, 0 to 1: `all`, then each kind of question."""
     right: dict[str, list[bool]] = {"all": []}
     for text, (_, question) in zip(answers.texts, pairs, strict=True):
@@ -209,7 +209,7 @@ def log_probability(
     return values
 
 
-def wrong_answers(answers: Answers, pairs: Iterable[Asked]) -> list[dict[str, str]]:
+def wrong_answers(answers: Answers, pairs: Iterable[PictureQuestion]) -> list[dict[str, str]]:
     """Return each wrong answer with its question, as rows for a table."""
     return [
         {"question": question.text, "answer": text, "right": question.answer}

@@ -59,9 +59,9 @@ class VisionLanguagePipeline:
             options["EXECUTION_MODE_HINT"] = "ACCURACY"
         options |= properties or {}
         exported = self.processor.exported
-        kept = {LANGUAGE_MODEL: exported.kept_inputs}
+        constant_inputs = {LANGUAGE_MODEL: exported.kept_inputs}
         compiled = {
-            name: self._compile(folder / file, options, kept.get(name, []))
+            name: self._compile(folder / file, options, constant_inputs.get(name, []))
             for name, file in FILES.items()
         }
         self.image_encoder = compiled[IMAGE_ENCODER]
@@ -76,13 +76,13 @@ class VisionLanguagePipeline:
         self.worker.close_with(self)
 
     def _compile(
-        self, path: Path, options: dict[str, Any], kept: Sequence[str]
+        self, path: Path, options: dict[str, Any], constant_inputs: Sequence[str]
     ) -> ov.CompiledModel:
         try:
             model = core().read_model(path)
         except RuntimeError:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.") from None
-        keep_inputs(model, kept)
+        keep_inputs(model, constant_inputs)
         try:
             return core().compile_model(model, self.device, options)
         except RuntimeError as error:

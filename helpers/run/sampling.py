@@ -18,7 +18,7 @@ _RANGES = {
     "repetition_penalty": (0.1, 10.0),
     "seed": (0, 2**63 - 1),
 }
-_WHOLE = ("max_new_tokens", "num_beams", "top_k", "seed")
+_INTEGERS = ("max_new_tokens", "num_beams", "top_k", "seed")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sampling:
             value = getattr(self, name)
             if value is None:
                 continue
-            kind = "a whole number " if name in _WHOLE else ""
+            kind = "a whole number " if name in _INTEGERS else ""
             if not isinstance(value, int if kind else int | float) or not low <= value <= high:
                 raise SettingsError(
                     f"{name} is {value!r}; it should be {kind}from {low} to {high}."

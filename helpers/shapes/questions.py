@@ -6,7 +6,7 @@ What this module does not know: how a scene is drawn.
 import random
 from collections.abc import Callable, Iterable, Iterator
 
-from helpers.inputs.questions import Asked, Question, Sample
+from helpers.inputs.questions import PictureQuestion, Question, Sample
 from helpers.shapes.world import Item, Scene, draw, random_item, random_scene
 
 
@@ -125,7 +125,7 @@ def sample_questions(
         yield scene, question
 
 
-def draw_questions(number: int, *, seed: int, split: str = "test") -> list[Asked]:
+def draw_questions(number: int, *, seed: int, split: str = "test") -> list[PictureQuestion]:
     """Return pictures of the bundled world, each with one question; the kinds take turns."""
     pairs = sample_questions(number, seed=seed, split=split)
     return [(draw(scene), question) for scene, question in pairs]

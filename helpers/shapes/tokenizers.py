@@ -53,7 +53,7 @@ def _special(token: str) -> AddedToken:
 
 def qwen2(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
     """Train a byte-level BPE tokenizer as Qwen2 uses it; `marks` follow its own three tokens."""
-    own = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     byte_level_bpe(texts).model.save(str(folder))
     tokenizer = Qwen2Tokenizer(
         vocab=str(folder / "vocab.json"),
@@ -61,7 +61,7 @@ def qwen2(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
     )
-    tokenizer.add_tokens([_special(token) for token in (*own, *marks)], special_tokens=True)
+    tokenizer.add_tokens([_special(token) for token in (*specials, *marks)], special_tokens=True)
     tokenizer.save_pretrained(folder)
     write_json(folder / "added_tokens.json", tokenizer.get_added_vocab())
     return len(tokenizer)
@@ -124,13 +124,13 @@ def llama3(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
     `marks` follow all other tokens and are not counted: Llama 3.2's LM head has no row for
     `<|image|>`.
     """
-    own = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"]
-    own += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    trained = byte_level_bpe(texts, own)
+    specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"]
+    specials += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    trained = byte_level_bpe(texts, specials)
     size = trained.get_vocab_size()
     trained.add_special_tokens([_special(token) for token in marks])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=trained, bos_token=own[0], eos_token=own[-1]
+        tokenizer_object=trained, bos_token=specials[0], eos_token=specials[-1]
     )
     tokenizer.save_pretrained(folder)
     return size

@@ -49,8 +49,8 @@ def save_tensors(
 
 
 def _with_own_storage(tensor: Tensor) -> Tensor:
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone()
+    is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if is_alone else tensor.clone()
 
 
 def in_shards(tensors: dict[str, Tensor], number: int) -> list[dict[str, Tensor]]:
@@ -68,10 +68,10 @@ def by_size(
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        taken = tensor.numel() * dtype.itemsize
-        if shards[-1] and size + taken > maximum:
+        tensor_bytes = tensor.numel() * dtype.itemsize
+        if shards[-1] and size + tensor_bytes > maximum:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += taken
+        size += tensor_bytes
     return shards

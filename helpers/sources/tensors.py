@@ -35,8 +35,8 @@ def _weight_files(folder: Path) -> list[Path]:
             shards = read_json(index).get("weight_map")
             names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
             # A name is a file of this folder, not a path to somewhere else.
-            there = {path.name for path in folder.iterdir() if path.is_file()}
-            missing = [name[:80] for name in names if name not in there]
+            files = {path.name for path in folder.iterdir() if path.is_file()}
+            missing = [name[:80] for name in names if name not in files]
             if missing or not names:
                 raise CheckpointError(
                     f"{index} names files that are not there ({', '.join(missing[:3]) or 'none'}); "

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 # What is replaced is the whole process's, so two threads take turns.
-_ONE_AT_A_TIME = threading.RLock()
+_LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -14,7 +14,7 @@ def replaced(owner: object, **values: object) -> Iterator[None]:
 
     An attribute that it does not have, in another release say, is left out.
     """
-    with _ONE_AT_A_TIME:
+    with _LOCK:
         before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
         try:
             for name in before:

@@ -17,7 +17,7 @@ from helpers.convert.calibration import inputs_by_part
 from helpers.convert.conversion import convert, convert_part, write
 from helpers.graphs.compression import compress
 from helpers.graphs.presets import Preset, find_preset
-from helpers.inputs.questions import Asked
+from helpers.inputs.questions import PictureQuestion
 from helpers.measure import evaluation
 from helpers.measure.evaluation import Answers
 from helpers.models import load_model
@@ -95,7 +95,9 @@ def convert_with_samples(folder: Path, output: Path, preset: Preset) -> None:
     write(smaller, output, checkpoint=folder, preset=preset, compressed=True)
 
 
-def _figures(reference: Answers, answers: Answers, pairs: Sequence[Asked]) -> AnswerFigures:
+def _figures(
+    reference: Answers, answers: Answers, pairs: Sequence[PictureQuestion]
+) -> AnswerFigures:
     shares = evaluation.accuracy(answers, pairs)
     agreement = asdict(evaluation.agreement(reference, answers))
     return {"accuracy": _rounded(shares), "agreement": _rounded(agreement)}
