@@ -121,7 +121,7 @@ class Processor(ABC):
     @property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer: the template's and the tokenizer's own."""
-        end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end)
+        end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end.strip())
         return sorted({end, self.tokenizer.eos_token_id} - {None})
 
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path]) -> ImageInputs:

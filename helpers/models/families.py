@@ -78,7 +78,7 @@ class Family:
     `name` is that of its notebook and on the command line; `model_type` is how the authors'
     `config.json` names it; `bundled` is the folder of its small checkpoint, if it has one.
     `vocabulary` are the places in a config, each a path of names, where the number of tokens
-    belongs.
+    belongs. `other_model_types` are those of other layouts that its code reads.
     """
 
     name: str
@@ -88,6 +88,12 @@ class Family:
     originals: tuple[Original, ...] = ()
     tokenizer: SmallTokenizer | None = None
     vocabulary: tuple[tuple[str, ...], ...] = field(default=(("vocab_size",),))
+    other_model_types: tuple[str, ...] = ()
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """All model types that its code reads."""
+        return (self.model_type, *self.other_model_types)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -143,7 +149,7 @@ def broken_entry_points() -> list[str]:
 
 def find_family(model_type: object) -> Family | None:
     """Return the family that `config.json` names; None if there is none."""
-    return next((family for family in families() if family.model_type == model_type), None)
+    return next((family for family in families() if model_type in family.model_types), None)
 
 
 def find_family_by_name(name: str) -> Family:
@@ -160,7 +166,7 @@ def family_of(folder: Path) -> Family:
     model_type = read_config(folder).get("model_type")
     family = find_family(model_type)
     if family is None:
-        supported = ", ".join(family.model_type for family in families())
+        supported = ", ".join(name for family in families() for name in family.model_types)
         sentence = f"{folder} holds a {model_type!r} model; this reads {supported}."
         raise CheckpointError(" ".join([sentence, *broken_entry_points()]))
     return family

@@ -1,10 +1,12 @@
-"""InternVL2: tiles, pixel shuffle, an MLP, and one of three language models.
+"""InternVL 2 to 3.5: tiles, pixel shuffle, an MLP, and one of several language models.
 
 Source of the layout: the authors' `configuration_internvl_chat.py` and `modeling_internvl_chat.py`
-(OpenGVLab/InternVL); the numbers all come from a checkpoint's `config.json`.
+(OpenGVLab/InternVL); the numbers all come from a checkpoint's `config.json`. Folders whose names
+end in -HF have transformers' own layout, which is read as the original one that says the same.
 """
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,34 +25,22 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
+from helpers.inputs.chat_templates import template_of
 from helpers.inputs.prompts import Template
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.models.exported import ExportedParts, ImageInputs
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.internvl2_architectures import ARCHITECTURES, Architecture, internlm2_rules
+from helpers.models.internvl2_chats import CHATS, SYSTEM
+from helpers.models.internvl2_layouts import (
+    HF_MODEL_TYPE,
+    HF_RULES,
+    original_config,
+    refuse_variants,
+)
 from helpers.sources.checkpoints import Config, read_json
 from helpers.sources.key_mapping import Rule
 
-# The authors' system message: "You are InternVL, a multimodal large model built by Shanghai AI
-# Laboratory and SenseTime, a helpful and harmless assistant."
-SYSTEM = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
-    "是一个有用无害的人工智能助手。"
-)
-
-
-def _chat(system: str, user: str, assistant: str, end: str) -> Template:
-    return Template(f"{system}{SYSTEM}{end}", user, end, assistant, end)
-
-
-_MPT_STYLE = _chat(
-    "<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
-)
-TEMPLATES = {
-    "Hermes-2": _MPT_STYLE,
-    "internlm2-chat": _MPT_STYLE,
-    "phi3-chat": _chat("<|system|>\n", "<|user|>\n", "<|assistant|>\n", "<|end|>"),
-}
 # transforms in the authors' dataset.py: the means and deviations of ImageNet
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -73,11 +63,19 @@ class InternVL2Processor(Processor):
     exported_class = InternVL2Exported
     most_pictures = None
 
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.has_own_layout = config.get("model_type") != HF_MODEL_TYPE
+        super().__init__(folder, config if self.has_own_layout else original_config(folder, config))
+
+    @cached_property
+    def _files_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.architecture.load_tokenizer(self.folder)
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer of the language model, its special tokens checked."""
-        tokenizer = self.architecture.load_tokenizer(self.folder)
+        tokenizer = self._files_tokenizer
         vocabulary, rows = tokenizer.get_vocab(), self.config["llm_config"]["vocab_size"]
-        for token in (*IMAGE_MARKS, self.template.assistant_end):
+        for token in (*IMAGE_MARKS, self.template.assistant_end.strip()):
             if vocabulary.get(token, rows) >= rows:
                 raise CheckpointError(
                     f"The tokenizer in {self.folder} has {token} at {vocabulary.get(token)}, but "
@@ -97,17 +95,25 @@ class InternVL2Processor(Processor):
 
     @property
     def template(self) -> Template:
-        """The conversation template that `config.json` names."""
+        """The template that `config.json` names, else the tokenizer's, else that of 2.5.
+
+        `system_message` in `config.json` replaces the template's own words, as the authors do.
+        """
         name = self.config.get("template")
-        if name not in TEMPLATES:
-            names = ", ".join(TEMPLATES)
+        if name is None and self._files_tokenizer.chat_template is not None:
+            return template_of(self._files_tokenizer, IMAGE_MARKS[2])
+        name = "internvl2_5" if name is None else name
+        if name not in CHATS:
+            names = ", ".join(CHATS)
             raise CheckpointError(f"The template {name!r} in config.json is none of {names}.")
-        return TEMPLATES[name]
+        return CHATS[name].template(self.config.get("system_message"))
 
     @cached_property
     def image_token_id(self) -> int:
         """The id of `<IMG_CONTEXT>`."""
         added = self.folder / "added_tokens.json"
+        if "image_token_id" in self.config:  # of transformers' layout
+            return cast(int, self.config["image_token_id"])
         ids = read_json(added) if added.exists() else self.tokenizer.get_added_vocab()
         token = ids.get("<IMG_CONTEXT>")
         if not isinstance(token, int) or token >= self.config["llm_config"]["vocab_size"]:
@@ -162,6 +168,8 @@ class InternVL2(VisionLanguageModel[InternVL2Processor]):
 
     def build(self, config: Config) -> None:
         """Create the image encoder, the projector and the language model."""
+        self.config = config = self.processor.config
+        refuse_variants(config)
         vision = dict(config["vision_config"])
         vision_config = InternVLVisionConfig(
             **{name: vision[name] for name in _VISION_FIELDS if name in vision},
@@ -189,10 +197,23 @@ class InternVL2(VisionLanguageModel[InternVL2Processor]):
 
     def rules(self) -> list[Rule]:
         """Return the names of the image encoder, the projector and the language model."""
+        if not self.processor.has_own_layout:
+            return HF_RULES
         name = self.config["llm_config"]["architectures"][0]
         if name == "InternLM2ForCausalLM":
             return _VISION_RULES + internlm2_rules(cast(LlamaConfig, self.language_model.config))
         return [*_VISION_RULES, Rule("language_model.{x}", "language_model.{x}")]
+
+    def original_tensors(self, folder: Path) -> dict[str, Tensor]:
+        """Return the checkpoint's tensors; a missing LM head is the embeddings, if config says so.
+
+        A head that is there counts, whatever the config says, since it may have been trained apart.
+        """
+        tensors = super().original_tensors(folder)
+        has_head = any(name.endswith(("lm_head.weight", ".output.weight")) for name in tensors)
+        if not has_head and self.config["llm_config"].get("tie_word_embeddings"):
+            self.language_model.config.tie_word_embeddings = True
+        return tensors
 
     def encode_images(self, pixel_values: Tensor, tiles: Tensor | None = None) -> Tensor:
         """Return features (tiles, tokens, hidden): drop CLS, shuffle pixels, project."""
@@ -253,6 +274,8 @@ _VISION_RULES = [
         _LAYER + "attn.qkv.{x}",
         [_NATIVE_LAYER + f"attention.{part}_proj.{{x}}" for part in "qkv"],
     ),
+    Rule(_LAYER + "attn.q_norm.{x}", _NATIVE_LAYER + "attention.q_norm.{x}"),
+    Rule(_LAYER + "attn.k_norm.{x}", _NATIVE_LAYER + "attention.k_norm.{x}"),
     Rule(_LAYER + "attn.proj.{x}", _NATIVE_LAYER + "attention.projection_layer.{x}"),
     Rule(_LAYER + "norm1.{x}", _NATIVE_LAYER + "layernorm_before.{x}"),
     Rule(_LAYER + "norm2.{x}", _NATIVE_LAYER + "layernorm_after.{x}"),
@@ -280,6 +303,7 @@ FAMILY = Family(
     bundled="internvl2",
     tokenizer=_QWEN2,
     vocabulary=(("llm_config", "vocab_size"),),
+    other_model_types=(HF_MODEL_TYPE,),
     originals=(
         Original(
             "internvl2-1b",

@@ -1,4 +1,4 @@
-"""The language models of InternVL2: Qwen2, InternLM2 (as Llama) and Phi-3.
+"""The language models of InternVL: Qwen2 and 2.5, Qwen3, InternLM2 (as Llama), Llama and Phi-3.
 
 What this module does not know: pictures, and the image encoder.
 """
@@ -22,6 +22,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from helpers.models.base import set_bos
@@ -36,11 +38,20 @@ _NOT_FOR_TEXT = ("architectures", "auto_map", "model_type", "torch_dtype", "rope
 
 def _text_fields(llm: Config) -> Config:
     fields = {name: value for name, value in llm.items() if name not in _NOT_FOR_TEXT}
-    return fields | {"tie_word_embeddings": False}  # the authors' config class forces this
+    # Whether the LM head is tied is seen from the files: see `InternVL2.original_tensors`.
+    return fields | {"tie_word_embeddings": False}
 
 
 def _qwen2_config(llm: Config) -> Qwen2Config:
     return Qwen2Config(**_text_fields(llm))
+
+
+def _qwen3_config(llm: Config) -> Qwen3Config:
+    return Qwen3Config(**_text_fields(llm))
+
+
+def _llama_config(llm: Config) -> LlamaConfig:
+    return LlamaConfig(**_text_fields(llm))
 
 
 def _internlm2_config(llm: Config) -> LlamaConfig:
@@ -85,6 +96,12 @@ class Architecture:
 ARCHITECTURES = {
     "Qwen2ForCausalLM": Architecture(
         _qwen2_config, Qwen2ForCausalLM, Qwen2Tokenizer.from_pretrained
+    ),
+    "Qwen3ForCausalLM": Architecture(
+        _qwen3_config, Qwen3ForCausalLM, Qwen2Tokenizer.from_pretrained
+    ),
+    "LlamaForCausalLM": Architecture(
+        _llama_config, LlamaForCausalLM, PreTrainedTokenizerFast.from_pretrained
     ),
     "InternLM2ForCausalLM": Architecture(_internlm2_config, LlamaForCausalLM, internlm2_tokenizer),
     "Phi3ForCausalLM": Architecture(_phi3_config, LongPhi3, _phi3_tokenizer),

@@ -195,11 +195,15 @@ class Conversation:
         return self.cache
 
     def _remember(self, request: Request, answer: Answer) -> None:
-        """Remember a turn; an answer that was cut short gets the end that it lacks."""
+        """Remember a turn; after an answer stands what the template has there.
+
+        So the next prompt has the ids that it would have if it were made of the messages. The last
+        token of an answer is not in the cache yet, so a stop token may be another.
+        """
         processor, tokens = self.pipeline.processor, answer.token_ids
-        ended = bool(tokens) and tokens[-1] in processor.stop_token_ids
-        end = [] if ended else processor.end_of_answer_ids
-        self.ids = request.prompt_ids + tokens + end
+        if tokens and tokens[-1] in processor.stop_token_ids:
+            tokens = tokens[:-1]
+        self.ids = request.prompt_ids + tokens + processor.end_of_answer_ids
         self.turns.append(request)
         self.messages += [request.message, answer_message(answer.text)]
 

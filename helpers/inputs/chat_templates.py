@@ -1,0 +1,50 @@
+"""The words around each turn, read from a tokenizer's own chat template.
+
+The template is a Jinja program; what it writes around marks in a short conversation is what a
+`Template` holds. What this module does not know: templates whose words depend on what is said.
+"""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from helpers.inputs.prompts import IMAGE, Template
+
+# Private-use characters, which no template and no vocabulary of words has.
+_QUESTION, _ANSWER, _SECOND = "\ue000", "\ue001", "\ue002"
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, image_token: str) -> Template:
+    """Return the words of a chat template that writes `image_token` for a picture.
+
+    Raises `ValueError` for a template that does not write each text once.
+    """
+    question = _message("user", {"type": "image"}, {"type": "text", "text": _QUESTION})
+    answer = _message("assistant", {"type": "text", "text": _ANSWER})
+    second = _message("user", {"type": "text", "text": _SECOND})
+    prompt = _render(tokenizer, [question, answer, second], add_generation_prompt=True)
+    beginning, rest = _split(prompt, image_token)
+    after_picture, rest = _split(rest, _QUESTION)
+    to_answer, rest = _split(rest, _ANSWER)
+    to_second, _ = _split(rest, _SECOND)
+    _, answer_end = _split(_render(tokenizer, [question, answer]), _ANSWER)
+    user = to_second.removeprefix(answer_end)
+    image = IMAGE + after_picture
+    return Template(
+        beginning.removesuffix(user), user, "", to_answer, answer_end, image=image, images=image
+    )
+
+
+def _message(role: str, *parts: dict[str, str]) -> dict[str, Any]:
+    return {"role": role, "content": list(parts)}
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: bool
+) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+
+def _split(text: str, mark: str) -> tuple[str, str]:
+    before, after = text.split(mark)
+    return before, after

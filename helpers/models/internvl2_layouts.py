@@ -1,0 +1,81 @@
+"""Layouts of InternVL's checkpoints: transformers' own beside the authors', and what is refused.
+
+What this module does not know: the modules that tensors are put into.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import CheckpointError
+from helpers.sources.checkpoints import Config, read_json
+from helpers.sources.key_mapping import Rule
+
+HF_MODEL_TYPE = "internvl"  # of transformers' layout; the authors' is internvl_chat
+# The language models by `model_type` of transformers' `text_config`.
+_ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+# Tensor names as transformers 5 has them, and as it wrote them before (its conversion_mapping.py).
+HF_RULES = [
+    Rule("model.vision_tower.{x}", "image_encoder.{x}"),
+    Rule("model.multi_modal_projector.{x}", "projector.{x}"),
+    Rule("model.language_model.{x}", "language_model.model.{x}"),
+    Rule("lm_head.{x}", "language_model.lm_head.{x}"),
+    Rule("vision_tower.{x}", "image_encoder.{x}"),
+    Rule("multi_modal_projector.{x}", "projector.{x}"),
+    Rule("language_model.{x}", "language_model.{x}"),
+]
+# Fields of the authors' configs of Flash variants, whose router drops picture tokens.
+_FLASH_FIELDS = ("flash_threshold", "flash_relative_threshold", "flash_absolute_threshold")
+
+
+def original_config(folder: Path, config: Config) -> Config:
+    """Return what the authors' `config.json` would say of a checkpoint in transformers' layout.
+
+    How pictures are cut comes from `preprocessor_config.json`; the defaults are those of
+    transformers' `InternVLConfig`, in which the LM head is tied unless the file says otherwise.
+    """
+    path = Path(folder) / "preprocessor_config.json"
+    pictures = read_json(path) if path.exists() else {}
+    vision, text = dict(config["vision_config"]), dict(config["text_config"])
+    model_type = text.get("model_type", "qwen2")
+    if model_type not in _ARCHITECTURES:
+        names = ", ".join(_ARCHITECTURES)
+        raise CheckpointError(
+            f"The language model {model_type!r} in config.json is none of {names}."
+        )
+    vision["image_size"] = _side(vision.get("image_size", 448))
+    vision["patch_size"] = _side(vision.get("patch_size", 14))
+    vision["qkv_bias"] = vision.get("attention_bias", False)
+    vision["qk_normalization"] = vision.get("use_qk_norm", False)
+    vision["initializer_factor"] = vision.get("layer_scale_init_value", 0.1)
+    text["architectures"] = [_ARCHITECTURES[model_type]]
+    text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
+    return {
+        "model_type": "internvl_chat",
+        "image_token_id": config.get("image_token_id", 151667),
+        "downsample_ratio": config.get("downsample_ratio", 0.5),
+        "dynamic_image_size": pictures.get("crop_to_patches", True),
+        "min_dynamic_patch": pictures.get("min_patches", 1),
+        "max_dynamic_patch": pictures.get("max_patches", 12),
+        "use_thumbnail": True,
+        "vision_config": vision,
+        "llm_config": text,
+    }
+
+
+def _side(size: Any) -> Any:
+    """Return one side of a size that may be a pair of equal ones."""
+    return size[0] if isinstance(size, list) else size
+
+
+def refuse_variants(config: Config) -> None:
+    """Raise a `CheckpointError` for a Flash variant."""
+    fields = [name for name in _FLASH_FIELDS if name in config]
+    if fields:
+        raise CheckpointError(
+            f"This is a Flash variant ({fields[0]} in config.json), whose router is not supported; "
+            "use the checkpoint of the same size without Flash."
+        )
