@@ -1,11 +1,11 @@
 """InternVL2.5, 3 and 3.5 in their layouts, beside transformers' own model at other dimensions."""
 
-import json
 import re
 import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from helpers.convert import conversion
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, PictureError, QuestionError
 from helpers.graphs.presets import find_preset
-from helpers.inputs.messages import user_message
+from helpers.inputs.messages import Frame, user_message
+from helpers.inputs.video import open_video
 from helpers.models import load_model, load_processor
 from helpers.models.internvl2_chats import CHATS, SYSTEM_2_5
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -230,6 +231,48 @@ def test_openvino_equals_pytorch(pair, tmp_path):
     assert reply.token_ids == tokens[0, ids.shape[1] :].tolist()
 
 
+# Video
+
+
+@torch.inference_mode()
+def test_a_video_equals_transformers(pair):
+    """The frames are pictures of one tile each, with their numbers before them."""
+    reference, folder = pair
+    model = load_model(folder, torch.float32)
+    frames = [Frame(picture(index)) for index in range(3)]
+    inputs = model.image_inputs(frames)
+    assert inputs["tiles"].tolist() == [1, 1, 1]
+    ids = model.processor.input_ids([user_message("What moves?", frames=3)], inputs)
+    text = model.processor.tokenizer.decode(ids[0])
+    tile = f"<img>{'<IMG_CONTEXT>' * model.processor.tokens_per_tile}</img>"
+    assert f"Frame1: {tile}\nFrame2: {tile}\nFrame3: {tile}\nWhat moves?" in text
+    logits = model(**model.prepare(ids, model.encode_images(**inputs))).logits
+    expected = reference(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+    assert relative_error(logits, expected) <= TOLERANCE
+
+
+def test_frames_of_an_animation_and_of_a_folder(tmp_path):
+    pictures = [Image.new("RGB", (8, 8), (25 * index, 0, 0)) for index in range(10)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
+    (tmp_path / "frames").mkdir()
+    for index, frame in enumerate(pictures):
+        frame.save(tmp_path / "frames" / f"{index:03}.png")
+    expected = [25 * index for index in (0, 1, 2, 3, 5, 6, 7, 8)]  # the formula by hand
+    for source in ("a.png", "frames"):
+        frames = open_video(tmp_path / source)
+        assert [frame.getpixel((0, 0))[0] for frame in frames] == expected
+    assert len(open_video(tmp_path / "a.png", frames=20)) == 10
+    with pytest.raises(PictureError, match="holds no pictures; put a video's frames there"):
+        (tmp_path / "empty").mkdir()
+        open_video(tmp_path / "empty")
+
+
+def test_a_model_that_reads_no_video_says_so():
+    processor = load_processor(BUNDLED / "mobilevlm")
+    with pytest.raises(QuestionError, match="reads no video; give it single pictures"):
+        processor.image_inputs([Frame(picture())])
+
+
 # Prompts
 
 
@@ -251,11 +294,11 @@ def test_the_words_of_the_config(tokenizer_folder):
     assert text.startswith("<|im_start|>system\nYou see.<|im_end|>\n<|im_start|>user\nWhat?")
 
 
-def test_a_chat_template_is_what_transformers_renders(pair):
-    _, folder = pair
+def test_a_chat_template_is_what_transformers_renders(tokenizer_folder, tmp_path):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "model")
+    model = reference_model(folder, "qwen2", tied=False, vision={})
+    write_transformers(model, folder, older_names=False)
     processor = load_processor(folder)
-    if processor.has_own_layout:
-        pytest.skip("the authors' layout names a template instead")
     messages = [
         user_message("What is it?", 1),
         {"role": "assistant", "content": "A star."},
@@ -285,12 +328,8 @@ def test_a_second_turn_has_the_ids_of_its_messages(pair, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"flash_relative_threshold": 0.8}])
-def test_flash_variants_are_refused(pair, tmp_path, change):
-    _, folder = pair
-    config = read_json(folder / "config.json")
-    if config["model_type"] == "internvl":
-        pytest.skip("there are none in transformers' layout")
-    copy = shutil.copytree(folder, tmp_path / "flash")
-    (copy / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+def test_flash_variants_are_refused(tmp_path, change):
+    copy = shutil.copytree(BUNDLED / "internvl2", tmp_path / "flash")
+    write_json(copy / "config.json", read_json(copy / "config.json") | change)
     with pytest.raises(CheckpointError, match="Flash variant .* not supported; use the checkpoint"):
         load_model(copy)

@@ -1,12 +1,13 @@
-"""Messages as chat programs keep them: a role, and a content of texts and pictures.
+"""Messages as chat programs keep them: a role, and a content of texts, pictures and videos.
 
 `{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}`; a
-content that is only text may be a string.
+content that is only text may be a string. A video, `{"type": "video", "video": [...]}`, is its frames.
 
 What this module does not know: prompts, and how a picture is opened.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,39 @@ EMPTY = "The question is empty; ask something about the picture."
 
 def content_of(message: Message) -> tuple[str, int]:
     """Return a message's text and how many pictures it has; `QuestionError` if it is none."""
-    parts = _parts_of(message)
+    parts = parts_of(message)
     texts = "".join(str(part["text"]) for part in parts if part["type"] == "text")
     return texts, sum(part["type"] == "image" for part in parts)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video: a PIL picture, or where it is."""
+
+    picture: Image.Image | str | Path
+
+
 def pictures_of(message: Message) -> list[Any]:
-    """Return the pictures of a message, as they stand under `image`; `QuestionError` without."""
-    parts = [part for part in _parts_of(message) if part["type"] == "image"]
-    if not all("image" in part for part in parts):
-        raise QuestionError(
-            "A picture in a message lacks what it shows; give a file's path or a PIL picture as "
-            '{"type": "image", "image": ...}.'
-        )
-    return [part["image"] for part in parts]
+    """Return the pictures of a message in their order, those of videos as `Frame`.
+
+    Raises `QuestionError` for a picture without what it shows.
+    """
+    pictures: list[Any] = []
+    for part in parts_of(message):
+        if part["type"] == "video":
+            pictures += [Frame(picture) for picture in part["video"]]
+        elif part["type"] == "image":
+            if "image" not in part:
+                raise QuestionError(
+                    "A picture in a message lacks what it shows; give a file's path or a PIL "
+                    'picture as {"type": "image", "image": ...}.'
+                )
+            pictures.append(part["image"])
+    return pictures
 
 
-def _parts_of(message: Message) -> Sequence[Mapping[str, Any]]:
-    """Return the parts of a message's content."""
+def parts_of(message: Message) -> Sequence[Mapping[str, Any]]:
+    """Return the parts of a message's content in their order; `QuestionError` if it is none."""
     has_role = isinstance(message, Mapping) and message.get("role") in ("user", "assistant")
     content = message.get("content") if has_role else None
     if isinstance(content, str):
@@ -54,15 +70,17 @@ def _is_part(part: object) -> bool:
     if not isinstance(part, Mapping):
         return False
     kind = part.get("type")
+    if kind == "video":
+        return isinstance(part.get("video"), list | tuple) and len(part["video"]) > 0
     return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
 
 
-def user_message(text: str, pictures: int = 0) -> Message:
-    """Return a user's message with `pictures` pictures before its text."""
-    return {
-        "role": "user",
-        "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}],
-    }
+def user_message(text: str, pictures: int = 0, *, frames: int = 0) -> Message:
+    """Return a user's message with `pictures` pictures, or a video of `frames`, before its text."""
+    content: list[Any] = [{"type": "image"}] * pictures
+    if frames:
+        content.append({"type": "video", "video": [None] * frames})
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 
 
 def answer_message(text: str) -> Message:
@@ -70,8 +88,11 @@ def answer_message(text: str) -> Message:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def message_of(question: str | Message, images: Sequence[Image.Image | str | Path]) -> Message:
-    """Return a user's message with these pictures before what it has itself.
+Pictures = Sequence[Image.Image | str | Path]
+
+
+def message_of(question: str | Message, images: Pictures, video: Pictures = ()) -> Message:
+    """Return a user's message with these pictures, and a video's frames, before what it has itself.
 
     Raises `QuestionError` for an empty question, and for pictures beside a message, which has its
     own in it.
@@ -79,6 +100,7 @@ def message_of(question: str | Message, images: Sequence[Image.Image | str | Pat
     if not isinstance(question, str | Mapping):
         raise QuestionError(EMPTY)
     parts: list[object] = [{"type": "image", "image": picture} for picture in images]
+    parts += [{"type": "video", "video": list(video)}] if video else []
     if isinstance(question, str):
         message: Message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     elif parts:

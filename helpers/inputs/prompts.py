@@ -4,13 +4,14 @@ Words of a template that are ordinary text (`USER:` in MobileVLM's) cannot be to
 words in a question; special tokens can, and a question that contains them is encoded as text.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from helpers.inputs.messages import Message, content_of
+from helpers.inputs.messages import Message, content_of, parts_of
 
 IMAGE = "<image>"  # where a picture stands in a prompt, before a family puts its tokens there
 
@@ -40,6 +41,7 @@ class Template:
     assistant_end: str
     image: str = IMAGE + "\n"
     images: str = "Image-{i}: " + IMAGE + "\n"
+    frame: str = "Frame{i}: " + IMAGE + "\n"  # of a video, where a family reads one
     before_answer: str = ""  # a space that the model itself puts before its answer, say
 
     def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[Piece]:
@@ -49,26 +51,37 @@ class Template:
         """
         pieces = [Piece("template", self.system)] if first else []
         for message in messages:
-            texts, pictures = content_of(message)
             if message["role"] == "user":
-                pieces += [Piece("template", self.user), *self._image_pieces(pictures)]
-                pieces += [Piece("text", texts), Piece("template", self.user_end + self.assistant)]
+                pieces += [Piece("template", self.user), *self._content(parts_of(message))]
+                pieces += [Piece("template", self.user_end + self.assistant)]
             else:
-                pieces += [Piece("template", self.before_answer), Piece("text", texts)]
+                text, _ = content_of(message)
+                pieces += [Piece("template", self.before_answer), Piece("text", text)]
                 pieces += [Piece("template", self.assistant_end)]
         return pieces
 
-    def _image_pieces(self, number: int) -> list[Piece]:
-        pieces = []
-        for index in range(number):
-            form = self.image if number == 1 else self.images.format(i=index + 1)
-            before, after = form.split(IMAGE)
-            pieces += [Piece("template", before), Piece("image", IMAGE), Piece("template", after)]
-        return pieces
+    def _content(self, parts: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
+        """Yield the pieces of a user's texts, pictures and videos in their order."""
+        several = sum(part["type"] == "image" for part in parts) > 1
+        numbers = itertools.count(1)
+        for part in parts:
+            if part["type"] == "text":
+                yield Piece("text", part["text"])
+            elif part["type"] == "image":
+                form = self.images.format(i=next(numbers)) if several else self.image
+                yield from _around_picture(form)
+            else:
+                for number in range(1, len(part["video"]) + 1):
+                    yield from _around_picture(self.frame.format(i=number))
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt as one string, each picture as `<image>`."""
         return "".join(piece.text for piece in self.pieces(messages))
+
+
+def _around_picture(form: str) -> tuple[Piece, ...]:
+    before, after = form.split(IMAGE)
+    return Piece("template", before), Piece("image", IMAGE), Piece("template", after)
 
 
 def encode(

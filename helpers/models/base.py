@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, QuestionError
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.inputs.images import open_picture
-from helpers.inputs.messages import Message, user_message
+from helpers.inputs.messages import Frame, Message, user_message
 from helpers.inputs.prompts import Template, encode
 from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config, read_config
@@ -124,8 +124,13 @@ class Processor(ABC):
         end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end.strip())
         return sorted({end, self.tokenizer.eos_token_id} - {None})
 
-    def image_inputs(self, pictures: Sequence[Image.Image | str | Path]) -> ImageInputs:
-        """Turn pictures, right way up and RGB, into the image encoder's inputs."""
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Frame]) -> ImageInputs:
+        """Turn pictures, right way up and RGB, into the image encoder's inputs.
+
+        Raises `QuestionError` for a video's frames where the family reads none.
+        """
+        if any(isinstance(picture, Frame) for picture in pictures):
+            raise QuestionError("This model reads no video; give it single pictures.")
         return self.pixels([open_picture(picture) for picture in pictures])
 
     def input_ids(
@@ -296,7 +301,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         """The type of the language model's weights."""
         return self.token_embeddings.weight.dtype
 
-    def image_inputs(self, pictures: Sequence[Image.Image | str | Path]) -> ImageInputs:
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Frame]) -> ImageInputs:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 

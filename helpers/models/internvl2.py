@@ -26,6 +26,8 @@ from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.inputs.chat_templates import template_of
+from helpers.inputs.images import open_picture
+from helpers.inputs.messages import Frame
 from helpers.inputs.prompts import Template
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.models.exported import ExportedParts, ImageInputs
@@ -147,6 +149,20 @@ class InternVL2Processor(Processor):
             min_patches=self.config["min_dynamic_patch"],
             max_patches=self.config["max_dynamic_patch"],
         )
+
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Frame]) -> ImageInputs:
+        """Return the inputs of pictures, and of a video's frames, which are one tile each."""
+        if not any(isinstance(picture, Frame) for picture in pictures):
+            return super().image_inputs(pictures)
+        inputs = [self._media_inputs(picture) for picture in pictures]
+        return {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
+
+    def _media_inputs(self, picture: Image.Image | str | Path | Frame) -> ImageInputs:
+        if not isinstance(picture, Frame):
+            return super().image_inputs([picture])
+        image = open_picture(picture.picture)
+        output = self.image_processor([image], crop_to_patches=False, return_tensors="pt")
+        return {"pixel_values": output["pixel_values"], "tiles": torch.tensor([1])}
 
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Return `pixel_values` (tiles, 3, side, side) and `tiles`, the number for each picture."""
@@ -296,6 +312,7 @@ _QWEN2 = SmallTokenizer("qwen2", _WORDS, (*IMAGE_MARKS, *_QUAD, *_REF, *_BOX))
 _INTERNLM2 = SmallTokenizer("internlm2", marks=("<|im_start|>", "<|im_end|>", *IMAGE_MARKS))
 _PHI3 = SmallTokenizer("phi3", marks=IMAGE_MARKS)
 
+_MIT_QWEN = "MIT, Qwen2.5 inside Apache-2.0"
 FAMILY = Family(
     name="internvl2",
     model_type="internvl_chat",
@@ -333,5 +350,12 @@ FAMILY = Family(
             8.08,
             _INTERNLM2,
         ),
+        Original("internvl3-1b", "OpenGVLab/InternVL3-1B", _MIT_QWEN, 0.94, _QWEN2),
+        Original("internvl3-2b", "OpenGVLab/InternVL3-2B", _MIT_QWEN, 2.09, _QWEN2),
+        Original("internvl3-8b", "OpenGVLab/InternVL3-8B", _MIT_QWEN, 7.94, _QWEN2),
+        Original("internvl3.5-1b", "OpenGVLab/InternVL3_5-1B", "Apache-2.0", 1.06, _QWEN2),
+        Original("internvl3.5-2b", "OpenGVLab/InternVL3_5-2B", "Apache-2.0", 2.35, _QWEN2),
+        Original("internvl3.5-4b", "OpenGVLab/InternVL3_5-4B", "Apache-2.0", 4.73, _QWEN2),
+        Original("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B", "Apache-2.0", 8.53, _QWEN2),
     ),
 )

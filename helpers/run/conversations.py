@@ -7,12 +7,10 @@ only its own tokens. What this module does not know: how a folder becomes a pipe
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import openvino as ov
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import (
@@ -22,7 +20,14 @@ from transformers.generation import (
 )
 
 from helpers.errors import QuestionError
-from helpers.inputs.messages import Message, answer_message, check_turns, message_of, pictures_of
+from helpers.inputs.messages import (
+    Message,
+    Pictures,
+    answer_message,
+    check_turns,
+    message_of,
+    pictures_of,
+)
 from helpers.models.exported import Features
 from helpers.run.generation import StateCache, StopOnEvent, Stopped
 from helpers.run.replies import Answer, AnswerStreamer, Counts, Reply, Request
@@ -55,22 +60,24 @@ class Conversation:
     def ask(
         self,
         question: str | Message,
-        images: Sequence[Image.Image | str | Path] = (),
+        images: Pictures = (),
         *,
+        video: Pictures = (),
         max_new_tokens: int = 256,
         stop: threading.Event | None = None,
         **sampling: Any,
     ) -> "Reply":
         """Start an answer and return it; iterating over it gives pieces of text as they come.
 
-        `question` is a text, or a user's message with its pictures in it. `stop` ends the answer
+        `question` is a text, or a user's message with its pictures in it; `video` are the frames of
+        a video, for models that read one (see `helpers.inputs.video`). `stop` ends the answer
         when set; an image encoder that runs is not interrupted, so the next answer waits for it.
         `sampling` are options of transformers' `generate`: do_sample, temperature,
         top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), and `seed`.
         Raises `QuestionError` for an empty question or one that does not fit into the context,
         and `PictureError` for what is no picture.
         """
-        message = message_of(question, images)
+        message = message_of(question, images, video)
         settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)
         self._wait()
         request = self._request(message, settings)

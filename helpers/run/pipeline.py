@@ -19,7 +19,7 @@ from helpers.errors import DeviceError, OutputError, QuestionError
 from helpers.graphs.core import core, run_model
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
-from helpers.inputs.messages import Message
+from helpers.inputs.messages import Frame, Message
 from helpers.models import load_processor
 from helpers.models.exported import Features
 from helpers.run.conversations import Conversation
@@ -91,7 +91,7 @@ class VisionLanguagePipeline:
 
     # The calls that a PyTorch model has too
 
-    def image_inputs(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def image_inputs(self, pictures: Sequence[Image.Image | Frame]) -> dict[str, Any]:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 
