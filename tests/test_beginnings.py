@@ -22,7 +22,7 @@ def new_model(tmp_path_factory):
     def begin(family):
         if family not in models:
             run = tmp_path_factory.mktemp(family)
-            RECIPES[family].prepare(run, tokenizers.corpus(700))
+            RECIPES[family].write_files(run, tokenizers.corpus(700))
             with seeded(0):
                 models[family] = training.new_model(run).eval()
             for other, beginning in RECIPES[family].begins_with.items():

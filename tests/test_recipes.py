@@ -30,7 +30,7 @@ from tests.tiny import seeded
 def prepared(request, tmp_path_factory):
     """Return a `recipe`, the `folder` that it prepared, and a new `model`."""
     recipe, folder = RECIPES[request.param], tmp_path_factory.mktemp(request.param)
-    recipe.prepare(folder, tokenizers.corpus(700))
+    recipe.write_files(folder, tokenizers.corpus(700))
     with seeded(0):
         return SimpleNamespace(recipe=recipe, folder=folder, model=training.new_model(folder))
 

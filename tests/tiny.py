@@ -39,7 +39,7 @@ def write_tiny(folder: Path) -> Path:
     texts = [text for _, question in questions(70) for text in (question.text, question.answer)]
     run = folder / "run"
     recipe = RECIPES["internvl2"]
-    recipe.prepare(run, texts * 3, tiny_config())
+    recipe.write_files(run, texts * 3, tiny_config())
     with seeded(0):
         model = training.new_model(run)
         for name, parameter in model.named_parameters():

@@ -15,6 +15,7 @@ from statistics import median
 import psutil
 import torch
 
+from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.presets import find_preset
@@ -29,7 +30,7 @@ from helpers.measure.figures import (
     Speed,
 )
 from helpers.measure.random_checkpoint import write_random
-from helpers.measure.tasks import Report, measure
+from helpers.measure.tasks import measure
 from helpers.models import load_model
 from helpers.models.families import family_of_original, find_original
 from helpers.resources import in_words

@@ -8,19 +8,18 @@ What this module does not know: which original needs what; its family's entry sa
 
 import math
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from helpers.convert.folders import Report
 from helpers.models.families import Original, without_weights
 from helpers.resources import in_words
 from helpers.shapes import tokenizers
 from helpers.sources.checkpoints import write_json
 from helpers.sources.saving import by_size, save_tensors
 
-Report = Callable[[str], None]
 DTYPE = torch.bfloat16
 SHARD = 4e9  # bytes of a file, at most, unless one tensor is larger
 BLOCK = 2**25  # numbers that are drawn; tensors take them from different places

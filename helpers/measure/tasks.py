@@ -19,7 +19,7 @@ import openvino as ov
 import torch
 
 from helpers.convert.conversion import convert
-from helpers.convert.folders import folder_bytes
+from helpers.convert.folders import Report, folder_bytes
 from helpers.errors import SettingsError
 from helpers.graphs.presets import find_preset
 from helpers.inputs.images import draw_lake
@@ -30,7 +30,6 @@ from helpers.models import load_model
 from helpers.resources import EVERY, anonymous_memory, in_words
 from helpers.run.pipeline import VisionLanguagePipeline
 
-Report = Callable[[str], None]
 T = TypeVar("T")
 QUESTION = "Describe the picture."
 TOKENS = 32  # that an answer has, the first one included

@@ -54,7 +54,7 @@ class Recipe:
         """The small model's config."""
         return read_json(BUNDLED / self.bundled / "config.json")
 
-    def prepare(
+    def write_files(
         self, folder: Path, texts: Iterable[str], config: dict[str, Any] | None = None
     ) -> None:
         """Write the tokenizer's files and the configs into `folder`.

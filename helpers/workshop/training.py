@@ -95,7 +95,7 @@ def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def accuracy(
+def exact_shares(
     model: Model, number: int, *, seed: int = 1, split: str = "validation"
 ) -> dict[str, float]:
     """Return the share of exact answers by kind.
@@ -166,7 +166,7 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> Model:
         if step % 500 == 0 or step == steps:
             _save_state(run / STATE, parts, step)
             model.eval()
-            shares = accuracy(model, 350).items()
+            shares = exact_shares(model, 350).items()
             model.train()
             tqdm.write(
                 f"step {step}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares)
@@ -178,7 +178,7 @@ def _first_model(family: str, run: Path, seed: int) -> Model:
     """Return the model that training begins with; `run` gets its config if it has none."""
     recipe = RECIPES[family]
     if not (run / "config.json").exists():
-        recipe.prepare(run, corpus())
+        recipe.write_files(run, corpus())
     set_seed(seed)
     model = new_model(run)
     for other, beginning in recipe.begins_with.items():
@@ -252,7 +252,7 @@ def main() -> None:
     recipe = RECIPES[arguments.family]
     save(model, run, arguments.output or BUNDLED / arguments.family, recipe)
     report = {"steps": steps, "minutes": round((time.monotonic() - started) / 60, 1)}
-    report["validation"] = accuracy(model, 700)
+    report["validation"] = exact_shares(model, 700)
     print(json.dumps(report, indent=1))
 
 
