@@ -19,7 +19,7 @@ from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.models import load_model, load_processor
 from helpers.models.internvl2 import IMAGE_MEAN, IMAGE_STD, InternVL2Processor
-from helpers.models.internvl2_chats import CHATS
+from helpers.models.internvl2.chats import CHATS
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.sources.checkpoints import bundled_checkpoints, read_config

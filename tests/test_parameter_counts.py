@@ -20,6 +20,13 @@ COUNTS = {
     "OpenGVLab/InternVL2-2B": (INTERNVIT, 12_595_200, 1_889_146_880),
     "OpenGVLab/InternVL2-4B": (INTERNVIT, 22_034_432, 3_820_809_216),
     "OpenGVLab/InternVL2-8B": (INTERNVIT, 33_570_816, 7_737_782_272),
+    "OpenGVLab/InternVL3-1B": (INTERNVIT, 4_482_816, 629_697_920),
+    "OpenGVLab/InternVL3-2B": (INTERNVIT, 8_662_016, 1_776_283_136),
+    "OpenGVLab/InternVL3-8B": (INTERNVIT, 27_540_480, 7_612_820_992),
+    "OpenGVLab/InternVL3_5-1B": (INTERNVIT, 5_253_120, 751_632_384),
+    "OpenGVLab/InternVL3_5-2B": (INTERNVIT, 12_595_200, 2_031_739_904),
+    "OpenGVLab/InternVL3_5-4B": (INTERNVIT, 17_052_672, 4_411_424_256),
+    "OpenGVLab/InternVL3_5-8B": (INTERNVIT, 33_570_816, 8_190_735_360),
 }
 # Without CLIP, which is a download of its own.
 TOTALS = {

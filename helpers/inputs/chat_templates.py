@@ -40,7 +40,7 @@ def _message(role: str, *parts: dict[str, str]) -> dict[str, Any]:
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: bool
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any
 ) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
 

@@ -1,7 +1,8 @@
 """Messages as chat programs keep them: a role, and a content of texts, pictures and videos.
 
 `{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}`; a
-content that is only text may be a string. A video, `{"type": "video", "video": [...]}`, is its frames.
+content that is only text may be a string. A video, `{"type": "video", "video": [...]}`, is a list
+of its frames.
 
 What this module does not know: prompts, and how a picture is opened.
 """

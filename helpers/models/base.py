@@ -129,9 +129,12 @@ class Processor(ABC):
 
         Raises `QuestionError` for a video's frames where the family reads none.
         """
-        if any(isinstance(picture, Frame) for picture in pictures):
-            raise QuestionError("This model reads no video; give it single pictures.")
-        return self.pixels([open_picture(picture) for picture in pictures])
+        images = []
+        for picture in pictures:
+            if isinstance(picture, Frame):
+                raise QuestionError("This model reads no video; give it single pictures.")
+            images.append(open_picture(picture))
+        return self.pixels(images)
 
     def input_ids(
         self, messages: Sequence[Message], image_inputs: ImageInputs | None = None

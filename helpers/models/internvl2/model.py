@@ -1,10 +1,6 @@
-"""InternVL 2 to 3.5: tiles, pixel shuffle, an MLP, and one of several language models.
+"""InternVL's processor and PyTorch modules."""
 
-Source of the layout: the authors' `configuration_internvl_chat.py` and `modeling_internvl_chat.py`
-(OpenGVLab/InternVL); the numbers all come from a checkpoint's `config.json`. Folders whose names
-end in -HF have transformers' own layout, which is read as the original one that says the same.
-"""
-
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -31,22 +27,22 @@ from helpers.inputs.messages import Frame
 from helpers.inputs.prompts import Template
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.models.exported import ExportedParts, ImageInputs
-from helpers.models.families import Family, Original, SmallTokenizer
-from helpers.models.internvl2_architectures import ARCHITECTURES, Architecture, internlm2_rules
-from helpers.models.internvl2_chats import CHATS, SYSTEM
-from helpers.models.internvl2_layouts import (
+from helpers.models.families import Family
+from helpers.models.internvl2.architectures import ARCHITECTURES, Architecture, internlm2_rules
+from helpers.models.internvl2.chats import CHATS
+from helpers.models.internvl2.layouts import (
     HF_MODEL_TYPE,
     HF_RULES,
     original_config,
     refuse_variants,
 )
+from helpers.models.internvl2.originals import IMAGE_MARKS, ORIGINALS, QWEN2_TOKENIZER
 from helpers.sources.checkpoints import Config, read_json
 from helpers.sources.key_mapping import Rule
 
 # transforms in the authors' dataset.py: the means and deviations of ImageNet
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-IMAGE_MARKS = ("<img>", "</img>", "<IMG_CONTEXT>")
 
 
 class InternVL2Exported(ExportedParts):
@@ -161,7 +157,9 @@ class InternVL2Processor(Processor):
         if not isinstance(picture, Frame):
             return super().image_inputs([picture])
         image = open_picture(picture.picture)
-        output = self.image_processor([image], crop_to_patches=False, return_tensors="pt")
+        output = cast(Any, self.image_processor)(
+            [image], crop_to_patches=False, return_tensors="pt"
+        )
         return {"pixel_values": output["pixel_values"], "tiles": torch.tensor([1])}
 
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
@@ -306,56 +304,13 @@ _VISION_RULES = [
 
 # The families' register
 
-_WORDS = (SYSTEM, "system\n", "user\n", "assistant\n")
-_QUAD, _REF, _BOX = (f"<{word}> </{word}>".split() for word in ("quad", "ref", "box"))
-_QWEN2 = SmallTokenizer("qwen2", _WORDS, (*IMAGE_MARKS, *_QUAD, *_REF, *_BOX))
-_INTERNLM2 = SmallTokenizer("internlm2", marks=("<|im_start|>", "<|im_end|>", *IMAGE_MARKS))
-_PHI3 = SmallTokenizer("phi3", marks=IMAGE_MARKS)
-
-_MIT_QWEN = "MIT, Qwen2.5 inside Apache-2.0"
 FAMILY = Family(
     name="internvl2",
     model_type="internvl_chat",
     model=InternVL2,
     bundled="internvl2",
-    tokenizer=_QWEN2,
+    tokenizer=QWEN2_TOKENIZER,
     vocabulary=(("llm_config", "vocab_size"),),
     other_model_types=(HF_MODEL_TYPE,),
-    originals=(
-        Original(
-            "internvl2-1b",
-            "OpenGVLab/InternVL2-1B",
-            "MIT, Qwen2 inside Apache-2.0",
-            0.94,
-            _QWEN2,
-        ),
-        Original(
-            "internvl2-2b",
-            "OpenGVLab/InternVL2-2B",
-            "MIT, InternLM2 inside Apache-2.0",
-            2.21,
-            _INTERNLM2,
-        ),
-        Original(
-            "internvl2-4b",
-            "OpenGVLab/InternVL2-4B",
-            "MIT, Phi-3 inside MIT",
-            4.15,
-            _PHI3,
-        ),
-        Original(
-            "internvl2-8b",
-            "OpenGVLab/InternVL2-8B",
-            "MIT, InternLM2.5 inside Apache-2.0",
-            8.08,
-            _INTERNLM2,
-        ),
-        Original("internvl3-1b", "OpenGVLab/InternVL3-1B", _MIT_QWEN, 0.94, _QWEN2),
-        Original("internvl3-2b", "OpenGVLab/InternVL3-2B", _MIT_QWEN, 2.09, _QWEN2),
-        Original("internvl3-8b", "OpenGVLab/InternVL3-8B", _MIT_QWEN, 7.94, _QWEN2),
-        Original("internvl3.5-1b", "OpenGVLab/InternVL3_5-1B", "Apache-2.0", 1.06, _QWEN2),
-        Original("internvl3.5-2b", "OpenGVLab/InternVL3_5-2B", "Apache-2.0", 2.35, _QWEN2),
-        Original("internvl3.5-4b", "OpenGVLab/InternVL3_5-4B", "Apache-2.0", 4.73, _QWEN2),
-        Original("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B", "Apache-2.0", 8.53, _QWEN2),
-    ),
+    originals=ORIGINALS,
 )
