@@ -187,6 +187,29 @@ def test_a_second_question_hands_no_picture_over_again(random_model):
     assert all(after[name] is before[name] for name in names)
 
 
+def test_a_later_prompt_is_that_of_its_messages(random_model, monkeypatch):
+    """What stands between turns is the template's, whichever token ended the answer."""
+    pipeline = random_model.pipeline
+    processor = pipeline.processor
+    tokens = second_prompt_starts_with_answer(pipeline)
+    monkeypatch.delitem(vars(processor), "stop_token_ids", raising=False)
+    monkeypatch.setattr(type(processor), "stop_token_ids", [tokens[3]])
+    assert second_prompt_starts_with_answer(pipeline) == tokens[: tokens.index(tokens[3])]
+
+
+def second_prompt_starts_with_answer(pipeline) -> list[int]:
+    """Ask two questions; return what stands between them of the first answer's tokens."""
+    processor, conversation = pipeline.processor, pipeline.conversation()
+    first = conversation.ask("What do you see?", max_new_tokens=6)
+    ended = first.token_ids[-1] in processor.stop_token_ids
+    tokens = first.token_ids[:-1] if ended else first.token_ids
+    second = conversation.ask("Where?", max_new_tokens=1)
+    turn = processor.turn_ids(user_message("Where?"), first=False)
+    expected = [*first.prompt_ids, *tokens, *processor.end_of_answer_ids, *turn]
+    assert second.prompt_ids == expected
+    return tokens
+
+
 def test_both_are_evaluated_by_the_same_calls(random_model):
     models = random_model.reference, random_model.pipeline
     pairs = questions.draw_questions(3, seed=0)
