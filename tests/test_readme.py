@@ -9,11 +9,10 @@ from helpers.workshop.readme import ROOT, pages
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [path.name for path in pages()])
-def test_pages_are_made_from_the_data(name):
-    (text,) = [text for path, text in pages().items() if path.name == name]
-    (path,) = [path for path in pages() if path.name == name]
-    assert path.read_text(encoding="utf-8") == text, "run: python -m helpers.workshop.readme"
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_are_made_from_the_data(path):
+    made = pages()[path]
+    assert path.read_text(encoding="utf-8") == made, "run: python -m helpers.workshop.readme"
 
 
 def test_the_glossary_is_short():

@@ -13,7 +13,7 @@ from helpers.workshop.full_size_page import full_size_text
 from helpers.workshop.rooms import ROOMS
 
 ROOT = Path(__file__).parent.parent.parent
-FILLED = ("README.md", "CONTRIBUTING.md")  # pages with places to fill
+FILLED = ("README.md", "CONTRIBUTING.md", "helpers/README.md")  # pages with places to fill
 
 
 def notebooks_table() -> str:
