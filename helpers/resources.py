@@ -70,3 +70,15 @@ def this_computer() -> str:
     memory = psutil.virtual_memory().available / 2**30
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
     return f"{memory:.0f} GiB of memory and {disk:.0f} GB of disk are free here"
+
+
+def instruction_sets() -> list[str]:
+    """Return which of the processor's instruction sets matter for speed here; [] if unknown.
+
+    Only Linux tells them in a file (`/proc/cpuinfo`).
+    """
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "amx_int8": "AMX"}
+    with suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        return [name for flag, name in names.items() if flag in flags]
+    return []

@@ -33,7 +33,7 @@ from helpers.measure.random_checkpoint import write_random
 from helpers.measure.tasks import measure
 from helpers.models import load_model
 from helpers.models.families import family_of_original, find_original
-from helpers.resources import in_words
+from helpers.resources import in_words, instruction_sets
 from helpers.run.devices import available_devices
 
 
@@ -105,6 +105,7 @@ def computer() -> Computer:
         cores=psutil.cpu_count(logical=False) or 1,
         memory=psutil.virtual_memory().total,
         versions={name: version(name) for name in ("openvino", "nncf", "torch", "transformers")},
+        instruction_sets=instruction_sets(),
     )
 
 

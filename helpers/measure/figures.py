@@ -97,12 +97,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Computer:
-    """What figures depend on: the processor, its cores, bytes of memory, packages' versions."""
+    """What figures depend on: the processor, its cores, bytes of memory, packages' versions.
+
+    `instruction_sets` are those that OpenVINO's kernels make use of; older files do not have them.
+    """
 
     processor: str
     cores: int
     memory: int
     versions: dict[str, str]
+    instruction_sets: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        sets = f" ({', '.join(self.instruction_sets)})" if self.instruction_sets else ""
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return (
+            f"{self.processor}{sets}, {self.cores} cores, {self.memory / 2**30:.0f} GiB of memory, "
+            f"with {versions}"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,11 @@ from helpers.show.tables import format_table
 
 def full_size_text(results: Sequence[Figures]) -> str:
     """Return the page of what was measured at full size."""
-    computer = results[0].computer
-    versions = ", ".join(f"{name} {number}" for name, number in computer.versions.items())
     sections = [
         "# Full size on an ordinary computer\n",
         "<!-- made by: python -m helpers.workshop.readme (a test compares) -->\n",
-        f"Measured on {computer.processor}, {computer.cores} cores, "
-        f"{computer.memory / 2**30:.0f} GiB of memory, with {versions}. The checkpoints have the "
-        "originals' sizes and random weights: time, memory and disk do not depend on what weights "
-        "have learned.\n",
+        "The checkpoints have the originals' sizes and random weights: time, memory and disk do not "
+        "depend on what weights have learned. Compare figures of one processor only.\n",
         "*Memory* is anonymous memory, sampled: what a process allocates, without the files that "
         "it maps. *Floor* is the time that reading the language model's weights once takes at the "
         "memory's bandwidth, measured after each round: no token can take less. "
@@ -33,7 +29,7 @@ def full_size_text(results: Sequence[Figures]) -> str:
         prompt = next(iter(figures.runs.values())).running.prompt_tokens
         sections.append(
             f"## {figures.model}\n\n{billions:.2f} billion parameters; a picture of {width} x "
-            f"{height}, {prompt} tokens with the question.\n\n```\n"
+            f"{height}, {prompt} tokens with the question. Measured on {figures.computer}.\n\n```\n"
             f"{format_table(figure_rows(figures))}\n```\n"
         )
         for precision, run in figures.runs.items():
