@@ -15,8 +15,8 @@ def full_size_text(results: Sequence[Figures]) -> str:
     sections = [
         "# Full size on an ordinary computer\n",
         "<!-- made by: python -m helpers.workshop.readme (a test compares) -->\n",
-        "The checkpoints have the originals' sizes and random weights: time, memory and disk do not "
-        "depend on what weights have learned. Compare figures of one processor only.\n",
+        "The checkpoints have the originals' sizes and random weights: time, memory and disk do "
+        "not depend on what weights have learned. Compare figures of one processor only.\n",
         "*Memory* is anonymous memory, sampled: what a process allocates, without the files that "
         "it maps. *Floor* is the time that reading the language model's weights once takes at the "
         "memory's bandwidth, measured after each round: no token can take less. "
