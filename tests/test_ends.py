@@ -17,7 +17,6 @@ from tests.tiny import picture
 
 QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
 LONG = 300  # tokens: a second or two of the small model
-pytestmark = pytest.mark.filterwarnings("error")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a process")
 
 
