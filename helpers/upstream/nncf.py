@@ -1,4 +1,7 @@
-"""NNCF 3.4: quiet, with one `Core`, and with what rounds equal layers compiled once."""
+"""NNCF 3.4: quiet, with one `Core`, and with what rounds equal layers compiled once.
+
+No issue of theirs is known here that asks for any of it.
+"""
 
 import contextlib
 import importlib
@@ -26,7 +29,7 @@ SCATTERED = 2**23
 def quiet() -> Iterator[None]:
     """Keep NNCF's progress bars, which show clock times, out of compared outputs.
 
-    NNCF has no switch for them (openvinotoolkit/nncf draws them with rich). In a notebook they
+    NNCF, which draws them with rich, has no switch for them. In a notebook they
     would be widgets, which redirecting the output does not reach; so rich is told that this is no
     notebook.
     """

@@ -1,7 +1,8 @@
 """openvino_telemetry 2025.2: what OpenVINO's converter and NNCF would send to Google Analytics.
 
-No variable and no option of `openvino.convert_model` or NNCF switches it off; the package has an
-opt-out program of its own, which writes into the user's home folder instead.
+It is sent unless the user opts out (https://github.com/openvinotoolkit/openvino/pull/20290). No
+variable and no option of `openvino.convert_model` or NNCF does that; the package has a program of
+its own, which writes into the user's home folder instead.
 """
 
 import contextlib
