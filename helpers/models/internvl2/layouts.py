@@ -57,7 +57,8 @@ def original_config(folder: Path, config: Config) -> Config:
         "model_type": "internvl_chat",
         "image_token_id": config.get("image_token_id", 151667),
         "downsample_ratio": config.get("downsample_ratio", 0.5),
-        "dynamic_image_size": pictures.get("crop_to_patches", True),
+        # `InternVLProcessor` cuts tiles whatever crop_to_patches in preprocessor_config.json says.
+        "dynamic_image_size": True,
         "min_dynamic_patch": pictures.get("min_patches", 1),
         "max_dynamic_patch": pictures.get("max_patches", 12),
         "use_thumbnail": True,
