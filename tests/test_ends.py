@@ -10,10 +10,9 @@ import threading
 import time
 
 import pytest
-import torch
 
 from helpers.run.worker import Stop, Task, Worker
-from tests.tiny import picture
+from tests.tiny import picture, reference_tokens
 
 QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
 LONG = 300  # tokens: a second or two of the small model
@@ -126,22 +125,7 @@ def test_after_an_interrupt_the_conversation_goes_on_rightly(converted, photo, t
     interrupted, (prompt, tokens), (next_prompt, next_tokens) = json.loads(output)
     assert interrupted and 0 < len(tokens) < LONG
     assert next_prompt[len(prompt) : len(prompt) + len(tokens)] == tokens
-    assert next_tokens == greedy_tokens(torch_model, next_prompt, new=8)
-
-
-@torch.inference_mode()
-def greedy_tokens(model, ids: list[int], *, new: int) -> list[int]:
-    """Return PyTorch's answer to a prompt about the picture."""
-    features = model.encode_images(**model.image_inputs([picture()]))
-    stop = model.processor.stop_token_ids
-    output = model.language_model.generate(
-        **model.prepare(torch.tensor([ids]), features),
-        max_new_tokens=new,
-        do_sample=False,
-        eos_token_id=stop,
-        pad_token_id=stop[0],
-    )
-    return output[0].tolist()
+    assert next_tokens == reference_tokens(torch_model, next_prompt, [picture()], 8)
 
 
 def seconds_until_answered(pipeline) -> float:

@@ -11,26 +11,10 @@ from helpers.inputs.messages import user_message
 from helpers.run import generation
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Counts
-from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture
+from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture, reference_tokens
 
 NEW_TOKENS = 10
 QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
-
-
-@torch.inference_mode()
-def reference_tokens(model, ids: list[int], pictures=(), length: int = NEW_TOKENS) -> list[int]:
-    """Return PyTorch's greedy tokens after a prompt about pictures."""
-    inputs = model.image_inputs(pictures) if pictures else None
-    features = model.encode_images(**inputs) if inputs else None
-    stop = model.processor.stop_token_ids
-    output = model.language_model.generate(
-        **model.prepare(torch.tensor([ids]), features),
-        max_new_tokens=length,
-        do_sample=False,
-        eos_token_id=stop,
-        pad_token_id=stop[0],
-    )
-    return output[0].tolist()
 
 
 def ask(conversation, text=QUESTION, images=(), length=NEW_TOKENS, **options):

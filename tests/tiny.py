@@ -59,6 +59,22 @@ def picture(number: int = 0) -> Image.Image:
     return world.draw(questions(number + 1)[number][0], cell=48)
 
 
+@torch.inference_mode()
+def reference_tokens(model, ids: list[int], pictures=(), length: int = 10) -> list[int]:
+    """Return PyTorch's greedy tokens after a prompt about pictures."""
+    inputs = model.image_inputs(pictures) if pictures else None
+    features = model.encode_images(**inputs) if inputs else None
+    stop = model.processor.stop_token_ids
+    output = model.language_model.generate(
+        **model.prepare(torch.tensor([ids]), features),
+        max_new_tokens=length,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=stop[0],
+    )
+    return output[0].tolist()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Make random numbers the same every time, and leave other tests' as they were."""
