@@ -72,6 +72,13 @@ def this_computer() -> str:
     return f"{memory:.0f} GiB of memory and {disk:.0f} GB of disk are free here"
 
 
+def processors() -> int:
+    """Return how many of the computer's cores this process may use."""
+    process, cores = psutil.Process(), psutil.cpu_count(logical=False) or 1
+    allowed = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else cores
+    return min(allowed, cores)
+
+
 def instruction_sets() -> list[str]:
     """Return which of the processor's instruction sets matter for speed here; [] if unknown.
 

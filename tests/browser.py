@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,29 @@ def opened() -> Iterator[Browser]:
         browser.close()
 
 
-def new_page(browser: Browser, width: int = 1100, height: int = 820) -> Page:
-    """Return a page in a window of its own, which shares nothing with others."""
-    page = browser.new_context(viewport={"width": width, "height": height}).new_page()
-    page.set_default_timeout(30_000)
-    return page
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Return a browser for the tests of a file."""
+    with opened() as browser:
+        yield browser
+
+
+@pytest.fixture
+def new_page(browser) -> Iterator[Callable[[], Page]]:
+    """Return what opens a page in a window of its own, which shares nothing with others.
+
+    The windows are closed after the test: a chat page that stays open computes on and on.
+    """
+    with ExitStack() as windows:
+
+        def open_window() -> Page:
+            window = browser.new_context(viewport={"width": 1100, "height": 820})
+            windows.callback(window.close)
+            page = window.new_page()
+            page.set_default_timeout(30_000)
+            return page
+
+        yield open_window
 
 
 IMAGES = Path(__file__).parent.parent / "notebooks" / "images"

@@ -1,18 +1,24 @@
 """Fixtures of several test files: the small random model, as a checkpoint and converted."""
 
+import signal
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 
 from helpers.convert import conversion
 from helpers.graphs import presets
 from helpers.models import load_model
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.pipeline import VisionLanguagePipeline
-from tests.browser import screenshot  # noqa: F401
+from helpers.sources.checkpoints import BUNDLED
+from tests.browser import browser, new_page, screenshot  # noqa: F401
 from tests.tiny import write_tiny
+from tests.workers import WORKER
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +42,38 @@ def converted(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def bundled_folder(tmp_path_factory):
+    """Return a function that gives the folder of a bundled model in fp16 or int8.
+
+    All processes of a run share it, so that each is converted once.
+    """
+    place = tmp_path_factory.getbasetemp()
+    place = (place.parent if WORKER else place) / "bundled"
+
+    def convert_once(name: str, precision: str) -> Path:
+        folder = place / name / precision
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # `convert` keeps a folder that is complete
+            conversion.convert(BUNDLED / name, folder, presets.find_preset(precision))
+        return folder
+
+    return convert_once
+
+
+@pytest.fixture(scope="session")
 def pipeline(converted):
     """Return the converted model on the CPU, computing as PyTorch does."""
     return VisionLanguagePipeline(converted, accuracy=True)
+
+
+@pytest.fixture
+def interruptible():
+    """Let what a test starts be interrupted also where the run itself ignores SIGINT (`nohup`)."""
+    if sys.platform == "win32":
+        pytest.skip("Windows sends no SIGINT to one process")
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture

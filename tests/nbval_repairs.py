@@ -46,13 +46,6 @@ def pytest_configure() -> None:
     nbval.plugin.RunningKernel = WatchedKernel
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cells of notebooks, so that `-m "not notebook"` leaves them out."""
-    for item in items:
-        if isinstance(item, IPyNbCell):
-            item.add_marker("notebook")
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip the cells after the first one that failed; they depend on it."""

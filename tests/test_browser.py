@@ -8,13 +8,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from helpers.convert.conversion import convert
-from helpers.graphs.presets import find_preset
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.demo import build_page, open_page
 from helpers.shapes import world
 from helpers.sources.checkpoints import bundled_checkpoints
-from tests.browser import new_page, opened
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,18 +19,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with opened() as browser:
-        yield browser
-
-
 @pytest.fixture(scope="module", params=sorted(bundled_checkpoints()))
-def server(request, tmp_path_factory):
+def server(request, bundled_folder):
     """Serve the page of a bundled model, and return its `address` and its `pipeline`."""
-    folder = tmp_path_factory.mktemp(request.param)
-    convert(bundled_checkpoints()[request.param], folder / "model", find_preset("int8"))
-    pipeline = VisionLanguagePipeline(folder / "model")
+    pipeline = VisionLanguagePipeline(bundled_folder(request.param, "int8"))
     blocks = build_page(pipeline, title="Ask a small model")
     yield SimpleNamespace(address=open_page(blocks), pipeline=pipeline)
     blocks.close()
@@ -80,8 +69,8 @@ class Chat:
         return self.page.get_by_test_id("bot")
 
 
-def test_asking_about_a_picture(browser, server, picture_files, screenshot):
-    chat = Chat(new_page(browser), server.address)
+def test_asking_about_a_picture(new_page, server, picture_files, screenshot):
+    chat = Chat(new_page(), server.address)
     chat.show(picture_files["circle"])
     chat.ask("What shape is at the top left?")
     expect(chat.answers.last).to_contain_text("circle")
@@ -97,20 +86,20 @@ def test_asking_about_a_picture(browser, server, picture_files, screenshot):
     expect(chat.answers).to_have_count(0)
 
 
-def test_a_broken_file_is_told_in_the_page(browser, server, tmp_path):
+def test_a_broken_file_is_told_in_the_page(new_page, server, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    chat = Chat(new_page(browser), server.address)
+    chat = Chat(new_page(), server.address)
     chat.page.locator("input[type=file]").first.set_input_files(broken)
     chat.ask("What shape is at the top left?")
     expect(chat.answers.last).to_contain_text("broken.png is not a picture in a format")
 
 
 @pytest.fixture
-def answering(browser, server, picture_files, slowly):
+def answering(new_page, server, picture_files, slowly):
     """Return a chat whose answer has begun and takes a few seconds more."""
     slowly.seconds = 0.4
-    chat = Chat(new_page(browser), server.address)
+    chat = Chat(new_page(), server.address)
     chat.show(picture_files["star"])
     chat.ask("Describe the picture.")
     expect(chat.answers.last).to_contain_text("blue")
@@ -148,8 +137,8 @@ def test_the_next_question_is_typed_while_an_answer_comes(answering):
 
 
 @WHICHEVER
-def test_a_double_click_asks_once(browser, server):
-    chat = Chat(new_page(browser), server.address)
+def test_a_double_click_asks_once(new_page, server):
+    chat = Chat(new_page(), server.address)
     chat.question.fill("What is in the picture?")
     chat.page.get_by_role("button", name="Ask", exact=True).dblclick()
     expect(chat.page.get_by_text("The question is empty")).to_be_visible()
@@ -157,9 +146,9 @@ def test_a_double_click_asks_once(browser, server):
     expect(chat.answers).to_have_count(1)
 
 
-def test_two_people_at_once(browser, server, picture_files):
+def test_two_people_at_once(new_page, server, picture_files):
     """Each sees the answers to their own picture, also when questions come in turn."""
-    chats = {shape: Chat(new_page(browser), server.address) for shape in picture_files}
+    chats = {shape: Chat(new_page(), server.address) for shape in picture_files}
     for shape, chat in chats.items():
         chat.show(picture_files[shape])
     for number in (1, 2):
@@ -171,11 +160,11 @@ def test_two_people_at_once(browser, server, picture_files):
             expect(chat.answers.last).to_contain_text(shape)
 
 
-def test_files_go_when_the_window_is_closed(browser, server, tmp_path):
+def test_files_go_when_the_window_is_closed(new_page, server, tmp_path):
     # No other window has this picture: one that two have stays until both are closed.
     path = tmp_path / "own.png"
     world.draw(world.Scene((1, 1), (world.Item("cross", "red"),), style=5)).save(path)
-    chat = Chat(new_page(browser), server.address)
+    chat = Chat(new_page(), server.address)
     chat.show(path)
     source = chat.page.locator("img[src*='file=']").first.get_attribute("src")
     file = Path(source.split("file=")[1])
@@ -190,8 +179,8 @@ def test_files_go_when_the_window_is_closed(browser, server, tmp_path):
     pytest.fail("the file is still there")
 
 
-def test_with_the_keyboard_alone(browser, server, picture_files):
-    chat = Chat(new_page(browser), server.address)
+def test_with_the_keyboard_alone(new_page, server, picture_files):
+    chat = Chat(new_page(), server.address)
     chat.show(picture_files["circle"])
     chat.question.focus()
     chat.page.keyboard.type("What shape is at the top left?")
@@ -209,8 +198,8 @@ def test_with_the_keyboard_alone(browser, server, picture_files):
     expect(chat.answers).to_have_count(0)
 
 
-def test_accessibility(browser, server, picture_files):
-    chat = Chat(new_page(browser), server.address)
+def test_accessibility(new_page, server, picture_files):
+    chat = Chat(new_page(), server.address)
     chat.show(picture_files["circle"])
     chat.ask("What shape is at the top left?")
     expect(chat.answers.last).to_contain_text("first token")

@@ -9,6 +9,7 @@ from helpers.models.families import families
 from helpers.sources.checkpoints import BUNDLED, bundled_checkpoints, read_json
 from helpers.sources.hub import weight_bytes
 from helpers.workshop import report
+from tests.workers import in_groups
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 FAMILIES = sorted(bundled_checkpoints())
@@ -16,11 +17,14 @@ FAMILIES = sorted(bundled_checkpoints())
 TOLERANCE = 0.005
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def measured(request):
+@pytest.fixture(scope="module", params=in_groups(FAMILIES, "accuracy"))
+def measured(request, bundled_folder):
     """Return the `card` and the same `figures` measured now."""
     folder = BUNDLED / request.param
-    return SimpleNamespace(card=read_json(folder / "accuracy.json"), figures=report.measure(folder))
+    for precision in ("fp16", "int8"):
+        place = bundled_folder(request.param, precision).parent
+    figures = report.measure(folder, place=place)
+    return SimpleNamespace(card=read_json(folder / "accuracy.json"), figures=figures)
 
 
 @pytest.mark.slow

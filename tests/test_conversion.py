@@ -449,7 +449,7 @@ def test_a_checkpoint_without_its_tokenizer_is_refused_or_works(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("line", "left"),
     [("image encoder: converting", []), ("language model: converting", [".made.unfinished"])],

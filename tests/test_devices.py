@@ -173,7 +173,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_after_models_are_gone(converted):
     command = [sys.executable, "-c", INTERRUPTED, str(converted)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)

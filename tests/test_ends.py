@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,12 +15,6 @@ from tests.tiny import picture, reference_tokens
 
 QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
 LONG = 300  # tokens: a second or two of the small model
-posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a process")
-
-
-def restore_interrupts() -> None:
-    """Let a program be interrupted also where the tests themselves run with SIGINT ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def start(*command: object) -> subprocess.Popen:
@@ -29,7 +22,6 @@ def start(*command: object) -> subprocess.Popen:
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=restore_interrupts if os.name == "posix" else None,
     )
 
 
@@ -69,7 +61,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@posix
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", [0.0, 0.2])
 def test_control_c_while_an_answer_streams(converted, photo, wait):
     """The bundled models stop too soon to be interrupted, so this one's answer has no end."""
@@ -116,7 +108,7 @@ print(json.dumps([interrupted, *answers]))
 """
 
 
-@posix
+@pytest.mark.usefixtures("interruptible")
 def test_after_an_interrupt_the_conversation_goes_on_rightly(converted, photo, torch_model):
     """CPython's `Thread.join` takes an interrupted wait for the thread's end (bpo-45274)."""
     process = start("-c", INTERRUPTED, converted, photo)

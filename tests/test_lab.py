@@ -17,8 +17,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.browser import new_page, opened
-
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 QUICKEST = "03-internvl2.ipynb"  # the quickest of those with every widget
@@ -77,12 +75,6 @@ def wait_for(address: str) -> None:
     pytest.fail(f"nothing answers at {address}")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with opened() as browser:
-        yield browser
-
-
 class Notebook:
     """An open notebook."""
 
@@ -128,10 +120,10 @@ class Notebook:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_run_all_and_the_widgets(browser, lab, name, request, screenshot):
+def test_run_all_and_the_widgets(new_page, lab, name, request, screenshot):
     if name != QUICKEST and not request.config.getoption("browser"):
         pytest.skip("in `make browser`")
-    notebook = Notebook(new_page(browser), lab, name)
+    notebook = Notebook(new_page(), lab, name)
     notebook.run_all()
     page = notebook.page
     expect(page.get_by_role("link", name="http://127.0.0.1:")).to_be_visible()

@@ -113,7 +113,7 @@ def test_an_output_folder_that_cannot_be_written(write, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+@pytest.mark.usefixtures("interruptible")
 def test_control_c_ends_it_cleanly(write, tmp_path):
     notebook = write(tagged_cell("import time\nprint('running', flush=True)\ntime.sleep(60)"))
     command = [

@@ -16,12 +16,9 @@ import psutil
 import pytest
 from gradio_client import Client, handle_file
 
-from helpers.convert.conversion import convert
-from helpers.graphs.presets import find_preset
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.demo import build_page, open_page
 from helpers.shapes import questions
-from helpers.sources.checkpoints import BUNDLED
 
 AT_ONCE, IN_TURN = 4, 20  # people
 MOST_GROWTH = 100 * 2**20  # bytes, after the first third of the time
@@ -44,11 +41,9 @@ class Person:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def served(bundled_folder):
     """Serve the bundled InternVL2; gives its `page`, the `address` and the `pipeline`."""
-    folder = tmp_path_factory.mktemp("soak")
-    convert(BUNDLED / "internvl2", folder / "model", find_preset("int8"))
-    pipeline = VisionLanguagePipeline(folder / "model")
+    pipeline = VisionLanguagePipeline(bundled_folder("internvl2", "int8"))
     page = build_page(pipeline, title="Many people")
     yield SimpleNamespace(page=page, address=open_page(page), pipeline=pipeline)
     page.close()

@@ -6,11 +6,8 @@ import time
 
 import pytest
 
-from helpers.convert.conversion import convert
-from helpers.graphs.presets import find_preset
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes import world
-from helpers.sources.checkpoints import BUNDLED
 
 FIRST, SECOND = "Describe the picture.", "How many shapes are there?"
 
@@ -18,11 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def bundled(tmp_path_factory) -> VisionLanguagePipeline:
+def bundled(bundled_folder) -> VisionLanguagePipeline:
     """Return the bundled InternVL2 in INT8."""
-    folder = tmp_path_factory.mktemp("waiting") / "internvl2"
-    convert(BUNDLED / "internvl2", folder, find_preset("int8"))
-    return VisionLanguagePipeline(folder)
+    return VisionLanguagePipeline(bundled_folder("internvl2", "int8"))
 
 
 @pytest.fixture(scope="module")

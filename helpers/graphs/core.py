@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from helpers.errors import DeviceError
+from helpers.graphs.bit_widths import bit_widths
+from helpers.resources import instruction_sets, processors
 
 
 @functools.cache
@@ -21,6 +23,19 @@ def core() -> ov.Core:
     stack that is gone, and the next Ctrl-C, or Jupyter's button for it, ends the process.
     """
     return ov.Core()
+
+
+def safe_options(model: ov.Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `options` of `compile_model` with which compiling does not end the process.
+
+    With one thread on a processor with AMX, OpenVINO divides by zero where weights of 16 bits are
+    multiplied in 16 bits (openvino#33300); such a model is computed in 32 bits instead.
+    """
+    threads = int(options.get("INFERENCE_NUM_THREADS", 0)) or processors()
+    stored_in_16_bits = any(width.type in ("f16", "bf16") for width in bit_widths(model))
+    if min(threads, processors()) == 1 and "AMX" in instruction_sets() and stored_in_16_bits:
+        return {"INFERENCE_PRECISION_HINT": "f32", **options}
+    return dict(options)
 
 
 def run_model(compiled: ov.CompiledModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError
-from helpers.graphs.core import core, run_model
+from helpers.graphs.core import core, run_model, safe_options
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Frame, Message
@@ -84,7 +84,7 @@ class VisionLanguagePipeline:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.") from None
         keep_inputs(model, constant_inputs)
         try:
-            return core().compile_model(model, self.device, options)
+            return core().compile_model(model, self.device, safe_options(model, options))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"{self.device} cannot run {path.name}: {reason}") from None

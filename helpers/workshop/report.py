@@ -58,18 +58,20 @@ int4, the language model is {int4}.
 
 
 def measure(
-    folder: Path, *, questions: int = QUESTIONS, seed: int = SEED
+    folder: Path, *, place: Path, questions: int = QUESTIONS, seed: int = SEED
 ) -> dict[str, AnswerFigures]:
-    """Return accuracy by kind, and agreement with PyTorch, of PyTorch and each precision."""
+    """Return accuracy by kind, and agreement with PyTorch, of PyTorch and each precision.
+
+    Converted models are written to `place`; one that is there already is kept.
+    """
     pairs = draw_questions(questions, seed=seed)
     reference = evaluation.answer(load_model(folder, torch.float32), pairs)
     figures = {"PyTorch": _figures(reference, reference, pairs)}
-    with tempfile.TemporaryDirectory() as place:
-        for preset in presets(folder.name):
-            output = Path(place) / preset.name
-            convert_with_samples(folder, output, preset)
-            answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), pairs)
-            figures[preset.name] = _figures(reference, answers, pairs)
+    for preset in presets(folder.name):
+        output = place / preset.name
+        convert_with_samples(folder, output, preset)
+        answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), pairs)
+        figures[preset.name] = _figures(reference, answers, pairs)
     return figures
 
 
@@ -151,7 +153,8 @@ def main() -> None:
     folder = BUNDLED / arguments.family
     before = folder / "accuracy.json"
     training = arguments.training or (read_json(before)["training"] if before.exists() else "")
-    figures = measure(folder)
+    with tempfile.TemporaryDirectory() as place:
+        figures = measure(folder, place=Path(place))
     write_card(folder, figures, training)
     print(format_table(accuracy_rows(figures)))
 

@@ -1,0 +1,60 @@
+"""A pytest plugin for `pytest -n`: several processes, each with processors of its own.
+
+Two processes of one thread each are quicker than one of two: small models keep two threads waiting
+for each other. What a test starts inherits its process's processors.
+
+What is slow to make is made once: the tests of a file stay in one process, and so do the cells of a
+notebook. A file may say otherwise: `independent` tests go wherever there is room, and a mark
+`xdist_group` keeps together what it names.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+
+import psutil
+import pytest
+from _pytest.mark import ParameterSet
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, ...; none without `-n`
+
+
+def share(processors: Sequence[int], number: int, workers: int) -> Sequence[int]:
+    """Return the processors of worker `number` of so many; all, where there are too few."""
+    if len(processors) < workers:
+        return processors
+    begin, end = (len(processors) * place // workers for place in (number, number + 1))
+    return processors[begin:end]
+
+
+def in_groups(names: Iterable[str], group: str) -> list[ParameterSet]:
+    """Return parameters whose tests keep to one process each, and need not be one for all."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(f"{group}-{name}")) for name in names]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep this worker to its processors, where the system has such a thing (macOS has not)."""
+    process = psutil.Process()
+    if WORKER is not None and hasattr(process, "cpu_affinity"):
+        workers = config.workerinput["workercount"]
+        number = int(WORKER.removeprefix("gw"))
+        process.cpu_affinity(list(share(process.cpu_affinity(), number, workers)))
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks afterwards
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run quick tests first, then slow ones, then notebooks; with several processes, last.
+
+    Whatever is long begins early there, so that no process ends long before the others.
+    """
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("notebook")
+        if not any(map(item.get_closest_marker, ("xdist_group", "independent"))):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("notebook") is not None,
+            item.get_closest_marker("slow") is not None,
+        ),
+        reverse=WORKER is not None,
+    )
