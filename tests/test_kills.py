@@ -14,6 +14,8 @@ import pytest
 
 from tests.hub_server import Hub
 
+pytestmark = [pytest.mark.slow, pytest.mark.independent]
+
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
 DOWNLOAD = "import sys; from helpers.sources.hub import download; print(download(sys.argv[1]))"
 
@@ -51,7 +53,6 @@ def moments(begin: Callable[[], subprocess.Popen], number: int) -> list[float]:
     return [duration * random.Random(number).uniform(0.4, 0.95) for number in range(number)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
 def test_a_conversion(checkpoint, tmp_path, repetitions, precision):
     task = "converting" if precision == "fp16" else "converting and compressing"
@@ -72,7 +73,6 @@ def test_a_conversion(checkpoint, tmp_path, repetitions, precision):
         assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.slow
 def test_a_download(checkpoint, tmp_path, repetitions):
     hub = Hub({"someone/internvl2": checkpoint}, seconds=3)
 

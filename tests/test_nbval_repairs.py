@@ -95,3 +95,13 @@ class TestAnAnswer:
         )
         assert validate(notebook, *REPAIRED, SANITIZED)[0].get("failed", 0) == 0
         assert validate(notebook, *REPAIRED)[0]["failed"] == 1
+
+    def test_that_a_sanitizer_swallows_fails(self, tmp_path):
+        sanitizer = tmp_path / "sanitizer.cfg"
+        sanitizer.write_text("regex: (?s).+\nreplace: ANYTHING\n", encoding="utf-8")
+        notebook = write_notebook(tmp_path, ANSWERS, {0: "a blue cross\n"})
+        swallows = f"--nbval-sanitize-with={sanitizer}"
+        assert validate(notebook, swallows).counts == {"passed": 1}
+        result = validate(notebook, swallows, *REPAIRED)
+        assert result.counts["failed"] == 1, result.output
+        assert "A changed answer of this cell would not be noticed" in result.output

@@ -29,6 +29,7 @@ def text_of(path: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.independent
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(choice.values()))
 @pytest.mark.parametrize("stem", NOTEBOOKS)
 def test_choices_by_environment(stem, choice, tmp_path):
