@@ -3,6 +3,7 @@
 NOTEBOOK ?= notebooks/03-internvl2.ipynb
 OUTPUT   ?= output
 MODEL    ?= internvl2-1b
+WORKERS  ?= auto
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -30,8 +31,8 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test check torture soak browser screenshots full-size lint format clean \
-	constraints
+.PHONY: help run lab test check integration shuffled torture soak browser screenshots full-size \
+	release lint format clean constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -46,8 +47,18 @@ lab: $(VENV)/.installed  ## Open the notebook in JupyterLab
 		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 		--LabApp.extension_manager=readonly $(LAB_OPTIONS)
 
-test: lint  ## Run all checks: the cheap ones first, then the notebooks
-	@$(BIN)/python -m pytest
+# A process for each core, with processors of its own; see tests/workers.py.
+IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+test: lint  ## Run all tests and notebooks, in a process for each core
+	@$(BIN)/python -m pytest $(IN_PROCESSES)
+
+integration: $(VENV)/.checks  ## Install anew and do what the README says
+	@$(BIN)/python -m pytest --integration tests/test_integration.py
+
+shuffled: $(VENV)/.checks  ## Run the quick tests in a random order; print what they cover
+	@$(BIN)/python -m pytest -m "not slow and not notebook" --random-order-bucket=global \
+		--random-order --cov=helpers --cov-report=term:skip-covered
 
 TORTURE := $(addprefix tests/test_,kills.py untrusted.py conversion.py recipes.py \
 	images_and_prompts.py tracing_and_stateful.py)
@@ -66,18 +77,25 @@ screenshots: $(VENV)/.checks  ## Take the README's pictures of them anew
 full-size: $(VENV)/.installed  ## Measure MODEL at full size, with random weights; needs time and disk
 	@mkdir -p notebooks/full-size
 	@$(BIN)/python -m helpers benchmark $(MODEL) --full-size --against pytorch \
-		--output notebooks/full-size/$(MODEL).json
+		--output $(OUTPUT)/$(MODEL).json
+	@$(BIN)/python -m helpers.workshop.history $(OUTPUT)/$(MODEL).json
 	@$(BIN)/python -m helpers.workshop.readme
+
+release: $(VENV)/.installed  ## Build the archive of a release, with all notebooks executed
+	@$(BIN)/python -m helpers.workshop.release $(if $(TAG),--tag $(TAG)) \
+		--output $(OUTPUT)/release
 
 lint: $(VENV)/.checks  ## Check style and types
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
+	@$(BIN)/zizmor --quiet --offline .github
 
 # What most changes break, in two minutes: names and rooms, golden data, conversations, a notebook.
-CHECK := rooms names readme requirements checkpoints tracing_and_stateful pipeline notebook_structure
+CHECK := rooms names readme requirements checkpoints tracing_and_stateful pipeline notebook_structure notebook_paths
 check: lint  ## Check style, types, and what most changes break
-	@$(BIN)/python -m pytest -m "not slow" tests/test_golden_*.py $(CHECK:%=tests/test_%.py)
+	@$(BIN)/python -m pytest $(IN_PROCESSES) -m "not slow or check" tests/test_golden_*.py \
+		$(CHECK:%=tests/test_%.py)
 
 format: $(VENV)/.checks  ## Repair what the style check can repair
 	@$(BIN)/python -m ruff check --fix .

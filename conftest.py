@@ -22,8 +22,9 @@ os.environ |= {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of `make soak`, `make browser` and `make screenshots`."""
+    """Add the options of `make soak`, `make integration`, `make browser` and `make screenshots`."""
     parser.addoption("--soak", action="store_true", help="use the page for three minutes")
+    parser.addoption("--integration", action="store_true", help="install anew, from nothing")
     parser.addoption("--browser", action="store_true", help="open all notebooks in a browser")
     parser.addoption("--screenshots", action="store_true", help="take the README's pictures")
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from helpers.run.pipeline import VisionLanguagePipeline
 
 __all__ = ["VisionLanguagePipeline"]
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # Nothing here calls home. These libraries do unless told not to, and read the switch when they
 # are first imported, which is why it is set before anything else is.

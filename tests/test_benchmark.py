@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -20,13 +20,20 @@ from helpers.models import families as register
 from helpers.models import load_model
 from helpers.models.families import families, find_original
 from helpers.resources import Growth, anonymous_memory
-from helpers.sources.checkpoints import read_json
 from helpers.workshop.full_size_page import full_size_text
+from helpers.workshop.history import (
+    MARGIN,
+    Measurement,
+    SlowerError,
+    append,
+    history,
+    newest_by_kind,
+)
 from helpers.workshop.readme import ROOT, full_size_page
 from tests.tiny import picture
 
 ORIGINALS = [original.name for family in families() for original in family.originals]
-MEASURED = sorted(path.stem for path in (ROOT / "notebooks" / "full-size").glob("*.json"))
+MEASURED = sorted(path.stem for path in (ROOT / "notebooks" / "full-size").glob("*.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +73,9 @@ def test_the_table_and_the_page(figures):
     rows = figure_rows(figures)
     assert [row["model"] for row in rows] == ["int4", "PyTorch float32"]
     assert rows[1]["floor"] == rows[1]["on disk"] == "-"
-    text = full_size_text([figures])
+    text = full_size_text([[Measurement("a1b2c3d", "2026-11-27T09:00:00+00:00", figures)]])
     assert "## internvl2-1b" in text and "second question, first token" in text
+    assert f"a1b2c3d             2026-11-27  {figures.runs['int4'].floor.times:.2f}" in text
 
 
 def test_the_page_is_made_from_the_data():
@@ -80,7 +88,7 @@ def test_the_page_is_made_from_the_data():
 @pytest.mark.parametrize("name", MEASURED)
 def test_at_full_size(name):
     """What was measured keeps to its limits, where they do not depend on the computer's speed."""
-    figures = from_json(Figures, read_json(ROOT / "notebooks" / "full-size" / f"{name}.json"))
+    figures = history(ROOT / "notebooks" / "full-size" / f"{name}.jsonl")[-1].figures
     conversion, running = figures.runs["int4"].conversion, figures.runs["int4"].running
     size, weights = conversion.bytes, sum(figures.parameters.values())
     assert figures.full_size and conversion.peak_memory <= size + 1.5 * 2**30
@@ -93,6 +101,38 @@ def test_at_full_size(name):
             for width in conversion.bit_widths[LANGUAGE_MODEL]
         }
         assert widths == {"u8": (1, 0.28), "u4": (168, 0.72)}
+
+
+def slowed(measurement: Measurement, factor: float) -> Measurement:
+    """Return a measurement whose tokens in INT4 take so many times as long."""
+    run = measurement.figures.runs["int4"]
+    floor = replace(run.floor, times=run.floor.times * factor)
+    runs = measurement.figures.runs | {"int4": replace(run, floor=floor)}
+    return replace(measurement, figures=replace(measurement.figures, runs=runs))
+
+
+@pytest.fixture
+def measurement() -> Measurement:
+    return history(ROOT / "notebooks" / "full-size" / "internvl3-1b.jsonl")[-1]
+
+
+def test_a_slower_run_is_refused_and_told(measurement, tmp_path):
+    path = tmp_path / "model.jsonl"
+    append(path, measurement)
+    append(path, slowed(measurement, MARGIN - 0.01))
+    with pytest.raises(SlowerError, match=r"internvl3-1b in int4 takes 5\.\d\d times its floor"):
+        append(path, slowed(measurement, MARGIN**2))
+    assert len(history(path)) == 2 and history(path)[0] == measurement
+
+
+def test_another_kind_of_processor_has_a_history_of_its_own(measurement, tmp_path):
+    path = tmp_path / "model.jsonl"
+    computer = replace(measurement.figures.computer, instruction_sets=["AVX2"])
+    other = replace(measurement, figures=replace(measurement.figures, computer=computer))
+    for line in (measurement, slowed(other, 3), slowed(measurement, 0.5)):
+        append(path, line)
+    newest = newest_by_kind(history(path))
+    assert newest == [slowed(measurement, 0.5), slowed(other, 3)]
 
 
 def test_every_measured_model_is_an_original():

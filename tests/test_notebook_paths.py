@@ -16,6 +16,7 @@ CHOICES = [
     {"VLM_CHECKPOINT": "folder", "VLM_PRECISION": "int8", "VLM_DEVICE": "CPU"},
 ]
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+QUICKEST = "03-internvl2"
 
 
 def text_of(path: Path) -> str:
@@ -31,7 +32,10 @@ def text_of(path: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.independent
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(choice.values()))
-@pytest.mark.parametrize("stem", NOTEBOOKS)
+@pytest.mark.parametrize(
+    "stem",
+    [pytest.param(stem, marks=[pytest.mark.check] * (stem == QUICKEST)) for stem in NOTEBOOKS],
+)
 def test_choices_by_environment(stem, choice, tmp_path):
     shutil.copytree(FOLDER / "images", tmp_path / "images")
     notebook = Path(shutil.copy(FOLDER / f"{stem}.ipynb", tmp_path))

@@ -8,10 +8,11 @@ from helpers.measure.figures import Conversion, Figures, Run, Running
 from helpers.measure.tasks import QUESTION, TOKENS
 from helpers.resources import in_words
 from helpers.show.tables import format_table
+from helpers.workshop.history import Measurement, newest_by_kind
 
 
-def full_size_text(results: Sequence[Figures]) -> str:
-    """Return the page of what was measured at full size."""
+def full_size_text(models: Sequence[Sequence[Measurement]]) -> str:
+    """Return the page of all models: the newest run per kind of processor, and times by commit."""
     sections = [
         "# Full size on an ordinary computer\n",
         "<!-- made by: python -m helpers.workshop.readme (a test compares) -->\n",
@@ -23,20 +24,39 @@ def full_size_text(results: Sequence[Figures]) -> str:
         f'*First token* is that of the question "{QUESTION}" about a picture, after the image '
         f"encoder; *next token* is the median over {TOKENS}.\n",
     ]
-    for figures in results:
-        width, height = figures.picture
-        billions = sum(figures.parameters.values()) / 1e9
-        prompt = next(iter(figures.runs.values())).running.prompt_tokens
-        sections.append(
-            f"## {figures.model}\n\n{billions:.2f} billion parameters; a picture of {width} x "
-            f"{height}, {prompt} tokens with the question. Measured on {figures.computer}.\n\n```\n"
-            f"{format_table(figure_rows(figures))}\n```\n"
-        )
-        for precision, run in figures.runs.items():
-            if run.conversion is not None and isinstance(run.running, Running):
-                rows = _part_rows(run.conversion) + _detail_rows(run, figures.parameters)
-                sections.append(f"{precision}:\n\n```\n{format_table(rows)}\n```\n")
+    for measurements in models:
+        for newest in newest_by_kind(measurements):
+            sections += _sections(newest.figures)
+        sections.append(f"Times floor, run by run:\n\n```\n{_times(measurements)}\n```\n")
     return "\n".join(sections)
+
+
+def _times(measurements: Sequence[Measurement]) -> str:
+    """Return a table of how many times its floor a token took, a run each."""
+    rows = [
+        {"measured on commit": measurement.commit, "date": measurement.date[:10]}
+        | {name: f"{times:.2f}" for name, times in measurement.times_floor.items()}
+        | {"processor": measurement.kind}
+        for measurement in measurements
+    ]
+    return format_table(rows)
+
+
+def _sections(figures: Figures) -> list[str]:
+    """Return what was measured of one model on one computer."""
+    width, height = figures.picture
+    billions = sum(figures.parameters.values()) / 1e9
+    prompt = next(iter(figures.runs.values())).running.prompt_tokens
+    sections = [
+        f"## {figures.model}\n\n{billions:.2f} billion parameters; a picture of {width} x "
+        f"{height}, {prompt} tokens with the question. Measured on {figures.computer}.\n\n```\n"
+        f"{format_table(figure_rows(figures))}\n```\n"
+    ]
+    for precision, run in figures.runs.items():
+        if run.conversion is not None and isinstance(run.running, Running):
+            rows = _part_rows(run.conversion) + _detail_rows(run, figures.parameters)
+            sections.append(f"{precision}:\n\n```\n{format_table(rows)}\n```\n")
+    return sections
 
 
 def _part_rows(conversion: Conversion) -> list[dict[str, str]]:

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.measure.figures import Figures, from_json
 from helpers.models.families import families
 from helpers.show.tables import format_table
 from helpers.sources.checkpoints import read_json
 from helpers.workshop import rooms
 from helpers.workshop.full_size_page import full_size_text
+from helpers.workshop.history import histories
 from helpers.workshop.rooms import ROOMS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -67,9 +67,7 @@ def _replaced(text: str, name: str, content: str) -> str:
 
 def full_size_page() -> str:
     """Return the page of what was measured with `make full-size`, the small models first."""
-    paths = (ROOT / "notebooks" / "full-size").glob("*.json")
-    results = [from_json(Figures, read_json(path)) for path in paths]
-    return full_size_text(sorted(results, key=lambda figures: sum(figures.parameters.values())))
+    return full_size_text(histories())
 
 
 def pages() -> dict[Path, str]:

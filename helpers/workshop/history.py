@@ -1,0 +1,116 @@
+"""Measurements at full size, run by run: `python -m helpers.workshop.history FIGURES`.
+
+Appends what `vlm benchmark --output FIGURES` wrote to the model's file of JSON lines in
+`notebooks/full-size/`, unless it is slower than the run before on the same kind of processor.
+
+What this module does not know: why a run is slower.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from helpers.errors import UserError
+from helpers.measure.figures import Computer, Figures, from_json
+from helpers.sources.checkpoints import read_json
+
+FOLDER = Path(__file__).parent.parent.parent / "notebooks" / "full-size"
+# A token may take so many times as long as before, in times of its floor, which other programs on
+# the computer slow down too. Runs of one commit differed by 11 % at most.
+MARGIN = 1.25
+
+
+class SlowerError(UserError):
+    """A run was slower than the last one on the same kind of processor."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures with the `commit` that they were measured on and the `date` in UTC (ISO 8601)."""
+
+    commit: str
+    date: str
+    figures: Figures
+
+    @property
+    def kind(self) -> str:
+        """The kind of processor: its name and its instruction sets."""
+        return processor_kind(self.figures.computer)
+
+    @property
+    def times_floor(self) -> dict[str, float]:
+        """How many times its floor a token takes, by precision."""
+        runs = self.figures.runs.items()
+        return {name: run.floor.times for name, run in runs if run.floor is not None}
+
+
+def processor_kind(computer: Computer) -> str:
+    """Return a processor's name with the instruction sets that matter for speed."""
+    sets = ", ".join(computer.instruction_sets)
+    return f"{computer.processor} ({sets})" if sets else computer.processor
+
+
+def history(path: Path) -> list[Measurement]:
+    """Return the measurements of one model, the oldest first."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [from_json(Measurement, json.loads(line)) for line in lines]
+
+
+def histories() -> list[list[Measurement]]:
+    """Return the measurements of all models, the small models first."""
+    models = [history(path) for path in FOLDER.glob("*.jsonl")]
+    return sorted(models, key=lambda lines: sum(lines[-1].figures.parameters.values()))
+
+
+def newest_by_kind(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return the newest measurement on each kind of processor."""
+    return list({measurement.kind: measurement for measurement in measurements}.values())
+
+
+def append(path: Path, measurement: Measurement) -> None:
+    """Add a measurement to a model's file.
+
+    Raises `SlowerError` where a token takes more than `MARGIN` times what it took before, and
+    leaves the file as it is.
+    """
+    before = [earlier for earlier in history(path) if earlier.kind == measurement.kind]
+    for precision, times in measurement.times_floor.items():
+        last = before[-1].times_floor.get(precision) if before else None
+        if last is not None and times > MARGIN * last:
+            raise SlowerError(
+                f"{measurement.figures.model} in {precision} takes {times:.2f} times its floor; on "
+                f"{before[-1].commit} it took {last:.2f}, and {MARGIN} times that is allowed."
+            )
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(dataclasses.asdict(measurement)) + "\n")
+
+
+def _commit() -> str:
+    """Return the commit that is checked out, which a commit with the figures has as its parent."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    output = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
+    return output.stdout.strip() or "unknown"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Append one measurement; say in a sentence if it is slower than the last."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.workshop.history", description=__doc__)
+    parser.add_argument("figures", type=Path, help="what `vlm benchmark --output` wrote")
+    figures = from_json(Figures, read_json(parser.parse_args(arguments).figures))
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        append(FOLDER / f"{figures.model}.jsonl", Measurement(_commit(), date, figures))
+    except SlowerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
