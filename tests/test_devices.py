@@ -178,3 +178,18 @@ def test_an_interrupt_after_models_are_gone(converted):
     command = [sys.executable, "-c", INTERRUPTED, str(converted)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (process.returncode, process.stdout) == (0, "interrupted\n"), process.stderr
+
+
+ONE_THREAD = """
+import sys
+from helpers import VisionLanguagePipeline
+pipeline = VisionLanguagePipeline(sys.argv[1], properties={"INFERENCE_NUM_THREADS": 1})
+print(len(pipeline.ask("What?", max_new_tokens=3).token_ids))
+"""
+
+
+def test_one_thread_runs_a_folder_of_16_bits(converted):
+    """Where the processor has AMX, this ended the process (openvino#33300)."""
+    command = [sys.executable, "-c", ONE_THREAD, str(converted)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (0, "3\n"), process.stderr

@@ -165,3 +165,12 @@ def test_transformers_still_collects_the_outputs_of_layers():
     }
     nearest = min(distance, key=distance.__getitem__)
     assert (nearest == "output") == transformers.MLLAMA_COLLECTS_OUTPUTS
+
+
+def test_the_cache_goes_by_the_name_that_a_layer_has_for_it():
+    def today(hidden, past_key_values=None): ...
+
+    def tomorrow(hidden, cache=None, **others): ...
+
+    assert transformers.cache_argument(today, 3) == {"past_key_values": 3}
+    assert transformers.cache_argument(tomorrow, 3) == {"cache": 3}

@@ -40,17 +40,19 @@ def pytest_configure(config: pytest.Config) -> None:
         process.cpu_affinity(list(share(process.cpu_affinity(), number, workers)))
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks afterwards
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Say which tests stay together, before pytest-xdist reads the marks."""
+    if item.path.suffix == ".ipynb":
+        item.add_marker("notebook")
+    if not any(map(item.get_closest_marker, ("xdist_group", "independent"))):
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run quick tests first, then slow ones, then notebooks; with several processes, last.
 
     Whatever is long begins early there, so that no process ends long before the others.
     """
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker("notebook")
-        if not any(map(item.get_closest_marker, ("xdist_group", "independent"))):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
     items.sort(
         key=lambda item: (
             item.get_closest_marker("notebook") is not None,

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from helpers.graphs.part_names import LANGUAGE_MODEL
+from helpers.upstream.transformers import cache_argument
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class DecoderWithCache(nn.Module):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache_of(past),
             use_cache=True,
             logits_to_keep=1,  # otherwise prefill computes a row of logits for every position
+            **cache_argument(self.decoder.forward, cache_of(past)),
         )
         present = [t for layer in output.past_key_values.layers for t in (layer.keys, layer.values)]
         return output.logits, *present

@@ -22,6 +22,7 @@ from helpers.models.exported import (
     PictureInputs,
     RunImageEncoder,
 )
+from helpers.upstream.transformers import cache_argument
 
 if TYPE_CHECKING:
     from helpers.models.mllama.model import Mllama
@@ -238,8 +239,8 @@ class DecoderWithPicture(nn.Module):
             config=text.config,
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            past_key_values=past,
             position_ids=position_ids,
+            **cache_argument(create_causal_mask, past),
         )
         rotary = text.rotary_emb(embeddings, position_ids=position_ids)
         hidden = embeddings
@@ -251,7 +252,7 @@ class DecoderWithPicture(nn.Module):
                     hidden,
                     attention_mask=causal,
                     position_embeddings=rotary,
-                    past_key_values=past,
+                    **cache_argument(layer.forward, past),
                 )
         return cast(Tensor, text.norm(hidden))
 
