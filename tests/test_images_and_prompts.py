@@ -295,7 +295,7 @@ def test_every_format_that_pillow_writes(two_colours, tmp_path, repetitions, for
 
 
 # Of those that Pillow writes, one for each kind of error that its readers raise for damaged files.
-DAMAGED = "png jpg gif webp bmp tif avif qoi dds jp2 spider tga pcx ico".split()
+DAMAGED = ["png", "jpg", "gif", "webp", "bmp", "tif", "avif", "qoi", "dds", "jp2", "spider", "tga"]
 
 
 @pytest.mark.parametrize("ending", DAMAGED)
