@@ -1,10 +1,13 @@
 """Which devices can run a model here, and why each is or is not offered."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from helpers.errors import DeviceError
 from helpers.graphs.core import core
+from helpers.resources import instruction_sets
 
 KINDS = ("CPU", "GPU", "NPU")
 
@@ -66,3 +69,21 @@ def check_device(name: str, available: Mapping[str, str] | None = None) -> str:
         reason = f": {device.reason}" if device else ""
         raise DeviceError(f"The device {name!r} cannot be used{reason}; use {offered}.")
     return device.name
+
+
+def options_for_one_thread(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what keeps OpenVINO alive where it has one thread on a processor with AMX.
+
+    There the CPU plugin of OpenVINO 2026.4 divides by zero while it compiles weights in 16 bits
+    (openvino#33300), unless it computes in 32 bits.
+    """
+    threads = int(properties.get("INFERENCE_NUM_THREADS", 0)) or usable_processors()
+    needed = threads == 1 and "AMX" in instruction_sets()
+    return {"INFERENCE_PRECISION_HINT": "f32"} if needed else {}
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

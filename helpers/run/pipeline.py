@@ -23,7 +23,7 @@ from helpers.inputs.messages import Frame, Message, Pictures
 from helpers.models import load_processor
 from helpers.models.exported import Features
 from helpers.run.conversations import Conversation
-from helpers.run.devices import check_device
+from helpers.run.devices import check_device, options_for_one_thread
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import PrefillAgainLanguageModel
 from helpers.run.replies import Reply
@@ -57,6 +57,7 @@ class VisionLanguagePipeline:
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if accuracy:
             options["EXECUTION_MODE_HINT"] = "ACCURACY"
+        options |= options_for_one_thread(properties or {})
         options |= properties or {}
         exported = self.processor.exported
         constant_inputs = {LANGUAGE_MODEL: exported.kept_inputs}
