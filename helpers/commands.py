@@ -86,13 +86,13 @@ def open_pipeline(options: argparse.Namespace) -> "VisionLanguagePipeline":
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `Conversation.ask`: a temperature, top-p or top-k means to sample."""
     choices = {
-        "temperature": options.temperature or None,
+        "temperature": options.temperature,
         "top_p": options.top_p,
         "top_k": options.top_k,
     }
     choices = {name: value for name, value in choices.items() if value is not None}
     return choices | {
-        "do_sample": bool(choices) and options.temperature != 0,
+        "do_sample": bool(choices),
         "max_new_tokens": options.max_new_tokens,
         "num_beams": options.beams,
         "repetition_penalty": options.repetition_penalty,

@@ -34,3 +34,8 @@ class OutputError(UserError):
 
 class SettingsError(UserError):
     """A setting, such as a precision or a sampling value, is not one that exists here."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return the type and the first line of an error from a library."""
+    return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split()).rstrip(":")

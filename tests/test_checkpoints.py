@@ -281,3 +281,9 @@ def test_the_first_rule_that_knows_a_name_counts():
     tensors |= {"x.first.bias": torch.ones(2), "x.usual.bias": torch.ones(2)}
     load_tensors(module, tensors, rules)
     assert module["special"].weight.unique() == 1 and module["usual"].weight.unique() == 2
+
+
+def test_shards_without_their_index_are_told(tmp_path):
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="shards, but not their index model.safetensors.inde"):
+        open_tensors(tmp_path)

@@ -61,6 +61,27 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+ONE_THREAD = """
+import os, sys
+by_setting = sys.argv[2] == "setting"
+if hasattr(os, "sched_setaffinity") and not by_setting:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from helpers import VisionLanguagePipeline
+properties = {"INFERENCE_NUM_THREADS": 1} if by_setting else {}
+pipeline = VisionLanguagePipeline(sys.argv[1], properties=properties)
+print(pipeline.ask("What is in the picture?", max_new_tokens=3).token_ids)
+"""
+
+
+@pytest.mark.parametrize("way", ["setting", "processor"])
+def test_one_thread_is_enough_for_weights_in_16_bits(converted, way):
+    """On a processor with AMX, compiling them ended the process (openvino#33300)."""
+    process = start("-c", ONE_THREAD, converted, way)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-300:]
+    assert len(json.loads(output)) == 3
+
+
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", [0.0, 0.2])
 def test_control_c_while_an_answer_streams(converted, photo, wait):

@@ -98,6 +98,72 @@ def test_greys_as_fractions(tmp_path, highest):
     assert np.abs(values - np.arange(256)).max() <= 1
 
 
+@pytest.mark.parametrize(("ending", "kind"), [("tif", ">u2"), ("tif", "<u2"), ("png", "<u2")])
+def test_deep_greys_in_either_order_of_bytes(tmp_path, ending, kind):
+    """ImageJ and Fiji write TIFF with the higher byte first."""
+    ramp = np.tile(np.linspace(0, 65535, 256).astype(kind), (4, 1))
+    opened = open_picture(save(Image.fromarray(ramp), ending, tmp_path))
+    reference = open_picture(Image.fromarray(ramp.astype(np.uint16)))
+    assert opened.mode == "RGB" and opened.tobytes() == reference.tobytes()
+    assert np.abs(np.asarray(opened)[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_deep_greys_in_memory(mode):
+    ramp = np.linspace(0, 65535, 256).astype(">u2" if mode == "I;16B" else np.uint16)
+    picture = Image.frombytes(mode, (256, 1), ramp.tobytes())
+    values = np.asarray(open_picture(picture))[0, :, 0].astype(int)
+    assert np.abs(values - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_premultiplied_transparency_becomes_white(mode):
+    clear = Image.new("RGBA", (2, 1), (*RED, 0))
+    clear.putpixel((0, 0), (*RED, 255))
+    picture = (clear.convert("LA") if mode == "La" else clear).convert(mode)
+    opened = open_picture(picture)
+    assert opened.getpixel((1, 0)) == WHITE != opened.getpixel((0, 0))
+
+
+@pytest.mark.parametrize("highest", [1.001, 1.5, 12.0])
+def test_lights_above_white_leave_the_rest_as_it_is(tmp_path, highest):
+    """Rendered pictures in fractions have them; they are clipped as a screen does."""
+    ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (8, 1))
+    expected = np.asarray(open_picture(Image.fromarray(ramp)))
+    ramp[0, -1] = highest
+    opened = open_picture(save(Image.fromarray(ramp), "tif", tmp_path))
+    assert (np.asarray(opened) == expected).all()
+
+
+def test_dark_greys_in_whole_numbers_stay_dark(tmp_path):
+    few = np.tile(np.arange(4, dtype=np.float32), (4, 1))
+    opened = open_picture(save(Image.fromarray(few), "tif", tmp_path))
+    assert np.asarray(opened)[0, :, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    greys = np.array([[0.0, 0.5, np.nan, np.inf, -np.inf, -3.0, 1.0]], dtype=np.float32)
+    opened = open_picture(save(Image.fromarray(greys), "tif", tmp_path))
+    assert np.asarray(opened)[0, :, 0].tolist() == [0, 127, 0, 255, 0, 0, 255]
+
+
+def test_greys_of_32_bits_go_to_the_brightest(tmp_path):
+    greys = np.array([[0, 500_000, 1_000_000]], dtype=np.int32)
+    opened = open_picture(save(Image.fromarray(greys), "tif", tmp_path))
+    assert np.asarray(opened)[0, :, 0].tolist() == [0, 127, 255]
+
+
+def test_an_open_file(two_colours, tmp_path):
+    path = save(two_colours, "png", tmp_path)
+    content = io.BytesIO(path.read_bytes())
+    for _ in range(2):  # it is read from its beginning, and stays open
+        assert open_picture(content).tobytes() == two_colours.tobytes()
+    with path.open("rb") as file:
+        assert open_picture(file).tobytes() == two_colours.tobytes()
+    with pytest.raises(PictureError, match=r"^The picture is not a picture in a format"):
+        open_picture(io.BytesIO(b"words"))
+
+
 def test_transparency_becomes_white(tmp_path):
     clear = Image.new("RGBA", (4, 4), (*RED, 0))
     clear.putpixel((0, 0), (*RED, 255))
@@ -115,8 +181,9 @@ def test_a_transparent_colour_of_a_palette_becomes_white(two_colours, tmp_path):
 
 def test_a_transparent_deep_grey_becomes_white(tmp_path):
     grey = Image.fromarray(np.full((4, 4), 30000, dtype=np.uint16))
+    grey.putpixel((0, 0), 20000)
     opened = open_picture(save(grey, "png", tmp_path, transparency=30000))
-    assert opened.mode == "RGB"
+    assert opened.getpixel((1, 0)) == WHITE and near(opened.getpixel((0, 0)), (78, 78, 78))
 
 
 def test_of_an_animation_the_first_frame(two_colours, tmp_path):
@@ -164,6 +231,10 @@ NO_PICTURES = {
     "empty name": (lambda _, folder: "", "cannot be read as a picture|does not exist"),
     "a number": (lambda _, folder: 5, "5 is not a picture"),
     "nothing": (lambda _, folder: None, "None is not a picture; give the path"),
+    "an array": (lambda picture, _: np.asarray(picture), "An object of type ndarray is not a pic"),
+    "bytes": (lambda picture, _: picture.tobytes(), "An object of type bytes is not a picture"),
+    "a file of text": (lambda *_: io.StringIO("no"), "The picture cannot be read as a picture"),
+    "too long": (lambda *_: Image.new("L", (100_001, 1)), "too long and narrow .100001 x 1 pixels"),
     "a closed picture": (lambda picture, _: picture.close() or picture, "cannot be read"),
 }
 
@@ -223,19 +294,25 @@ def test_every_format_that_pillow_writes(two_colours, tmp_path, repetitions, for
     assert picture.mode == "RGB" and min(picture.size) >= 1
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "webp", "bmp", "tif"])
+# Of those that Pillow writes, one for each kind of error that its readers raise for damaged files.
+DAMAGED = ["png", "jpg", "gif", "webp", "bmp", "tif", "avif", "qoi", "dds", "jp2", "spider", "tga"]
+
+
+@pytest.mark.parametrize("ending", DAMAGED)
 def test_damaged_files_raise_nothing_else(two_colours, tmp_path, repetitions, ending):
-    content = io.BytesIO()
+    content, form = io.BytesIO(), "SPIDER" if ending == "spider" else ending
     exif = Image.Exif()
     exif[0x0112] = 6
-    two_colours.save(content, Image.registered_extensions()[f".{ending}"], exif=exif)
+    options = {"exif": exif} if ending in ("png", "jpg", "webp", "tif", "avif") else {}
+    picture = two_colours.convert("F") if ending == "spider" else two_colours
+    picture.save(content, Image.registered_extensions().get(f".{form}", form), **options)
     random = np.random.default_rng(0)
     path = tmp_path / f"damaged.{ending}"
-    for _ in range(repetitions("damaged pictures", 60, 600)):
+    for number in range(repetitions("damaged pictures", 60, 600)):
         damaged = bytearray(content.getvalue())
         for place in random.integers(0, len(damaged), 4):
             damaged[place] = random.integers(256)
-        path.write_bytes(damaged)
+        path.write_bytes(damaged[: random.integers(len(damaged))] if number % 4 == 0 else damaged)
         try:
             assert open_picture(path).mode == "RGB"
         except PictureError as error:

@@ -441,7 +441,7 @@ def test_an_empty_question(pipeline, text):
         ({"max_new_tokens": "many"}, "max_new_tokens is 'many'"),
         ({"num_beams": 99}, "num_beams is 99; it should be a whole number from 1 to 16"),
         ({"num_beams": 1.5}, "num_beams is 1.5; it should be a whole number"),
-        ({"temperature": 0}, "temperature is 0"),
+        ({"temperature": -1}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": 0.5}, "top_k is 0.5; it should be a whole number"),

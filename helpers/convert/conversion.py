@@ -17,7 +17,7 @@ import psutil
 from torch import nn
 
 from helpers.convert.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
-from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
+from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
 from helpers.graphs.compression import compress
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
@@ -26,7 +26,7 @@ from helpers.graphs.presets import Preset, Quantization, Weights
 from helpers.graphs.stateful import make_stateful
 from helpers.graphs.tracing import trace
 from helpers.models import load_model, load_processor
-from helpers.models.base import VisionLanguageModel, reason_of
+from helpers.models.base import VisionLanguageModel
 from helpers.resources import Growth, free_disk, in_words
 from helpers.sources.checkpoints import Config
 

@@ -1,61 +1,164 @@
-"""Opening pictures so that every model sees what a person sees."""
+"""Opening pictures so that every model sees what a person sees.
 
+Pixels are worked on strip by strip, so that a picture takes little more memory than it has pixels.
+"""
+
+import contextlib
+import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
-from helpers.errors import PictureError
+from helpers.errors import PictureError, reason_of
+
+Picture = str | Path | IO[bytes] | Image.Image  # where it is, an open file, or the picture itself
 
 MAXIMUM_PIXELS = 64_000_000  # a 64-megapixel camera; Pillow itself only warns below 179 million
+# A longer one has less than a hundredth of that on its other side, of which no model sees much, and
+# Pillow takes 32 bytes for each pixel of a side when it makes a picture smaller.
+MAXIMUM_SIDE = 100_000
+_STRIP = 2**20  # pixels that are worked on at once
+# A picture in fractions has a few lights above 1. One whose values go to 255 is black to the eye
+# where its mean is below this.
+_DARK = 8.0
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
-def open_picture(source: str | Path | Image.Image) -> Image.Image:
+def open_picture(source: Picture) -> Image.Image:
     """Return `source`, a file or a PIL picture, as RGB and the right way up.
 
     The rotation that a camera wrote into the file (EXIF) is applied, transparency becomes white,
     and of an animation the first frame is taken. Anything that cannot be read is a `PictureError`.
     """
-    if not isinstance(source, str | Path | Image.Image):
-        raise PictureError(f"{source!r} is not a picture; give the path of one.")
-    with warnings.catch_warnings(action="ignore"):  # of sizes, which are checked, and of metadata
-        return _to_rgb(_load(source))
+    name = name_of(source)
+    with reading(name):
+        return _to_rgb(_load(source, name))
 
 
-def _load(source: str | Path | Image.Image) -> Image.Image:
+def name_of(source: Picture) -> str:
+    """Return how a sentence calls a picture; what cannot be one is a `PictureError`."""
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, Image.Image) or hasattr(source, "read"):
+        return "The picture"
+    is_short = source is None or isinstance(source, int | float)
+    shown = repr(source) if is_short else f"An object of type {type(source).__name__}"
+    raise PictureError(
+        f"{shown} is not a picture; give the path of one, an open file or a PIL picture "
+        "(Image.fromarray makes one of an array)."
+    )
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn whatever is raised while a picture is read into a `PictureError`.
+
+    What Pillow and its plugins raise for damaged files has nothing in common.
+    """
     try:
-        picture = source if isinstance(source, Image.Image) else Image.open(source)
-        name = "The picture" if isinstance(source, Image.Image) else str(source)
-        if picture.width * picture.height > MAXIMUM_PIXELS:
-            size = f"{picture.width} x {picture.height}"
-            raise PictureError(f"{name} is too large ({size} pixels); reduce it first.")
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        with warnings.catch_warnings(action="ignore"):  # of sizes and of metadata
+            yield
+    except PictureError:
+        raise
     except FileNotFoundError:
-        raise PictureError(f"{source} does not exist; give the path of a picture.") from None
+        raise PictureError(f"{name} does not exist; give the path of a picture.") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{source} is not a picture in a format that Pillow reads.") from None
+        raise PictureError(f"{name} is not a picture in a format that Pillow reads.") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"{source} is too large; reduce it first.") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PictureError(f"{source} cannot be read as a picture ({error}).") from None
+        raise PictureError(f"{name} is too large; reduce it first.") from None
+    except Exception as error:
+        reason = reason_of(error)
+        raise PictureError(f"{name} cannot be read as a picture ({reason}).") from None
+
+
+def _load(source: Picture, name: str) -> Image.Image:
+    """Return a picture of its own in the mode that the file has, the right way up."""
+    if isinstance(source, Image.Image):
+        _check_size(source, name)
+        source.load()
+        return ImageOps.exif_transpose(source)
+    with Image.open(source) as picture:
+        _check_size(picture, name)
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+        return picture
+
+
+def _check_size(picture: Image.Image, name: str) -> None:
+    size = f"{picture.width} x {picture.height} pixels"
+    if picture.width * picture.height > MAXIMUM_PIXELS:
+        raise PictureError(f"{name} is too large ({size}); reduce it first.")
+    if max(picture.size) > MAXIMUM_SIDE:
+        raise PictureError(f"{name} is too long and narrow ({size}); crop it first.")
+
+
+_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        # Pillow clips deep pictures at 255 instead of scaling them.
-        _, high = picture.getextrema()
-        assert isinstance(high, int | float)  # these modes have one band
-        if picture.mode == "F":
-            depth = 1.0 if high <= 1 else max(high, 255)
-        else:
-            depth = 65535 if high > 255 else 255
-        picture = picture.convert("F").point(lambda value: value * (255 / depth)).convert("L")
+    if picture.mode in _DEEP:
+        picture = _grey(picture)
+    if picture.mode in _UNMULTIPLIED:
+        picture = picture.convert(_UNMULTIPLIED[picture.mode])
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
+        return _on_white(picture)
     return picture.convert("RGB")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    result = Image.new("RGB", picture.size)
+    for box in _strips(picture.size):
+        strip = picture.crop(box).convert("RGBA")
+        strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        result.paste(strip.convert("RGB"), box)
+    return result
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """Return deep greys in 8 bits; Pillow clips them at 255 instead of scaling them."""
+    white, clear = _white(picture), picture.info.get("transparency")
+    result = Image.new("L", picture.size)
+    for box in _strips(picture.size):
+        values = _values(picture, box)
+        levels = np.nan_to_num(values, posinf=white).clip(0, white) * (255 / white)
+        if isinstance(clear, int):
+            levels[values == clear] = 255
+        result.paste(Image.fromarray(levels.astype(np.float32).astype(np.uint8)), box)
+    return result
+
+
+def _white(picture: Image.Image) -> float:
+    """Return the value that is white: 1, 255, 65535, or the highest that there is."""
+    high, total, whole = 0.0, 0.0, True
+    for box in _strips(picture.size):
+        values = _values(picture, box)
+        values = values[np.isfinite(values)]
+        high = max(high, values.max(initial=0))
+        total += values.sum()
+        whole = whole and bool((values == values.round()).all())
+    if picture.mode != "F":
+        return max(high, 255 if high <= 255 else 65535)
+    mean = total / math.prod(picture.size)
+    return 1.0 if high <= 1 or (not whole and mean <= _DARK) else max(high, 255)
+
+
+def _values(picture: Image.Image, box: Box) -> NDArray[np.float64]:
+    return np.asarray(picture.crop(box)).astype(np.float64)
+
+
+def _strips(size: tuple[int, int]) -> Iterator[Box]:
+    """Yield boxes of whole rows that make up a picture."""
+    width, height = size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
 
 
 def draw_lake(width: int = 480, height: int = 360) -> Image.Image:

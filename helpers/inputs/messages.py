@@ -7,14 +7,13 @@ of its frames.
 What this module does not know: prompts, and how a picture is opened.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import Any, cast
 
 from helpers.errors import QuestionError
+from helpers.inputs.images import Picture
 
 Message = dict[str, Any]
 EMPTY = "The question is empty; ask something about the picture."
@@ -31,7 +30,7 @@ def content_of(message: Message) -> tuple[str, int]:
 class Frame:
     """One picture of a video: a PIL picture, or where it is."""
 
-    picture: Image.Image | str | Path
+    picture: Picture
 
 
 def pictures_of(message: Message) -> list[Any]:
@@ -89,19 +88,33 @@ def answer_message(text: str) -> Message:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-Pictures = Sequence[Image.Image | str | Path]
+Pictures = Sequence[Picture] | Picture | None  # several, one, or none
+
+
+def pictures_in(pictures: Pictures) -> list[Any]:
+    """Return pictures as a list; whoever has one picture may give it as it is."""
+    if pictures is None:
+        return []
+    is_one = isinstance(pictures, str) or hasattr(pictures, "read")
+    several = isinstance(pictures, Sequence | Iterator) and not is_one
+    return list(cast(Sequence[Picture], pictures)) if several else [pictures]
 
 
 def message_of(question: str | Message, images: Pictures, video: Pictures = ()) -> Message:
     """Return a user's message with these pictures, and a video's frames, before what it has itself.
 
-    Raises `QuestionError` for an empty question, and for pictures beside a message, which has its
-    own in it.
+    Raises `QuestionError` for an empty question, for pictures beside a message, which has its own
+    in it, and for a video that is a file.
     """
     if not isinstance(question, str | Mapping):
         raise QuestionError(EMPTY)
-    parts: list[object] = [{"type": "image", "image": picture} for picture in images]
-    parts += [{"type": "video", "video": list(video)}] if video else []
+    if isinstance(video, str | Path):
+        raise QuestionError(
+            "A video is given as its frames; open_video of helpers.inputs.video reads them."
+        )
+    parts: list[object] = [{"type": "image", "image": image} for image in pictures_in(images)]
+    frames = pictures_in(video)
+    parts += [{"type": "video", "video": frames}] if frames else []
     if isinstance(question, str):
         message: Message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     elif parts:

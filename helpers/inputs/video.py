@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from helpers.errors import PictureError
-from helpers.inputs.images import open_picture
+from helpers.inputs.images import open_picture, reading
 
 FRAMES = 8  # that a model is given, as in the examples of InternVL's model cards
 T = TypeVar("T")
@@ -31,9 +31,12 @@ def open_video(source: str | Path, frames: int = FRAMES) -> list[Image.Image]:
             raise PictureError(f"The folder {path} holds no pictures; put a video's frames there.")
         return [open_picture(file) for file in spread(files, frames)]
     open_picture(path)  # or it says why not
-    with Image.open(path) as animation:
-        pictures = [picture.copy() for picture in ImageSequence.Iterator(animation)]
-    return [open_picture(picture) for picture in spread(pictures, frames)]
+    pictures = []
+    with reading(str(path)), Image.open(path) as animation:
+        for number in spread(range(getattr(animation, "n_frames", 1)), frames):
+            animation.seek(number)
+            pictures.append(open_picture(animation))
+    return pictures
 
 
 def spread(items: Sequence[T], number: int) -> list[T]:

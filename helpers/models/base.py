@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from helpers.errors import CheckpointError, QuestionError
+from helpers.errors import CheckpointError, QuestionError, reason_of
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.inputs.images import open_picture
@@ -197,11 +197,6 @@ class Processor(ABC):
         merged = embeddings.clone()
         merged[positions] = rows.to(embeddings.dtype)
         return merged
-
-
-def reason_of(error: Exception) -> str:
-    """Return the type and the first line of an error from a library."""
-    return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split())
 
 
 def set_bos(tokenizer: Any, *, added: bool) -> None:

@@ -10,10 +10,10 @@ What this module does not know: towers that are not CLIP, and pictures cut into 
 import functools
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -25,6 +25,7 @@ from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.models.base import Processor, VisionLanguageModel, WeightFiles
 from helpers.models.exported import Features, ImageInputs
+from helpers.models.squares import cropped_square, padded_square
 from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.hub import download
 from helpers.sources.key_mapping import Rule
@@ -108,9 +109,18 @@ class ClipProcessor(Processor):
             do_pad=self.config.get("image_aspect_ratio") == "pad",
         )
 
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Return a picture as the square that the image encoder sees: padded, or its middle."""
+        if not self.image_processor.do_pad:
+            return cropped_square(picture, self.side)
+        means: Sequence[float] = self.image_processor.image_mean
+        return padded_square(picture, self.side, [int(mean * 255) for mean in means])
+
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Return `pixel_values` (pictures, 3, side, side)."""
-        output = self.image_processor(pictures, return_tensors="pt")
+        squares = [self.square(picture) for picture in pictures]
+        options = {"do_pad": False, "do_resize": False, "do_center_crop": False}  # it is done
+        output = cast(Any, self.image_processor)(squares, return_tensors="pt", **options)
         return {"pixel_values": output["pixel_values"]}
 
     def image_strings(self, image_inputs: ImageInputs) -> list[list[int]]:

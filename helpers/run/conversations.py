@@ -30,7 +30,7 @@ from helpers.inputs.messages import (
 )
 from helpers.models.exported import Features
 from helpers.run.generation import StateCache, StopOnEvent, Stopped
-from helpers.run.replies import Answer, AnswerStreamer, Counts, Reply, Request
+from helpers.run.replies import Answer, AnswerStreamer, Counts, Decoder, Reply, Request
 from helpers.run.sampling import Sampling
 from helpers.run.worker import Stop, Task
 
@@ -139,27 +139,29 @@ class Conversation:
 
     def _compute(self, request: Request, answer: Answer, stop: Stop) -> None:
         """Compute an answer, and remember it."""
-        tokenizer = self.pipeline.processor.tokenizer
+        decoder = Decoder(self.pipeline.processor.tokenizer)
+        streamer = AnswerStreamer(decoder, request, answer)
         try:
-            answer.token_ids = self._generate(request, answer, stop)
+            answer.token_ids = self._generate(request, answer, streamer, stop)
             answer.counts.answer = len(answer.token_ids)
-            text = str(tokenizer.decode(answer.token_ids, skip_special_tokens=True))
-            answer.text = text.strip()
             if request.sampling.num_beams > 1:
-                answer.pieces.put(answer.text)
+                answer.pieces.put(decoder.add(answer.token_ids).strip())
+            streamer.end()  # `generate` has not, where it was given up
+            answer.text = decoder.text.strip()
             self._remember(request, answer)
         except BaseException:
             self.cache = None  # nobody knows what it holds
             raise
 
-    def _generate(self, request: Request, answer: Answer, stop: Stop) -> list[int]:
+    def _generate(
+        self, request: Request, answer: Answer, streamer: AnswerStreamer, stop: Stop
+    ) -> list[int]:
         """Return the answer's tokens."""
         pipeline, sampling = self.pipeline, request.sampling
         features = [*self.features, *self._encode_images(request, answer)]
         cache = self._cache_for(sampling, stop)
         answer.counts.cached = cache.length
         ids = torch.tensor([request.prompt_ids])
-        streamer = AnswerStreamer(pipeline.processor.tokenizer, request, answer)
         stop_ids = pipeline.processor.stop_token_ids
         config = GenerationConfig(
             **sampling.for_generate(), eos_token_id=stop_ids, pad_token_id=stop_ids[0]
@@ -178,7 +180,7 @@ class Conversation:
             tokens: list[int] = output[0].tolist()
         except Stopped:
             self.cache = None  # a step that was given up leaves its state half-written
-            tokens = streamer.tokens
+            tokens = streamer.decoder.token_ids
         if sampling.num_beams > 1:
             self.cache = None  # it holds the beams in their last order
         self.features = features

@@ -19,7 +19,7 @@ from helpers.errors import DeviceError, OutputError, QuestionError
 from helpers.graphs.core import core, run_model, safe_options
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
-from helpers.inputs.messages import Frame, Message
+from helpers.inputs.messages import Frame, Message, Pictures
 from helpers.models import load_processor
 from helpers.models.exported import Features
 from helpers.run.conversations import Conversation
@@ -125,7 +125,7 @@ class VisionLanguagePipeline:
         """
         return Conversation(self, messages)
 
-    def ask(self, text: str, images: Sequence[Image.Image] = (), **options: Any) -> Reply:
+    def ask(self, text: str, images: Pictures = (), **options: Any) -> Reply:
         """Ask one question in a conversation of its own."""
         return self.conversation().ask(text, images, **options)
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from helpers.inputs.messages import Message, answer_message
 from helpers.run.sampling import Sampling
@@ -19,6 +20,8 @@ from helpers.run.worker import LONGEST_WAIT, LOOK, Task
 
 if TYPE_CHECKING:
     from helpers.run.conversations import Conversation
+
+UNFINISHED = "\ufffd"  # what tokenizers decode to for bytes that are no whole character
 
 
 @dataclass
@@ -185,29 +188,63 @@ class Reply:
         return self._is_before_prompt() and self._task.stop.is_set()
 
 
-class AnswerStreamer(TextStreamer):
+class Decoder:
+    """Decodes an answer's tokens as they come; what has become `text` stays as it is.
+
+    All tokens are decoded each time, since a tokenizer may drop the space before the first of them.
+    A character that is not complete waits for the rest of its bytes, and at the end of an answer is
+    left out: it is no character, and the limit of tokens cut it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        # " n't" becomes "n't" when it is complete, so the last word waits too.
+        self.is_by_words = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+        self.token_ids: list[int] = []
+        self.text = ""
+
+    def add(self, token_ids: list[int]) -> str:
+        """Take tokens and return the text that they add."""
+        self.token_ids += token_ids
+        text = self._complete_text()
+        return self._extended(text[: text.rfind(" ") + 1].rstrip() if self.is_by_words else text)
+
+    def end(self) -> str:
+        """Return the text that is left when no more tokens come."""
+        return self._extended(self._complete_text())
+
+    def _complete_text(self) -> str:
+        text = self.tokenizer.decode(self.token_ids, skip_special_tokens=True)
+        return str(text).rstrip(UNFINISHED)
+
+    def _extended(self, text: str) -> str:
+        # Bytes in a row are decoded together, so an unfinished one may spoil those before it.
+        piece = text[len(self.text) :] if text.startswith(self.text) else ""
+        self.text += piece
+        return piece
+
+
+class AnswerStreamer(BaseStreamer):
     """Hand pieces of text to an answer as they are decoded, and note the time of each token."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, request: Request, answer: Answer
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.started, self.answer = request.started, answer
-        self.tokens: list[int] = []
+    def __init__(self, decoder: Decoder, request: Request, answer: Answer) -> None:
+        self.decoder, self.started, self.answer = decoder, request.started, answer
+        self.is_prompt = True
         self.last: float | None = None
 
     def put(self, value: Tensor) -> None:
         """Take the prompt first, then one token at a time."""
-        if not self.next_tokens_are_prompt:
-            now = time.perf_counter()
-            if self.last is None:
-                self.answer.times.first_token = now - self.started
-            else:
-                self.answer.times.next_tokens.append(now - self.last)
-            self.last = now
-            self.tokens += value.flatten().tolist()
-        cast(Any, super()).put(value)
+        if self.is_prompt:
+            self.is_prompt = False
+            return
+        now = time.perf_counter()
+        if self.last is None:
+            self.answer.times.first_token = now - self.started
+        else:
+            self.answer.times.next_tokens.append(now - self.last)
+        self.last = now
+        self.answer.pieces.put(self.decoder.add(value.flatten().tolist()))
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass a piece on."""
-        self.answer.pieces.put(text)
+    def end(self) -> None:
+        """Pass on what is left."""
+        self.answer.pieces.put(self.decoder.end())

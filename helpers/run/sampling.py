@@ -5,6 +5,7 @@ What this module does not know: how tokens are computed.
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from helpers.errors import SettingsError
@@ -19,14 +20,16 @@ _RANGES = {
     "seed": (0, 2**63 - 1),
 }
 _INTEGERS = ("max_new_tokens", "num_beams", "top_k", "seed")
+_OPTIONAL = ("temperature", "top_p", "top_k", "seed")
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Options of transformers' `generate`, and a `seed`; `repetition_penalty` is for the answer.
 
-    Without `do_sample` the most probable token is taken, and temperature, top_p and top_k do not
-    count. Raises `SettingsError` for a value out of its range.
+    Without `do_sample`, or with a temperature of 0, the most probable token is taken, and
+    temperature, top_p and top_k do not count. Whole numbers may come as `2.0`, as sliders send
+    them. Raises `SettingsError` for a value out of its range.
     """
 
     max_new_tokens: int = 256
@@ -39,17 +42,23 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.temperature == 0:  # most clients mean the most probable token by it
+            object.__setattr__(self, "do_sample", False)
+            object.__setattr__(self, "temperature", None)
+        if not isinstance(self.do_sample, bool):
+            raise SettingsError(f"do_sample is {self.do_sample!r}; it should be True or False.")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is None:
+            if value is None and name in _OPTIONAL:
                 continue
-            kind = "a whole number " if name in _INTEGERS else ""
-            if not isinstance(value, int if kind else int | float) or not low <= value <= high:
+            is_whole = name in _INTEGERS
+            if not _is_number(value) or not low <= value <= high or (is_whole and value % 1):
+                kind = "a whole number " if is_whole else ""
                 raise SettingsError(
                     f"{name} is {value!r}; it should be {kind}from {low} to {high}."
                 )
-            if not kind:  # transformers takes no whole number for a temperature
-                object.__setattr__(self, name, float(value))
+            # transformers takes no whole number for a temperature, and no fraction for a length.
+            object.__setattr__(self, name, int(value) if is_whole else float(value))
 
     @classmethod
     def of(cls, **options: Any) -> "Sampling":
@@ -70,3 +79,7 @@ class Sampling:
             choices = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
             options |= {name: value for name, value in choices.items() if value is not None}
         return options
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)  # of NumPy's kinds too

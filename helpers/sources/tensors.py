@@ -45,6 +45,10 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name for name in names]
         if (folder / f"{stem}.{ending}").exists():
             return [folder / f"{stem}.{ending}"]
+        if any(folder.glob(f"{stem}-*-of-*.{ending}")):
+            raise CheckpointError(
+                f"{folder} holds shards, but not their index {index.name}; download it too."
+            )
     raise CheckpointError(
         f"{folder} holds no model.safetensors and no pytorch_model.bin, whole or in shards; "
         "give the folder of an original checkpoint."

@@ -1,0 +1,91 @@
+"""Streamed pieces are the text, for every tokenizer and many kinds of text."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers.models.families import families, load_processor
+from helpers.run.replies import Answer, AnswerStreamer, Counts, Decoder
+
+TEXTS = [
+    "A red star.",
+    "a\n  indented\n - item\n   - nested\n",
+    "def f(x):\n    if x:\n        return 1\n\n\n",
+    '{"a": [1,\n   2],\n "b": {}}',
+    "\ttabs\t\tand  two   spaces ",
+    "line\r\nbreaks\r\n  of Windows\rand of old",
+    "\n\n  leading",
+    "   ",
+    "no_spaces_at_all_but_long",
+    "l'été, naïve, Straße, Ærø",
+    "e\u0301 a\u0308 combining",
+    "👨‍👩‍👧‍👦 a family 👩🏽‍🚀",
+    "😀😀😀",
+    "flags 🇩🇪🇯🇵 and ❤️ 1️⃣",
+    "图片里有一个红色的星星。",
+    "ひらがなとカタカナのぶんしょう",
+    "漢字とかなの混ざった文、です。",
+    "ภาษาไทยไม่มีช่องว่าง",
+    "한국어 문장입니다.",
+    "نص عربي مع فراغات",
+    "עברית \u200fימין",
+    "हिन्दी में वाक्य",
+    "Привет, мир!",
+    "x² + y² ≤ √z → ∞",
+    "don't, can't; he 's , they 've . no ?",
+    "zero\u200bwidth\u200djoiner\u2060s\ufeff",
+    "non\u00a0breaking\u2003em\u3000wide",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈 𠀀",
+    "| a | b |\n|---|---|\n| 1 | 2 |",
+    "<b>html</b> &amp; <|im_end|> as words",
+    "a\u0000b\u0007c",
+]
+FOLDERS = {family.name: family.checkpoint for family in families() if family.checkpoint}
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def tokenizer(request):
+    return load_processor(FOLDERS[request.param]).tokenizer
+
+
+def streamed(tokenizer, ids: list[int]) -> tuple[list[str], str]:
+    """Return the pieces of an answer with these tokens, and its text."""
+    answer, decoder = Answer(Counts(0)), Decoder(tokenizer)
+    streamer = AnswerStreamer(decoder, SimpleNamespace(started=0.0), answer)
+    streamer.put(torch.tensor([[1, 2]]))
+    for number in ids:
+        streamer.put(torch.tensor([number]))
+    streamer.end()
+    return [answer.pieces.get() for _ in range(answer.pieces.qsize())], decoder.text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_are_the_text(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces, whole = streamed(tokenizer, ids)
+    assert "".join(pieces) == whole == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_cut_anywhere_pieces_are_the_text(tokenizer, text):
+    """The limit of tokens may cut a character; what there is of it is left out."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for length in range(len(ids)):
+        pieces, whole = streamed(tokenizer, ids[:length])
+        assert "".join(pieces) == whole and "\ufffd" not in whole
+        assert tokenizer.decode(ids, skip_special_tokens=True).startswith(whole)
+
+
+@pytest.mark.parametrize(
+    "text", ["ひらがなとカタカナのぶんしょう", "ภาษาไทยไม่มีช่องว่าง", "图片里有一个"]
+)
+def test_writing_without_spaces_comes_as_it_is_decoded(tokenizer, text):
+    pieces, _ = streamed(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert sum(bool(piece) for piece in pieces) >= len(text) // 2
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_answer_s_pieces(pipeline, beams):
+    reply = pipeline.ask("What is in the picture?", max_new_tokens=60, num_beams=beams)
+    assert "".join(reply).strip() == reply.text
