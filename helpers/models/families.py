@@ -78,7 +78,8 @@ class Family:
     `name` is that of its notebook and on the command line; `model_type` is how the authors'
     `config.json` names it; `bundled` is the folder of its small checkpoint, if it has one.
     `vocabulary` are the places in a config, each a path of names, where the number of tokens
-    belongs. `other_model_types` are those of other layouts that its code reads.
+    belongs. `other_model_types` are those of other layouts that its code reads;
+    `other_folders` returns what is read beside a checkpoint's own folder, by its config.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Family:
     tokenizer: SmallTokenizer | None = None
     vocabulary: tuple[tuple[str, ...], ...] = field(default=(("vocab_size",),))
     other_model_types: tuple[str, ...] = ()
+    other_folders: Callable[[Path, Config], list[Path]] = lambda folder, config: []
 
     @property
     def model_types(self) -> tuple[str, ...]:

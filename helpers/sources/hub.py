@@ -96,6 +96,14 @@ def _what_to_do(hub_id: str, error: Exception) -> str:
     return f"{hub_id} could not be downloaded ({reason}); try again."
 
 
+def checkpoint_name(folder: Path) -> str:
+    """Return what a checkpoint's folder is called; in the hub's cache that is its model's name."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.split("--", 2)[-1]
+    return folder.name
+
+
 def weight_bytes(folder: Path) -> int:
     """Return how many bytes of weights a checkpoint's files hold, an image encoder's included."""
     endings = ("safetensors", "bin")
