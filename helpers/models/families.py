@@ -216,13 +216,18 @@ def family_of_original(original: Original) -> Family:
 def find_checkpoint(name: str) -> Path:
     """Return the folder of a checkpoint: a bundled name, a folder, or a hub id, downloaded.
 
-    Raises `CheckpointError` for a name that is none of these and for a download that fails.
+    An original's own name, such as internvl2-1b, means its hub id. Raises `CheckpointError` for a
+    name that is none of these and for a download that fails.
     """
     for family in families():
         if family.checkpoint is not None and family.is_called(name):
             return family.checkpoint
     if Path(name).is_dir():
         return Path(name)
+    originals = [original for family in families() for original in family.originals]
+    for original in originals:
+        if _plain(name) == _plain(original.name):
+            return download(original.hub_id)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return download(name)
     names = ", ".join(family.name for family in families() if family.checkpoint is not None)
