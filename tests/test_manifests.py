@@ -1,4 +1,4 @@
-"""Manifests that were damaged or made up: a folder is read rightly, or one sentence says why not."""
+"""Manifests that were damaged or made up: a folder is read, or one sentence says why not."""
 
 import json
 import random
