@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from helpers.upstream import telemetry
+from helpers.upstream import proxies, telemetry
 
 if TYPE_CHECKING:
     from helpers.run.pipeline import VisionLanguagePipeline
@@ -22,6 +22,7 @@ for _switch, _value in {
     os.environ.setdefault(_switch, _value)
 
 telemetry.switch_off()
+proxies.spare_loopback()
 
 
 def __getattr__(name: str) -> object:

@@ -5,6 +5,9 @@ line is exit code 2; Ctrl-C is exit code 130. `--debug` shows where an error com
 """
 
 import argparse
+import errno
+import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -43,10 +46,13 @@ SUMMARIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _spell_out_characters()
     try:
         options = parse(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
+        code = run(options)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if "--debug" in arguments:
             _show_traceback(error)
@@ -60,6 +66,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        if not _is_of_output(error):
+            raise
+        return 1
+
+
+def _spell_out_characters() -> None:
+    """Let output hold any character: what the console's encoding lacks is spelled as its number.
+
+    Input that is not of the encoding is kept, so that a question with it can be refused.
+    """
+    for stream, errors in (
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+        (sys.stdin, "surrogateescape"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Return whether it is standard output that cannot be written, and say so.
+
+    A reader that has gone, such as `head`, needs no word.
+    """
+    if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        return False
+    if error.errno != errno.EPIPE:
+        print(f"error: The output cannot be written ({error.strerror}).", file=sys.stderr)
+    # The interpreter tries once more when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _show_traceback(error: BaseException | None) -> None:

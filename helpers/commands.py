@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import command_options
-from helpers.errors import SettingsError, UserError
+from helpers.errors import OutputError, SettingsError, UserError
 from helpers.graphs.presets import find_preset
 
 if TYPE_CHECKING:
@@ -203,6 +203,8 @@ def benchmark(options: argparse.Namespace) -> int:
     from helpers.measure.benchmark import benchmark as measure
     from helpers.measure.benchmark import figure_rows
 
+    if options.output:
+        _check_output(options.output)
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         figures = measure(
@@ -214,9 +216,29 @@ def benchmark(options: argparse.Namespace) -> int:
             report=report,
         )
     data = dataclasses.asdict(figures)
+    show(Result(data, rows=figure_rows(figures)), options)
     if options.output:
-        options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    return show(Result(data, rows=figure_rows(figures)), options)
+        with _written(options.output):
+            options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _check_output(path: Path) -> None:
+    """Raise an `OutputError` where a file cannot be written, before the long work for it."""
+    is_new = not path.exists()
+    with _written(path), path.open("a", encoding="utf-8"):
+        pass
+    if is_new:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -225,7 +247,7 @@ def demo(options: argparse.Namespace) -> int:
 
     pipeline = open_pipeline(options)
     blocks = page.build_page(pipeline, title=f"Ask {pipeline.name}")
-    address = page.open_page(blocks, port=options.port)
+    address = page.open_page(blocks, port=options.port, report=report)
     show(Result({"address": address}, [f"{address} (Ctrl-C ends it)"]), options)
     sys.stdout.flush()
     blocks.block_thread()

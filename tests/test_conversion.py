@@ -19,16 +19,8 @@ from filelock import FileLock
 
 from helpers.convert import conversion
 from helpers.convert.conversion import convert, expected_bytes
-from helpers.convert.folders import (
-    MANIFEST,
-    UNFINISHED_MANIFEST,
-    bit_widths_of,
-    clean,
-    folder_bytes,
-    read_manifest,
-    verify,
-    written_aside,
-)
+from helpers.convert.folders import clean, folder_bytes, read_manifest, verify, written_aside
+from helpers.convert.manifests import MANIFEST, UNFINISHED_MANIFEST, bit_widths_of
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.presets import Quantization, find_preset

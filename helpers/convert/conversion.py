@@ -16,7 +16,9 @@ import openvino as ov
 import psutil
 from torch import nn
 
-from helpers.convert.folders import Report, Unfinished, bit_widths_of, read_manifest, written_aside
+from helpers.convert.folders import Report, Unfinished, complete, read_manifest, written_aside
+from helpers.convert.manifests import bit_widths_of
+from helpers.convert.places import COPIED, holds_conversion
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
 from helpers.graphs.compression import compress
@@ -27,11 +29,14 @@ from helpers.graphs.stateful import make_stateful
 from helpers.graphs.tracing import trace
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel
+from helpers.models.families import family_of
 from helpers.resources import Growth, free_disk, in_words
-from helpers.sources.checkpoints import Config
+from helpers.sources.checkpoints import Config, check_name, read_config
+from helpers.sources.hub import checkpoint_name
+from helpers.sources.tensors import weight_files
+from helpers.upstream.locales import plain_numbers
 
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
-_COPIED = (".json", ".txt", ".model", ".jinja")
 
 
 def convert_part(part: Part) -> ov.Model:
@@ -53,7 +58,13 @@ def convert(
     cannot be written, holds something else or is being written, and for a disk that is too full.
     """
     checkpoint, output = Path(checkpoint), Path(output)
+    if holds_conversion(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint} is a conversion already; give the checkpoint that it was made of, or "
+            f"ask it: `python -m helpers ask {checkpoint}`."
+        )
     made_of = _made_of(checkpoint, preset)
+    complete(output)
     with suppress(OutputError):  # nothing there, or it is damaged and made anew
         manifest = read_manifest(output)
         if all(manifest[entry] == made_of[entry] for entry in ("source", "preset")):
@@ -229,7 +240,8 @@ def save_part(model: ov.Model, folder: Path, name: str) -> Path:
     path = Path(folder) / FILES[name]
     _name_by_order(model, name)
     try:
-        ov.save_model(model, path, compress_to_fp16=False)
+        with plain_numbers():
+            ov.save_model(model, path, compress_to_fp16=False)
     except RuntimeError:  # it says no more than "iostream error"
         raise OutputError(f"{path.name} could not be written; is the disk full?") from None
     return path
@@ -251,7 +263,7 @@ def _name_by_order(model: ov.Model, name: str) -> None:
 def _copy_small_files(checkpoint: Path, folder: Path) -> None:
     """Copy configs, tokenizer and the like beside the parts."""
     for path in sorted(Path(checkpoint).iterdir()):
-        if path.suffix in _COPIED and not path.name.endswith(".index.json"):
+        if path.suffix in COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
     # As the processor completed it: what it read from elsewhere is not beside the parts.
     config = json.dumps(load_processor(checkpoint).config, indent=1, ensure_ascii=False) + "\n"
@@ -266,18 +278,31 @@ def _made_of(checkpoint: Path, preset: Preset) -> Config:
 
 
 def describe_source(checkpoint: Path) -> Config:
-    """Return what tells one checkpoint from another: its config, its files' sizes and times."""
-    if not checkpoint.is_dir():
-        raise CheckpointError(f"{checkpoint} is not a folder; give a checkpoint's folder.")
-    stats = {
-        path.relative_to(checkpoint).as_posix(): path.stat()
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file()
-    }
-    files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    """Return what tells one checkpoint from another: of each file that is read, what it holds.
+
+    That is a small file's hash, and the size and time of one with weights. Other files of the
+    folder do not count. Raises `CheckpointError` for a folder that is no checkpoint.
+    """
+    check_name(checkpoint)
+    family = family_of(checkpoint)
     config = checkpoint / "config.json"
-    digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.exists() else None
-    return {"name": checkpoint.resolve().name, "files": files, "config_sha256": digest}
+    files: Config = {}
+    for folder in (checkpoint, *family.other_folders(checkpoint, read_config(checkpoint))):
+        prefix = "" if folder == checkpoint else f"{folder.name}/"
+        for path in sorted(folder.iterdir()):
+            if path.suffix in _READ or path.name in _WORDS:
+                files[prefix + path.name] = _sha256(path)
+        with suppress(CheckpointError):  # told when they are read
+            for path in weight_files(folder):
+                files[prefix + path.name] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return {"name": checkpoint_name(checkpoint), "files": files, "config_sha256": _sha256(config)}
+
+
+_READ, _WORDS = (".json", ".model", ".jinja"), ("vocab.txt", "merges.txt")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _settings(preset: Preset) -> Config:

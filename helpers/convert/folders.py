@@ -1,13 +1,12 @@
 """The folder that a conversion writes: how it grows, what it holds, and who writes it.
 
-A conversion grows in a folder beside its output and takes the output's name when it is complete.
-Its manifest says what it was made of and holds the size and a hash of every file. While parts are
+A conversion grows elsewhere (`places`) and takes the output's name when it is complete. Its
+manifest says what it was made of and holds the size and a hash of every file. While parts are
 missing the manifest has another name, which no pipeline reads; it is what a conversion that was
 interrupted goes on from.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -16,18 +15,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from helpers.convert.manifests import (
+    FORMAT,
+    MADE_OF,
+    MANIFEST,
+    UNFINISHED_MANIFEST,
+    altered,
+    bit_widths_of,
+    describe_files,
+    exists,
+    is_sound,
+    part_files,
+    resized,
+)
+from helpers.convert.places import HOLDER, HOLDS, Place, check_free
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.bit_widths import BitWidth
 from helpers.graphs.part_names import FILES
 from helpers.sources.checkpoints import Config, read_json
 
-MANIFEST = "manifest.json"
-UNFINISHED_MANIFEST = "unfinished.json"
-HOLDER = "held_by.txt"  # says which process writes an unfinished folder
-FORMAT = 1  # of the manifest; a folder of another format is not read
-_MADE_OF = ("format", "source", "preset", "versions")
 _AGAIN = "run `python -m helpers convert` again"
 
 Report = Callable[[str], None]
@@ -61,29 +67,32 @@ class Unfinished:
         They are kept with `resume` only.
         """
         self.folder.mkdir(exist_ok=True)
-        for name in (UNFINISHED_MANIFEST, MANIFEST) if resume else ():
-            with contextlib.suppress(CheckpointError, KeyError, TypeError, AttributeError):
-                self._take_over(read_json(self.folder / name))
-        for path in self.folder.iterdir():
-            if path.name not in self.manifest["files"]:
-                path.unlink()
-        holder = f"process {os.getpid()} on {platform.node()}"
+        # From the first moment on, the folder says whose it is.
+        holder = f"{HOLDS}{os.getpid()} on {platform.node()}"
         (self.folder / HOLDER).write_text(holder, encoding="utf-8")
+        for name in (UNFINISHED_MANIFEST, MANIFEST) if resume else ():
+            with contextlib.suppress(CheckpointError):
+                self._take_over(read_json(self.folder / name))
+        kept = (*self.manifest["files"], HOLDER, UNFINISHED_MANIFEST)
+        for path in self.folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
         self._write()
 
     def _take_over(self, earlier: Config) -> None:
-        if any(earlier[entry] != self.manifest[entry] for entry in _MADE_OF):
+        is_same = all(earlier.get(entry) == self.manifest[entry] for entry in MADE_OF)
+        if not (is_same and is_sound(earlier)):
             return
         for part, widths in earlier["bit_widths"].items():
             files = {name: earlier["files"][name] for name in part_files(part)}
-            if not _altered(self.folder, files):
+            if not altered(self.folder, files):
                 self.manifest["bit_widths"][part] = widths
                 self.manifest["files"] |= files
 
     def add(self, part: str, widths: list[BitWidth]) -> None:
         """Record that a part's files are in the folder, whole."""
         self.manifest["bit_widths"][part] = [asdict(width) for width in widths]
-        self.manifest["files"] |= _describe_files(self.folder, part_files(part))
+        self.manifest["files"] |= describe_files(self.folder, part_files(part))
         self._write()
 
     def finish(self) -> None:
@@ -91,7 +100,7 @@ class Unfinished:
         (self.folder / HOLDER).unlink()
         manifests = (MANIFEST, UNFINISHED_MANIFEST)
         names = sorted(path.name for path in self.folder.iterdir() if path.name not in manifests)
-        self.manifest["files"] = _describe_files(self.folder, names)
+        self.manifest["files"] = describe_files(self.folder, names)
         self.manifest["bit_widths"] = {part: self.manifest["bit_widths"][part] for part in FILES}
         self._write().replace(self.folder / MANIFEST)
 
@@ -114,83 +123,54 @@ def written_aside(
     another process is writing.
     """
     output = output.resolve()  # also where it is "." or a link
+    complete(output)
     try:
-        is_empty = output.is_dir() and not any(output.iterdir())
-        if output.exists() and not is_empty and not is_conversion(output):
-            raise OutputError(f"{output} holds something else; give a new or an empty folder.")
-        _aside(output).mkdir(parents=True, exist_ok=True)
+        check_free(output)
+        place = Place.made(output)
         held = contextlib.ExitStack()
-        held.enter_context(_held(output))
+        held.enter_context(place.held())
     except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{output} cannot be written ({reason}); give another folder.") from None
+        raise _unwritable(output, error) from None
     with held:
-        work = Unfinished(_aside(output), made_of)
+        work = Unfinished(place.folder, made_of)
         try:
             work.start(resume=resume)
             yield work
             work.finish()
-            _put_in_place(work.folder, output)
+            place.put_in_place()
         except BaseException as error:
-            if resume and work.parts:
+            if (resume and work.parts) or place.is_nearly_in_place():
                 report(f"what is finished is kept; `python -m helpers clean {output}` removes it")
             else:
                 shutil.rmtree(work.folder, ignore_errors=True)
             if isinstance(error, OSError):
-                reason = error.strerror or error
-                raise OutputError(f"{output} could not be written ({reason}).") from None
+                raise OutputError(f"{output} could not be written ({_reason(error)}).") from None
             raise
 
 
-def _aside(output: Path) -> Path:
-    return output.with_name(f".{output.name}.unfinished")
+def complete(output: Path) -> None:
+    """Finish what a process ended in: moving the files of a whole conversion into `output`."""
+    output = output.resolve()
+    for place in (Place.beside(output), Place.inside(output)):
+        try:
+            if place.is_nearly_in_place():
+                with place.held():
+                    place.move_in()
+        except OSError as error:
+            raise _unwritable(output, error) from None
 
 
-def _replaced(output: Path) -> Path:
-    return output.with_name(f".{output.name}.replaced")
+def _unwritable(output: Path, error: OSError) -> OutputError:
+    return OutputError(f"{output} cannot be written ({_reason(error)}); give another folder.")
 
 
-def _lock(output: Path) -> Path:
-    return output.with_name(f".{output.name}.lock")
-
-
-def _put_in_place(folder: Path, output: Path) -> None:
-    """Rename `folder` to `output`; killed in between, it is still whole and can be gone on from."""
-    replaced = _replaced(output)
-    shutil.rmtree(replaced, ignore_errors=True)  # of a process that was killed here
-    if output.exists():
-        output.replace(replaced)
-    folder.replace(output)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _held(output: Path) -> Iterator[None]:
-    """Keep other processes from writing `output`; the system lets go of it if this one dies."""
-    path = _lock(output)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        holder = "another process"
-        with contextlib.suppress(OSError):  # it may have ended just now
-            holder = (_aside(output) / HOLDER).read_text(encoding="utf-8")
-        with contextlib.suppress(OSError):  # the other's has files in it
-            _aside(output).rmdir()
-        raise OutputError(
-            f"{output} is being written by {holder}; wait until it is done, or give another folder."
-        ) from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows removes it when it is released
-            path.unlink()
-        lock.release()
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def is_conversion(folder: Path) -> bool:
     """Return whether `folder` holds a finished conversion."""
-    return _exists(Path(folder) / MANIFEST)
+    return exists(Path(folder) / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Config:
@@ -201,12 +181,7 @@ def read_manifest(folder: Path) -> Config:
     """
     folder = Path(folder)
     if not is_conversion(folder):
-        if _exists(_aside(folder.resolve()) / UNFINISHED_MANIFEST):
-            lacks = ", ".join(_missing_parts(folder))
-            raise OutputError(
-                f"The conversion to {folder} was interrupted and lacks {lacks}; {_AGAIN} to go on."
-            )
-        raise OutputError(f"{folder} holds no finished conversion; {_AGAIN}.")
+        raise OutputError(_what_it_is(folder))
     damaged = OutputError(f"The manifest of {folder} is damaged; {_AGAIN}.")
     try:
         manifest = read_json(folder / MANIFEST)
@@ -214,22 +189,38 @@ def read_manifest(folder: Path) -> Config:
         raise damaged from None
     if manifest.get("format") != FORMAT:
         raise OutputError(f"{folder} was made by another version of this collection; {_AGAIN}.")
-    if not manifest.keys() >= {*_MADE_OF, "bit_widths", "files"}:
+    if not is_sound(manifest) or manifest["bit_widths"].keys() != FILES.keys():
         raise damaged
-    try:
-        missing = _resized(folder, manifest["files"])
-    except (AttributeError, KeyError, TypeError):
-        raise damaged from None
+    missing = resized(folder, manifest["files"])
     if missing:
         raise OutputError(f"{missing[0]} in {folder} is missing or damaged; {_AGAIN}.")
     return manifest
 
 
-def _missing_parts(folder: Path) -> list[str]:
+def _what_it_is(folder: Path) -> str:
+    """Return in a sentence what a folder without a finished conversion is, and what to do."""
+    place, inside = Place.beside(folder.resolve()), Place.inside(folder.resolve())
+    for unfinished in (place.folder / UNFINISHED_MANIFEST, inside.folder / UNFINISHED_MANIFEST):
+        if exists(unfinished):
+            lacks = ", ".join(_missing_parts(unfinished))
+            return (
+                f"The conversion to {folder} was interrupted and lacks {lacks}; {_AGAIN} to go on."
+            )
+    if any(exists(folder / file) for file in FILES.values()):
+        return f"{folder} holds no finished conversion; {_AGAIN}."
+    checkpoint = folder if exists(folder / "config.json") else "CHECKPOINT"
+    output = "OUTPUT" if exists(folder / "config.json") else folder
+    return (
+        f"{folder} holds no finished conversion; "
+        f"`python -m helpers convert {checkpoint} --output {output}` makes one."
+    )
+
+
+def _missing_parts(unfinished: Path) -> list[str]:
     """Return the parts that an interrupted conversion did not finish."""
     finished: set[str] = set()
     with contextlib.suppress(CheckpointError, KeyError, TypeError):
-        finished = set(read_json(_aside(folder.resolve()) / UNFINISHED_MANIFEST)["bit_widths"])
+        finished = set(read_json(unfinished)["bit_widths"])
     return [part for part in FILES if part not in finished]
 
 
@@ -239,90 +230,47 @@ def verify(folder: Path, *, report: Report = lambda line: None) -> list[str]:
     Raises `OutputError` that names those that are not as they were written.
     """
     files = read_manifest(folder)["files"]
-    altered = []
+    changed = []
     for name, file in files.items():
         report(f"{name}: {file['bytes'] / 1e6:.1f} MB")
-        altered += _altered(Path(folder), {name: file})
-    if altered:
-        raise OutputError(f"{', '.join(altered)} in {folder} changed since written; {_AGAIN}.")
+        changed += altered(Path(folder), {name: file})
+    if changed:
+        raise OutputError(f"{', '.join(changed)} in {folder} changed since written; {_AGAIN}.")
     return list(files)
 
 
 def clean(folder: Path) -> list[Path]:
     """Remove what interrupted conversions to `folder` and to folders in it left behind.
 
-    Returns what was removed. What another process is still writing is left alone.
+    Returns what was removed. What another process is still writing is left alone, and so is what
+    has not our mark. Raises `OutputError` for what may not be removed.
     """
     folder = Path(folder).resolve()
-    leftovers = [path(folder) for path in (_aside, _replaced, _lock)]
-    leftovers += [
-        path
+    names = {
+        path.name[1:].rpartition(".")[0]
         for ending in ("unfinished", "replaced", "lock")
-        for path in sorted(folder.glob(f".*.{ending}"))
-    ]
+        for path in folder.glob(f".?*.{ending}")
+    }
+    outputs = [folder, *(folder / name for name in sorted(names))]
+    places = [Place.beside(output) for output in outputs]
+    places += [Place.inside(path.parent) for path in _inside(folder)]
     removed = []
-    for path in leftovers:
-        output = path.with_name(path.name[1:].rpartition(".")[0])
-        with contextlib.suppress(OutputError):
-            if path.exists():
-                with _held(output):  # its own lock is removed as it ends
-                    if path.is_dir():
-                        shutil.rmtree(path)
-                removed.append(path)
+    for place in places:
+        try:
+            with contextlib.suppress(OutputError):  # another process writes there
+                removed += place.clean()
+        except OSError as error:
+            raise OutputError(f"{place.folder} cannot be removed ({_reason(error)}).") from None
     return removed
 
 
-def bit_widths_of(manifest: Config) -> dict[str, list[BitWidth]]:
-    """Return the bit widths by part that a manifest records."""
-    parts = manifest["bit_widths"].items()
-    return {part: [BitWidth(**width) for width in widths] for part, widths in parts}
-
-
-def part_files(part: str) -> list[str]:
-    """Return the names of the files of a part."""
-    file = FILES[part]
-    return [file, f"{file.removesuffix('.xml')}.bin"]
+def _inside(folder: Path) -> list[Path]:
+    """Return the folders in which conversions grow inside their outputs."""
+    ending = Place.inside(folder).folder.name
+    return [*folder.glob(ending), *sorted(folder.glob(f"*/{ending}"))]
 
 
 def folder_bytes(folder: Path) -> dict[str, int]:
     """Return the size on disk in bytes of each part of a finished conversion."""
     files = read_manifest(folder)["files"]
     return {part: sum(files[name]["bytes"] for name in part_files(part)) for part in FILES}
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long, a folder that cannot be entered
-        return False
-
-
-def _describe_files(folder: Path, names: list[str]) -> dict[str, Config]:
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-        for name in names
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _resized(folder: Path, files: dict[str, Config]) -> list[str]:
-    """Return the names of files that are missing or of another size than `files` says."""
-    return [
-        name
-        for name, file in files.items()
-        if not (folder / name).is_file() or (folder / name).stat().st_size != file["bytes"]
-    ]
-
-
-def _altered(folder: Path, files: dict[str, Config]) -> list[str]:
-    """Return the names of files that do not hold what `files` says."""
-    resized = _resized(folder, files)
-    return resized + [
-        name
-        for name, file in files.items()
-        if name not in resized and _sha256(folder / name) != file["sha256"]
-    ]

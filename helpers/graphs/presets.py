@@ -168,6 +168,9 @@ PRESETS = {
 }
 
 
+_ONLY_IN_4_BITS = {"group_size", "ratio"}
+
+
 def find_preset(name: str, **changes: Any) -> Preset:
     """Return a preset by name; `changes` replace fields of its language model's weights."""
     if name not in PRESETS:
@@ -176,4 +179,7 @@ def find_preset(name: str, **changes: Any) -> Preset:
     changes = {field: value for field, value in changes.items() if value is not None}
     if not changes:
         return preset
+    if not preset.language_model.mode.startswith("int4") and changes.keys() & _ONLY_IN_4_BITS:
+        names = " and ".join(sorted(changes.keys() & _ONLY_IN_4_BITS)).replace("_", " ")
+        raise SettingsError(f"Only weights in 4 bits have a {names}; choose int4 or leave it out.")
     return replace(preset, language_model=replace(preset.language_model, **changes))

@@ -232,10 +232,9 @@ def tower_folder(folder: Path, name: str | None, *patterns: str) -> Path:
     """
     if not isinstance(name, str) or not name:
         raise CheckpointError("config.json names no image encoder; set mm_vision_tower.")
+    for place in tower_places(Path(folder), {"mm_vision_tower": name}):
+        return place
     folder = Path(folder).resolve()
-    for place in (folder / name, folder.parent / name, folder.parent / Path(name).name):
-        if (place / "config.json").exists():
-            return place
     try:
         return download(name, files=patterns)
     except CheckpointError as error:
@@ -243,6 +242,16 @@ def tower_folder(folder: Path, name: str | None, *patterns: str) -> Path:
             f"The image encoder {name} is neither in {folder} nor beside it; put its folder beside "
             f"the checkpoint's, since the hub does not give it: {error}"
         ) from None
+
+
+def tower_places(folder: Path, config: Config) -> list[Path]:
+    """Return where the CLIP model that a checkpoint's config names is on this computer, if it is.
+
+    The first place counts.
+    """
+    name, folder = str(config.get("mm_vision_tower")), folder.resolve()
+    places = (folder / name, folder.parent / name, folder.parent / Path(name).name)
+    return [place for place in places if (place / "config.json").exists()][:1]
 
 
 def tower_tensors(folder: Path, name: str) -> dict[str, Tensor]:

@@ -78,7 +78,8 @@ class Family:
     `name` is that of its notebook and on the command line; `model_type` is how the authors'
     `config.json` names it; `bundled` is the folder of its small checkpoint, if it has one.
     `vocabulary` are the places in a config, each a path of names, where the number of tokens
-    belongs. `other_model_types` are those of other layouts that its code reads.
+    belongs. `other_model_types` are those of other layouts that its code reads;
+    `other_folders` returns what is read beside a checkpoint's own folder, by its config.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Family:
     tokenizer: SmallTokenizer | None = None
     vocabulary: tuple[tuple[str, ...], ...] = field(default=(("vocab_size",),))
     other_model_types: tuple[str, ...] = ()
+    other_folders: Callable[[Path, Config], list[Path]] = lambda folder, config: []
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -214,13 +216,18 @@ def family_of_original(original: Original) -> Family:
 def find_checkpoint(name: str) -> Path:
     """Return the folder of a checkpoint: a bundled name, a folder, or a hub id, downloaded.
 
-    Raises `CheckpointError` for a name that is none of these and for a download that fails.
+    An original's own name, such as internvl2-1b, means its hub id. Raises `CheckpointError` for a
+    name that is none of these and for a download that fails.
     """
     for family in families():
         if family.checkpoint is not None and family.is_called(name):
             return family.checkpoint
     if Path(name).is_dir():
         return Path(name)
+    originals = [original for family in families() for original in family.originals]
+    for original in originals:
+        if _plain(name) == _plain(original.name):
+            return download(original.hub_id)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return download(name)
     names = ", ".join(family.name for family in families() if family.checkpoint is not None)

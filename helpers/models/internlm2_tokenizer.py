@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from helpers.errors import CheckpointError
 from helpers.sources.checkpoints import read_json
+from helpers.upstream.locales import plain_numbers
+
+with plain_numbers():  # it reads its defaults, `0.9995` for one, as the locale has numbers
+    from sentencepiece import sentencepiece_model_pb2
 
 _FORMAT: Any = sentencepiece_model_pb2  # which makes its classes when it is imported
 NORMAL: int = _FORMAT.ModelProto.SentencePiece.NORMAL

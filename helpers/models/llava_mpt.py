@@ -17,7 +17,7 @@ from transformers.models.mpt.modeling_mpt import MptAttention
 
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
-from helpers.models.clip import ClipLanguageModel, ClipProcessor
+from helpers.models.clip import ClipLanguageModel, ClipProcessor, tower_places
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
@@ -278,6 +278,7 @@ FAMILY = Family(
     name="llava-mpt",
     model_type="llava_mpt",
     model=LlavaMpt,
+    other_folders=tower_places,
     bundled="llava_mpt",
     tokenizer=_TOKENIZER,
     originals=(

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
-from helpers.models.clip import ClipLanguageModel, ClipProcessor
+from helpers.models.clip import ClipLanguageModel, ClipProcessor, tower_places
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
@@ -269,6 +269,7 @@ FAMILY = Family(
     name="mobilevlm",
     model_type="mobilevlm",
     model=MobileVLM,
+    other_folders=tower_places,
     bundled="mobilevlm",
     tokenizer=_TOKENIZER,
     originals=(

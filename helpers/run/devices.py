@@ -1,4 +1,7 @@
-"""Which devices can run a model here, and why each is or is not offered."""
+"""Which devices can run a model here, and why each is or is not offered.
+
+What this module does not know: MULTI and HETERO, which spread a model over devices.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,11 +61,27 @@ def _reason(name: str, available: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def check_device(name: str, available: Mapping[str, str] | None = None) -> str:
-    """Return `name` as OpenVINO writes it; a device that is not offered is a `DeviceError`."""
+    """Return `name` as OpenVINO writes it; a device that is not offered is a `DeviceError`.
+
+    `GPU` is the first of several, and `AUTO:GPU,CPU` or `AUTO:-GPU` say what AUTO chooses from.
+    """
     devices = {device.name: device for device in list_devices(available)}
-    device = devices.get(str(name).upper())
-    if device is None or not device.offered:
-        offered = ", ".join(device.name for device in devices.values() if device.offered)
-        reason = f": {device.reason}" if device else ""
-        raise DeviceError(f"The device {name!r} cannot be used{reason}; use {offered}.")
-    return device.name
+    whole = str(name).upper().replace(" ", "")
+    kind, _, candidates = whole.partition(":")
+    parts = candidates.split(",") if kind == "AUTO" and candidates else [whole]
+    if candidates:
+        del devices["AUTO"]
+    for part in parts:
+        device = _find(part.removeprefix("-"), devices)
+        if device is None or not (device.offered or part.startswith("-")):
+            offered = ", ".join(device.name for device in devices.values() if device.offered)
+            reason = f": {device.reason}" if device else ""
+            raise DeviceError(f"The device {name!r} cannot be used{reason}; use {offered}.")
+    return whole
+
+
+def _find(name: str, devices: Mapping[str, Device]) -> Device | None:
+    """Return a device by its name; `GPU` is the first of several, and `GPU.0` the only one."""
+    offered = {name for name, device in devices.items() if device.offered}
+    other = {"GPU": "GPU.0", "GPU.0": "GPU"}.get(name)
+    return devices.get(other if other in offered and name not in offered else name)

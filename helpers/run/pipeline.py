@@ -29,6 +29,7 @@ from helpers.run.prefill_again import PrefillAgainLanguageModel
 from helpers.run.replies import Reply
 from helpers.run.worker import Worker
 from helpers.sources.checkpoints import CARD, read_json
+from helpers.upstream.locales import plain_numbers
 
 
 class VisionLanguagePipeline:
@@ -79,7 +80,8 @@ class VisionLanguagePipeline:
         self, path: Path, options: dict[str, Any], constant_inputs: Sequence[str]
     ) -> ov.CompiledModel:
         try:
-            model = core().read_model(path)
+            with plain_numbers():
+                model = core().read_model(path)
         except RuntimeError:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.") from None
         keep_inputs(model, constant_inputs)

@@ -2,3 +2,6 @@
 
 Knows windows, uploads and streaming. Does not know how an answer is computed.
 """
+
+# Before any module of this room imports Gradio.
+from helpers.upstream import gradio  # noqa: F401

@@ -9,6 +9,8 @@ from typing import Any
 
 import gradio as gr
 
+from helpers.errors import SettingsError
+
 
 @dataclass(frozen=True)
 class Slider:
@@ -26,11 +28,23 @@ class Slider:
 
     def component(self) -> gr.Slider:
         """Return what the page shows; to be called where it belongs."""
-        return gr.Slider(self.low, self.high, self.value, step=self.step, label=self.label)
+        component = gr.Slider(self.low, self.high, self.value, step=self.step, label=self.label)
+        component.preprocess = _as_it_is  # type: ignore[method-assign]
+        return component
 
-    def options(self, value: float) -> dict[str, Any]:
-        """Return what a value means to `Conversation.ask`."""
+    def options(self, value: float | None) -> dict[str, Any]:
+        """Return what a value means to `Conversation.ask`; one that cannot be is an error."""
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            wrong = "empty" if value is None else repr(value)
+            raise SettingsError(
+                f"{self.label} is {wrong}; it should be from {self.low:g} to {self.high:g}."
+            )
         return {self.option: int(value) if isinstance(self.step, int) else value}
+
+
+def _as_it_is(payload: Any) -> Any:
+    """Return what a field sent: checking it, and telling errors, is ours."""
+    return payload
 
 
 @dataclass(frozen=True)
@@ -45,9 +59,9 @@ class Tick:
         """Return what the page shows; to be called where it belongs."""
         return gr.Checkbox(self.value, label=self.label)
 
-    def options(self, value: bool) -> dict[str, Any]:
+    def options(self, value: bool | None) -> dict[str, Any]:
         """Return what a value means to `Conversation.ask`."""
-        return {self.option: value}
+        return {self.option: bool(value)}
 
 
 @dataclass(frozen=True)

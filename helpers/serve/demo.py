@@ -4,20 +4,25 @@ The page is served to this computer only, loads nothing from elsewhere, and keep
 for each browser window. What its user can set is data: a sequence of `Slider`, `Tick` and `Radio`.
 """
 
-from collections.abc import Iterator, Sequence
+import errno
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 from PIL import Image
 
+from helpers.errors import SettingsError
 from helpers.inputs.messages import EMPTY
 from helpers.inputs.questions import Question
 from helpers.models.base import Processor
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.controls import SAMPLING, Control, Slider, options_of
-from helpers.serve.windows import Chat, Sessions, Window, respond
+from helpers.serve.reach import ways
+from helpers.serve.windows import Chat, Picture, Sessions, Window, respond, told
+from helpers.upstream.gradio import BelowAnotherServer, new_folder, uploads_in
+from helpers.upstream.proxies import without_proxies
 
 MAXIMUM_UPLOAD = "20mb"
 HOUR = 3600  # seconds
@@ -76,6 +81,11 @@ class Page:
     ) -> None:
         self.controls = controls
         self.sessions = Sessions(pipeline)
+        self.folder = new_folder()  # of uploads: another page may have the same picture
+        with uploads_in(self.folder):
+            self._build(title, heading, examples)
+
+    def _build(self, title: str, heading: str, examples: Sequence[tuple[str, str]]) -> None:
         # Uploads go with their window; what a window left that closed too early, with the page.
         self.blocks = gr.Blocks(
             title=title, analytics_enabled=False, delete_cache=(HOUR, 24 * HOUR)
@@ -84,8 +94,8 @@ class Page:
             gr.Markdown(heading)
             with gr.Row():
                 with gr.Column(scale=1):
-                    self.pictures = _pictures_component(pipeline.processor)
-                    self.settings = [control.component() for control in controls]
+                    self.pictures = _pictures_component(self.sessions.pipeline.processor)
+                    self.settings = [control.component() for control in self.controls]
                 with gr.Column(scale=2):
                     self._lay_out_chat()
             if examples:
@@ -109,7 +119,7 @@ class Page:
         samples = [[path if single else [path], text] for path, text in examples]
         gr.Examples(samples, [self.pictures, self.question])
         # An upload that equals an example is one file with it.
-        self.sessions.uploaded("examples", map(str, Path(get_upload_folder()).rglob("*.*")))
+        self.sessions.uploaded("examples", map(str, self.folder.rglob("*.*")))
 
     def _connect(self) -> None:
         """Say which method an event calls, and with what."""
@@ -145,20 +155,21 @@ class Page:
             gr.Warning(EMPTY)
             yield gr.skip(), gr.skip()
             return
-        window, options = self._window(request), options_of(self.controls, values)
+        window = self._window(request)
         field: Any = ""  # at once, and then it is left alone: the next one may be typed
-        for chat in respond(window, text or "", pictures, history or [], options):
+        for chat in self._respond(window, text or "", pictures, history or [], values):
             yield chat, field
             field = gr.skip()
 
-    def regenerate(self, request: gr.Request, history: Chat, *values: Any) -> Iterator[Chat]:
+    def regenerate(self, request: gr.Request, history: Chat | None, *values: Any) -> Iterator[Chat]:
         """Yield the chat with another answer to its last question."""
-        window, options = self._window(request), options_of(self.controls, values)
+        history = history or []
+        window = self._window(request)
         question = window.take_back()
         if question is None:
             yield history
         else:
-            yield from respond(window, *question, history[:-2], options)
+            yield from self._respond(window, *question, history[:-2], values)
 
     def forget(self, request: gr.Request) -> Chat:
         """Forget the conversation of a window, and return the empty chat."""
@@ -176,6 +187,22 @@ class Page:
     def keep(self, request: gr.Request, paths: list[str]) -> None:
         """Remember which files a window brought."""
         self.sessions.uploaded(_session(request), paths)
+
+    def _respond(
+        self,
+        window: Window,
+        text: str,
+        pictures: Sequence[Picture],
+        history: Chat,
+        values: Sequence[Any],
+    ) -> Iterator[Chat]:
+        try:
+            options = options_of(self.controls, values)
+        except SettingsError as error:
+            window.last_question = (text, pictures, None)  # so that it can be asked anew
+            yield told(history, text, error)
+        else:
+            yield from respond(window, text, pictures, history, options)
 
     def _window(self, request: gr.Request) -> Window:
         return self.sessions.window(_session(request))
@@ -200,22 +227,66 @@ def build_page(
     return Page(pipeline, title, heading, examples, (length, *controls)).blocks
 
 
-def open_page(page: gr.Blocks, *, wait: bool = False, port: int | None = None) -> str:
-    """Serve the page on this computer and return its address; `wait` blocks until it is closed."""
+FIRST_PORT = 7860
+
+
+def open_page(
+    page: gr.Blocks,
+    *,
+    wait: bool = False,
+    port: int | None = None,
+    report: Callable[[str], None] = print,
+) -> str:
+    """Serve the page on this computer and return its address; `wait` blocks until it is closed.
+
+    `report` is told how to reach it where the browser may be on another computer. Raises
+    `SettingsError` for a `port` that is taken or that there cannot be.
+    """
     page.queue(default_concurrency_limit=None)  # the pipeline lets one answer at a time begin
-    _, address, _ = page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        quiet=True,
-        inline=False,
-        prevent_thread_lock=not wait,
-        max_file_size=MAXIMUM_UPLOAD,
-        footer_links=[],
-        theme=THEME,
-        css=CSS,
-    )
+    number = _free_port(port)
+    for line in ways(number):
+        report(line)
+    try:
+        with without_proxies(), uploads_in(page.GRADIO_CACHE):
+            _, address, _ = page.launch(
+                server_name="127.0.0.1",
+                server_port=number,
+                share=False,
+                quiet=True,
+                inline=False,
+                prevent_thread_lock=True,
+                max_file_size=MAXIMUM_UPLOAD,
+                footer_links=[],
+                theme=THEME,
+                css=CSS,
+                app_kwargs={"middleware": [(BelowAnotherServer, (), {})]},
+            )
+    except OSError:  # another program took it just now
+        raise _not_free(number, errno.EADDRINUSE) from None
+    if wait:
+        page.block_thread()
     return address
+
+
+def _free_port(port: int | None) -> int:
+    """Return `port` if it can be served, or the first one that can; any where all are taken."""
+    if port is not None and not 1 <= port <= 65535:
+        raise SettingsError(f"The port is {port}; it should be a number from 1 to 65535.")
+    for candidate in [port] if port else [*range(FIRST_PORT, FIRST_PORT + 100), 0]:
+        with socket.socket() as free_socket:
+            try:
+                free_socket.bind(("127.0.0.1", candidate))
+            except OSError as error:
+                if port or not candidate:
+                    raise _not_free(candidate, error.errno) from None
+            else:
+                return int(free_socket.getsockname()[1])
+    raise AssertionError("port 0 is any free one")
+
+
+def _not_free(port: int, number: int | None) -> SettingsError:
+    reason = "is taken" if number == errno.EADDRINUSE else "may not be used by this user"
+    return SettingsError(f"The port {port} {reason}; give another, or none for a free one.")
 
 
 def save_examples(

@@ -118,10 +118,9 @@ def respond(
     Several beams cannot stream, which the chat says until their answer is there. When the window
     is cleared meanwhile, the last chat is empty.
     """
-    history = [*history, {"role": "user", "content": text}]
 
     def chat(content: str) -> Chat:
-        return [*history, {"role": "assistant", "content": content}]
+        return _with_turn(history, text, content)
 
     beams, answer = options.get("num_beams", 1), ""
     placeholder = "" if beams == 1 else _small(AT_ONCE)
@@ -139,10 +138,20 @@ def respond(
         times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {seconds:.2f} s"
         yield chat(answer.strip() + (times and f"\n\n{_small(times)}"))
     except UserError as error:
-        yield chat(f"⚠️ {error}")
+        yield told(history, text, error)
     # The page may show what was sent to it before it was cleared after it was cleared.
     if window.cleared:
         yield []
+
+
+def told(history: Chat, text: str, error: UserError) -> Chat:
+    """Return the chat with a question and the sentence on why it has no answer."""
+    return _with_turn(history, text, f"⚠️ {error}")
+
+
+def _with_turn(history: Chat, text: str, answer: str) -> Chat:
+    turn = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    return [*history, *turn]
 
 
 def _small(text: str) -> str:

@@ -12,7 +12,7 @@ from helpers.convert.conversion import memory_to_convert
 from helpers.errors import SettingsError
 from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
 from helpers.models.families import Family, find_checkpoint, find_family_by_name
-from helpers.run.devices import Device, available_devices, list_devices
+from helpers.run.devices import Device, available_devices, check_device, list_devices
 from helpers.show.widgets import Choice, Option
 from helpers.sources.checkpoints import read_config
 from helpers.sources.hub import weight_bytes
@@ -81,14 +81,26 @@ def choose_image_encoder(settings: Mapping[str, Weights | Quantization], default
 
 
 def choose_device(available: Mapping[str, str] | None = None) -> Choice:
-    """Show the devices; VLM_DEVICE sets the first choice, otherwise the CPU (or AUTO without)."""
+    """Show the devices; VLM_DEVICE sets the first choice, otherwise the CPU (or AUTO without).
+
+    It may also say what AUTO chooses from, as `AUTO:GPU,CPU`.
+    """
     available = available or available_devices()
     options = [
-        Option(device.name, device.label, device.reason, device.offered)
+        Option(
+            device.name, device.label, device.reason, device.offered, _OTHER.get(device.name, ())
+        )
         for device in list_devices(available)
     ]
+    asked = os.environ.get("VLM_DEVICE", "")
+    if ":" in asked:
+        name = check_device(asked, available)
+        options.append(Option(name, name, "OpenVINO decides among these", aliases=(asked,)))
     default = "CPU" if "CPU" in available else "AUTO"
     return Choice("Device", options, default=default, variable="VLM_DEVICE")
+
+
+_OTHER = {"GPU": ("GPU.0",), "GPU.0": ("GPU",)}  # names of the only GPU, and of the first one
 
 
 def device_rows(devices: Sequence[Device]) -> list[dict[str, str]]:

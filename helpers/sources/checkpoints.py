@@ -37,6 +37,14 @@ def read_json(path: Path) -> Config:
     return content
 
 
+def check_name(path: Path) -> None:
+    """Raise a `CheckpointError` where a path is not UTF-8, which those who read weights need."""
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"The name of {path} is not UTF-8; rename it.") from None
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON as a person can read it."""
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -3,9 +3,12 @@
 What this module does not know: other hubs, and older revisions of a checkpoint.
 """
 
+import sys
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -13,7 +16,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
@@ -27,8 +29,12 @@ _FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LI
 _UNNEEDED = ("*.py", "*.onnx", "*.gguf", "original/*", "*training_args*", "*optimizer*")
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # where the bar is too; stdout may be read as JSON
+
+
 def download(
-    hub_id: str, *, files: Sequence[str] = _FILES, report: Callable[[str], None] = print
+    hub_id: str, *, files: Sequence[str] = _FILES, report: Callable[[str], None] = _tell
 ) -> Path:
     """Download a checkpoint's `files`, given as patterns, and return their folder.
 
@@ -46,7 +52,9 @@ def download(
                 raise CheckpointError(f"{sizes}: make room, or set HF_HOME to a larger disk.")
             report(f"{sizes}.")
         return Path(huggingface_hub.snapshot_download(hub_id, **patterns))
-    except (HTTPError, OSError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # the client's, and those of the libraries that it connects with
         raise CheckpointError(_what_to_do(hub_id, error)) from None
 
 
@@ -87,13 +95,54 @@ def _what_to_do(hub_id: str, error: Exception) -> str:
         return f"The hub has no {hub_id}, or not for you; check the name at {page}."
     if status == 401:
         return "The hub does not know your access token; log in again with `hf auth login`."
+    proxy = _proxy()
+    if proxy and (status in _OF_PROXIES or _is_before_an_answer(cause)):
+        return (
+            f"The hub cannot be reached through the proxy {proxy} ({_reason(cause)}), which "
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names; correct or unset it, or use a bundled "
+            "checkpoint."
+        )
     if isinstance(cause, LocalEntryNotFoundError):
         return (
             f"{hub_id} is not, or not wholly, on this computer and the hub cannot be reached; "
             "connect to the internet, unset HF_HUB_OFFLINE, or use a bundled checkpoint."
         )
-    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__).rstrip(".")
-    return f"{hub_id} could not be downloaded ({reason}); try again."
+    return f"{hub_id} could not be downloaded ({_reason(cause)}); try again."
+
+
+_OF_PROXIES = (407, 502, 503, 504)  # statuses with which a proxy says that it does not help
+
+
+def _proxy() -> str:
+    """Return the proxy through which the hub is asked, without name and password; "" if none."""
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
+    if huggingface_hub.constants.HF_HUB_OFFLINE or urllib.request.proxy_bypass(address.netloc):
+        return ""
+    proxies = urllib.request.getproxies()
+    scheme, mark, rest = (proxies.get(address.scheme) or proxies.get("all", "")).rpartition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+
+
+def _is_before_an_answer(cause: Exception) -> bool:
+    """Return whether a download failed before a server said anything, and not on the disk."""
+    return isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, OSError)
+
+
+def _reason(cause: Exception) -> str:
+    """Return the first line of what went wrong; what a setting holds may be a secret."""
+    if isinstance(cause, LocalEntryNotFoundError) and cause.__cause__ is not None:
+        return _reason(cast(Exception, cause.__cause__))
+    if type(cause).__name__ == "InvalidURL":
+        return "its address cannot be read"
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__).rstrip(".")
+
+
+def checkpoint_name(folder: Path) -> str:
+    """Return what a checkpoint's folder is called; in the hub's cache that is its model's name."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.split("--", 2)[-1]
+    return folder.name
 
 
 def weight_bytes(folder: Path) -> int:

@@ -21,14 +21,18 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     names. Nothing but tensors is unpickled.
     """
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(Path(folder)):
+    for path in weight_files(Path(folder)):
         tensors.update(
             _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
         )
     return tensors
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a checkpoint's weights: one, or the shards that an index names.
+
+    Raises `CheckpointError` where there are none, or an index names others.
+    """
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{ending}.index.json"
         if index.exists():
@@ -45,10 +49,9 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name for name in names]
         if (folder / f"{stem}.{ending}").exists():
             return [folder / f"{stem}.{ending}"]
-        if any(folder.glob(f"{stem}-*-of-*.{ending}")):
-            raise CheckpointError(
-                f"{folder} holds shards, but not their index {index.name}; download it too."
-            )
+    for shard in sorted((*folder.glob("model-*.safetensors"), *folder.glob("pytorch_model-*.bin"))):
+        index = folder / f"{shard.name.partition('-')[0]}{shard.suffix}.index.json"
+        raise CheckpointError(f"{index} is missing, which tells what the shards hold; download it.")
     raise CheckpointError(
         f"{folder} holds no model.safetensors and no pytorch_model.bin, whole or in shards; "
         "give the folder of an original checkpoint."

@@ -1,0 +1,122 @@
+"""The manifest of a converted folder: what it was made of, and each file's size and hash.
+
+A manifest may have been damaged or made up by anyone, so nothing in it is taken for granted before
+`is_sound` has looked at it. What this module does not know: how a folder grows.
+"""
+
+import hashlib
+from dataclasses import fields
+from pathlib import Path
+
+from helpers.errors import CheckpointError
+from helpers.graphs.bit_widths import BitWidth
+from helpers.graphs.part_names import FILES
+from helpers.sources.checkpoints import Config, read_json
+
+MANIFEST = "manifest.json"
+UNFINISHED_MANIFEST = "unfinished.json"
+FORMAT = 1  # of the manifest; a folder of another format is not read
+MADE_OF = ("format", "source", "preset", "versions")
+
+
+def is_manifest(path: Path) -> bool:
+    """Return whether a file is a manifest of ours, sound or not."""
+    try:
+        return read_json(path).keys() >= {*MADE_OF, "bit_widths", "files"}
+    except CheckpointError:
+        return False
+
+
+def is_sound(manifest: Config) -> bool:
+    """Return whether a manifest has what its readers expect, in the types that they expect.
+
+    A part that it names has all its files.
+    """
+    entries = [manifest.get(name) for name in (*MADE_OF[1:], "bit_widths", "files")]
+    sections = [entry for entry in entries if isinstance(entry, dict)]
+    if len(sections) < len(entries):
+        return False
+    source, _, versions, widths, files = sections
+    return (
+        all(isinstance(text, str) for text in (source.get("name"), *versions.values()))
+        and all(_is_part(*part) for part in widths.items())
+        and all(_is_file(*file) for file in files.items())
+        and all(name in files for part in widths for name in part_files(part))
+    )
+
+
+def _is_part(name: str, widths: object) -> bool:
+    return name in FILES and isinstance(widths, list) and all(map(_is_width, widths))
+
+
+def _is_width(width: object) -> bool:
+    if not isinstance(width, dict) or width.keys() != {field.name for field in fields(BitWidth)}:
+        return False
+    share = width["share"]
+    is_share = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1
+    return isinstance(width["type"], str) and _is_count(width["layers"]) and is_share
+
+
+def _is_file(name: str, file: object) -> bool:
+    """Return whether a name is one of a file in the folder itself, and is described."""
+    if Path(name).name != name or "\\" in name or not name.isprintable():
+        return False
+    if not isinstance(file, dict):
+        return False
+    return _is_count(file.get("bytes")) and isinstance(file.get("sha256"), str)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def bit_widths_of(manifest: Config) -> dict[str, list[BitWidth]]:
+    """Return the bit widths by part that a sound manifest records."""
+    parts = manifest["bit_widths"].items()
+    return {part: [BitWidth(**width) for width in widths] for part, widths in parts}
+
+
+def part_files(part: str) -> list[str]:
+    """Return the names of the files of a part."""
+    file = FILES[part]
+    return [file, f"{file.removesuffix('.xml')}.bin"]
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is such a file; a name that cannot be is none."""
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that cannot be entered
+        return False
+
+
+def describe_files(folder: Path, names: list[str]) -> dict[str, Config]:
+    """Return the size and the hash of files, as a manifest records them."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in names
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resized(folder: Path, files: dict[str, Config]) -> list[str]:
+    """Return the names of files that are missing or of another size than `files` says."""
+    return [
+        name
+        for name, file in files.items()
+        if not exists(folder / name) or (folder / name).stat().st_size != file["bytes"]
+    ]
+
+
+def altered(folder: Path, files: dict[str, Config]) -> list[str]:
+    """Return the names of files that do not hold what `files` says."""
+    of_another_size = resized(folder, files)
+    return of_another_size + [
+        name
+        for name, file in files.items()
+        if name not in of_another_size and _sha256(folder / name) != file["sha256"]
+    ]

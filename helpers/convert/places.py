@@ -1,0 +1,247 @@
+"""Where a conversion grows until it is complete, and what there is left of ours or is another's.
+
+Usually that is a folder beside the output, which takes its name in the end. A folder that exists
+and cannot be renamed, such as a container's volume, holds it until then. Whatever stands at these
+places without our mark is somebody else's and left alone: a folder is ours that has a manifest of
+ours or says which process writes it, a lock that is empty and belongs to such a folder.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from helpers.convert.manifests import (
+    MANIFEST,
+    UNFINISHED_MANIFEST,
+    exists,
+    is_manifest,
+    part_files,
+)
+from helpers.errors import CheckpointError, OutputError
+from helpers.graphs.part_names import FILES
+from helpers.sources.checkpoints import read_json
+
+HOLDER = "held_by.txt"  # says which process writes an unfinished folder
+HOLDS = "process "  # how it begins
+COPIED = (".json", ".txt", ".model", ".jinja")  # files of a checkpoint that stand beside the parts
+ENDING = ".unfinished"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the conversion to `output` grows: in `folder`, beside the output or in it."""
+
+    output: Path
+    folder: Path
+
+    @classmethod
+    def beside(cls, output: Path) -> "Place":
+        """Return the place beside `output`; in it if it has no name, as a disk's root."""
+        name = f".{output.name}{ENDING}"
+        return cls(output, output.with_name(name)) if output.name else cls.inside(output)
+
+    @classmethod
+    def inside(cls, output: Path) -> "Place":
+        """Return the place in `output`."""
+        return cls(output, output / ENDING)
+
+    @classmethod
+    def made(cls, output: Path) -> "Place":
+        """Return a place that can be written, its folder made.
+
+        Raises `OutputError` where something stands there that is not ours, and `OSError`.
+        """
+        beside, inside = cls.beside(output), cls.inside(output)
+        if inside.folder.is_dir() or os.path.ismount(output):
+            return inside._make()
+        try:
+            return beside._make()
+        except OSError:
+            if not output.is_dir():
+                raise
+            return inside._make()
+
+    def _make(self) -> "Place":
+        for path in (self.folder, self.replaced):
+            if (path.exists() or path.is_symlink()) and not is_ours(path):
+                raise _of_others(path)
+        if (self.lock.exists() or self.lock.is_symlink()) and not self._lock_is_empty():
+            raise _of_others(self.lock)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    @property
+    def replaced(self) -> Path:
+        """What stood at the output, while the new folder takes its place."""
+        return self._named(".replaced")
+
+    @property
+    def lock(self) -> Path:
+        """The lock that the writing process holds."""
+        return self._named(".lock")
+
+    def _named(self, ending: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name.removesuffix(ENDING)}{ending}")
+
+    def _lock_is_empty(self) -> bool:
+        return not self.lock.is_symlink() and exists(self.lock) and not self.lock.stat().st_size
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing; the system lets go of it if this one dies."""
+        lock = FileLock(self.lock)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            holder = "another process"
+            with contextlib.suppress(OSError):  # it may have ended just now
+                holder = (self.folder / HOLDER).read_text(encoding="utf-8")
+            with contextlib.suppress(OSError):  # the other's has files in it
+                self.folder.rmdir()
+            raise OutputError(
+                f"{self.output} is being written by {holder}; wait until it is done, or give "
+                "another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes it when it is released
+                self.lock.unlink()
+            lock.release()
+
+    def put_in_place(self) -> None:
+        """Let the finished folder be the output.
+
+        Killed in between, it is still whole and can be gone on from.
+        """
+        if self.folder.parent == self.output:
+            self.move_in()
+            return
+        shutil.rmtree(self.replaced, ignore_errors=True)  # of a process that was killed here
+        try:
+            if self.output.exists():
+                self.output.replace(self.replaced)
+        except OSError:  # the same disk mounted twice, or a folder that is another user's
+            self.move_in()
+            return
+        try:
+            self.folder.replace(self.output)
+        except OSError:
+            if self.replaced.exists():
+                self.replaced.replace(self.output)
+            raise
+        shutil.rmtree(self.replaced, ignore_errors=True)
+
+    def move_in(self) -> None:
+        """Move all files of the finished folder into the output, the manifest last.
+
+        What stood there before is of a conversion that is replaced.
+        """
+        names = [*read_json(self.folder / MANIFEST)["files"], MANIFEST]
+        (self.output / MANIFEST).unlink(missing_ok=True)
+        for path in self.output.iterdir():
+            if path.is_file() and path.name not in (*names, self.lock.name):
+                path.unlink()
+        for name in names:
+            if exists(self.folder / name):
+                (self.output / name).unlink(missing_ok=True)
+                shutil.move(self.folder / name, self.output / name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def is_nearly_in_place(self) -> bool:
+        """Return whether a process ended while it moved the files of a finished folder in."""
+        if not self.output.is_dir() or exists(self.output / MANIFEST):
+            return False
+        if not is_manifest(self.folder / MANIFEST):
+            return False
+        names = (*read_json(self.folder / MANIFEST)["files"], self.folder.name, self.lock.name)
+        return all(path.name in names for path in self.output.iterdir())
+
+    def leftovers(self) -> list[Path]:
+        """Return what is ours here of conversions that did not end well."""
+        paths = [path for path in (self.folder, self.replaced) if is_ours(path)]
+        with_lock = self._lock_is_empty() and (paths or holds_conversion(self.output))
+        return [*paths, self.lock] if with_lock else paths
+
+    def clean(self) -> list[Path]:
+        """Remove what is ours here and return what it was; nothing while a process writes."""
+        leftovers = self.leftovers()
+        if not leftovers:
+            return []
+        with self.held():  # its own lock is removed as it ends
+            if self.is_nearly_in_place():
+                self.move_in()
+                return []
+            for path in leftovers:
+                if path.is_dir():
+                    shutil.rmtree(path)
+        return leftovers
+
+
+def _of_others(path: Path) -> OutputError:
+    return OutputError(
+        f"{path} is in the way, and not one of ours; rename it, or give another folder."
+    )
+
+
+def is_ours(folder: Path) -> bool:
+    """Return whether a folder was made here, or has nothing in it that could be lost."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    entries = list(folder.iterdir())
+    if any(entry.is_dir() for entry in entries):
+        return False
+    marked = is_manifest(folder / UNFINISHED_MANIFEST) or _names_holder(folder / HOLDER)
+    return not entries or marked or holds_conversion(folder)
+
+
+def _names_holder(path: Path) -> bool:
+    try:
+        return path.read_text(encoding="utf-8").startswith(HOLDS)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def holds_conversion(folder: Path) -> bool:
+    """Return whether a folder holds a conversion, be it damaged.
+
+    A manifest alone does not say so: other programs have files of that name.
+    """
+    if not exists(folder / MANIFEST):
+        return False
+    return is_manifest(folder / MANIFEST) or any(exists(folder / file) for file in FILES.values())
+
+
+def check_free(output: Path) -> None:
+    """Raise an `OutputError` if anything stands at `output` that a conversion may not replace."""
+    if not output.exists():
+        return
+    inside = Place.inside(output)
+    ours = [inside.lock, *filter(is_ours, [inside.folder])]
+    entries = [path for path in output.iterdir() if path not in ours] if output.is_dir() else None
+    if entries == []:
+        return
+    if entries is None or not holds_conversion(output):
+        raise OutputError(f"{output} holds something else; give a new or an empty folder.")
+    others = sorted(path.name for path in entries if path.name not in _names_of(output))
+    if others:
+        raise OutputError(
+            f"{output} holds more than a conversion ({', '.join(others[:3])}); move that "
+            "elsewhere, or give another folder."
+        )
+
+
+def _names_of(output: Path) -> set[str]:
+    """Return the names of files that a conversion has; copies by their endings if it is damaged."""
+    parts = {name for part in FILES for name in part_files(part)}
+    try:
+        files = set(read_json(output / MANIFEST)["files"])
+    except (CheckpointError, KeyError, TypeError):
+        copies = (path for path in output.iterdir() if path.suffix in COPIED)
+        files = {path.name for path in copies if path.is_file()}
+    return parts | files | {MANIFEST}

@@ -1,0 +1,87 @@
+"""Gradio 6.31: proxies, its folder for uploads, and the address below another server.
+
+- It asks for its own page through a proxy of the environment (see `proxies`).
+- All programs of all users keep uploads in one folder, which is the first user's, so a second user
+  has no page (https://github.com/gradio-app/gradio/issues/5109), and equal uploads of two programs
+  are one file. It reads `GRADIO_TEMP_DIR` when it is imported and again for each page.
+- Below another server, jupyter-server-proxy for one, it believes to be at the root, unless a header
+  of its own names the whole address.
+
+Each may go when a page works without it; `tests/test_neighbours.py` has a case for each.
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import SettingsError
+from helpers.upstream.proxies import without_proxies
+
+_VARIABLE = "GRADIO_TEMP_DIR"
+
+
+def _own_folder() -> Path:
+    """Make a folder that only this user can enter and that goes with this process."""
+    place = os.environ.get(_VARIABLE)
+    try:
+        if place:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="vlm-page-", dir=place)).resolve()
+    except OSError as error:
+        variable = _VARIABLE if place else "TMPDIR"
+        raise SettingsError(
+            f"No folder for uploads can be made ({error.strerror or error}); set {variable} to a "
+            "folder that you can write."
+        ) from None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+FOLDER = _own_folder()
+os.environ[_VARIABLE] = str(FOLDER)
+with without_proxies():
+    import gradio  # noqa: F401
+
+
+def new_folder() -> Path:
+    """Make a folder for the uploads of one page."""
+    return Path(tempfile.mkdtemp(prefix="uploads-", dir=FOLDER))
+
+
+@contextlib.contextmanager
+def uploads_in(folder: str | Path) -> Iterator[None]:
+    """Let pages that are built or opened meanwhile keep their uploads in `folder`."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ[_VARIABLE] = before or str(FOLDER)
+
+
+Scope = MutableMapping[str, Any]
+Asgi = Callable[[Scope, Any, Any], Awaitable[None]]
+_PREFIX, _ADDRESS = b"x-forwarded-context", b"x-gradio-server"
+
+
+class BelowAnotherServer:
+    """Tells Gradio the address that a browser sees where jupyter-server-proxy hands it on."""
+
+    def __init__(self, app: Asgi) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        headers = dict(scope.get("headers", ()))
+        prefix = headers.get(_PREFIX, b"")
+        if prefix and _ADDRESS not in headers:
+            scheme = headers.get(b"x-forwarded-proto", b"http").split(b",")[0].strip()
+            address = scheme + b"://" + headers.get(b"host", b"") + prefix
+            others = [(name, value) for name, value in scope["headers"] if name != _ADDRESS]
+            scope = {**scope, "headers": [*others, (_ADDRESS, address)]}
+        await self.app(scope, receive, send)

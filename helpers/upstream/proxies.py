@@ -1,0 +1,45 @@
+"""httpx 0.28: a proxy in the environment is used for this computer too.
+
+A page on 127.0.0.1 is then asked for at the proxy (https://github.com/encode/httpx/issues/2674),
+and a proxy that httpx cannot use, such as one of SOCKS without `socksio`, keeps Gradio from being
+imported, though it needs no network. It may go when both work with a proxy `socks4://127.0.0.1:9`.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def spare_loopback() -> None:
+    """Let no request to this computer go through the proxy that the environment names.
+
+    Where it names none nothing changes: any such variable would hide the proxy of the system.
+    """
+    if not _variables():
+        return
+    names = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+    names = [name.strip() for name in names if name.strip()]
+    names += [name for name in LOOPBACK if name not in names]
+    for variable in ("no_proxy", "NO_PROXY"):
+        os.environ[variable] = ",".join(names)
+
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Let this process use no proxy for a while, neither the environment's nor the system's."""
+    before = {name: os.environ.pop(name) for name in _variables()}
+    before |= {name: os.environ[name] for name in ("no_proxy", "NO_PROXY") if name in os.environ}
+    os.environ["no_proxy"] = "*"
+    try:
+        yield
+    finally:
+        del os.environ["no_proxy"]
+        os.environ.update(before)
+
+
+def _variables() -> list[str]:
+    """Return the variables that name proxies; programs read them in small letters and capitals."""
+    variables = [name for name in os.environ if name.lower().endswith("_proxy")]
+    return [name for name in variables if name.lower() != "no_proxy"]

@@ -1,0 +1,78 @@
+"""Manifests that were damaged or made up: a folder is read, or one sentence says why not."""
+
+import json
+import random
+import shutil
+
+import pytest
+
+from helpers.__main__ import main
+from helpers.convert.manifests import MANIFEST
+from tests.mutations import changed, changed_json
+
+SENTENCES = ("is damaged; run", "is missing or damaged; run", "another version", "changed since")
+
+
+@pytest.fixture
+def output(converted, tmp_path):
+    return shutil.copytree(converted, tmp_path / "made")
+
+
+def damaged_anywhere(text: bytes, generator: random.Random) -> bytes:
+    return (changed_json if generator.random() < 0.8 else changed)(text, generator)
+
+
+def test_mutated_manifests(output, repetitions, capsys):
+    """Mostly by changing values, as in a JSON file that somebody edited; some by changing bytes."""
+    number = repetitions("mutated manifests", 100, 2000)
+    text, refusals = (output / MANIFEST).read_bytes(), 0
+    for seed in range(number):
+        (output / MANIFEST).write_bytes(damaged_anywhere(text, random.Random(seed)))
+        command = ("info", "verify")[seed % 2]
+        code = main([command, str(output)])
+        error = capsys.readouterr().err.splitlines()[-1:]
+        assert code in (0, 1), seed
+        if code:
+            refusals += 1
+            assert error[0].startswith("error: ") and any(end in error[0] for end in SENTENCES)
+    assert refusals >= number / 2  # or nothing much was damaged
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("source",), 5),
+        (("source", "name"), None),
+        (("versions",), ["openvino"]),
+        (("versions", "openvino"), {}),
+        (("files", "config.json"), {"bytes": 3}),
+        (("files", "config.json"), None),
+        (("files", "config.json", "sha256"), 3),
+        (("files", "../../etc/passwd"), {"bytes": 1, "sha256": ""}),
+        (("bit_widths", "language model"), None),
+        (("bit_widths", "language model"), [{"type": "f16", "layers": 1}]),
+        (("bit_widths", "a fourth part"), []),
+        (("files",), {}),
+    ],
+)
+@pytest.mark.parametrize("command", ["info", "verify", "ask"])
+def test_a_value_that_cannot_be(output, capsys, place, value, command):
+    manifest = section = json.loads((output / MANIFEST).read_bytes())
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    (output / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    assert main([command, str(output), *(["--question", "What?"] if command == "ask" else [])]) == 1
+    error = capsys.readouterr().err
+    assert (
+        error
+        == f"error: The manifest of {output} is damaged; run `python -m helpers convert` again.\n"
+    )
+
+
+def test_a_part_that_the_manifest_does_not_have(output, capsys):
+    manifest = json.loads((output / MANIFEST).read_bytes())
+    del manifest["bit_widths"]["language model"]
+    (output / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    assert main(["info", str(output)]) == 1
+    assert "is damaged" in capsys.readouterr().err

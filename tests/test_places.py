@@ -1,0 +1,261 @@
+"""What stands where a conversion writes: only what carries our own mark is ours."""
+# ruff: noqa: F811  (fixtures of another file)
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.convert.conversion import convert
+from helpers.convert.folders import clean, read_manifest
+from helpers.convert.manifests import MANIFEST, UNFINISHED_MANIFEST
+from helpers.convert.places import HOLDER, Place
+from helpers.errors import CheckpointError, OutputError
+from helpers.graphs.presets import find_preset
+from tests.test_conversion import contents, parts, quick_parts  # noqa: F401
+
+FP16, INT8 = find_preset("fp16"), find_preset("int8")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def write(path: Path, text: str = "mine") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_clean_leaves_what_has_not_our_mark(tmp_path):
+    write(tmp_path / ".novel.unfinished" / "chapter.txt")
+    write(tmp_path / ".app.unfinished" / "manifest.json", '{"name": "a web app"}')
+    write(tmp_path / ".deep.unfinished" / HOLDER, "process 1 on host").parent.joinpath("d").mkdir()
+    write(tmp_path / ".old.replaced" / "letter.txt")
+    write(tmp_path / ".package.lock", "of another program")
+    write(tmp_path / ".empty.lock", "")  # nothing of ours stands beside it
+    write(tmp_path / "elsewhere" / "letter.txt")
+    (tmp_path / ".link.unfinished").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path / "plain.unfinished")
+    before = tree(tmp_path)
+    assert clean(tmp_path) == []
+    assert clean(tmp_path / "novel") == []
+    assert tree(tmp_path) == before
+
+
+def test_clean_removes_what_is_ours(tmp_path, converted):
+    write(tmp_path / ".a.unfinished" / HOLDER, "process 1 on host")
+    write(tmp_path / ".a.lock", "")
+    shutil.copytree(converted, tmp_path / ".b.replaced")
+    (tmp_path / ".c.unfinished").mkdir()
+    names = [".a.unfinished", ".a.lock", ".b.replaced", ".c.unfinished"]
+    assert clean(tmp_path) == [tmp_path / name for name in names]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".made.unfinished/chapter.txt", ".made.replaced/a", ".made.lock"])
+def test_what_another_has_beside_the_output_is_left_alone(checkpoint, tmp_path, quick_parts, name):
+    path = write(tmp_path / name)
+    with pytest.raises(OutputError, match="is in the way, and not one of ours; rename it") as error:
+        convert(checkpoint, tmp_path / "made", FP16)
+    assert "\n" not in str(error.value) and quick_parts == []
+    assert tree(tmp_path) == {name: b"mine"} and path.exists()
+
+
+def test_another_program_s_manifest_is_no_conversion(checkpoint, tmp_path, quick_parts):
+    write(tmp_path / "made" / MANIFEST, '{"name": "a web app", "start_url": "/"}')
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match="holds something else"):
+        convert(checkpoint, tmp_path / "made", FP16)
+    assert tree(tmp_path) == before and quick_parts == []
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("name", ["diary.md", "pictures/one.png"])
+def test_files_in_a_conversion_that_are_not_its_own(
+    checkpoint, converted, tmp_path, quick_parts, name, damaged
+):
+    output = shutil.copytree(converted, tmp_path / "made")
+    write(output / name)
+    if damaged:
+        (output / MANIFEST).write_bytes((output / MANIFEST).read_bytes()[:-9])
+    with pytest.raises(OutputError, match=f"holds more than a conversion .{Path(name).parts[0]}"):
+        convert(checkpoint, output, INT8)
+    assert (output / name).read_text(encoding="utf-8") == "mine" and quick_parts == []
+
+
+def test_a_benchmark_leaves_a_folder_that_is_not_its_own(tmp_path):
+    from helpers.__main__ import main
+
+    write(tmp_path / "int4" / "diary.txt")
+    assert main(["benchmark", "internvl2", "--folder", str(tmp_path)]) == 1
+    assert tree(tmp_path) == {"int4/diary.txt": b"mine"}
+
+
+# An output that exists and cannot be renamed
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """Return an empty folder that is a disk of its own, as a container's volume is."""
+    place = tmp_path / "volume"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def bound(tmp_path):
+    """Return an empty folder that cannot be renamed and does not look like a disk of its own."""
+    real, place = tmp_path / "real", tmp_path / "bound"
+    real.mkdir()
+    place.mkdir()
+    command = ["mount", "--bind", real, place]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("kind", ["volume", "bound"])
+def test_an_output_that_is_a_mount_point(checkpoint, converted, request, quick_parts, kind):
+    output = request.getfixturevalue(kind)
+    convert(checkpoint, output, FP16)
+    assert contents(output) == contents(converted)
+    assert not list(output.parent.glob(".*")) and not list(output.glob(".*"))
+    convert(checkpoint, output, FP16)
+    assert len(quick_parts) == 3  # it is there already
+    convert(checkpoint, output, INT8)
+    assert read_manifest(output)["preset"]["language_model"]["mode"] == "int8"
+    assert not list(output.parent.glob(".*")) and not list(output.glob(".*"))
+
+
+def test_a_mount_point_is_written_on_its_own_disk(checkpoint, volume, quick_parts, monkeypatch):
+    """Nothing goes to the disk of the folder above, which may be a container's own small one."""
+    made, mkdir = [], Path.mkdir
+
+    def recorded(path, *arguments, **options):
+        made.append(path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", recorded)
+    convert(checkpoint, volume, FP16)
+    assert made and all(path.is_relative_to(volume) for path in made)
+
+
+def test_killed_while_it_was_moved_in(checkpoint, converted, tmp_path, quick_parts):
+    output = tmp_path / "made"
+    inside = Path(shutil.copytree(converted, output / ".unfinished"))
+    for path in sorted(inside.iterdir())[:5]:
+        if path.name != MANIFEST:
+            path.replace(output / path.name)
+    convert(checkpoint, output, FP16)
+    assert quick_parts == [] and contents(output) == contents(converted)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_going_on_inside_an_output(checkpoint, converted, tmp_path, volume, quick_parts):
+    convert(checkpoint, tmp_path / "whole", FP16)
+    inside = shutil.copytree(tmp_path / "whole", volume / ".unfinished")
+    manifest = (inside / MANIFEST).rename(inside / UNFINISHED_MANIFEST)
+    assert manifest.exists()
+    quick_parts.clear()
+    with pytest.raises(OutputError, match="was interrupted and lacks"):
+        (inside / "openvino_language_model.bin").unlink()
+        read_manifest(volume)
+    convert(checkpoint, volume, FP16)
+    assert quick_parts == ["language model"] and contents(volume) == contents(converted)
+
+
+IN_ANOTHER_S_FOLDER = """
+import os, sys
+from pathlib import Path
+from helpers.convert.folders import written_aside
+output = Path(sys.argv[1])
+made_of = {"source": {"name": "x"}, "preset": {}, "versions": {}}
+try:
+    with written_aside(output, made_of) as work:
+        print(work.folder.relative_to(output.parent).as_posix())
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print(sorted(os.listdir(output)))
+"""
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="no other user can be had here")
+def test_my_empty_folder_in_a_folder_that_is_not_mine(tmp_path):
+    if os.getuid():
+        pytest.skip("only the administrator can become another user")
+    output = tmp_path / "mine"
+    output.mkdir()
+    os.chown(output, 65534, 65534)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+    result = subprocess.run(
+        [*command, "-c", IN_ANOTHER_S_FOLDER, output], capture_output=True, text=True, check=False
+    )
+    assert result.stdout.splitlines() == ["mine/.unfinished", "[]"], result.stderr
+
+
+# What is a checkpoint, and what is not
+
+
+def test_an_output_inside_the_checkpoint(checkpoint, tmp_path, quick_parts):
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    convert(source, source / "ov", FP16)
+    assert len(quick_parts) == 3
+    write(source / "README.md")
+    write(source / ".git" / "index")
+    os.utime(source / "tokenizer.json", (1, 1))
+    os.utime(source / "config.json", (1, 1))
+    convert(source, source / "ov", FP16)
+    assert len(quick_parts) == 3
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_what_is_read_makes_another_checkpoint(checkpoint, tmp_path, quick_parts, name):
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    convert(source, tmp_path / "made", FP16)
+    if name == "model.safetensors":
+        os.utime(source / name, (1, 1))
+    else:
+        text = (source / name).read_text(encoding="utf-8")
+        (source / name).write_text(f"{text}\n", encoding="utf-8")
+    convert(source, tmp_path / "made", FP16)
+    assert len(quick_parts) == 6
+
+
+def test_a_snapshot_of_the_hub_is_called_as_its_model(checkpoint, tmp_path, quick_parts):
+    snapshots = tmp_path / "models--OpenGVLab--InternVL2-1B" / "snapshots"
+    source = shutil.copytree(checkpoint, snapshots / "7af2d4a5b2b5bd8e5c7d3f0a2f0f8f7c6b5a4d3e")
+    convert(source, tmp_path / "made", FP16)
+    assert read_manifest(tmp_path / "made")["source"]["name"] == "InternVL2-1B"
+
+
+def test_a_conversion_is_no_checkpoint(converted, tmp_path):
+    with pytest.raises(CheckpointError, match="is a conversion already; give the checkpoint"):
+        convert(converted, tmp_path / "made", FP16)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are text")
+def test_a_name_that_is_not_text(checkpoint, tmp_path):
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/model\xff")
+    shutil.copytree(checkpoint, source)
+    with pytest.raises(CheckpointError, match="is not UTF-8; rename it"):
+        convert(Path(source), tmp_path / "made", FP16)
+
+
+@pytest.mark.parametrize("folder", ["/", "nothing"])
+def test_a_folder_that_never_was_a_conversion(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="convert CHECKPOINT --output .* makes one"):
+        read_manifest(Path(folder))
+    assert Place.beside(Path("/")).folder == Path("/.unfinished")
