@@ -20,21 +20,23 @@ from filelock import FileLock, Timeout
 
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.bit_widths import BitWidth
-from helpers.graphs.part_names import FILES
 from helpers.sources.checkpoints import Config, read_json
 
 MANIFEST = "manifest.json"
 UNFINISHED_MANIFEST = "unfinished.json"
 HOLDER = "held_by.txt"  # says which process writes an unfinished folder
-FORMAT = 1  # of the manifest; a folder of another format is not read
-_MADE_OF = ("format", "source", "preset", "versions")
+FORMAT = 2  # of the manifest; a folder of another format is not read
+_MADE_OF = ("format", "source", "preset", "versions", "parts")
 _AGAIN = "run `python -m helpers convert` again"
 
 Report = Callable[[str], None]
 
 
 class Unfinished:
-    """A conversion that grows in `folder`; `made_of` is what its parts have in common."""
+    """A conversion that grows in `folder`; `made_of` is what its parts have in common.
+
+    It says under `parts` which part is in which file.
+    """
 
     def __init__(self, folder: Path, made_of: Config) -> None:
         self.folder = folder
@@ -75,7 +77,7 @@ class Unfinished:
         if any(earlier[entry] != self.manifest[entry] for entry in _MADE_OF):
             return
         for part, widths in earlier["bit_widths"].items():
-            files = {name: earlier["files"][name] for name in part_files(part)}
+            files = {name: earlier["files"][name] for name in self.files_of(part)}
             if not _altered(self.folder, files):
                 self.manifest["bit_widths"][part] = widths
                 self.manifest["files"] |= files
@@ -83,8 +85,12 @@ class Unfinished:
     def add(self, part: str, widths: list[BitWidth]) -> None:
         """Record that a part's files are in the folder, whole."""
         self.manifest["bit_widths"][part] = [asdict(width) for width in widths]
-        self.manifest["files"] |= _describe_files(self.folder, part_files(part))
+        self.manifest["files"] |= _describe_files(self.folder, self.files_of(part))
         self._write()
+
+    def files_of(self, part: str) -> list[str]:
+        """Return the names of the files of a part."""
+        return part_files(self.manifest, part)
 
     def finish(self) -> None:
         """Record all other files and give the manifest its name."""
@@ -92,7 +98,9 @@ class Unfinished:
         manifests = (MANIFEST, UNFINISHED_MANIFEST)
         names = sorted(path.name for path in self.folder.iterdir() if path.name not in manifests)
         self.manifest["files"] = _describe_files(self.folder, names)
-        self.manifest["bit_widths"] = {part: self.manifest["bit_widths"][part] for part in FILES}
+        self.manifest["bit_widths"] = {
+            part: self.manifest["bit_widths"][part] for part in self.manifest["parts"]
+        }
         self._write().replace(self.folder / MANIFEST)
 
     def _write(self) -> Path:
@@ -227,10 +235,10 @@ def read_manifest(folder: Path) -> Config:
 
 def _missing_parts(folder: Path) -> list[str]:
     """Return the parts that an interrupted conversion did not finish."""
-    finished: set[str] = set()
     with contextlib.suppress(CheckpointError, KeyError, TypeError):
-        finished = set(read_json(_aside(folder.resolve()) / UNFINISHED_MANIFEST)["bit_widths"])
-    return [part for part in FILES if part not in finished]
+        manifest = read_json(_aside(folder.resolve()) / UNFINISHED_MANIFEST)
+        return [part for part in manifest["parts"] if part not in manifest["bit_widths"]]
+    return []
 
 
 def verify(folder: Path, *, report: Report = lambda line: None) -> list[str]:
@@ -278,16 +286,19 @@ def bit_widths_of(manifest: Config) -> dict[str, list[BitWidth]]:
     return {part: [BitWidth(**width) for width in widths] for part, widths in parts}
 
 
-def part_files(part: str) -> list[str]:
+def part_files(manifest: Config, part: str) -> list[str]:
     """Return the names of the files of a part."""
-    file = FILES[part]
+    file = str(manifest["parts"][part])
     return [file, f"{file.removesuffix('.xml')}.bin"]
 
 
 def folder_bytes(folder: Path) -> dict[str, int]:
     """Return the size on disk in bytes of each part of a finished conversion."""
-    files = read_manifest(folder)["files"]
-    return {part: sum(files[name]["bytes"] for name in part_files(part)) for part in FILES}
+    manifest = read_manifest(folder)
+    return {
+        part: sum(manifest["files"][name]["bytes"] for name in part_files(manifest, part))
+        for part in manifest["parts"]
+    }
 
 
 def _exists(path: Path) -> bool:

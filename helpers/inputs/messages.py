@@ -1,20 +1,20 @@
 """Messages as chat programs keep them: a role, and a content of texts, pictures and videos.
 
 `{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}`; a
-content that is only text may be a string. A video, `{"type": "video", "video": [...]}`, is a list
-of its frames.
+content that is only text may be a string. A video, `{"type": "video", "video": ...}`, is a `Video`
+or a list of its frames.
 
 What this module does not know: prompts, and how a picture is opened.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from helpers.errors import QuestionError
+from helpers.inputs.video import Video
 
 Message = dict[str, Any]
 EMPTY = "The question is empty; ask something about the picture."
@@ -27,22 +27,15 @@ def content_of(message: Message) -> tuple[str, int]:
     return texts, sum(part["type"] == "image" for part in parts)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One picture of a video: a PIL picture, or where it is."""
-
-    picture: Image.Image | str | Path
-
-
 def pictures_of(message: Message) -> list[Any]:
-    """Return the pictures of a message in their order, those of videos as `Frame`.
+    """Return the pictures and videos of a message in their order, a video as `Video`.
 
     Raises `QuestionError` for a picture without what it shows.
     """
     pictures: list[Any] = []
     for part in parts_of(message):
         if part["type"] == "video":
-            pictures += [Frame(picture) for picture in part["video"]]
+            pictures.append(video_of(part["video"]))
         elif part["type"] == "image":
             if "image" not in part:
                 raise QuestionError(
@@ -72,7 +65,8 @@ def _is_part(part: object) -> bool:
         return False
     kind = part.get("type")
     if kind == "video":
-        return isinstance(part.get("video"), list | tuple) and len(part["video"]) > 0
+        video = part.get("video")
+        return isinstance(video, list | tuple | Video) and len(video) > 0
     return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
 
 
@@ -92,8 +86,15 @@ def answer_message(text: str) -> Message:
 Pictures = Sequence[Image.Image | str | Path]
 
 
-def message_of(question: str | Message, images: Pictures, video: Pictures = ()) -> Message:
-    """Return a user's message with these pictures, and a video's frames, before what it has itself.
+def video_of(video: Video | Pictures) -> Video:
+    """Return a video as it is, or frames as a video."""
+    return video if isinstance(video, Video) else Video(video)
+
+
+def message_of(
+    question: str | Message, images: Pictures, video: Video | Pictures = ()
+) -> Message:
+    """Return a user's message with these pictures, and a video, before what it has itself.
 
     Raises `QuestionError` for an empty question, and for pictures beside a message, which has its
     own in it.
@@ -101,7 +102,7 @@ def message_of(question: str | Message, images: Pictures, video: Pictures = ()) 
     if not isinstance(question, str | Mapping):
         raise QuestionError(EMPTY)
     parts: list[object] = [{"type": "image", "image": picture} for picture in images]
-    parts += [{"type": "video", "video": list(video)}] if video else []
+    parts += [{"type": "video", "video": video_of(video)}] if len(video) else []
     if isinstance(question, str):
         message: Message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     elif parts:

@@ -22,8 +22,9 @@ from helpers.errors import CheckpointError, QuestionError
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.inputs.images import open_picture
-from helpers.inputs.messages import Frame, Message, user_message
+from helpers.inputs.messages import Message, user_message
 from helpers.inputs.prompts import Template, encode
+from helpers.inputs.video import FRAMES, Video, spread
 from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
@@ -37,6 +38,7 @@ class Processor(ABC):
 
     exported_class: type[ExportedParts] = ExportedParts
     most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
+    picture_tokens: int | None = None  # that a picture may become at most; None: its files' limit
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = Path(folder)
@@ -124,14 +126,14 @@ class Processor(ABC):
         end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end.strip())
         return sorted({end, self.tokenizer.eos_token_id} - {None})
 
-    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Frame]) -> ImageInputs:
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn pictures, right way up and RGB, into the image encoder's inputs.
 
-        Raises `QuestionError` for a video's frames where the family reads none.
+        Raises `QuestionError` for a video where the family reads none.
         """
         images = []
         for picture in pictures:
-            if isinstance(picture, Frame):
+            if isinstance(picture, Video):
                 raise QuestionError("This model reads no video; give it single pictures.")
             images.append(open_picture(picture))
         return self.pixels(images)
@@ -175,15 +177,23 @@ class Processor(ABC):
         features: Features | None = None,
     ) -> dict[str, Tensor]:
         """Return all that a language model takes for a prompt with these picture features."""
-        embeddings = embed_tokens(self.text_ids(input_ids))
-        if features is not None:
-            embeddings = self.merge(input_ids, embeddings, features)
+        embeddings = self.embed(input_ids, embed_tokens, features)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
         return {
             "inputs_embeds": embeddings,
             "attention_mask": mask,
             "position_ids": mask.cumsum(1) - 1,
         }
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: Features | None = None,
+    ) -> Tensor:
+        """Return the embeddings (batch, length, hidden) of a prompt with these picture features."""
+        embeddings = embed_tokens(self.text_ids(input_ids))
+        return embeddings if features is None else self.merge(input_ids, embeddings, features)
 
     def merge(self, input_ids: Tensor, embeddings: Tensor, features: Features) -> Tensor:
         """Put the rows of `features` in order at the picture positions of `embeddings`."""
@@ -304,7 +314,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         """The type of the language model's weights."""
         return self.token_embeddings.weight.dtype
 
-    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Frame]) -> ImageInputs:
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 

@@ -23,7 +23,7 @@ from helpers.sources.hub import download
 
 GROUP = "vlm.families"  # of entry points
 # Modules of this package that hold an entry, in the order of their notebooks.
-MODULES = ("llava_mpt", "mobilevlm", "internvl2", "minicpm_v2", "mllama")
+MODULES = ("llava_mpt", "mobilevlm", "internvl2", "minicpm_v2", "mllama", "qwen3_vl")
 CONFIGS = Path(__file__).parent / "originals"
 
 
