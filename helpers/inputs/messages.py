@@ -1,8 +1,8 @@
 """Messages as chat programs keep them: a role, and a content of texts, pictures and videos.
 
 `{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}`; a
-content that is only text may be a string. A video, `{"type": "video", "video": ...}`, is a `Video`
-or a list of its frames.
+content that is only text may be a string. A video, `{"type": "video", "video": ...}`, is a `Video`,
+a list of its frames, or where it is.
 
 What this module does not know: prompts, and how a picture is opened.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from helpers.errors import QuestionError
-from helpers.inputs.video import Video
+from helpers.inputs.video import Choose, Video, open_video
 
 Message = dict[str, Any]
 EMPTY = "The question is empty; ask something about the picture."
@@ -66,7 +66,9 @@ def _is_part(part: object) -> bool:
     kind = part.get("type")
     if kind == "video":
         video = part.get("video")
-        return isinstance(video, list | tuple | Video) and len(video) > 0
+        return isinstance(video, str | Path) or (
+            isinstance(video, list | tuple | Video) and len(video) > 0
+        )
     return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
 
 
@@ -91,8 +93,19 @@ def video_of(video: Video | Pictures) -> Video:
     return video if isinstance(video, Video) else Video(video)
 
 
+def with_open_videos(message: Message, choose: Choose) -> Message:
+    """Return a message whose videos in files are open, of which `choose` returns the frames."""
+    parts = [
+        {**part, "video": open_video(part["video"], choose)}
+        if isinstance(part.get("video"), str | Path)
+        else part
+        for part in parts_of(message)
+    ]
+    return {**message, "content": parts}
+
+
 def message_of(
-    question: str | Message, images: Pictures, video: Video | Pictures = ()
+    question: str | Message, images: Pictures, video: Video | Pictures | str | Path = ()
 ) -> Message:
     """Return a user's message with these pictures, and a video, before what it has itself.
 
@@ -102,7 +115,8 @@ def message_of(
     if not isinstance(question, str | Mapping):
         raise QuestionError(EMPTY)
     parts: list[object] = [{"type": "image", "image": picture} for picture in images]
-    parts += [{"type": "video", "video": video_of(video)}] if len(video) else []
+    is_file = isinstance(video, str | Path)
+    parts += [{"type": "video", "video": video}] if is_file or len(video) else []
     if isinstance(question, str):
         message: Message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     elif parts:

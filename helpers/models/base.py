@@ -24,13 +24,14 @@ from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.inputs.images import open_picture
 from helpers.inputs.messages import Message, user_message
 from helpers.inputs.prompts import Template, encode
-from helpers.inputs.video import FRAMES, Video, spread
+from helpers.inputs.video import Video, spread
 from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
 from helpers.sources.tensors import open_tensors
 
 _SMALL = Image.new("RGB", (8, 8))
+FRAMES = 8  # of a video that a model is given, as in the examples of InternVL's model cards
 
 
 class Processor(ABC):
@@ -72,6 +73,10 @@ class Processor(ABC):
     @abstractmethod
     def image_strings(self, image_inputs: ImageInputs) -> Sequence[str | list[int]]:
         """Return for each picture the special tokens that stand for it in a prompt, or ids."""
+
+    def choose_frames(self, number: int, rate: float) -> list[int]:
+        """Return which of a video's `number` frames, `rate` a second, the model looks at."""
+        return spread(range(number), FRAMES)
 
     # What all families share
 

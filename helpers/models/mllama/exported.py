@@ -71,14 +71,15 @@ class MllamaExported(ExportedParts):
         """The keys and values of the pictures, which stay the same for all tokens."""
         return cross_names(len(self.processor.config["text_config"]["cross_attention_layers"]))
 
-    def encode_images(
-        self, run: RunPart, image_inputs: ImageInputs
-    ) -> list[PictureKeysValues]:
+    def encode_images(self, run: RunPart, image_inputs: ImageInputs) -> list[PictureKeysValues]:
         """Return each picture's keys and values."""
         tiles = image_inputs["aspect_ratio_mask"].sum(-1).flatten().tolist()
-        outputs = {name: value.chunk(len(tiles), 2) for name, value in run(IMAGE_ENCODER, image_inputs).items()}
+        outputs = {
+            name: value.chunk(len(tiles), 2)
+            for name, value in run(IMAGE_ENCODER, image_inputs).items()
+        }
         return [
-            PictureKeysValues(number, {name: chunks[index] for name, chunks in outputs.items()})
+            PictureKeysValues(number, {name: values[index] for name, values in chunks.items()})
             for index, number in enumerate(tiles)
         ]
 

@@ -116,9 +116,7 @@ class Qwen3VLExported(ExportedParts):
         inputs = {
             "hidden_states": hidden + (corners * weights).sum(0),
             "attention_mask": torch.zeros(1, 1, 1),  # every patch attends to every other
-            "rotary_pos_emb": rotation_angles(
-                grids, vision.hidden_size // vision.num_heads, merge
-            ),
+            "rotary_pos_emb": rotation_angles(grids, vision.hidden_size // vision.num_heads, merge),
         }
         output = run(IMAGE_ENCODER, inputs)
         return PictureTokens.of(
@@ -147,4 +145,3 @@ class Qwen3VLExported(ExportedParts):
         return prepared | {
             "pictures": Qwen3VLPictureInputs({}, along, [torch.cat(rows, dim=1)]),
         }
-

@@ -1,7 +1,6 @@
 """Qwen3-VL's PyTorch modules: transformers' own, cut into the parts that are exported."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +122,10 @@ class Qwen3VL(VisionLanguageModel[Qwen3VLProcessor]):
         `attention_mask` (1, 1 or patches, patches) is added to the scores of all heads.
         """
         vision = self.processor.vision
-        patches, angles = 3 * vision.spatial_merge_size**2, vision.hidden_size // vision.num_heads // 2
+        patches, angles = (
+            3 * vision.spatial_merge_size**2,
+            vision.hidden_size // vision.num_heads // 2,
+        )
         return Part(
             IMAGE_ENCODER,
             EncoderLayers(self.image_encoder),
@@ -187,9 +189,7 @@ class EncoderLayers(nn.Module):
         taps = list(self.encoder.config.deepstack_visual_indexes)
         rows = []
         for number, layer in enumerate(self.encoder.blocks):
-            attended = attend(
-                layer.attn, layer.norm1(hidden_states), attention_mask, rotation
-            )
+            attended = attend(layer.attn, layer.norm1(hidden_states), attention_mask, rotation)
             hidden_states = hidden_states + attended
             hidden_states = hidden_states + layer.mlp(layer.norm2(hidden_states))
             if number in taps:
@@ -228,7 +228,7 @@ class Qwen3VLLanguageModel(Qwen3VLPreTrainedModel, GenerationMixin):
     """The language model alone, which transformers has only together with the image encoder."""
 
     config: Qwen3VLTextConfig
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: Qwen3VLTextConfig) -> None:
         super().__init__(config)
@@ -330,9 +330,7 @@ def _token_ids(size: int) -> dict[str, int]:
     return {name: size - len(names) + number for number, name in enumerate(names)}
 
 
-_TOKENIZER = SmallTokenizer(
-    "qwen2", ("user\n", "assistant\n"), (*PICTURE_MARKS, VIDEO_MARK)
-)
+_TOKENIZER = SmallTokenizer("qwen2", ("user\n", "assistant\n"), (*PICTURE_MARKS, VIDEO_MARK))
 
 
 def _original(name: str, parameters: float) -> Original:

@@ -14,13 +14,14 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 
 from helpers.errors import CheckpointError, PictureError
 from helpers.inputs.chat_templates import template_of
+from helpers.inputs.images import open_picture
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.inputs.video import Video
 from helpers.models.base import Processor
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.qwen3_vl.exported import PictureTokens, Qwen3VLExported
 from helpers.models.qwen3_vl.places import Grid, single_frames, token_positions
-from helpers.models.qwen3_vl.videos import video_inputs
+from helpers.models.qwen3_vl.videos import VideoSettings, video_inputs
 from helpers.sources.checkpoints import Config, read_json
 
 PICTURE_MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
@@ -104,10 +105,12 @@ class Qwen3VLProcessor(Processor):
         strings = []
         for (_, rows, columns), steps in zip(grids, times, strict=True):
             tokens = rows * columns // self.vision.spatial_merge_size**2
-            video = "".join(
-                f"<{seconds:.1f} seconds>{begin}{VIDEO_MARK * tokens}{end}" for seconds in steps
-            )
-            strings.append(video or begin + pad * tokens + end)
+            content = pad * tokens
+            if steps:  # the marks of the whole video are the template's, those of steps its own
+                content = "".join(
+                    f"<{seconds:.1f} seconds>{begin}{VIDEO_MARK * tokens}{end}" for seconds in steps
+                )
+            strings.append(begin + content + end)
         return strings
 
     # Positions
@@ -152,14 +155,14 @@ class Qwen3VLProcessor(Processor):
 
     # Pictures and videos
 
-    @cached_property
-    def _picture_settings(self) -> Config:
-        """What the folder says of preparing pictures; what the published files say otherwise."""
-        path = self.folder / "preprocessor_config.json"
+    def _settings_of(self, kind: str, file: str) -> Config:
+        """Return what the folder says of preparing a kind of input, in its own file or jointly."""
+        path = self.folder / file
         joint = self.folder / "processor_config.json"  # as transformers 5 writes it
         if path.exists():
-            return SHIPPED | read_json(path)
-        return SHIPPED | (read_json(joint).get("image_processor", {}) if joint.exists() else {})
+            return read_json(path)
+        settings = read_json(joint).get(kind, {}) if joint.exists() else {}
+        return cast(Config, settings)
 
     @property
     def pixels_per_token(self) -> int:
@@ -167,13 +170,18 @@ class Qwen3VLProcessor(Processor):
         return int((self.vision.patch_size * self.vision.spatial_merge_size) ** 2)
 
     @property
+    def _most_pixels(self) -> int | None:
+        """How many pixels the budget of tokens allows a picture."""
+        budget = self.picture_tokens
+        return None if budget is None else budget * self.pixels_per_token
+
+    @property
     def image_processor(self) -> Qwen2VLImageProcessorPil:
         """transformers' processor with the folder's settings, within the budget of tokens."""
-        settings = self._picture_settings
+        settings = SHIPPED | self._settings_of("image_processor", "preprocessor_config.json")
         least = settings.get("min_pixels") or settings["size"]["shortest_edge"]
         most = settings.get("max_pixels") or settings["size"]["longest_edge"]
-        if self.picture_tokens is not None:
-            most = min(most, self.picture_tokens * self.pixels_per_token)
+        most = min(most, self._most_pixels or most)
         return Qwen2VLImageProcessorPil(
             size={"shortest_edge": min(least, most), "longest_edge": most},
             image_mean=settings["image_mean"],
@@ -183,15 +191,21 @@ class Qwen3VLProcessor(Processor):
             merge_size=self.vision.spatial_merge_size,
         )
 
+    @property
+    def video_settings(self) -> VideoSettings:
+        """Which frames of a video are read, and in which size."""
+        settings = self._settings_of("video_processor", "video_preprocessor_config.json")
+        unit = self.vision.patch_size * self.vision.spatial_merge_size
+        return VideoSettings.of(settings, unit, self._most_pixels)
+
+    def choose_frames(self, number: int, rate: float) -> list[int]:
+        """Return which of a video's frames are read: two a second, within the limits."""
+        return self.video_settings.choose(number, rate)
+
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Return `pixel_values` (patches, values) and `image_grid_thw` (pictures, 3)."""
         for picture in pictures:
-            if max(picture.size) > LONGEST_RATIO * min(picture.size):
-                raise PictureError(
-                    f"The picture has {picture.width} x {picture.height} pixels, and this model "
-                    f"reads none that is more than {LONGEST_RATIO} times as long as it is wide; "
-                    "cut it into pieces."
-                )
+            _check_shape(picture)
         output = cast(Any, self.image_processor)(pictures, return_tensors="pt")
         return {name: output[name] for name in ("pixel_values", "image_grid_thw")}
 
@@ -200,7 +214,7 @@ class Qwen3VLProcessor(Processor):
         if not any(isinstance(picture, Video) for picture in pictures):
             return super().image_inputs(pictures)
         parts = [
-            video_inputs(self, picture)
+            self._video_inputs(picture)
             if isinstance(picture, Video)
             else super(Qwen3VLProcessor, self).image_inputs([picture]) | {"times": [[]]}
             for picture in pictures
@@ -210,3 +224,17 @@ class Qwen3VLProcessor(Processor):
             for name in ("pixel_values", "image_grid_thw")
         }
         return inputs | {"times": [times for part in parts for times in part["times"]]}
+
+    def _video_inputs(self, video: Video) -> ImageInputs:
+        _check_shape(open_picture(video.frames[0]))
+        return video_inputs(self.image_processor, self.video_settings, video)
+
+
+def _check_shape(picture: Image.Image) -> None:
+    """Raise a `PictureError` for a shape that the authors' processor refuses too."""
+    if max(picture.size) > LONGEST_RATIO * min(picture.size):
+        raise PictureError(
+            f"The picture has {picture.width} x {picture.height} pixels, and this model reads "
+            f"none that is more than {LONGEST_RATIO} times as long as it is wide; cut it into "
+            "pieces."
+        )
