@@ -154,6 +154,13 @@ class Processor(ABC):
         """Return where rows of picture features go, as booleans shaped as `input_ids`."""
         return input_ids == self.image_token_id
 
+    def position_ids(self, input_ids: Tensor, image_inputs: ImageInputs | None = None) -> Tensor:
+        """Return the positions of a prompt's tokens, shaped as `input_ids`: they are counted.
+
+        A family whose pictures have positions of their own says more.
+        """
+        return torch.ones_like(input_ids).cumsum(1) - 1
+
     def text_ids(self, input_ids: Tensor) -> Tensor:
         """Return ids that all have embeddings; what is a picture's place only is replaced."""
         return input_ids.clamp(min=0)

@@ -157,9 +157,7 @@ class InternVL2Processor(Processor):
         if not isinstance(picture, Video):
             return super().image_inputs([picture])
         frames = [open_picture(frame) for frame in picture.frames]
-        output = cast(Any, self.image_processor)(
-            frames, crop_to_patches=False, return_tensors="pt"
-        )
+        output = cast(Any, self.image_processor)(frames, crop_to_patches=False, return_tensors="pt")
         tiles = torch.ones(len(frames), dtype=torch.int64)
         return {"pixel_values": output["pixel_values"], "tiles": tiles}
 

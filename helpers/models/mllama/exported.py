@@ -79,7 +79,7 @@ class MllamaExported(ExportedParts):
             for name, value in run(IMAGE_ENCODER, image_inputs).items()
         }
         return [
-            PictureKeysValues(number, {name: values[index] for name, values in chunks.items()})
+            PictureKeysValues(number, {name: chunks[index] for name, chunks in outputs.items()})
             for index, number in enumerate(tiles)
         ]
 

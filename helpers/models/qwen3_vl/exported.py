@@ -135,7 +135,7 @@ class Qwen3VLExported(ExportedParts):
         processor = self.processor
         prepared = super().prepare(input_ids, embed_tokens, features, past=past)
         pictures = cast(Sequence[PictureTokens], features or ())
-        position_ids = processor.position_ids(input_ids, pictures)
+        position_ids = processor.positions_around(input_ids, [p.grid for p in pictures])
         layers, hidden = processor.deepstack_layers, prepared["inputs_embeds"].shape[-1]
         rows = [picture.deepstack for picture in pictures] or [torch.zeros(layers, 0, hidden)]
         along = {

@@ -330,7 +330,32 @@ def _token_ids(size: int) -> dict[str, int]:
     return {name: size - len(names) + number for number, name in enumerate(names)}
 
 
-_TOKENIZER = SmallTokenizer("qwen2", ("user\n", "assistant\n"), (*PICTURE_MARKS, VIDEO_MARK))
+# The words of the published chat template that matter for pictures and text.
+_CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{{- "<|im_start|>" + message.role + "\\n" }}
+{%- if message.content is string %}
+{{- message.content }}
+{%- else %}
+{%- for part in message.content %}
+{%- if part.type == "image" %}
+{{- "<|vision_start|><|image_pad|><|vision_end|>" }}
+{%- elif part.type == "video" %}
+{{- "<|vision_start|><|video_pad|><|vision_end|>" }}
+{%- else %}
+{{- part.text }}
+{%- endif %}
+{%- endfor %}
+{%- endif %}
+{{- "<|im_end|>\\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- "<|im_start|>assistant\\n" }}
+{%- endif %}
+"""
+_TOKENIZER = SmallTokenizer(
+    "qwen2", ("user\n", "assistant\n"), (*PICTURE_MARKS, VIDEO_MARK), _CHAT_TEMPLATE
+)
 
 
 def _original(name: str, parameters: float) -> Original:
@@ -352,5 +377,6 @@ FAMILY = Family(
     bundled="qwen3_vl",
     tokenizer=_TOKENIZER,
     vocabulary=(("text_config", "vocab_size"),),
+    token_ids=_token_ids,
     originals=(_original("2B", 2.13), _original("4B", 4.44), _original("8B", 8.77)),
 )

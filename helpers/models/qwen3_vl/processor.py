@@ -95,7 +95,7 @@ class Qwen3VLProcessor(Processor):
     def picture_positions(self, input_ids: Tensor) -> Tensor:
         """Return where rows of features go: those of pictures and of videos."""
         ids = (self.settings.image_token_id, self.settings.video_token_id)
-        return torch.isin(input_ids, torch.tensor(ids))
+        return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
 
     def image_strings(self, image_inputs: ImageInputs) -> list[str]:
         """Return a picture's marks with a token for every row; a video has its times between."""
@@ -119,10 +119,14 @@ class Qwen3VLProcessor(Processor):
         """Return the grid of each picture and of each step of a video."""
         return single_frames(grids)
 
-    def position_ids(self, input_ids: Tensor, pictures: Sequence[PictureTokens]) -> Tensor:
+    def position_ids(self, input_ids: Tensor, image_inputs: ImageInputs | None = None) -> Tensor:
         """Return the positions (3, batch, length) of a prompt's tokens."""
+        grids = self.single_grids(image_inputs["image_grid_thw"]) if image_inputs else []
+        return self.positions_around(input_ids, grids)
+
+    def positions_around(self, input_ids: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Return the positions (3, batch, length) of tokens around pictures of these grids."""
         is_picture = self.picture_positions(input_ids).cpu()
-        grids = [picture.grid for picture in pictures]
         merge = self.vision.spatial_merge_size
         needed = sum(rows * columns // merge**2 for _, rows, columns in grids)
         if int(is_picture.sum()) != needed:
@@ -144,7 +148,8 @@ class Qwen3VLProcessor(Processor):
         """
         prepared = super().prepare(input_ids, embed_tokens, features)
         pictures = cast(Sequence[PictureTokens], features or ())
-        prepared["position_ids"] = self.position_ids(input_ids, pictures)
+        grids = [picture.grid for picture in pictures]
+        prepared["position_ids"] = self.positions_around(input_ids, grids)
         if pictures:
             embeddings = prepared["inputs_embeds"]
             rows = torch.cat([picture.deepstack for picture in pictures], dim=1)
