@@ -40,7 +40,9 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     """Add what an answer depends on."""
     add_pipeline(parser)
     parser.add_argument("--image", action="append", default=[], help="a picture; may be repeated")
-    parser.add_argument("--video", help="an animated picture, or a folder of frames")
+    parser.add_argument(
+        "--video", default=(), help="a video's file, an animated picture, or a folder of frames"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
     parser.add_argument("--temperature", type=float, help="sample; 0: the most probable token")
     parser.add_argument("--top-p", type=float, help="sample from this share of probability")

@@ -107,19 +107,13 @@ def ask(options: argparse.Namespace) -> int:
     question = _read_question() if options.question == "-" else options.question
     pictures = [open_picture(Path(path)) for path in options.image]
     pipeline = open_pipeline(options)
-    reply = pipeline.ask(question, pictures, video=_video(options), **_sampling(options))
+    reply = pipeline.ask(question, pictures, video=options.video, **_sampling(options))
     if not options.json:
         _stream(reply)
         return 0
     data = {"text": reply.text, "tokens": len(reply.token_ids), "notice": pipeline.notice}
     seconds = {"first_token": reply.times.first_token, "per_token": reply.times.per_token}
     return show(Result(data | {"seconds": seconds}), options)
-
-
-def _video(options: argparse.Namespace) -> list[Any]:
-    from helpers.inputs.video import open_video
-
-    return open_video(options.video) if options.video else []
 
 
 def _read_question() -> str:
@@ -141,7 +135,7 @@ def chat(options: argparse.Namespace) -> int:
     """Answer one question after another; errors are told, and the conversation goes on."""
     from helpers.inputs.images import open_picture
 
-    pictures, video = [open_picture(Path(path)) for path in options.image], _video(options)
+    pictures, video = [open_picture(Path(path)) for path in options.image], options.video
     conversation = open_pipeline(options).conversation()
     report(CHAT_HELP)
     for line in _lines("> "):
@@ -155,7 +149,7 @@ def chat(options: argparse.Namespace) -> int:
                 conversation.clear()
             else:
                 _answer(conversation.ask(line, pictures, video=video, **_sampling(options)))
-                pictures, video = [], []
+                pictures, video = [], ()
         except UserError as error:
             report(f"error: {error}")
     return 0

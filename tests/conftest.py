@@ -82,9 +82,9 @@ def computed(monkeypatch):
     steps: list[int] = []
     run = StatefulLanguageModel._run
 
-    def counted(self, cache, inputs):
+    def counted(self, cache, inputs, pictures):
         steps.append(inputs["inputs_embeds"].shape[1])
-        run(self, cache, inputs)
+        run(self, cache, inputs, pictures)
 
     monkeypatch.setattr(StatefulLanguageModel, "_run", counted)
     return steps
@@ -95,9 +95,9 @@ def slowly(monkeypatch):
     """Let every step take a moment, its `seconds`, so that there is time to stop it."""
     run, pace = StatefulLanguageModel._run, SimpleNamespace(seconds=0.03)
 
-    def slow(self, cache, inputs):
+    def slow(self, cache, inputs, pictures):
         time.sleep(pace.seconds)
-        run(self, cache, inputs)
+        run(self, cache, inputs, pictures)
 
     monkeypatch.setattr(StatefulLanguageModel, "_run", slow)
     return pace

@@ -20,7 +20,7 @@ from filelock import FileLock
 from helpers.convert import conversion
 from helpers.convert.conversion import convert, expected_bytes
 from helpers.convert.folders import clean, folder_bytes, read_manifest, verify, written_aside
-from helpers.convert.manifests import MANIFEST, UNFINISHED_MANIFEST, bit_widths_of
+from helpers.convert.manifests import FORMAT, MANIFEST, UNFINISHED_MANIFEST, bit_widths_of
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.presets import Quantization, find_preset
@@ -233,7 +233,7 @@ DAMAGES = {
     "a file": lambda folder: shorten(folder / "openvino_language_model.bin"),
     "no file": lambda folder: (folder / "tokenizer.json").unlink(),
     "the manifest": lambda folder: shorten(folder / MANIFEST),
-    "half a manifest": lambda folder: (folder / MANIFEST).write_text('{"format": 1}'),
+    "half a manifest": lambda folder: (folder / MANIFEST).write_text(f'{{"format": {FORMAT}}}'),
     "no manifest": lambda folder: (folder / MANIFEST).unlink(),
     "the format": change_format,
 }
@@ -525,7 +525,9 @@ def test_what_changed_is_not_used_again(
         path = aside / FILES[IMAGE_ENCODER].replace(".xml", ".bin")
         path.write_bytes(bytes(path.stat().st_size))
     if change == "manifest":
-        (aside / UNFINISHED_MANIFEST).write_text('{"format": 1, "source": 3}', encoding="utf-8")
+        (aside / UNFINISHED_MANIFEST).write_text(
+            f'{{"format": {FORMAT}, "source": 3}}', encoding="utf-8"
+        )
     (aside / "stray.txt").write_text("of another checkpoint", encoding="utf-8")
     convert(source, interrupted_output, find_preset("int8") if change == "precision" else FP16)
     reused = [TEXT_EMBEDDINGS] if change == "part" else []

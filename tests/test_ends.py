@@ -107,9 +107,9 @@ from PIL import Image
 from helpers import VisionLanguagePipeline
 from helpers.run.generation import StatefulLanguageModel
 pace, run = [0.03], StatefulLanguageModel._run
-def slow(self, cache, inputs):
+def slow(self, cache, inputs, pictures):
     time.sleep(pace[0])
-    run(self, cache, inputs)
+    run(self, cache, inputs, pictures)
 StatefulLanguageModel._run = slow
 pipeline = VisionLanguagePipeline(sys.argv[1], accuracy=True)
 conversation = pipeline.conversation()

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -17,10 +16,10 @@ from transformers import (
 )
 
 from helpers.convert import conversion
-from helpers.errors import CheckpointError, PictureError, QuestionError
+from helpers.errors import CheckpointError, QuestionError
 from helpers.graphs.presets import find_preset
-from helpers.inputs.messages import Frame, user_message
-from helpers.inputs.video import open_video
+from helpers.inputs.messages import user_message
+from helpers.inputs.video import Video
 from helpers.models import load_model, load_processor
 from helpers.models.internvl2.chats import CHATS, SYSTEM_2_5
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -240,8 +239,7 @@ def test_a_video_equals_transformers(pair):
     """The frames are pictures of one tile each, with their numbers before them."""
     reference, folder = pair
     model = load_model(folder, torch.float32)
-    frames = [Frame(picture(index)) for index in range(3)]
-    inputs = model.image_inputs(frames)
+    inputs = model.image_inputs([Video([picture(index) for index in range(3)])])
     assert inputs["tiles"].tolist() == [1, 1, 1]
     ids = model.processor.input_ids([user_message("What moves?", frames=3)], inputs)
     text = model.processor.tokenizer.decode(ids[0])
@@ -252,26 +250,10 @@ def test_a_video_equals_transformers(pair):
     assert relative_error(logits, expected) <= TOLERANCE
 
 
-def test_frames_of_an_animation_and_of_a_folder(tmp_path):
-    pictures = [Image.new("RGB", (8, 8), (25 * index, 0, 0)) for index in range(10)]
-    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
-    (tmp_path / "frames").mkdir()
-    for index, frame in enumerate(pictures):
-        frame.save(tmp_path / "frames" / f"{index:03}.png")
-    expected = [25 * index for index in (0, 1, 2, 3, 4, 6, 7, 8)]  # the formula by hand
-    for source in ("a.png", "frames"):
-        frames = open_video(tmp_path / source)
-        assert [frame.getpixel((0, 0))[0] for frame in frames] == expected
-    assert len(open_video(tmp_path / "a.png", frames=20)) == 10
-    with pytest.raises(PictureError, match="holds no pictures; put a video's frames there"):
-        (tmp_path / "empty").mkdir()
-        open_video(tmp_path / "empty")
-
-
 def test_a_model_that_reads_no_video_says_so():
     processor = load_processor(BUNDLED / "mobilevlm")
     with pytest.raises(QuestionError, match="reads no video; give it single pictures"):
-        processor.image_inputs([Frame(picture())])
+        processor.image_inputs([Video([picture()])])
 
 
 # Prompts

@@ -6,7 +6,6 @@ picture gives the language model can take hundreds of megabytes.
 What this module does not know: conversations of several turns, and how good a choice of samples is.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,8 +119,11 @@ class _SampleInputs:
     def __init__(self, parts: Mapping[str, ov.Model], processor: Processor) -> None:
         accuracy = {"EXECUTION_MODE_HINT": "ACCURACY"}
         self.processor = processor
-        self.encoder = core().compile_model(parts[IMAGE_ENCODER], "CPU", accuracy)
-        self.embeddings = core().compile_model(parts[TEXT_EMBEDDINGS], "CPU", accuracy)
+        self.compiled = {
+            name: core().compile_model(part, "CPU", accuracy)
+            for name, part in parts.items()
+            if name != LANGUAGE_MODEL
+        }
         ports = parts[LANGUAGE_MODEL].inputs
         self.language_inputs = {name for port in ports for name in port.get_names()}
 
@@ -129,9 +131,10 @@ class _SampleInputs:
         """Return the inputs of every call of the image encoder."""
         calls: list[Inputs] = []
 
-        def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            calls.append(feed_of(self.encoder, inputs))
-            return run_model(self.encoder, inputs)
+        def run(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            if name == IMAGE_ENCODER:
+                calls.append(feed_of(self.compiled[name], inputs))
+            return self._run(name, inputs)
 
         picture, _ = sample
         if picture is not None:
@@ -146,16 +149,18 @@ class _SampleInputs:
         ids = self.processor.input_ids([user_message(text, len(pictures))], inputs)
         features = None
         if inputs is not None:
-            run = functools.partial(run_model, self.encoder)
-            features = self.processor.exported.encode_images(run, inputs)
+            features = self.processor.exported.encode_images(self._run, inputs)
         prepared = self.processor.exported.prepare(ids, self._embed, features)
         pictured = prepared.pop("pictures", None)
         if pictured is not None:
-            prepared |= pictured.fixed | pictured.along
+            prepared |= pictured.fixed | pictured.at(torch.arange(ids.shape[1]), 1)
         feed = {
             name: value.numpy() for name, value in prepared.items() if name in self.language_inputs
         }
         return [feed | {BEAM_INPUT: np.zeros(1, np.int32)}]
 
+    def _run(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return run_model(self.compiled[name], inputs)
+
     def _embed(self, ids: Tensor) -> Tensor:
-        return torch.from_numpy(self.embeddings(ids.numpy())[0].copy())
+        return torch.from_numpy(self.compiled[TEXT_EMBEDDINGS](ids.numpy())[0].copy())

@@ -83,7 +83,7 @@ def convert(
                 else:
                     report(f"{part.name}: converting ({done / sum(weights.values()):.0%} done)")
                     _store(work, part.name, _converted(part, checkpoint), preset, report)
-                done += weights[part.name]
+                done += weights.get(part.name, 0)  # a small part is counted with its whole
         _copy_small_files(checkpoint, work.folder)
     report(f"{output} is complete; it took at most {in_words(growth.bytes)} of memory.")
     return work.bit_widths
@@ -231,13 +231,16 @@ def _store(work: Unfinished, name: str, model: ov.Model, preset: Preset, report:
 
 
 def _save(work: Unfinished, name: str, model: ov.Model) -> None:
-    save_part(model, work.folder, name)
+    save_part(model, work.folder, name, file=work.files_of(name)[0])
     work.add(name, bit_widths(model))
 
 
-def save_part(model: ov.Model, folder: Path, name: str) -> Path:
-    """Write one part as IR, in the types that it has, and return the path of its .xml."""
-    path = Path(folder) / FILES[name]
+def save_part(model: ov.Model, folder: Path, name: str, *, file: str = "") -> Path:
+    """Write one part as IR, in the types that it has, and return the path of its .xml.
+
+    The file has the name that most families use, unless `file` is another.
+    """
+    path = Path(folder) / (file or FILES[name])
     _name_by_order(model, name)
     try:
         with plain_numbers():
@@ -274,7 +277,13 @@ def _made_of(checkpoint: Path, preset: Preset) -> Config:
     """Return what a conversion depends on: its source, settings, and the packages' versions."""
     versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     source = describe_source(Path(checkpoint))
-    return {"source": source, "preset": _settings(preset), "versions": versions}
+    parts = load_processor(Path(checkpoint)).exported.files
+    return {
+        "source": source,
+        "preset": _settings(preset),
+        "versions": versions,
+        "parts": parts,
+    }
 
 
 def describe_source(checkpoint: Path) -> Config:

@@ -31,7 +31,7 @@ from helpers.convert.manifests import (
 from helpers.convert.places import HOLDER, HOLDS, Place, check_free
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.bit_widths import BitWidth
-from helpers.graphs.part_names import FILES
+from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
 from helpers.sources.checkpoints import Config, read_json
 
 _AGAIN = "run `python -m helpers convert` again"
@@ -40,7 +40,10 @@ Report = Callable[[str], None]
 
 
 class Unfinished:
-    """A conversion that grows in `folder`; `made_of` is what its parts have in common."""
+    """A conversion that grows in `folder`; `made_of` is what its parts have in common.
+
+    It says under `parts` which part is in which file.
+    """
 
     def __init__(self, folder: Path, made_of: Config) -> None:
         self.folder = folder
@@ -84,7 +87,7 @@ class Unfinished:
         if not (is_same and is_sound(earlier)):
             return
         for part, widths in earlier["bit_widths"].items():
-            files = {name: earlier["files"][name] for name in part_files(part)}
+            files = {name: earlier["files"][name] for name in self.files_of(part)}
             if not altered(self.folder, files):
                 self.manifest["bit_widths"][part] = widths
                 self.manifest["files"] |= files
@@ -92,8 +95,12 @@ class Unfinished:
     def add(self, part: str, widths: list[BitWidth]) -> None:
         """Record that a part's files are in the folder, whole."""
         self.manifest["bit_widths"][part] = [asdict(width) for width in widths]
-        self.manifest["files"] |= describe_files(self.folder, part_files(part))
+        self.manifest["files"] |= describe_files(self.folder, self.files_of(part))
         self._write()
+
+    def files_of(self, part: str) -> list[str]:
+        """Return the names of the files of a part."""
+        return part_files(self.manifest, part)
 
     def finish(self) -> None:
         """Record all other files and give the manifest its name."""
@@ -101,7 +108,9 @@ class Unfinished:
         manifests = (MANIFEST, UNFINISHED_MANIFEST)
         names = sorted(path.name for path in self.folder.iterdir() if path.name not in manifests)
         self.manifest["files"] = describe_files(self.folder, names)
-        self.manifest["bit_widths"] = {part: self.manifest["bit_widths"][part] for part in FILES}
+        self.manifest["bit_widths"] = {
+            part: self.manifest["bit_widths"][part] for part in self.manifest["parts"]
+        }
         self._write().replace(self.folder / MANIFEST)
 
     def _write(self) -> Path:
@@ -189,7 +198,7 @@ def read_manifest(folder: Path) -> Config:
         raise damaged from None
     if manifest.get("format") != FORMAT:
         raise OutputError(f"{folder} was made by another version of this collection; {_AGAIN}.")
-    if not is_sound(manifest) or manifest["bit_widths"].keys() != FILES.keys():
+    if not is_sound(manifest) or manifest["bit_widths"].keys() != manifest["parts"].keys():
         raise damaged
     missing = resized(folder, manifest["files"])
     if missing:
@@ -206,7 +215,7 @@ def _what_it_is(folder: Path) -> str:
             return (
                 f"The conversion to {folder} was interrupted and lacks {lacks}; {_AGAIN} to go on."
             )
-    if any(exists(folder / file) for file in FILES.values()):
+    if exists(folder / FILES[LANGUAGE_MODEL]):
         return f"{folder} holds no finished conversion; {_AGAIN}."
     checkpoint = folder if exists(folder / "config.json") else "CHECKPOINT"
     output = "OUTPUT" if exists(folder / "config.json") else folder
@@ -218,10 +227,10 @@ def _what_it_is(folder: Path) -> str:
 
 def _missing_parts(unfinished: Path) -> list[str]:
     """Return the parts that an interrupted conversion did not finish."""
-    finished: set[str] = set()
     with contextlib.suppress(CheckpointError, KeyError, TypeError):
-        finished = set(read_json(unfinished)["bit_widths"])
-    return [part for part in FILES if part not in finished]
+        manifest = read_json(unfinished)
+        return [part for part in manifest["parts"] if part not in manifest["bit_widths"]]
+    return []
 
 
 def verify(folder: Path, *, report: Report = lambda line: None) -> list[str]:
@@ -272,5 +281,8 @@ def _inside(folder: Path) -> list[Path]:
 
 def folder_bytes(folder: Path) -> dict[str, int]:
     """Return the size on disk in bytes of each part of a finished conversion."""
-    files = read_manifest(folder)["files"]
-    return {part: sum(files[name]["bytes"] for name in part_files(part)) for part in FILES}
+    manifest = read_manifest(folder)
+    return {
+        part: sum(manifest["files"][name]["bytes"] for name in part_files(manifest, part))
+        for part in manifest["parts"]
+    }

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from helpers.errors import CheckpointError
 from helpers.graphs.bit_widths import BitWidth
-from helpers.graphs.part_names import FILES
 from helpers.sources.checkpoints import Config, read_json
 
 MANIFEST = "manifest.json"
 UNFINISHED_MANIFEST = "unfinished.json"
-FORMAT = 1  # of the manifest; a folder of another format is not read
-MADE_OF = ("format", "source", "preset", "versions")
+FORMAT = 2  # of the manifest; a folder of another format is not read
+MADE_OF = ("format", "source", "preset", "versions", "parts")
 
 
 def is_manifest(path: Path) -> bool:
@@ -36,17 +35,19 @@ def is_sound(manifest: Config) -> bool:
     sections = [entry for entry in entries if isinstance(entry, dict)]
     if len(sections) < len(entries):
         return False
-    source, _, versions, widths, files = sections
+    source, _, versions, parts, widths, files = sections
     return (
         all(isinstance(text, str) for text in (source.get("name"), *versions.values()))
-        and all(_is_part(*part) for part in widths.items())
+        and all(isinstance(file, str) and _is_name(file) for file in parts.values())
+        and widths.keys() <= parts.keys()
+        and all(map(_has_widths, widths.values()))
         and all(_is_file(*file) for file in files.items())
-        and all(name in files for part in widths for name in part_files(part))
+        and all(name in files for part in widths for name in part_files(manifest, part))
     )
 
 
-def _is_part(name: str, widths: object) -> bool:
-    return name in FILES and isinstance(widths, list) and all(map(_is_width, widths))
+def _has_widths(widths: object) -> bool:
+    return isinstance(widths, list) and all(map(_is_width, widths))
 
 
 def _is_width(width: object) -> bool:
@@ -59,11 +60,13 @@ def _is_width(width: object) -> bool:
 
 def _is_file(name: str, file: object) -> bool:
     """Return whether a name is one of a file in the folder itself, and is described."""
-    if Path(name).name != name or "\\" in name or not name.isprintable():
-        return False
-    if not isinstance(file, dict):
+    if not _is_name(name) or not isinstance(file, dict):
         return False
     return _is_count(file.get("bytes")) and isinstance(file.get("sha256"), str)
+
+
+def _is_name(name: str) -> bool:
+    return Path(name).name == name and "\\" not in name and name.isprintable()
 
 
 def _is_count(value: object) -> bool:
@@ -76,9 +79,9 @@ def bit_widths_of(manifest: Config) -> dict[str, list[BitWidth]]:
     return {part: [BitWidth(**width) for width in widths] for part, widths in parts}
 
 
-def part_files(part: str) -> list[str]:
-    """Return the names of the files of a part."""
-    file = FILES[part]
+def part_files(manifest: Config, part: str) -> list[str]:
+    """Return the names of the files of a part, which a sound manifest records."""
+    file = str(manifest["parts"][part])
     return [file, f"{file.removesuffix('.xml')}.bin"]
 
 

@@ -20,10 +20,9 @@ from helpers.convert.manifests import (
     UNFINISHED_MANIFEST,
     exists,
     is_manifest,
-    part_files,
 )
 from helpers.errors import CheckpointError, OutputError
-from helpers.graphs.part_names import FILES
+from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
 from helpers.sources.checkpoints import read_json
 
 HOLDER = "held_by.txt"  # says which process writes an unfinished folder
@@ -214,7 +213,7 @@ def holds_conversion(folder: Path) -> bool:
     """
     if not exists(folder / MANIFEST):
         return False
-    return is_manifest(folder / MANIFEST) or any(exists(folder / file) for file in FILES.values())
+    return is_manifest(folder / MANIFEST) or exists(folder / FILES[LANGUAGE_MODEL])
 
 
 def check_free(output: Path) -> None:
@@ -238,7 +237,7 @@ def check_free(output: Path) -> None:
 
 def _names_of(output: Path) -> set[str]:
     """Return the names of files that a conversion has; copies by their endings if it is damaged."""
-    parts = {name for part in FILES for name in part_files(part)}
+    parts = {path.name for path in output.glob("openvino_*_model.*")}
     try:
         files = set(read_json(output / MANIFEST)["files"])
     except (CheckpointError, KeyError, TypeError):

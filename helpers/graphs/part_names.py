@@ -3,9 +3,19 @@
 IMAGE_ENCODER = "image encoder"
 TEXT_EMBEDDINGS = "text embeddings"
 LANGUAGE_MODEL = "language model"
+# What stands before the layers of an image encoder that takes pictures of any size.
+PATCH_EMBEDDINGS = "patch embeddings"
+POSITION_EMBEDDINGS = "position embeddings"
 # The names that optimum-intel and OpenVINO GenAI share, so that they can read the folder too.
 FILES = {
     IMAGE_ENCODER: "openvino_vision_embeddings_model.xml",
     TEXT_EMBEDDINGS: "openvino_text_embeddings_model.xml",
     LANGUAGE_MODEL: "openvino_language_model.xml",
+}
+# The same for an image encoder in three parts, which they call so.
+FILES_OF_THREE_PART_ENCODER = {
+    PATCH_EMBEDDINGS: "openvino_vision_embeddings_model.xml",
+    POSITION_EMBEDDINGS: "openvino_vision_embeddings_pos_model.xml",
+    **FILES,
+    IMAGE_ENCODER: "openvino_vision_embeddings_merger_model.xml",
 }

@@ -72,8 +72,12 @@ class DecoderWithCache(nn.Module):
             logits_to_keep=1,  # otherwise prefill computes a row of logits for every position
             **cache_argument(self.decoder.forward, cache_of(past)),
         )
-        present = [t for layer in output.past_key_values.layers for t in (layer.keys, layer.values)]
-        return output.logits, *present
+        return output.logits, *self.present(output.past_key_values)
+
+    @staticmethod
+    def present(cache: DynamicCache) -> list[Tensor]:
+        """Return each layer's keys and values (key 0, value 0, key 1, ...)."""
+        return [t for layer in cache.layers for t in (layer.keys, layer.values)]
 
 
 def cache_of(past: Sequence[Tensor]) -> DynamicCache:

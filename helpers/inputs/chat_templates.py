@@ -14,8 +14,12 @@ from helpers.inputs.prompts import IMAGE, Template
 _QUESTION, _ANSWER, _SECOND = "\ue000", "\ue001", "\ue002"
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase, image_token: str) -> Template:
+def template_of(
+    tokenizer: PreTrainedTokenizerBase, image_token: str, *, frame: str | None = Template.frame
+) -> Template:
     """Return the words of a chat template that writes `image_token` for a picture.
+
+    What stands for a `frame` of a video is not in the template.
 
     Raises `ValueError` for a template that does not write each text once.
     """
@@ -31,7 +35,14 @@ def template_of(tokenizer: PreTrainedTokenizerBase, image_token: str) -> Templat
     user = to_second.removeprefix(answer_end)
     image = IMAGE + after_picture
     return Template(
-        beginning.removesuffix(user), user, "", to_answer, answer_end, image=image, images=image
+        beginning.removesuffix(user),
+        user,
+        "",
+        to_answer,
+        answer_end,
+        image=image,
+        images=image,
+        frame=frame,
     )
 
 

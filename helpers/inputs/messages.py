@@ -1,19 +1,19 @@
 """Messages as chat programs keep them: a role, and a content of texts, pictures and videos.
 
 `{"role": "user", "content": [{"type": "image", "image": ...}, {"type": "text", "text": "..."}]}`; a
-content that is only text may be a string. A video, `{"type": "video", "video": [...]}`, is a list
-of its frames.
+content that is only text may be a string. A video, `{"type": "video", "video": ...}`, is a `Video`,
+a list of its frames, or where it is.
 
 What this module does not know: prompts, and how a picture is opened.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from helpers.errors import QuestionError
 from helpers.inputs.images import Picture
+from helpers.inputs.video import Choose, Video, open_video
 
 Message = dict[str, Any]
 EMPTY = "The question is empty; ask something about the picture."
@@ -26,22 +26,15 @@ def content_of(message: Message) -> tuple[str, int]:
     return texts, sum(part["type"] == "image" for part in parts)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One picture of a video: a PIL picture, or where it is."""
-
-    picture: Picture
-
-
 def pictures_of(message: Message) -> list[Any]:
-    """Return the pictures of a message in their order, those of videos as `Frame`.
+    """Return the pictures and videos of a message in their order, a video as `Video`.
 
     Raises `QuestionError` for a picture without what it shows.
     """
     pictures: list[Any] = []
     for part in parts_of(message):
         if part["type"] == "video":
-            pictures += [Frame(picture) for picture in part["video"]]
+            pictures.append(video_of(part["video"]))
         elif part["type"] == "image":
             if "image" not in part:
                 raise QuestionError(
@@ -71,7 +64,10 @@ def _is_part(part: object) -> bool:
         return False
     kind = part.get("type")
     if kind == "video":
-        return isinstance(part.get("video"), list | tuple) and len(part["video"]) > 0
+        video = part.get("video")
+        return isinstance(video, str | Path) or (
+            isinstance(video, list | tuple | Video) and len(video) > 0
+        )
     return kind == "image" or (kind == "text" and isinstance(part.get("text"), str))
 
 
@@ -100,21 +96,35 @@ def pictures_in(pictures: Pictures) -> list[Any]:
     return list(cast(Sequence[Picture], pictures)) if several else [pictures]
 
 
-def message_of(question: str | Message, images: Pictures, video: Pictures = ()) -> Message:
-    """Return a user's message with these pictures, and a video's frames, before what it has itself.
+def video_of(video: Video | Pictures) -> Video:
+    """Return a video as it is, or frames as a video."""
+    return video if isinstance(video, Video) else Video(video)
+
+
+def with_open_videos(message: Message, choose: Choose) -> Message:
+    """Return a message whose videos in files are open, of which `choose` returns the frames."""
+    parts = [
+        {**part, "video": open_video(part["video"], choose)}
+        if isinstance(part.get("video"), str | Path)
+        else part
+        for part in parts_of(message)
+    ]
+    return {**message, "content": parts}
+
+
+def message_of(
+    question: str | Message, images: Pictures, video: Video | Pictures | str | Path = ()
+) -> Message:
+    """Return a user's message with these pictures, and a video, before what it has itself.
 
     Raises `QuestionError` for an empty question, for pictures beside a message, which has its own
     in it, and for a video that is a file.
     """
     if not isinstance(question, str | Mapping):
         raise QuestionError(EMPTY)
-    if isinstance(video, str | Path):
-        raise QuestionError(
-            "A video is given as its frames; open_video of helpers.inputs.video reads them."
-        )
     parts: list[object] = [{"type": "image", "image": image} for image in pictures_in(images)]
-    frames = pictures_in(video)
-    parts += [{"type": "video", "video": frames}] if frames else []
+    has_video = isinstance(video, str | Path) or (video is not None and len(video) > 0)
+    parts += [{"type": "video", "video": video}] if has_video else []
     if isinstance(question, str):
         message: Message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     elif parts:

@@ -31,7 +31,8 @@ class Template:
     A prompt is `system`, then for each turn `user` and its content, `user_end`, `assistant`,
     `before_answer` and the answer, `assistant_end`; it ends after the last `assistant`. `image` is
     what stands for a picture, {i} its number; where a message has several, `images` is used
-    instead. Template text around a picture is written in the same string.
+    instead. `frame` stands for each frame of a video; where it is None, the whole video is one
+    picture. Template text around a picture is written in the same string.
     """
 
     system: str
@@ -41,7 +42,7 @@ class Template:
     assistant_end: str
     image: str = IMAGE + "\n"
     images: str = "Image-{i}: " + IMAGE + "\n"
-    frame: str = "Frame{i}: " + IMAGE + "\n"  # of a video, where a family reads one
+    frame: str | None = "Frame{i}: " + IMAGE + "\n"  # of a video, where a family reads one
     before_answer: str = ""  # a space that the model itself puts before its answer, say
 
     def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[Piece]:
@@ -70,6 +71,8 @@ class Template:
             elif part["type"] == "image":
                 form = self.images.format(i=next(numbers)) if several else self.image
                 yield from _around_picture(form)
+            elif self.frame is None:
+                yield from _around_picture(self.image)
             else:
                 for number in range(1, len(part["video"]) + 1):
                     yield from _around_picture(self.frame.format(i=number))

@@ -1,27 +1,83 @@
-"""Videos as their frames: animated pictures, and folders with a picture for each frame.
+"""Videos as frames with their times: coded ones, animated pictures, folders of pictures.
 
-What this module does not know: coded videos such as MP4; a program such as ffmpeg writes their
-frames into a folder.
+What this module does not know: which frames a model looks at; it is told a function that chooses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from helpers.errors import PictureError
+from helpers.errors import PictureError, QuestionError
+from helpers.inputs.coded_video import CodedFrames
+from helpers.inputs.frames import Frames
 from helpers.inputs.images import open_picture, reading
 
-FRAMES = 8  # that a model is given, as in the examples of InternVL's model cards
+APART = 0.5  # seconds between frames that come without their times
+QUICK = 0.1  # seconds that a frame of an animation stays whose file says none, as browsers have it
 T = TypeVar("T")
+# Takes how many frames a video has and how many pass in a second; returns the numbers of those to
+# read, from 0 on and in their order.
+Choose = Callable[[int, float], Sequence[int]]
 
 
-def open_video(source: str | Path, frames: int = FRAMES) -> list[Image.Image]:
-    """Return at most `frames` pictures of a video, evenly spread, as RGB.
+@dataclass(frozen=True)
+class Video:
+    """Frames in their order, PIL pictures or where they are, and when each was taken.
 
-    `source` is an animated GIF, WebP or PNG, or a folder whose pictures are frames in the order of
-    their names. Raises `PictureError` for anything else.
+    `times` are seconds from the beginning; without them, frames are half a second apart. A family
+    looks at some of the frames only, unless they are `sampled` already. Raises `QuestionError`
+    where there are no frames, or not as many times.
+    """
+
+    frames: Sequence[Image.Image | str | Path]
+    times: Sequence[float] = ()
+    sampled: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.frames):
+            raise QuestionError("The video has no frames; give at least one.")
+        if not len(self.times):
+            times = [APART * number for number in range(len(self.frames))]
+            object.__setattr__(self, "times", times)
+        if len(self.times) != len(self.frames):
+            raise QuestionError(
+                f"The video has {len(self.frames)} frames but {len(self.times)} times; give one "
+                "time, in seconds, for each frame."
+            )
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self.frames)
+
+    @property
+    def rate(self) -> float:
+        """How many frames pass in a second; two where the times do not say."""
+        seconds = self.times[-1] - self.times[0]
+        return round((len(self) - 1) / seconds, 6) if seconds > 0 else 1 / APART
+
+    def sample(self, choose: Choose) -> "Video":
+        """Return the video with the frames only that `choose` returns."""
+        if self.sampled:
+            return self
+        numbers = choose(len(self), self.rate)
+        frames = self.frames
+        picked = (
+            frames.pick(numbers) if isinstance(frames, Frames) else [frames[i] for i in numbers]
+        )
+        return Video(picked, [self.times[number] for number in numbers], sampled=True)
+
+
+def open_video(source: str | Path, choose: Choose) -> Video:
+    """Return the frames that `choose` returns of a video, each read when it is asked for.
+
+    `source` is a file that PyAV reads (MP4, WebM, ...), an animated GIF, WebP or PNG, or a folder
+    whose pictures are frames, half a second apart, in the order of their names. Raises
+    `PictureError` for anything else.
     """
     path = Path(source)
     if path.is_dir():
@@ -29,14 +85,50 @@ def open_video(source: str | Path, frames: int = FRAMES) -> list[Image.Image]:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
         if not files:
             raise PictureError(f"The folder {path} holds no pictures; put a video's frames there.")
-        return [open_picture(file) for file in spread(files, frames)]
+        return Video(files).sample(choose)
+    if not path.exists():
+        raise PictureError(f"{path} does not exist; give the path of a video.")
+    if _is_picture(path):
+        times = _animation_times(path)
+        return Video(AnimationFrames(path, range(len(times))), times).sample(choose)
+    return _open_coded(path, choose)
+
+
+def _open_coded(path: Path, choose: Choose) -> Video:
+    frames = CodedFrames(path)
+    numbers = choose(len(frames), frames.rate)
+    return Video(frames.pick(numbers), [frames.times[number] for number in numbers], sampled=True)
+
+
+def _is_picture(path: Path) -> bool:
+    """Return whether Pillow reads a file; it knows MPEG by name only."""
+    with suppress(UnidentifiedImageError), Image.open(path) as picture:
+        return picture.format != "MPEG"
+    return False
+
+
+class AnimationFrames(Frames):
+    """The frames of an animated picture, of which `numbers` are those to read."""
+
+    def read(self, numbers: Sequence[int]) -> Iterable[Image.Image]:
+        """Yield the frames of these numbers, in their order."""
+        with Image.open(self.path) as animation:
+            for number in numbers:
+                animation.seek(number)
+                yield open_picture(animation.copy())
+
+
+def _animation_times(path: Path) -> list[float]:
+    """Return when each frame of an animated picture begins, in seconds."""
     open_picture(path)  # or it says why not
-    pictures = []
     with reading(str(path)), Image.open(path) as animation:
-        for number in spread(range(getattr(animation, "n_frames", 1)), frames):
-            animation.seek(number)
-            pictures.append(open_picture(animation))
-    return pictures
+        durations = [_duration(picture) for picture in ImageSequence.Iterator(animation)]
+    return [0.0, *accumulate(durations[:-1])]
+
+
+def _duration(picture: Image.Image) -> float:
+    picture.load()  # a WebP's duration is only then that of its present frame
+    return float(picture.info.get("duration", 0)) / 1000 or QUICK
 
 
 def spread(items: Sequence[T], number: int) -> list[T]:

@@ -22,14 +22,16 @@ from helpers.errors import CheckpointError, QuestionError, reason_of
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.inputs.images import open_picture
-from helpers.inputs.messages import Frame, Message, user_message
+from helpers.inputs.messages import Message, user_message
 from helpers.inputs.prompts import Template, encode
+from helpers.inputs.video import Video, spread
 from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
 from helpers.sources.tensors import open_tensors
 
 _SMALL = Image.new("RGB", (8, 8))
+FRAMES = 8  # of a video that a model is given, as in the examples of InternVL's model cards
 
 
 class Processor(ABC):
@@ -37,6 +39,7 @@ class Processor(ABC):
 
     exported_class: type[ExportedParts] = ExportedParts
     most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
+    picture_tokens: int | None = None  # that a picture may become at most; None: its files' limit
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = Path(folder)
@@ -70,6 +73,10 @@ class Processor(ABC):
     @abstractmethod
     def image_strings(self, image_inputs: ImageInputs) -> Sequence[str | list[int]]:
         """Return for each picture the special tokens that stand for it in a prompt, or ids."""
+
+    def choose_frames(self, number: int, rate: float) -> list[int]:
+        """Return which of a video's `number` frames, `rate` a second, the model looks at."""
+        return spread(range(number), FRAMES)
 
     # What all families share
 
@@ -124,14 +131,14 @@ class Processor(ABC):
         end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end.strip())
         return sorted({end, self.tokenizer.eos_token_id} - {None})
 
-    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Frame]) -> ImageInputs:
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn pictures, right way up and RGB, into the image encoder's inputs.
 
-        Raises `QuestionError` for a video's frames where the family reads none.
+        Raises `QuestionError` for a video where the family reads none.
         """
         images = []
         for picture in pictures:
-            if isinstance(picture, Frame):
+            if isinstance(picture, Video):
                 raise QuestionError("This model reads no video; give it single pictures.")
             images.append(open_picture(picture))
         return self.pixels(images)
@@ -146,6 +153,13 @@ class Processor(ABC):
     def picture_positions(self, input_ids: Tensor) -> Tensor:
         """Return where rows of picture features go, as booleans shaped as `input_ids`."""
         return input_ids == self.image_token_id
+
+    def position_ids(self, input_ids: Tensor, image_inputs: ImageInputs | None = None) -> Tensor:
+        """Return the positions of a prompt's tokens, shaped as `input_ids`: they are counted.
+
+        A family whose pictures have positions of their own says more.
+        """
+        return torch.ones_like(input_ids).cumsum(1) - 1
 
     def text_ids(self, input_ids: Tensor) -> Tensor:
         """Return ids that all have embeddings; what is a picture's place only is replaced."""
@@ -175,15 +189,23 @@ class Processor(ABC):
         features: Features | None = None,
     ) -> dict[str, Tensor]:
         """Return all that a language model takes for a prompt with these picture features."""
-        embeddings = embed_tokens(self.text_ids(input_ids))
-        if features is not None:
-            embeddings = self.merge(input_ids, embeddings, features)
+        embeddings = self.embed(input_ids, embed_tokens, features)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
         return {
             "inputs_embeds": embeddings,
             "attention_mask": mask,
             "position_ids": mask.cumsum(1) - 1,
         }
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: Features | None = None,
+    ) -> Tensor:
+        """Return the embeddings (batch, length, hidden) of a prompt with these picture features."""
+        embeddings = embed_tokens(self.text_ids(input_ids))
+        return embeddings if features is None else self.merge(input_ids, embeddings, features)
 
     def merge(self, input_ids: Tensor, embeddings: Tensor, features: Features) -> Tensor:
         """Put the rows of `features` in order at the picture positions of `embeddings`."""
@@ -299,7 +321,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         """The type of the language model's weights."""
         return self.token_embeddings.weight.dtype
 
-    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Frame]) -> ImageInputs:
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 

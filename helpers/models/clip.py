@@ -127,16 +127,16 @@ class ClipProcessor(Processor):
         """Return for each picture a placeholder for every row of its features."""
         return [[PLACEHOLDER] * self.tokens_per_picture for _ in image_inputs["pixel_values"]]
 
-    def prepare(
+    def embed(
         self,
         input_ids: Tensor,
         embed_tokens: Callable[[Tensor], Tensor],
         features: Features | None = None,
-    ) -> dict[str, Tensor]:
-        """Return what a language model takes; a placeholder may stand for a row or a picture."""
+    ) -> Tensor:
+        """Return a prompt's embeddings; a placeholder may stand for a row or for a picture."""
         if features is not None:
             input_ids = self.expand(input_ids, features)
-        return super().prepare(input_ids, embed_tokens, features)
+        return super().embed(input_ids, embed_tokens, features)
 
     def expand(self, input_ids: Tensor, features: Features) -> Tensor:
         """Return ids (1, length) with a placeholder for every row of `features`.

@@ -5,10 +5,12 @@ What this module does not know: what runs a part; it is handed a function that d
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from helpers.graphs.part_names import FILES, IMAGE_ENCODER
 
 if TYPE_CHECKING:
     from helpers.models.base import Processor
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 ImageInputs = dict[str, Any]
 # What an image encoder returns: iterating gives the features of each tile, slice or picture.
 Features = Tensor | Sequence[Any]
-# Runs the exported image encoder: inputs by name to outputs by name.
-RunImageEncoder = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+# Runs an exported part, given its name: inputs by name to outputs by name.
+RunPart = Callable[[str, Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +35,19 @@ class PictureInputs:
     fixed: dict[str, Tensor]
     along: dict[str, Tensor]
 
-    @staticmethod
-    def joined(prompts: "Sequence[PictureInputs]", length: int) -> "PictureInputs":
+    def at(self, places: Tensor, batch: int) -> dict[str, Tensor]:
+        """Return what the tokens at consecutive `places` of all prompts take, by name.
+
+        A `batch` that is larger than the number of prompts has several rows for each, as beams.
+        """
+        inputs = {}
+        for name, value in self.along.items():
+            rows = value[:, places.clamp(max=value.shape[1] - 1)]
+            inputs[name] = rows.repeat_interleave(batch // len(rows), dim=0)
+        return inputs
+
+    @classmethod
+    def joined(cls, prompts: "Sequence[PictureInputs]", length: int) -> Self:
         """Return what prompts of one batch take, padded on the left to `length`.
 
         A fixed input without a batch, which has one dimension, is the same for all prompts.
@@ -46,15 +59,24 @@ class PictureInputs:
             else value
             for name, value in first.fixed.items()
         }
-        along = {
+        return cls(fixed, cls.joined_along(prompts, length))
+
+    @staticmethod
+    def joined_along(prompts: "Sequence[PictureInputs]", length: int) -> dict[str, Tensor]:
+        """Return what prompts have for each of their positions, padded on the left to `length`."""
+        return {
             name: torch.cat([pad_left(prompt.along[name], length) for prompt in prompts])
-            for name in first.along
+            for name in prompts[0].along
         }
-        return PictureInputs(fixed, along)
 
 
 class ExportedParts:
-    """How the exported parts of most families are called; `processor` knows their ids."""
+    """How the exported parts of most families are called; `processor` knows their ids.
+
+    `files` are the parts' files by the parts' names, in the order of conversion.
+    """
+
+    files: Mapping[str, str] = FILES
 
     def __init__(self, processor: "Processor") -> None:
         self.processor = processor
@@ -69,9 +91,9 @@ class ExportedParts:
         """The length after which cached keys count no more, because all are computed otherwise."""
         return None
 
-    def encode_images(self, run: RunImageEncoder, image_inputs: ImageInputs) -> Features:
+    def encode_images(self, run: RunPart, image_inputs: ImageInputs) -> Features:
         """Return picture features; iterating gives those of each tile, slice or picture."""
-        return run(image_inputs)["last_hidden_state"]
+        return run(IMAGE_ENCODER, image_inputs)["last_hidden_state"]
 
     def prepare(
         self,
@@ -90,10 +112,10 @@ class ExportedParts:
             cached = int(self.processor.picture_positions(input_ids[:, :past]).sum())
             rows = torch.cat(list(features))[cached:]
         new_features = None if rows is None or not len(rows) else [rows]
-        new = self.processor.prepare(input_ids[:, past:], embed_tokens, new_features)
+        new = self.processor.embed(input_ids[:, past:], embed_tokens, new_features)
         mask = torch.ones(input_ids.shape, dtype=torch.int64)
         return {
-            "inputs_embeds": nn.functional.pad(new["inputs_embeds"], (0, 0, past, 0)),
+            "inputs_embeds": nn.functional.pad(new, (0, 0, past, 0)),
             "attention_mask": mask,
             "position_ids": mask.cumsum(1) - 1,
         }
@@ -116,7 +138,10 @@ def collate(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, first in prompts[0].items():
         values = [prompt[name] for prompt in prompts]
         if isinstance(first, PictureInputs):
-            batch[name] = PictureInputs.joined(values, max(lengths))
+            batch[name] = type(first).joined(values, max(lengths))
+        elif name == "position_ids" and first.dim() == 3:  # (dimensions, 1, length)
+            rows = [pad_left(value.permute(1, 2, 0), max(lengths)) for value in values]
+            batch[name] = torch.cat(rows).permute(2, 0, 1)
         elif [value.shape[1] for value in values] == lengths:
             batch[name] = torch.cat([pad_left(value, max(lengths)) for value in values])
         else:

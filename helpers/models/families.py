@@ -23,7 +23,7 @@ from helpers.sources.hub import download
 
 GROUP = "vlm.families"  # of entry points
 # Modules of this package that hold an entry, in the order of their notebooks.
-MODULES = ("llava_mpt", "mobilevlm", "internvl2", "minicpm_v2", "mllama")
+MODULES = ("llava_mpt", "mobilevlm", "internvl2", "minicpm_v2", "mllama", "qwen3_vl")
 CONFIGS = Path(__file__).parent / "originals"
 
 
@@ -33,11 +33,13 @@ class SmallTokenizer:
 
     `kind` is the name of a function in `helpers.shapes.tokenizers`; `words` are those of the
     prompt's template, which a tokenizer should have whole, and `marks` its special tokens.
+    `chat_template` is a Jinja program that writes a prompt, where the original has one.
     """
 
     kind: str
     words: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    chat_template: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ class Family:
     `name` is that of its notebook and on the command line; `model_type` is how the authors'
     `config.json` names it; `bundled` is the folder of its small checkpoint, if it has one.
     `vocabulary` are the places in a config, each a path of names, where the number of tokens
-    belongs. `other_model_types` are those of other layouts that its code reads;
-    `other_folders` returns what is read beside a checkpoint's own folder, by its config.
+    belongs; `token_ids` returns, for the number of tokens of a small tokenizer, the fields of the
+    config that hold ids of tokens. `other_model_types` are those of other layouts that its code
+    reads; `other_folders` returns what is read beside a checkpoint's own folder, by its config.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Family:
     originals: tuple[Original, ...] = ()
     tokenizer: SmallTokenizer | None = None
     vocabulary: tuple[tuple[str, ...], ...] = field(default=(("vocab_size",),))
+    token_ids: Callable[[int], Mapping[str, int]] = lambda size: {}
     other_model_types: tuple[str, ...] = ()
     other_folders: Callable[[Path, Config], list[Path]] = lambda folder, config: []
 

@@ -28,7 +28,7 @@ from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.base import Processor, VisionLanguageModel, set_bos
-from helpers.models.exported import ExportedParts, ImageInputs, RunImageEncoder
+from helpers.models.exported import ExportedParts, ImageInputs, RunPart
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.minicpm_v2_vision import (
     RESAMPLER_RULES,
@@ -69,11 +69,11 @@ MARKS = {
 class MiniCPMV2Exported(ExportedParts):
     """The exported parts: the image encoder takes pieces of one size at a time."""
 
-    def encode_images(self, run: RunImageEncoder, image_inputs: ImageInputs) -> list[Tensor]:
+    def encode_images(self, run: RunPart, image_inputs: ImageInputs) -> list[Tensor]:
         """Return (queries, hidden) for each overview and slice."""
 
         def encode(pixel_values: Tensor) -> Tensor:
-            return run({"pixel_values": pixel_values})["last_hidden_state"]
+            return run(IMAGE_ENCODER, {"pixel_values": pixel_values})["last_hidden_state"]
 
         return by_size(encode, image_inputs["pixel_values"])
 

@@ -7,6 +7,7 @@ only its own tokens. What this module does not know: how a folder becomes a pipe
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import openvino as ov
@@ -27,7 +28,9 @@ from helpers.inputs.messages import (
     check_turns,
     message_of,
     pictures_of,
+    with_open_videos,
 )
+from helpers.inputs.video import Video
 from helpers.models.exported import Features
 from helpers.run.generation import StateCache, StopOnEvent, Stopped
 from helpers.run.replies import Answer, AnswerStreamer, Counts, Decoder, Reply, Request
@@ -62,22 +65,23 @@ class Conversation:
         question: str | Message,
         images: Pictures = (),
         *,
-        video: Pictures = (),
+        video: Video | Pictures | str | Path = (),
         max_new_tokens: int = 256,
         stop: threading.Event | None = None,
         **sampling: Any,
     ) -> "Reply":
         """Start an answer and return it; iterating over it gives pieces of text as they come.
 
-        `question` is a text, or a user's message with its pictures in it; `video` are the frames of
-        a video, for models that read one (see `helpers.inputs.video`). `stop` ends the answer
+        `question` is a text, or a user's message with its pictures in it; `video`, for models that
+        read one, is a file, frames, or a `Video` of frames with their times. `stop` ends the answer
         when set; an image encoder that runs is not interrupted, so the next answer waits for it.
         `sampling` are options of transformers' `generate`: do_sample, temperature,
         top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), and `seed`.
         Raises `QuestionError` for an empty question or one that does not fit into the context,
         and `PictureError` for what is no picture.
         """
-        message = message_of(question, images, video)
+        choose = self.pipeline.processor.choose_frames
+        message = with_open_videos(message_of(question, images, video), choose)
         settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)
         self._wait()
         request = self._request(message, settings)
@@ -95,7 +99,9 @@ class Conversation:
         """Return what a question is computed from; it is told here if it does not fit."""
         started = time.perf_counter()
         processor = self.pipeline.processor
-        earlier = [] if self.ids else self.messages  # not computed yet
+        choose = processor.choose_frames
+        # What comes from elsewhere is not computed yet.
+        earlier = [] if self.ids else [with_open_videos(m, choose) for m in self.messages]
         pictures = [picture for part in (*earlier, message) for picture in pictures_of(part)]
         inputs = self.pipeline.image_inputs(pictures) if pictures else None
         if earlier:

@@ -173,8 +173,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         }
         if pictures is not None:
             self._set_pictures(cache, pictures)
-            inputs |= _along(pictures, attention_mask.shape[1], (batch, inputs_embeds.shape[1]))
-        self._run(cache, inputs)
+        self._run(cache, inputs, pictures)
         cache.length, cache.rows = attention_mask.shape[1], None
         logits = torch.from_numpy(cache.request.get_tensor("logits").data.copy())
         return CausalLMOutputWithPast(logits=logits, past_key_values=cast(Cache, cache))
@@ -200,7 +199,12 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         """Return how many of the `new` positions are run before a stop event is looked at."""
         return new if cache.stop is None else PIECE
 
-    def _run(self, cache: StateCache, inputs: dict[str, np.ndarray]) -> None:
+    def _run(
+        self,
+        cache: StateCache,
+        inputs: dict[str, np.ndarray],
+        pictures: PictureInputs | None,
+    ) -> None:
         """Run the cache's request: a long prompt piece by piece, given up at a set stop event.
 
         Cancelling the request instead leaves the CPU plugin of OpenVINO 2026.4 with sizes that
@@ -219,21 +223,14 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
                 "position_ids": np.ascontiguousarray(inputs["position_ids"][:, start:end]),
                 BEAM_INPUT: inputs[BEAM_INPUT] if start == 0 else np.arange(batch, dtype=np.int32),
             }
-            others = inputs.keys() - part.keys()
-            part |= {name: np.ascontiguousarray(inputs[name][:, start:end]) for name in others}
+            if pictures is not None:
+                places = torch.arange(past + start, past + end)
+                part |= {
+                    name: np.ascontiguousarray(value)
+                    for name, value in pictures.at(places, batch).items()
+                }
             feed = {name: value for name, value in part.items() if name in self.input_names}
             try:
                 cache.request.infer(feed, share_inputs=True)
             except RuntimeError as error:
                 raise cannot_compute(error) from error
-
-
-def _along(pictures: PictureInputs, length: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Return the rows of the last positions up to `length`, for `shape`: batch and positions."""
-    batch, new = shape
-    inputs = {}
-    for name, value in pictures.along.items():
-        positions = torch.arange(length - new, length).clamp(max=value.shape[1] - 1)
-        rows = value[:, positions]
-        inputs[name] = rows.repeat_interleave(batch // len(rows), dim=0).numpy()
-    return inputs

@@ -17,9 +17,10 @@ from transformers import GenerationConfig
 from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError
 from helpers.graphs.core import core, run_model, safe_options
-from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.part_names import LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
-from helpers.inputs.messages import Frame, Message, Pictures
+from helpers.inputs.messages import Message, Pictures
+from helpers.inputs.video import Video
 from helpers.models import load_processor
 from helpers.models.exported import Features
 from helpers.run.conversations import Conversation
@@ -61,12 +62,11 @@ class VisionLanguagePipeline:
         options |= properties or {}
         exported = self.processor.exported
         constant_inputs = {LANGUAGE_MODEL: exported.kept_inputs}
-        compiled = {
+        self.parts = {
             name: self._compile(folder / file, options, constant_inputs.get(name, []))
-            for name, file in FILES.items()
+            for name, file in exported.files.items()
         }
-        self.image_encoder = compiled[IMAGE_ENCODER]
-        models = (compiled[TEXT_EMBEDDINGS], compiled[LANGUAGE_MODEL])
+        models = (self.parts[TEXT_EMBEDDINGS], self.parts[LANGUAGE_MODEL])
         if exported.prefill_again_beyond is None:
             self.language_model = StatefulLanguageModel(*models, generation=GenerationConfig())
         else:
@@ -93,16 +93,16 @@ class VisionLanguagePipeline:
 
     # The calls that a PyTorch model has too
 
-    def image_inputs(self, pictures: Sequence[Image.Image | Frame]) -> dict[str, Any]:
+    def image_inputs(self, pictures: Sequence[Image.Image | Video]) -> dict[str, Any]:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)
 
     def encode_images(self, **image_inputs: Any) -> Features:
         """Return picture features; iterating gives those of each tile, slice or picture."""
-        return self.processor.exported.encode_images(self._run_image_encoder, image_inputs)
+        return self.processor.exported.encode_images(self._run_part, image_inputs)
 
-    def _run_image_encoder(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return run_model(self.image_encoder, inputs)
+    def _run_part(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return run_model(self.parts[name], inputs)
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings of tokens, (batch, length, hidden)."""

@@ -3,11 +3,12 @@
 What this module does not know: how a scene is drawn.
 """
 
+import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from helpers.inputs.questions import PictureQuestion, Question, Sample
-from helpers.shapes.world import Item, Scene, draw, random_item, random_scene
+from helpers.shapes.world import Item, Scene, draw, item_boxes, random_item, random_scene
 
 
 def describe(scene: Scene, generator: random.Random) -> Question:
@@ -86,6 +87,19 @@ def word(scene: Scene, generator: random.Random) -> Question:
     return Question("word", text, scene.word or "no word")
 
 
+def box(scene: Scene, generator: random.Random) -> Question | None:
+    """Ask for the box around a shape that is there exactly once, as JSON.
+
+    On a grid of 1000 x 1000 over the picture, with the words that Qwen3-VL was trained on.
+    """
+    place, item = generator.choice(list(scene.places.items()))
+    if sum(other == item for other in scene.places.values()) > 1:
+        return None
+    corners = [round(1000 * share) for share in item_boxes(scene)[place]]
+    text = generator.choice([f"Where is the {item}? Give its box.", f"Give the box of the {item}."])
+    return Question("box", text, json.dumps([{"bbox_2d": corners, "label": str(item)}]))
+
+
 KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "describe": describe,
     "count": count,
@@ -95,6 +109,9 @@ KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "unusual": unusual,
     "word": word,
 }
+
+# Kinds that only some models learn; they are asked for by name.
+BOX_KINDS = {"box": box}
 
 
 def _article(item: Item) -> str:
@@ -108,11 +125,10 @@ def _count(items: Iterable[Item], **properties: str) -> int:
 
 
 def sample_questions(
-    number: int, *, seed: int, split: str = "test"
+    number: int, *, seed: int, split: str = "test", kinds: Sequence[str] = tuple(KINDS)
 ) -> Iterator[tuple[Scene, Question]]:
-    """Yield `number` scenes of `split`, each with one question; the kinds take turns."""
+    """Yield `number` scenes of `split`, each with one question; the `kinds` take turns."""
     generator = random.Random(f"{split} {seed}")
-    kinds = list(KINDS)
     for index in range(number):
         kind = kinds[index % len(kinds)]
         question = None
@@ -121,13 +137,15 @@ def sample_questions(
             odd, word_share = (0.7, 0.5) if kind == "unusual" else (0.35, 0.5)
             word_share = 0.9 if kind == "word" else word_share
             scene = random_scene(generator, split, odd_one_out=odd, word=word_share)
-            question = KINDS[kind](scene, generator)
+            question = (KINDS | BOX_KINDS)[kind](scene, generator)
         yield scene, question
 
 
-def draw_questions(number: int, *, seed: int, split: str = "test") -> list[PictureQuestion]:
-    """Return pictures of the bundled world, each with one question; the kinds take turns."""
-    pairs = sample_questions(number, seed=seed, split=split)
+def draw_questions(
+    number: int, *, seed: int, split: str = "test", kinds: Sequence[str] = tuple(KINDS)
+) -> list[PictureQuestion]:
+    """Return pictures of the bundled world, each with one question; the `kinds` take turns."""
+    pairs = sample_questions(number, seed=seed, split=split, kinds=kinds)
     return [(draw(scene), question) for scene, question in pairs]
 
 

@@ -20,13 +20,13 @@ from helpers.sources.checkpoints import write_json
 TEXT_TOKENS = 640  # in a trained vocabulary, at most: words whole, letters and bytes single
 
 
-def corpus(number: int = 20000) -> list[str]:
+def corpus(number: int = 20000, kinds: Sequence[str] = tuple(questions.KINDS)) -> list[str]:
     """Return the texts that a tokenizer is trained on; printed words are left out.
 
     So letters stay single tokens, and reading an unseen word is spelling it.
     """
     texts = []
-    for _, question in questions.sample_questions(number, seed=0, split="train"):
+    for _, question in questions.sample_questions(number, seed=0, split="train", kinds=kinds):
         texts += [question.text] if question.kind == "word" else [question.text, question.answer]
     return texts
 

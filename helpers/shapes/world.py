@@ -14,6 +14,7 @@ import math
 import random
 import statistics
 from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -56,7 +57,9 @@ class Item:
 class Scene:
     """What a picture shows: `items` by place (row by row, None for an empty place) and a word.
 
-    `style` seeds all that a question cannot ask: exact positions, sizes, shades, background.
+    `style` seeds all that a question cannot ask: exact positions, sizes, shades, background. It
+    also says how wide a place is for its height, unless `stretch` does. Where shapes are to have
+    room to move, they are `small`.
     """
 
     grid: tuple[int, int]
@@ -64,6 +67,8 @@ class Scene:
     word: str | None = None
     word_place: int = 0
     style: int = 0
+    stretch: float | None = None  # a place's width by its usual width
+    small: bool = False
 
     @property
     def places(self) -> dict[str, Item]:
@@ -141,34 +146,91 @@ STRETCH = (0.92, 1.09)  # a place's width by its usual width, and its usual heig
 WORD_SIZE, WORD_MIDDLE, CAPITAL = (0.36, 0.40), (0.77, 0.80), 0.27
 
 
-Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
+Box = tuple[float, float, float, float]  # left, top, right and bottom, in shares of the picture
+_Pixels = tuple[int, int, int, int]  # the same in pixels
+_SCALE = 2  # drawn twice as large and reduced, which smooths the edges
+# Shares of a shape's usual size: with room to move, and with a word below it.
+_SMALL, _ABOVE_A_WORD = 0.62, 0.66
 
 
-def draw(scene: Scene, *, cell: int = CELL) -> Image.Image:
-    """Draw `scene` as an RGB picture with places of about `cell` pixels a side."""
+@dataclass(frozen=True)
+class _Print:
+    """A word as it is printed: where its middle is, the height of its letters, its ink."""
+
+    text: str
+    middle: tuple[float, float]
+    size: float
+    ink: tuple[int, ...]
+    bold: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is drawn, in pixels of the enlarged picture: prints, and outlines with colours."""
+
+    size: tuple[int, int]  # of the picture as it is returned
+    background: tuple[int, ...]
+    prints: list[_Print]
+    outlines: dict[int, tuple[list[tuple[float, float]], tuple[int, ...]]]  # by place
+
+
+def draw(
+    scene: Scene, *, cell: int = CELL, moved: tuple[int, float, float] | None = None
+) -> Image.Image:
+    """Draw `scene` as an RGB picture with places of about `cell` pixels a side.
+
+    `moved` is a place whose shape is elsewhere, and how far to the right and down, in shares of
+    the shorter side of its place.
+    """
+    plan = _plan(scene, cell, moved)
+    picture = Image.new("RGB", tuple(side * _SCALE for side in plan.size), plan.background)
+    pen = ImageDraw.Draw(picture)
+    for word in plan.prints:
+        font = ImageFont.load_default(size=word.size)
+        options: dict[str, Any] = {"stroke_width": word.bold, "stroke_fill": word.ink}
+        pen.text(word.middle, word.text, font=font, fill=word.ink, anchor="mm", **options)
+    for points, colour in plan.outlines.values():
+        pen.polygon(points, fill=colour)
+    return picture.resize(plan.size, Image.Resampling.LANCZOS)
+
+
+def item_boxes(scene: Scene, *, cell: int = CELL) -> dict[str, Box]:
+    """Return the smallest box around each shape by the name of its place."""
+    plan = _plan(scene, cell, None)
+    width, height = (side * _SCALE for side in plan.size)
+    boxes = {}
+    for index, (points, _) in plan.outlines.items():
+        across, down = zip(*points, strict=True)
+        box = (min(across) / width, min(down) / height, max(across) / width, max(down) / height)
+        boxes[PLACES[scene.grid][index]] = box
+    return boxes
+
+
+def _plan(scene: Scene, cell: int, moved: tuple[int, float, float] | None) -> _Plan:
     style = random.Random(scene.style)
     columns, rows = scene.grid
     stretch = style.uniform(*STRETCH)
+    stretch = stretch if scene.stretch is None else scene.stretch
     width, height = round(cell * stretch), round(cell / stretch)
     shade = style.randint(225, 255)
     background = tuple(min(255, shade + style.randint(-8, 8)) for _ in range(3))
-    scale = 2  # drawn twice as large and reduced, which smooths the edges
-    picture = Image.new("RGB", (columns * width * scale, rows * height * scale), background)
-    pen = ImageDraw.Draw(picture)
+    plan = _Plan((columns * width, rows * height), background, [], {})
     for index, item in enumerate(scene.items):
         row, column = divmod(index, columns)
         box = (
-            column * width * scale,
-            row * height * scale,
-            (column + 1) * width * scale,
-            (row + 1) * height * scale,
+            column * width * _SCALE,
+            row * height * _SCALE,
+            (column + 1) * width * _SCALE,
+            (row + 1) * height * _SCALE,
         )
         word = scene.word if scene.word_place == index else None
         if word is not None:
-            _draw_word(pen, box, word, style)
+            plan.prints.append(_print(word, box, style))
         if item is not None:
-            _draw_item(pen, box, item, style, shrink=1.0 if word is None else 0.66)
-    return picture.resize((columns * width, rows * height), Image.Resampling.LANCZOS)
+            shrink = _SMALL if scene.small else 1.0 if word is None else _ABOVE_A_WORD
+            shift = moved[1:] if moved is not None and moved[0] == index else (0.0, 0.0)
+            plan.outlines[index] = _outlined(item, box, style, shrink=shrink, shift=shift)
+    return plan
 
 
 def letter_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
@@ -193,40 +255,43 @@ def letter_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
     return boxes
 
 
-def _draw_item(
-    pen: ImageDraw.ImageDraw, box: Box, item: Item, style: random.Random, *, shrink: float
-) -> None:
+def _outlined(
+    item: Item,
+    box: _Pixels,
+    style: random.Random,
+    *,
+    shrink: float,
+    shift: tuple[float, float],
+) -> tuple[list[tuple[float, float]], tuple[int, ...]]:
+    """Return the corners of a shape in its place, and its colour."""
     left, top, right, bottom = box
     side = min(right - left, bottom - top)
     radius = side * style.uniform(0.29, 0.41) * shrink
     free = side / 2 - radius
-    middle = (top + bottom) / 2 if shrink == 1.0 else top + (bottom - top) * 0.31
+    middle = (top + bottom) / 2 if shrink != _ABOVE_A_WORD else top + (bottom - top) * 0.31
     slack = 0.5 if shrink == 1.0 else 0.15
-    x = (left + right) / 2 + style.uniform(-slack, slack) * free
-    y = middle + style.uniform(-slack, slack) * free
+    x = (left + right) / 2 + style.uniform(-slack, slack) * free + shift[0] * side
+    y = middle + style.uniform(-slack, slack) * free + shift[1] * side
     colour = tuple(
         max(0, min(255, value + style.randint(-14, 14))) for value in COLOURS[item.colour]
     )
     turn = math.radians(style.uniform(-8, 8))
     points = [
-        (
-            x + radius * r * math.cos(a + turn),
-            y + radius * r * math.sin(a + turn),
-        )
+        (x + radius * r * math.cos(a + turn), y + radius * r * math.sin(a + turn))
         for r, a in _OUTLINES[item.shape]
     ]
-    pen.polygon(points, fill=colour)
+    return points, colour
 
 
-def _draw_word(pen: ImageDraw.ImageDraw, box: Box, word: str, style: random.Random) -> None:
+def _print(word: str, box: _Pixels, style: random.Random) -> _Print:
     left, top, right, bottom = box
     width, height = right - left, bottom - top
-    font = ImageFont.load_default(size=height * style.uniform(*WORD_SIZE))
-    x = left + width * style.uniform(0.48, 0.52)
-    y = top + height * style.uniform(*WORD_MIDDLE)
+    letters = min(height, width / 0.8)  # three of them fit into a place that is narrow
+    size = letters * style.uniform(*WORD_SIZE)
+    middle = (left + width * style.uniform(0.48, 0.52), top + height * style.uniform(*WORD_MIDDLE))
     ink = tuple(style.randint(0, 45) for _ in range(3))
-    bold = round(height * 0.014)  # the font's strokes would be less than a pixel in a small tile
-    pen.text((x, y), word, font=font, fill=ink, anchor="mm", stroke_width=bold, stroke_fill=ink)
+    # The font's strokes would be less than a pixel in a small tile.
+    return _Print(word, middle, size, ink, round(letters * 0.014))
 
 
 def _outline(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -5,6 +5,7 @@ multiples of 128, the usual group size of INT4 weights.
 """
 
 import copy
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,14 @@ from helpers.graphs.presets import PRESETS, Weights
 from helpers.models import mobilevlm
 from helpers.models.families import Family, families
 from helpers.shapes import tokenizers
+from helpers.shapes.questions import BOX_KINDS, KINDS
 from helpers.sources.checkpoints import BUNDLED, read_json, write_json
 from helpers.workshop import beginnings
 from helpers.workshop.beginnings import Beginning
+from helpers.workshop.stages import AT_OWN_SIZE, FROM_NOTHING, FROM_PARTS, Stage
 
 # Pictures in a batch of each sort: the work goes with tiles and questions.
-BATCHES = {"name": 64, "word": 32, "strip": 32, "small": 16, "large": 16}
+BATCHES = {"name": 64, "word": 32, "strip": 32, "small": 16, "large": 16, "wide": 16, "clip": 16}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Recipe:
     image encoder sees tiles as one picture, small pictures are drawn at several `scales`.
     `instruction` is what the authors' training put behind questions that a word answers. Training
     begins with parts of the bundled models of the families in `begins_with`, each with what becomes
-    of them here. `int4` is how its notebook stores the language model in 4 bits.
+    of them here, and has `stages`, in which the model learns `kinds` of question. `int4` is how its
+    notebook stores the language model in 4 bits.
     """
 
     bundled: str
@@ -39,6 +43,8 @@ class Recipe:
     scales: tuple[int, ...] = (1,)
     instruction: str = ""
     begins_with: dict[str, Beginning] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = FROM_NOTHING
+    kinds: tuple[str, ...] = tuple(KINDS)
     steps: int = 8000
     batches: dict[str, int] = field(default_factory=lambda: BATCHES)
     learning_rate: float = 1.2e-3
@@ -72,7 +78,12 @@ class Recipe:
             for key in keys:
                 section = section[key]
             section[name] = size
+        config |= self.family.token_ids(size)
         write_json(folder / "config.json", config)
+        if tokenizer.chat_template:
+            (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+        for path in (BUNDLED / self.bundled).glob("preprocessor_config.json"):
+            shutil.copy(path, folder)
         for path in (BUNDLED / self.bundled).glob("*/config.json"):  # an image encoder's own
             (folder / path.parent.name).mkdir(exist_ok=True)
             write_json(folder / path.parent.name / "config.json", read_json(path))
@@ -90,6 +101,7 @@ RECIPES = {
             word_grids=CLIP_WORD_GRIDS,
             instruction=mobilevlm.SHORT_ANSWER,
             begins_with={"llava_mpt": beginnings.clip, "internvl2": beginnings.qwen2_as_llama},
+            stages=FROM_PARTS,
             steps=6000,
             learning_rate=8e-4,
             int4=MIXED,
@@ -97,6 +109,7 @@ RECIPES = {
         Recipe(
             "minicpm_v2",
             begins_with={"internvl2": beginnings.internvl2_as_minicpm},
+            stages=FROM_PARTS,
             steps=6000,
             learning_rate=8e-4,
             int4=Weights("int4-sym", group_size=64, ratio=0.6),
@@ -107,6 +120,7 @@ RECIPES = {
                 "llava_mpt": beginnings.clip_as_mllama,
                 "internvl2": beginnings.qwen2_as_mllama,
             },
+            stages=FROM_PARTS,
             word_grids=((2, 2),),
             scales=(1, 2, 2, 2),
             steps=6300,
@@ -121,6 +135,13 @@ RECIPES = {
                 sensitivity="max_activation_variance",
                 samples=24,
             ),
+        ),
+        Recipe(
+            "qwen3_vl",
+            scales=(1, 2, 2, 3),
+            stages=AT_OWN_SIZE,
+            kinds=(*KINDS, *BOX_KINDS),
+            steps=12_000,
         ),
     )
 }

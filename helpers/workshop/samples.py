@@ -4,21 +4,22 @@ What this module does not know: the loss, and any model's weights.
 """
 
 import itertools
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from helpers.inputs.messages import Message, user_message
 from helpers.inputs.questions import Question
 from helpers.models.base import Processor
 from helpers.models.exported import ImageInputs
-from helpers.shapes import world
-from helpers.shapes.questions import KINDS, word
+from helpers.shapes import clips, world
+from helpers.shapes.questions import BOX_KINDS, KINDS, word
 from helpers.workshop.naming import shown_words
 from helpers.workshop.recipes import Recipe
 
@@ -27,63 +28,9 @@ Batch = dict[str, Any]
 
 CONVERSATIONS = 0.25  # of the samples: several turns
 INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
-IN_PIECES = ("strip", "large")  # batches of pictures that image encoders may cut
+# Batches of pictures that are no square, or that image encoders may cut.
+NO_SQUARES = ("strip", "large", "wide", "clip")
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
-ALL_KINDS = {
-    "describe": 3,
-    "count": 2,
-    "colour": 3,
-    "shape": 3,
-    "where": 2,
-    "unusual": 4,
-    "word": 2,
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of training up to a share of the steps: how often each sort of batch and question.
-
-    A batch is of pictures to `name`, of a `word` to read, of words on a `strip`, or of `small` or
-    `large` pictures.
-    """
-
-    until: float
-    batches: Mapping[str, float]
-    kinds: Mapping[str, float]
-
-
-FROM_NOTHING = (
-    Stage(0.06, {"name": 0.7, "word": 0.3}, {}),
-    # From what is there to its place, from a place to what is there, which is unlike the others,
-    # what is written: each is learned within a thousand steps of little else, and among all kinds
-    # hardly at all.
-    Stage(0.18, {"small": 1}, {"where": 1}),
-    Stage(0.27, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}),
-    Stage(0.34, {"small": 1}, {"unusual": 5, "describe": 2, "colour": 1, "shape": 1, "where": 1}),
-    Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
-    Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
-)
-
-# Lengths and shares settled while the models that begin with parts were trained. Only reading is
-# hardly learned among all kinds; large pictures, what is unusual in them, and letters that a cut
-# goes through come last.
-FROM_PARTS = (
-    Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
-    Stage(0.25, {"small": 1}, ALL_KINDS),
-    Stage(0.5, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
-    Stage(0.69, {"word": 0.4, "small": 0.1, "large": 0.5}, ALL_KINDS | {"unusual": 6}),
-    Stage(
-        0.8,
-        {"word": 0.1, "small": 0.4, "large": 0.5},
-        {"unusual": 10, "describe": 2, "count": 2, "colour": 1, "shape": 1, "where": 2, "word": 1},
-    ),
-    Stage(
-        1.0,
-        {"word": 0.1, "strip": 0.2, "small": 0.05, "large": 0.65},
-        {"describe": 2, "count": 3, "colour": 1, "shape": 1, "where": 2, "unusual": 8, "word": 3},
-    ),
-)
 
 
 def sample_scene(
@@ -99,6 +46,10 @@ def sample_scene(
     """
     if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
+    if batch == "wide":
+        scene = world.random_scene(generator, split)
+        stretch = math.exp(generator.uniform(-1.0, 1.0) / 2)
+        return replace(scene, stretch=stretch), generator.randint(40, 150)
     if batch == "strip":
         grid = generator.choice(((2, 1), (1, 2)))
         scene = world.random_scene(generator, split, grid=grid, word=0.95)
@@ -116,7 +67,7 @@ def sample_questions(
     kinds, weights = list(shares), list(shares.values())
     questions: dict[str, Question] = {}
     for kind in generator.choices(kinds, weights, k=number):
-        if (question := KINDS[kind](scene, generator)) is not None:
+        if (question := (KINDS | BOX_KINDS)[kind](scene, generator)) is not None:
             questions.setdefault(question.text, question)
     return list(questions.values())
 
@@ -129,18 +80,34 @@ def with_instruction(question: Question, instruction: str, generator: random.Ran
 
 
 def encode_sample(
-    processor: Processor, image_inputs: ImageInputs, questions: list[Question], *, turns: bool
+    processor: Processor,
+    image_inputs: ImageInputs,
+    questions: list[Question],
+    *,
+    turns: bool,
+    frames: int = 0,
 ) -> dict[str, Tensor]:
-    """Return one sample: ids and the like (length), and who `sees` whom (length, length)."""
+    """Return one sample: ids and the like (length), and who `sees` whom (length, length).
+
+    It is about one picture, or about a video of so many `frames`.
+    """
+
+    def first_message(question: Question) -> Message:
+        return user_message(question.text, 0 if frames else 1, frames=frames)
+
+    def positions_of(ids: list[int]) -> Tensor:
+        positions = processor.position_ids(torch.tensor([ids]), image_inputs)
+        return positions.movedim(-2, 0)[0]  # (length), or a row for each dimension
+
     answers = [_answer_ids(processor, question) for question in questions]
     prompts = [
-        processor.input_ids([user_message(question.text, 1)], image_inputs)[0].tolist()
+        processor.input_ids([first_message(question)], image_inputs)[0].tolist()
         for question in questions
     ]
     shared = _shared_length(prompts)
     ids, labels = prompts[0][:shared], [IGNORED] * shared
     weights = [0.0] * shared
-    positions, blocks = list(range(shared)), [0] * shared
+    positions, blocks = [positions_of(ids)], [0] * shared
     messages: list[Message] = []
     for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         if turns and index:
@@ -148,18 +115,18 @@ def encode_sample(
             messages += [user_message(question.text)]
             prompt = processor.input_ids(messages, image_inputs)[0].tolist()[len(ids) :]
         else:
-            messages = [user_message(question.text, 1)]
+            messages = [first_message(question)]
             prompt = prompts[index][shared:]
-        start = len(ids) if turns else shared
+        sequence = (ids if turns else ids[:shared]) + prompt + answer
+        positions.append(positions_of(sequence)[..., -len(prompt + answer) :])
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + answer
         # An answer counts by the root of its length, or descriptions would drown the rest.
         weights += [0.0] * len(prompt) + [len(answer) ** -0.5] * len(answer)
-        positions += range(start, start + len(prompt) + len(answer))
         blocks += [0 if turns else index + 1] * (len(prompt) + len(answer))
     return {
         "input_ids": torch.tensor(ids),
-        "position_ids": torch.tensor(positions),
+        "position_ids": torch.cat(positions, dim=-1),
         "labels": torch.tensor(labels),
         "weights": torch.tensor(weights),
         "sees": _visible_mask(torch.tensor(blocks)),
@@ -188,7 +155,8 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     length = max(len(sample["input_ids"]) for sample in samples)
     padding = {"input_ids": 0, "position_ids": 0, "labels": IGNORED, "weights": 0.0}
     batch = {
-        name: torch.stack([_pad(sample[name], length, value) for sample in samples])
+        # Behind the dimensions of positions that have several.
+        name: torch.stack([_pad(sample[name], length, value) for sample in samples], dim=-2)
         for name, value in padding.items()
     }
     visible_masks = torch.eye(length, dtype=torch.bool).repeat(len(samples), 1, 1)
@@ -199,7 +167,7 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _pad(values: Tensor, length: int, value: float) -> Tensor:
-    return nn.functional.pad(values, (0, length - len(values)), value=value)
+    return nn.functional.pad(values, (0, length - values.shape[-1]), value=value)
 
 
 class Batches(IterableDataset[Batch]):
@@ -213,9 +181,11 @@ class Batches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
-        stages = FROM_PARTS if self.recipe.begins_with else FROM_NOTHING
-        for step in range(self.start, self.steps):
+        worker = get_worker_info()
+        first, apart = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in range(self.start + first, self.steps, apart):
             generator = random.Random(f"{self.seed} {step}")
+            stages = self.recipe.stages
             stage = next(stage for stage in stages if step < stage.until * self.steps)
             sort = generator.choices(list(stage.batches), list(stage.batches.values()))[0]
             yield make_batch(self.processor, self.recipe, generator, sort, stage.kinds)
@@ -229,10 +199,12 @@ def make_batch(
     kinds: Mapping[str, float],
 ) -> Batch:
     """Return a batch of a sort: the image encoder's inputs, what they show, questions."""
+    if sort == "clip":
+        return _clip_batch(processor, generator, recipe.batches[sort])
     images: list[ImageInputs] = []
     samples: list[dict[str, Tensor]] = []
     scenes: list[world.Scene] = []
-    scale = 1 if sort in IN_PIECES else generator.choice(recipe.scales)
+    scale = 1 if sort in NO_SQUARES else generator.choice(recipe.scales)
     while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
         if sort in ("word", "strip"):
@@ -245,18 +217,33 @@ def make_batch(
             with_instruction(question, recipe.instruction, generator) for question in questions
         ]
         picture = world.draw(scene, cell=cell * scale)
-        if sort not in IN_PIECES:
+        if sort not in NO_SQUARES:
             # A square, so that it is known where on the image encoder's canvas everything is.
-            picture = picture.resize((min(picture.size),) * 2)
+            # All of a batch are of one size, since their picture tokens are compared together.
+            picture = picture.resize((cell * scale * scene.grid[0],) * 2)
         images.append(processor.image_inputs([picture]))
         scenes.append(scene)
         if questions:
             turns = generator.random() < CONVERSATIONS
             samples.append(encode_sample(processor, images[-1], questions, turns=turns))
     batch: Batch = {"images": join_images(images)} | (collate(samples) if samples else {})
-    if sort not in IN_PIECES:
+    if sort not in NO_SQUARES:
         batch["shown"] = shown_words(processor, scenes)
     return batch
+
+
+def _clip_batch(processor: Processor, generator: random.Random, number: int) -> Batch:
+    """Return a batch of clips, each with the question what moves."""
+    images, samples = [], []
+    for _ in range(number):
+        clip = clips.random_clip(generator)
+        video = clips.draw_clip(clip, cell=generator.randint(48, 128))
+        question = clips.motion(clip, generator)
+        images.append(processor.image_inputs([video]))
+        samples.append(
+            encode_sample(processor, images[-1], [question], turns=False, frames=len(video))
+        )
+    return {"images": join_images(images)} | collate(samples)
 
 
 def join_images(images: list[ImageInputs]) -> ImageInputs:

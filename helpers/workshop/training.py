@@ -16,6 +16,7 @@ places) come before larger ones that are cut into tiles.
 import argparse
 import contextlib
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -29,10 +30,10 @@ from tqdm import tqdm
 from transformers.trainer_utils import set_seed
 
 from helpers.models.base import VisionLanguageModel
-from helpers.models.exported import Features
+from helpers.models.exported import Features, ImageInputs
 from helpers.models.families import family_of
-from helpers.shapes import world
-from helpers.shapes.questions import KINDS, sample_questions
+from helpers.shapes import clips, world
+from helpers.shapes.questions import BOX_KINDS, sample_questions
 from helpers.shapes.tokenizers import corpus
 from helpers.sources.checkpoints import BUNDLED, CARD, read_config, write_json
 from helpers.sources.saving import in_shards, save_tensors
@@ -103,8 +104,9 @@ def exact_shares(
     An answer is exact if every token is the most probable one given those before it, which is
     what greedy decoding would give.
     """
-    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
-    pairs = list(sample_questions(number, seed=seed, split=split))
+    kinds = RECIPES[family_of(model.processor.folder).bundled].kinds
+    right: dict[str, list[bool]] = {kind: [] for kind in kinds}
+    pairs = list(sample_questions(number, seed=seed, split=split, kinds=kinds))
     for start in range(0, number, 50):
         part = pairs[start : start + 50]
         images = [model.image_inputs([world.draw(scene)]) for scene, _ in part]
@@ -112,14 +114,49 @@ def exact_shares(
             encode_sample(model.processor, inputs, [question], turns=False)
             for inputs, (_, question) in zip(images, part, strict=True)
         ]
-        batch = _on_device_of(model, collate(samples) | {"images": join_images(images)})
-        logits = forward(model, batch, model.encode_images(**batch["images"]))
-        best = logits[:, :-1].argmax(-1)
-        labels = batch["labels"][:, 1:]
-        exact = ((best == labels) | (labels == IGNORED)).all(1).tolist()
-        for (_, question), value in zip(part, exact, strict=True):
-            right[question.kind].append(value)
+        best, labels = _best_tokens(model, samples, images)
+        for tokens, wanted, (_, question) in zip(best, labels, part, strict=True):
+            is_answer = wanted != IGNORED
+            if question.kind in BOX_KINDS:
+                text = model.processor.tokenizer.decode(tokens[is_answer])
+                right[question.kind].append(_same_box(text, question.answer))
+            else:
+                exact = (tokens == wanted) | ~is_answer
+                right[question.kind].append(bool(exact.all()))
     return {kind: sum(values) / max(1, len(values)) for kind, values in right.items()}
+
+
+@torch.inference_mode()
+def exact_motions(model: Model, number: int, *, seed: int = 1, split: str = "validation") -> float:
+    """Return the share of clips about which the answer is exact."""
+    right = 0
+    for video, question in clips.draw_clips(number, seed=seed, split=split):
+        inputs = model.image_inputs([video])
+        sample = encode_sample(model.processor, inputs, [question], turns=False, frames=len(video))
+        best, labels = _best_tokens(model, [sample], [inputs])
+        right += bool(((best == labels) | (labels == IGNORED)).all())
+    return right / number
+
+
+def _best_tokens(
+    model: Model, samples: list[dict[str, Tensor]], images: list[ImageInputs]
+) -> tuple[Tensor, Tensor]:
+    """Return the most probable token at each place (samples, length), and what belongs there."""
+    batch = _on_device_of(model, collate(samples) | {"images": join_images(images)})
+    logits = forward(model, batch, model.encode_images(**batch["images"]))
+    return logits[:, :-1].argmax(-1), batch["labels"][:, 1:]
+
+
+def _same_box(text: str, answer: str) -> bool:
+    """Return whether the boxes in two answers overlap enough."""
+    boxes = [
+        [float(number) for number in re.findall(r"\d+", words)[1:5]] for words in (text, answer)
+    ]
+    if len(boxes[0]) < 4:
+        return False
+    (a, b, c, d), (e, f, g, h) = boxes
+    both = max(0.0, min(c, g) - max(a, e)) * max(0.0, min(d, h) - max(b, f))
+    return both >= 0.7 * ((c - a) * (d - b) + (g - e) * (h - f) - both)
 
 
 def _on_device_of(model: Model, batch: Batch) -> Batch:
@@ -129,13 +166,18 @@ def _on_device_of(model: Model, batch: Batch) -> Batch:
     def moved(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: moved(part) for name, part in value.items()}
-        return [moved(part) for part in value] if isinstance(value, list) else value.to(device)
+        if isinstance(value, list):
+            return [moved(part) for part in value]
+        return value.to(device) if isinstance(value, Tensor) else value
 
     return {name: moved(value) for name, value in batch.items()}
 
 
-def train(family: str, *, run: Path, steps: int, seed: int = 0) -> Model:
-    """Train a model from random weights, or from where `run` left off."""
+def train(family: str, *, run: Path, steps: int, seed: int = 0, workers: int = 1) -> Model:
+    """Train a model from random weights, or from where `run` left off.
+
+    Batches are drawn by so many `workers`; they are the same, whatever their number.
+    """
     recipe, model = RECIPES[family], _first_model(family, run, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
@@ -151,7 +193,7 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0) -> Model:
     parts: Parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     start = _load_state(run / STATE, parts, device)
     data = Batches(model.processor, recipe, start=start, steps=steps, seed=seed)
-    loader = DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
+    loader = DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4)
     progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
     for step, batch in enumerate(progress, start + 1):
         # On a processor, the gradient of the fused kernel takes longer than that of its parts.
@@ -178,7 +220,7 @@ def _first_model(family: str, run: Path, seed: int) -> Model:
     """Return the model that training begins with; `run` gets its config if it has none."""
     recipe = RECIPES[family]
     if not (run / "config.json").exists():
-        recipe.write_files(run, corpus())
+        recipe.write_files(run, corpus(kinds=recipe.kinds))
     set_seed(seed)
     model = new_model(run)
     for other, beginning in recipe.begins_with.items():
@@ -243,12 +285,13 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, help="folder of the unfinished run (default runs/FAMILY)"
     )
+    parser.add_argument("--workers", type=int, default=1, help="how many processes draw batches")
     parser.add_argument("--output", type=Path, help="folder of the checkpoint (default: bundled)")
     arguments = parser.parse_args()
     run = arguments.run or Path("runs") / arguments.family
     started = time.monotonic()
     steps = arguments.steps or RECIPES[arguments.family].steps
-    model = train(arguments.family, run=run, steps=steps)
+    model = train(arguments.family, run=run, steps=steps, workers=arguments.workers)
     recipe = RECIPES[arguments.family]
     save(model, run, arguments.output or BUNDLED / arguments.family, recipe)
     report = {"steps": steps, "minutes": round((time.monotonic() - started) / 60, 1)}

@@ -23,8 +23,8 @@ from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.inputs.chat_templates import template_of
 from helpers.inputs.images import open_picture
-from helpers.inputs.messages import Frame
 from helpers.inputs.prompts import Template
+from helpers.inputs.video import Video
 from helpers.models.base import Processor, VisionLanguageModel
 from helpers.models.exported import ExportedParts, ImageInputs
 from helpers.models.families import Family
@@ -146,21 +146,20 @@ class InternVL2Processor(Processor):
             max_patches=self.config["max_dynamic_patch"],
         )
 
-    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Frame]) -> ImageInputs:
+    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Return the inputs of pictures, and of a video's frames, which are one tile each."""
-        if not any(isinstance(picture, Frame) for picture in pictures):
+        if not any(isinstance(picture, Video) for picture in pictures):
             return super().image_inputs(pictures)
         inputs = [self._media_inputs(picture) for picture in pictures]
         return {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
 
-    def _media_inputs(self, picture: Image.Image | str | Path | Frame) -> ImageInputs:
-        if not isinstance(picture, Frame):
+    def _media_inputs(self, picture: Image.Image | str | Path | Video) -> ImageInputs:
+        if not isinstance(picture, Video):
             return super().image_inputs([picture])
-        image = open_picture(picture.picture)
-        output = cast(Any, self.image_processor)(
-            [image], crop_to_patches=False, return_tensors="pt"
-        )
-        return {"pixel_values": output["pixel_values"], "tiles": torch.tensor([1])}
+        frames = [open_picture(frame) for frame in picture.frames]
+        output = cast(Any, self.image_processor)(frames, crop_to_patches=False, return_tensors="pt")
+        tiles = torch.ones(len(frames), dtype=torch.int64)
+        return {"pixel_values": output["pixel_values"], "tiles": tiles}
 
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Return `pixel_values` (tiles, 3, side, side) and `tiles`, the number for each picture."""

@@ -14,13 +14,14 @@ from transformers.models.mllama.modeling_mllama import (
     MllamaTextCrossAttention,
 )
 
+from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import cache_of
 from helpers.models.exported import (
     ExportedParts,
     Features,
     ImageInputs,
     PictureInputs,
-    RunImageEncoder,
+    RunPart,
 )
 from helpers.upstream.transformers import cache_argument
 
@@ -71,12 +72,13 @@ class MllamaExported(ExportedParts):
         """The keys and values of the pictures, which stay the same for all tokens."""
         return cross_names(len(self.processor.config["text_config"]["cross_attention_layers"]))
 
-    def encode_images(
-        self, run: RunImageEncoder, image_inputs: ImageInputs
-    ) -> list[PictureKeysValues]:
+    def encode_images(self, run: RunPart, image_inputs: ImageInputs) -> list[PictureKeysValues]:
         """Return each picture's keys and values."""
         tiles = image_inputs["aspect_ratio_mask"].sum(-1).flatten().tolist()
-        outputs = {name: value.chunk(len(tiles), 2) for name, value in run(image_inputs).items()}
+        outputs = {
+            name: value.chunk(len(tiles), 2)
+            for name, value in run(IMAGE_ENCODER, image_inputs).items()
+        }
         return [
             PictureKeysValues(number, {name: chunks[index] for name, chunks in outputs.items()})
             for index, number in enumerate(tiles)

@@ -1,0 +1,80 @@
+"""The stages of training: which pictures and which questions come when.
+
+What this module does not know: how a picture is drawn, and which family learns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ALL_KINDS = {
+    "describe": 3,
+    "count": 2,
+    "colour": 3,
+    "shape": 3,
+    "where": 2,
+    "unusual": 4,
+    "word": 2,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training up to a share of the steps: how often each sort of batch and question.
+
+    A batch is of pictures to `name`, of a `word` to read, of words on a `strip`, of `small`,
+    `large` or `wide` pictures, or of a `clip`.
+    """
+
+    until: float
+    batches: Mapping[str, float]
+    kinds: Mapping[str, float]
+
+
+FROM_NOTHING = (
+    Stage(0.06, {"name": 0.7, "word": 0.3}, {}),
+    # From what is there to its place, from a place to what is there, which is unlike the others,
+    # what is written: each is learned within a thousand steps of little else, and among all kinds
+    # hardly at all.
+    Stage(0.18, {"small": 1}, {"where": 1}),
+    Stage(0.27, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}),
+    Stage(0.34, {"small": 1}, {"unusual": 5, "describe": 2, "colour": 1, "shape": 1, "where": 1}),
+    Stage(0.45, {"word": 0.6, "small": 0.15, "large": 0.25}, ALL_KINDS),
+    Stage(1.0, {"word": 0.15, "small": 0.3, "large": 0.55}, ALL_KINDS),
+)
+
+# Lengths and shares settled while the models that begin with parts were trained. Only reading is
+# hardly learned among all kinds; large pictures, what is unusual in them, and letters that a cut
+# goes through come last.
+FROM_PARTS = (
+    Stage(0.08, {"name": 0.7, "word": 0.3}, {}),
+    Stage(0.25, {"small": 1}, ALL_KINDS),
+    Stage(0.5, {"word": 0.85, "small": 0.1, "large": 0.05}, ALL_KINDS),
+    Stage(0.69, {"word": 0.4, "small": 0.1, "large": 0.5}, ALL_KINDS | {"unusual": 6}),
+    Stage(
+        0.8,
+        {"word": 0.1, "small": 0.4, "large": 0.5},
+        {"unusual": 10, "describe": 2, "count": 2, "colour": 1, "shape": 1, "where": 2, "word": 1},
+    ),
+    Stage(
+        1.0,
+        {"word": 0.1, "strip": 0.2, "small": 0.05, "large": 0.65},
+        {"describe": 2, "count": 3, "colour": 1, "shape": 1, "where": 2, "unusual": 8, "word": 3},
+    ),
+)
+
+# For an image encoder that takes pictures at their own size, whose model gives boxes and reads
+# clips too. A box is a dozen digits, each of which has to be right: it takes longest.
+AT_OWN_SIZE = (
+    *FROM_NOTHING[:4],
+    Stage(0.42, {"word": 0.5, "small": 0.2, "large": 0.15, "wide": 0.15}, ALL_KINDS | {"box": 6}),
+    Stage(
+        0.6,
+        {"word": 0.1, "small": 0.25, "large": 0.25, "wide": 0.2, "clip": 0.2},
+        ALL_KINDS | {"box": 12},
+    ),
+    Stage(
+        1.0,
+        {"word": 0.12, "small": 0.16, "large": 0.32, "wide": 0.22, "clip": 0.18},
+        ALL_KINDS | {"box": 8, "unusual": 6},
+    ),
+)

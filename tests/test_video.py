@@ -1,0 +1,216 @@
+"""Videos: which frames are read, when they were taken, and what models get of them."""
+
+import json
+import sys
+import weakref
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers.errors import PictureError, QuestionError
+from helpers.inputs.messages import message_of, pictures_of, with_open_videos
+from helpers.inputs.video import Video, open_video, spread
+from helpers.models import load_processor
+from helpers.models.qwen3_vl import Qwen3VLProcessor
+from helpers.sources.checkpoints import BUNDLED, write_json
+from tests.golden_clips import CLIPS, GOLDEN, SIZES, draw_clip
+
+QUESTION = "What moves?"
+
+
+def everything(number: int, rate: float) -> range:
+    return range(number)
+
+
+def grey(level: int, size=(64, 48)) -> Image.Image:
+    return Image.new("RGB", size, (level, level, level))
+
+
+def levels(video: Video) -> list[int]:
+    return [frame.getpixel((9, 9))[0] for frame in video.frames]
+
+
+def write_coded(path, number: int, rate: int = 25, codec: str = "libx264") -> None:
+    """Write a video that becomes brighter by two levels a frame, with a key frame in ten."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options={"g": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(number):
+            frame = av.VideoFrame.from_image(grey(2 * index))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+# Beside the authors' processor
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_is_prepared_as_transformers_does(name, tmp_path):
+    """Pillow resizes pictures and torchvision tensors: they may differ by a level of 255."""
+    clip = CLIPS[name]
+    expected = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))[name]
+    processor = golden_processor(tmp_path, SIZES[clip.sizes])
+    video = Video(draw_clip(clip), [number / clip.rate for number in range(clip.frames)])
+    inputs = processor.image_inputs([video])
+    message = message_of(QUESTION, [], video)
+    assert processor.input_ids([message], inputs)[0].tolist() == expected["ids"]
+    assert inputs["image_grid_thw"].tolist() == [expected["grid"]]
+    patches = np.load(GOLDEN / "patches.npz")[name]
+    difference = (inputs["pixel_values"] * 127.5 + 127.5 - torch.from_numpy(patches)).abs()
+    is_resized = name in ("enlarged", "made smaller")
+    assert difference.max() <= (1.001 if is_resized else 1e-4)
+    assert (difference > 0.5).float().mean() <= 0.001  # measured: 0.0003 of the values
+
+
+def golden_processor(folder, sizes: dict) -> Qwen3VLProcessor:
+    """Return a processor with the golden tokenizer and these sizes of videos."""
+    for path in GOLDEN.glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    names = ("vision_start", "image", "vision_end", "video")
+    size = len(json.loads((GOLDEN / "vocab.json").read_text(encoding="utf-8"))) + 7
+    ids = {f"{name}_token_id": size - 4 + number for number, name in enumerate(names)}
+    write_json(folder / "video_preprocessor_config.json", {"size": sizes})
+    return Qwen3VLProcessor(folder, {"model_type": "qwen3_vl", **ids})
+
+
+def test_the_budget_counts_for_each_step(tmp_path):
+    processor = golden_processor(tmp_path, SIZES["class"])
+    processor.picture_tokens = 4
+    inputs = processor.image_inputs([Video([grey(9, (400, 200))] * 6)])
+    steps, rows, columns = inputs["image_grid_thw"][0].tolist()
+    assert (steps, rows * columns // 4) == (3, 2)  # 3 would have another shape
+
+
+def test_pictures_and_videos_stand_together(tmp_path):
+    processor = golden_processor(tmp_path, SIZES["small"])
+    video = Video([grey(9, (64, 32))] * 4)
+    inputs = processor.image_inputs([grey(3, (256, 256)), video])
+    assert inputs["image_grid_thw"].tolist() == [[1, 16, 16], [2, 2, 4]]
+    assert inputs["times"] == [[], [0.25, 1.25]]
+    assert [len(text) > 0 for text in processor.image_strings(inputs)] == [True, True]
+
+
+def test_a_frame_too_long_is_refused(tmp_path):
+    processor = golden_processor(tmp_path, SIZES["small"])
+    with pytest.raises(PictureError, match="more than 200 times as long .* cut it into pieces"):
+        processor.image_inputs([Video([grey(1, (402, 2))] * 2)])
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.mkv", "libx264"), ("a.mpg", "mpeg2video")],
+)
+def test_frames_of_coded_videos(tmp_path, name, codec):
+    write_coded(tmp_path / name, 100, codec=codec)
+    numbers = [0, 3, 17, 41, 42, 77, 99]
+    rates = []
+    video = open_video(tmp_path / name, lambda count, rate: rates.append((count, rate)) or numbers)
+    assert rates == [(100, 25.0)]
+    assert levels(video) == pytest.approx([2 * number for number in numbers], abs=4)
+    assert video.times == pytest.approx([number / 25 for number in numbers], abs=1e-6)
+    assert video.frames[5].getpixel((9, 9))[0] == pytest.approx(154, abs=3)
+    assert levels(Video(video.frames[1:3])) == pytest.approx([6, 34], abs=3)
+
+
+def test_a_video_that_was_cut_off_gives_what_there_is(tmp_path):
+    write_coded(tmp_path / "whole.mkv", 100)
+    content = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "half.mkv").write_bytes(content[: len(content) // 2])
+    video = open_video(tmp_path / "half.mkv", everything)
+    assert 10 < len(video) < 100
+    assert len(levels(video)) == len(video)
+
+
+def test_few_frames_are_in_memory(tmp_path, monkeypatch):
+    """A processor reads one frame after another of a long file."""
+    write_coded(tmp_path / "long.mp4", 120, rate=4)
+    processor = golden_processor(tmp_path, SIZES["small"])
+    video = open_video(tmp_path / "long.mp4", everything)
+    alive, most = [], []
+    monkeypatch.setattr("helpers.models.qwen3_vl.videos.open_picture", noting(alive, most))
+    assert processor.image_inputs([video])["image_grid_thw"][0, 0] == 60
+    assert len(most) == 120 and max(most) <= 4
+
+
+def noting(alive: list[weakref.ref], most: list[int]):
+    def note(frame: Image.Image) -> Image.Image:
+        alive.append(weakref.ref(frame))
+        most.append(sum(reference() is not None for reference in alive))
+        return frame
+
+    return note
+
+
+def test_pyav_is_imported_for_coded_videos_only(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    grey(1).save(tmp_path / "a.png")
+    assert len(open_video(tmp_path / "a.png", everything)) == 1
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+def test_frames_of_animations_have_their_times(tmp_path, ending):
+    pictures = [grey(25 * index) for index in range(10)]
+    durations = [100, 300, *[200] * 8]
+    options = {"save_all": True, "append_images": pictures[1:], "duration": durations}
+    pictures[0].save(tmp_path / f"a.{ending}", **options)
+    video = open_video(tmp_path / f"a.{ending}", lambda count, rate: [0, 1, 2, 9])
+    assert levels(video) == pytest.approx([0, 25, 50, 225], abs=4)
+    assert video.times == pytest.approx([0, 0.1, 0.4, 1.8])
+
+
+def test_a_folder_of_frames(tmp_path):
+    for index in range(10):
+        grey(25 * index).save(tmp_path / f"{index:03}.png")
+    processor = load_processor(BUNDLED / "internvl2")
+    video = open_video(tmp_path, processor.choose_frames)
+    expected = [0, 1, 2, 3, 4, 6, 7, 8]  # the formula by hand
+    assert levels(Video([Image.open(path) for path in video.frames])) == [25 * n for n in expected]
+    assert video.times == [number / 2 for number in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text.mp4", b"no video", "cannot be read as a video .* give another file"),
+        ("missing.mp4", None, "does not exist; give the path of a video"),
+        ("folder", "", "holds no pictures; put a video's frames there"),
+    ],
+)
+def test_what_is_no_video(tmp_path, name, content, message):
+    if content:
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        (tmp_path / name).mkdir()
+    with pytest.raises(PictureError, match=message):
+        open_video(tmp_path / name, everything)
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        samples = np.zeros((1, 800), dtype=np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(PictureError, match="has no pictures in it"):
+        open_video(tmp_path / "a.wav", everything)
+
+
+def test_frames_need_their_times():
+    with pytest.raises(QuestionError, match="2 frames but 1 times; give one time"):
+        Video([grey(1), grey(2)], [0.0])
+    with pytest.raises(QuestionError, match="no frames; give at least one"):
+        Video([])
+
+
+def test_a_video_in_a_message_may_be_a_file(tmp_path):
+    write_coded(tmp_path / "a.mp4", 20)
+    message = message_of(QUESTION, [], tmp_path / "a.mp4")
+    (video,) = pictures_of(with_open_videos(message, lambda count, rate: spread(range(count), 4)))
+    assert levels(video) == pytest.approx([4, 14, 24, 32], abs=3)
