@@ -252,7 +252,9 @@ def test_a_picture_that_is_cut_off(run, converted, tmp_path):
 def test_a_folder_that_was_not_converted(run, tmp_path, command):
     question = ["--question", "What?"] if command == "ask" else []
     result = run(command, tmp_path, *question)
-    assert_refused(result, "holds no finished conversion; `python -m helpers convert CHECKPOINT --output ")
+    assert_refused(
+        result, "holds no finished conversion; `python -m helpers convert CHECKPOINT --output "
+    )
 
 
 @pytest.mark.parametrize("number", ["0", "-5"])
