@@ -50,7 +50,7 @@ test: lint  ## Run all checks: the cheap ones first, then the notebooks
 	@$(BIN)/python -m pytest
 
 TORTURE := $(addprefix tests/test_,kills.py untrusted.py conversion.py recipes.py \
-	images_and_prompts.py tracing_and_stateful.py)
+	images_and_prompts.py tracing_and_stateful.py manifests.py)
 torture: $(VENV)/.checks  ## Break things on purpose, many times
 	@$(BIN)/python -m pytest --torture $(TORTURE)
 

@@ -1,0 +1,255 @@
+"""Proxies, other users, pages and servers: a page is there, and keeps what is its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+
+from helpers.errors import SettingsError
+from helpers.serve import controls, reach
+from helpers.serve.demo import build_page, open_page
+from tests.tiny import picture
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
+USUAL = (8, False, 0.7, 0.9)
+# Nothing answers there, so whoever asks it is refused.
+PROXIES = {
+    "http_proxy": "http://127.0.0.1:9",
+    "HTTP_PROXY": "http://user:secret@127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "HTTPS_PROXY": "socks5h://127.0.0.1:9",
+    "all_proxy": "socks4://127.0.0.1:9",
+    "https_proxy": "http://[::1]:9",
+}
+PAGE = """
+import sys, urllib.request
+from helpers.serve import demo
+from helpers.run.pipeline import VisionLanguagePipeline
+page = demo.build_page(VisionLanguagePipeline(sys.argv[1]), title="Small shapes")
+address = demo.open_page(page)
+print("Small shapes" in urllib.request.urlopen(address).read().decode())
+print(page.GRADIO_CACHE)
+"""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return this process's variables, without proxies and without its own folder for uploads."""
+    usual = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    del usual["GRADIO_TEMP_DIR"]
+    return usual | variables
+
+
+def run_page(*command: object, **variables: str) -> list[str]:
+    result = subprocess.run(
+        [*map(str, command)],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+ODD = "[::1],10.0.0.0/8"  # forms of NO_PROXY that not every program reads
+
+
+@pytest.mark.parametrize(
+    ("variable", "spared"),
+    [*((name, "") for name in PROXIES), ("http_proxy", "example.org"), ("http_proxy", ODD)],
+)
+def test_a_page_where_a_proxy_refuses(converted, variable, spared):
+    proxies = {variable: PROXIES[variable]} | ({"NO_PROXY": spared} if spared else {})
+    lines = run_page(sys.executable, "-c", PAGE, converted, **proxies)
+    assert lines[0] == "True"
+
+
+DOWNLOAD = """
+import sys
+from helpers.__main__ import main
+sys.exit(main(["convert", "OpenGVLab/InternVL2-1B", "--output", sys.argv[1], "--json"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "shown"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "socks5://127.0.0.1:9"),
+        ("https_proxy", "http://user:secret@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("HTTPS_PROXY", "http://user:se#cret@127.0.0.1:9", "http://127.0.0.1:9"),
+        ("HTTPS_PROXY", "socks4://127.0.0.1:9", "socks4://127.0.0.1:9"),
+    ],
+)
+def test_a_download_through_a_proxy_that_does_not_answer(tmp_path, variable, value, shown):
+    variables = {variable: value, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", DOWNLOAD, tmp_path / "made"],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"error: The hub cannot be reached through the proxy {shown} (")
+    assert "se" + "cret" not in error and "Traceback" not in result.stderr
+
+
+# Other users, other pages
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="no other user can be had here")
+def test_a_second_user(converted, tmp_path):
+    """The temporary folder is everybody's, and another user's `gradio` stands in it."""
+    if os.getuid():
+        pytest.skip("only the administrator can become another user")
+    (tmp_path / "gradio").mkdir(mode=0o755)
+    tmp_path.chmod(0o1777)
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o755)
+    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    script = tmp_path / "page.py"
+    script.write_text(
+        PAGE.split("page = ")[0] + "from pathlib import Path\n"
+        "from helpers.upstream.gradio import FOLDER\nprint(oct(FOLDER.stat().st_mode & 0o777))\n"
+        "import gradio as gr\nwith gr.Blocks() as page: gr.Markdown('x')\n"
+        "print(bool(demo.open_page(page)))\nprint(FOLDER)\n",
+        encoding="utf-8",
+    )
+    lines = run_page(*user, sys.executable, script, TMPDIR=str(tmp_path), HOME=str(tmp_path))
+    assert lines[:2] == ["0o700", "True"]
+    assert Path(lines[2]).parent == tmp_path and not Path(lines[2]).exists()
+
+
+def test_no_temporary_folder(tmp_path):
+    (tmp_path / "file").touch()
+    result = subprocess.run(
+        [sys.executable, "-c", "from helpers.serve import demo"],
+        env=environment(GRADIO_TEMP_DIR=str(tmp_path / "file")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = result.stderr.splitlines()[-1]
+    assert "SettingsError: No folder for uploads can be made (File exists); set GRADIO_TEMP" in last
+
+
+def test_two_pages_keep_the_same_picture_apart(pipeline, tmp_path):
+    picture().save(tmp_path / "photo.png")
+    pages = [build_page(pipeline, title=title) for title in ("One", "Two")]
+    clients = [Client(open_page(page), verbose=False, analytics_enabled=False) for page in pages]
+    file = [{"image": handle_file(tmp_path / "photo.png"), "caption": None}]
+    try:
+        chats = [
+            client.predict("What?", file, [], *USUAL, api_name="/ask")[0] for client in clients
+        ]
+        clients[0].close()
+        pages[0].close()
+        chat = clients[1].predict("And?", file, chats[1], *USUAL, api_name="/ask")[0]
+        assert len(chat) == 4 and "⚠️" not in str(chat)
+        folders = {Path(page.GRADIO_CACHE) for page in pages}
+        assert len(folders) == 2 and all(folder.stat().st_mode & 0o77 == 0 for folder in folders)
+    finally:
+        clients[1].close()
+        pages[1].close()
+
+
+# Ports and fields
+
+
+@pytest.mark.parametrize("port", [99999, 0, -1])
+def test_a_port_that_there_cannot_be(pipeline, port):
+    with pytest.raises(SettingsError, match=f"The port is {port}; it should be a number from 1 to"):
+        open_page(build_page(pipeline, title="x"), port=port)
+
+
+def test_a_port_that_is_taken(pipeline):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"The port {port} is taken; give another, or none"):
+            open_page(build_page(pipeline, title="x"), port=port)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ((None, False, 0.7, 0.9), "Maximum new tokens is empty; it should be from 1 to 512."),
+        ((8, True, None, 0.9), "Temperature is empty; it should be from 0.1 to 2."),
+        ((8, True, 9, 0.9), "Temperature is 9; it should be from 0.1 to 2."),
+        ((0, False, 0.7, 0.9), "Maximum new tokens is 0; it should be from 1 to 512."),
+        (("x", False, 0.7, 0.9), "Maximum new tokens is 'x'; it should be from 1 to 512."),
+    ],
+)
+def test_a_field_that_was_cleared(pipeline, values, sentence):
+    page = build_page(pipeline, title="x")
+    client = Client(open_page(page), verbose=False, analytics_enabled=False)
+    try:
+        chat, _ = client.predict("What?", [], [], *values, api_name="/ask")
+        assert sentence in str(chat[-1]) and len(chat) == 2
+        chat, _ = client.predict("What?", [], chat, 8, True, 2, 0.9, api_name="/ask")
+        assert "⚠️" not in str(chat[-1]) and len(chat) == 4
+    finally:
+        client.close()
+        page.close()
+
+
+def test_a_slider_s_whole_number():
+    slider = controls.Slider("seed", "Seed", 0, 10, value=0, step=1)
+    assert slider.options(3.0) == {"seed": 3}
+
+
+# A browser on another computer
+
+
+def test_how_a_page_is_reached(monkeypatch):
+    monkeypatch.setattr(reach.getpass, "getuser", lambda: "ana")
+    assert reach.ways(7860, {}) == []
+    (line,) = reach.ways(7860, {"SSH_CONNECTION": "10.0.0.2 50000 10.0.0.9 22"})
+    assert line.endswith(": ssh -N -L 7860:127.0.0.1:7860 ana@10.0.0.9")
+    (line,) = reach.ways(7860, {"SSH_CONNECTION": "10.0.0.2 50000 10.0.0.9 2222"})
+    assert line.endswith(": ssh -N -L 7860:127.0.0.1:7860 -p 2222 ana@10.0.0.9")
+    (line,) = reach.ways(7860, {"JUPYTERHUB_SERVICE_PREFIX": "/user/ana/"})
+    assert "/user/ana/proxy/7860/ instead of /user/ana/lab" in line
+    monkeypatch.setattr(reach, "find_spec", lambda name: None)
+    (line,) = reach.ways(7860, {"JUPYTERHUB_SERVICE_PREFIX": "/user/ana/"})
+    assert "jupyter-server-proxy" in line
+
+
+@pytest.mark.slow
+def test_below_jupyter_s_server(pipeline, tmp_path):
+    page = build_page(pipeline, title="Small shapes")
+    port = httpx.URL(open_page(page)).port
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        jupyter = free_socket.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"]
+    command += [f"--ServerApp.port={jupyter}", "--ServerApp.base_url=/user/ana/"]
+    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
+    command += ["--ServerApp.disable_check_xsrf=True"]
+    below = f"http://127.0.0.1:{jupyter}/user/ana/proxy/{port}"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(120):
+                time.sleep(0.5)
+                try:
+                    config = httpx.get(f"{below}/config").json()
+                    break
+                except (httpx.HTTPError, ValueError):
+                    pass
+            assert config["root"] == below
+            client = Client(f"{below}/", verbose=False, analytics_enabled=False)
+            chat, _ = client.predict("What?", [], [], *USUAL, api_name="/ask")
+            assert len(chat) == 2 and "⚠️" not in str(chat)
+            client.close()
+        finally:
+            server.terminate()
+            page.close()
