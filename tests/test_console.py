@@ -80,9 +80,9 @@ def test_an_original_s_name_is_a_download_of_it(monkeypatch):
 def test_json_alone_on_stdout_where_something_is_downloaded(checkpoint, tmp_path):
     hub = Hub({"someone/internvl2": checkpoint})
     with hub.served() as endpoint:
+        options = ["--json", "--precision", "fp16", "--output", str(tmp_path / "made")]
         result = subprocess.run(
-            [sys.executable, "-m", "helpers", "convert", "someone/internvl2", "--json"]
-            + ["--precision", "fp16", "--output", str(tmp_path / "made")],
+            [sys.executable, "-m", "helpers", "convert", "someone/internvl2", *options],
             env=os.environ
             | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
             | {"HF_HUB_DISABLE_XET": "1"},
