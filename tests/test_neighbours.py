@@ -171,10 +171,10 @@ def test_a_port_that_there_cannot_be(pipeline, port):
 
 
 def test_a_port_that_is_taken(pipeline):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with pytest.raises(SettingsError, match=f"The port {port} is taken; give another, or none"):
             open_page(build_page(pipeline, title="x"), port=port)
 
