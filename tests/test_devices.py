@@ -78,7 +78,9 @@ def test_the_reasons_as_a_table(computer):
     assert all(row["why"] for row in rows)
 
 
-@pytest.mark.parametrize("name", ["CPU", "cpu", "Gpu.1", "auto"])
+@pytest.mark.parametrize(
+    "name", ["CPU", "cpu", "Gpu.1", "auto", "GPU", "AUTO:GPU,CPU", "auto:gpu.1,cpu", "AUTO:-GPU"]
+)
 def test_a_device_that_is_offered_is_written_as_openvino_does(name):
     assert check_device(name, COMPUTERS["two GPUs"]) == name.upper()
 
@@ -91,6 +93,10 @@ def test_a_device_that_is_offered_is_written_as_openvino_does(name):
         ("two GPUs", "GPU.2", "'GPU.2' cannot be used; use AUTO, CPU, GPU.0, GPU.1"),
         ("a CPU", "toaster", "'toaster' cannot be used; use AUTO, CPU"),
         ("a CPU", "", "'' cannot be used"),
+        ("a CPU", None, "None cannot be used; use AUTO, CPU"),
+        ("two GPUs", "MULTI:CPU", "'MULTI:CPU' cannot be used; use CPU"),
+        ("two GPUs", "AUTO:AUTO", "'AUTO:AUTO' cannot be used"),
+        ("a CPU", "AUTO:GPU,CPU", "cannot be used: OpenVINO sees no GPU here"),
         ("no CPU", "CPU", "'CPU' cannot be used: OpenVINO sees no CPU here.*; use AUTO, GPU"),
     ],
 )
@@ -180,16 +186,11 @@ def test_an_interrupt_after_models_are_gone(converted):
     assert (process.returncode, process.stdout) == (0, "interrupted\n"), process.stderr
 
 
-ONE_THREAD = """
-import sys
-from helpers import VisionLanguagePipeline
-pipeline = VisionLanguagePipeline(sys.argv[1], properties={"INFERENCE_NUM_THREADS": 1})
-print(len(pipeline.ask("What?", max_new_tokens=3).token_ids))
-"""
+@pytest.mark.parametrize(("name", "value"), [("GPU", "GPU.0"), ("auto:gpu,cpu", "AUTO:GPU,CPU")])
+def test_a_notebook_s_device_where_there_are_two_gpus(monkeypatch, name, value):
+    monkeypatch.setenv("VLM_DEVICE", name)
+    assert choose_device(COMPUTERS["two GPUs"]).value == value
 
 
-def test_one_thread_runs_a_folder_of_16_bits(converted):
-    """Where the processor has AMX, this ended the process (openvino#33300)."""
-    command = [sys.executable, "-c", ONE_THREAD, str(converted)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (process.returncode, process.stdout) == (0, "3\n"), process.stderr
+def test_the_only_gpu_as_the_first_of_several():
+    assert check_device("GPU.0", COMPUTERS["a CPU and a GPU"]) == "GPU.0"

@@ -72,7 +72,7 @@ class Client:
             timeout=120,
         )
         assert result.returncode == 0, result.stderr
-        self.output = result.stdout
+        self.output = result.stderr
         return result.stdout.splitlines()[-1]
 
     def find(self, names: Sequence[str], **environment: str) -> dict[str, dict[str, str]]:

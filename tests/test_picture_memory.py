@@ -52,8 +52,8 @@ def check(measure, family: str, picture: Image.Image, path) -> str | None:
     size = picture.size
     options = {"compress_level": 1} if path.suffix == ".png" else {}
     picture.save(path, **options)
-    taken, refusal = measure(family, path)
-    assert taken <= PIXEL * size[0] * size[1] + BESIDE, (family, size, picture.mode, taken)
+    memory, refusal = measure(family, path)
+    assert memory <= PIXEL * size[0] * size[1] + BESIDE, (family, size, picture.mode, memory)
     assert refusal is None or "too long and narrow" in refusal
     path.unlink()
     return refusal

@@ -63,8 +63,8 @@ def streamed(tokenizer, ids: list[int]) -> tuple[list[str], str]:
 @pytest.mark.parametrize("text", TEXTS)
 def test_pieces_are_the_text(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    pieces, whole = streamed(tokenizer, ids)
-    assert "".join(pieces) == whole == tokenizer.decode(ids, skip_special_tokens=True)
+    pieces, answer = streamed(tokenizer, ids)
+    assert "".join(pieces) == answer == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -72,9 +72,9 @@ def test_cut_anywhere_pieces_are_the_text(tokenizer, text):
     """The limit of tokens may cut a character; what there is of it is left out."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     for length in range(len(ids)):
-        pieces, whole = streamed(tokenizer, ids[:length])
-        assert "".join(pieces) == whole and "\ufffd" not in whole
-        assert tokenizer.decode(ids, skip_special_tokens=True).startswith(whole)
+        pieces, answer = streamed(tokenizer, ids[:length])
+        assert "".join(pieces) == answer and "\ufffd" not in answer
+        assert tokenizer.decode(ids, skip_special_tokens=True).startswith(answer)
 
 
 @pytest.mark.parametrize(

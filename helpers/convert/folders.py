@@ -76,9 +76,9 @@ class Unfinished:
         for name in (UNFINISHED_MANIFEST, MANIFEST) if resume else ():
             with contextlib.suppress(CheckpointError):
                 self._take_over(read_json(self.folder / name))
-        kept = (*self.manifest["files"], HOLDER, UNFINISHED_MANIFEST)
+        names = (*self.manifest["files"], HOLDER, UNFINISHED_MANIFEST)
         for path in self.folder.iterdir():
-            if path.name not in kept:
+            if path.name not in names:
                 path.unlink()
         self._write()
 

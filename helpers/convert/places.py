@@ -164,8 +164,9 @@ class Place:
     def leftovers(self) -> list[Path]:
         """Return what is ours here of conversions that did not end well."""
         paths = [path for path in (self.folder, self.replaced) if is_ours(path)]
-        with_lock = self._lock_is_empty() and (paths or holds_conversion(self.output))
-        return [*paths, self.lock] if with_lock else paths
+        if not paths and self._lock_is_empty() and holds_conversion(self.output):
+            return [self.lock]  # beside a folder it goes with that, without a word
+        return paths
 
     def clean(self) -> list[Path]:
         """Remove what is ours here and return what it was; nothing while a process writes."""

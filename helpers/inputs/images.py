@@ -48,9 +48,9 @@ def name_of(source: Picture) -> str:
     if isinstance(source, Image.Image) or hasattr(source, "read"):
         return "The picture"
     is_short = source is None or isinstance(source, int | float)
-    shown = repr(source) if is_short else f"An object of type {type(source).__name__}"
+    words = repr(source) if is_short else f"An object of type {type(source).__name__}"
     raise PictureError(
-        f"{shown} is not a picture; give the path of one, an open file or a PIL picture "
+        f"{words} is not a picture; give the path of one, an open file or a PIL picture "
         "(Image.fromarray makes one of an array)."
     )
 
@@ -136,17 +136,17 @@ def _grey(picture: Image.Image) -> Image.Image:
 
 def _white(picture: Image.Image) -> float:
     """Return the value that is white: 1, 255, 65535, or the highest that there is."""
-    high, total, whole = 0.0, 0.0, True
+    high, total, integral = 0.0, 0.0, True
     for box in _strips(picture.size):
         values = _values(picture, box)
         values = values[np.isfinite(values)]
         high = max(high, values.max(initial=0))
         total += values.sum()
-        whole = whole and bool((values == values.round()).all())
+        integral = integral and bool((values == values.round()).all())
     if picture.mode != "F":
         return max(high, 255 if high <= 255 else 65535)
     mean = total / math.prod(picture.size)
-    return 1.0 if high <= 1 or (not whole and mean <= _DARK) else max(high, 255)
+    return 1.0 if high <= 1 or (not integral and mean <= _DARK) else max(high, 255)
 
 
 def _values(picture: Image.Image, box: Box) -> NDArray[np.float64]:

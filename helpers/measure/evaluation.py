@@ -24,6 +24,7 @@ from helpers.inputs.questions import PictureQuestion
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import collate
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.replies import text_of
 
 Model = VisionLanguageModel[Any] | VisionLanguagePipeline  # which have the same calls
 T = TypeVar("T")
@@ -62,8 +63,8 @@ def answer(
                 model, max_new_tokens, output_logits=True, return_dict_in_generate=True
             ),
         )
-        decoded = model.processor.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-        texts += [text.strip() for text in decoded]
+        tokenizer = model.processor.tokenizer
+        texts += [text_of(tokenizer, token_ids) for token_ids in output.sequences.tolist()]
         logits.append(output.logits[0].float())
         report(start + len(part))
     return Answers(texts, torch.cat(logits))

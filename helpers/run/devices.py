@@ -66,9 +66,9 @@ def check_device(name: str, available: Mapping[str, str] | None = None) -> str:
     `GPU` is the first of several, and `AUTO:GPU,CPU` or `AUTO:-GPU` say what AUTO chooses from.
     """
     devices = {device.name: device for device in list_devices(available)}
-    whole = str(name).upper().replace(" ", "")
-    kind, _, candidates = whole.partition(":")
-    parts = candidates.split(",") if kind == "AUTO" and candidates else [whole]
+    canonical = str(name).upper().replace(" ", "")
+    kind, _, candidates = canonical.partition(":")
+    parts = candidates.split(",") if kind == "AUTO" and candidates else [canonical]
     if candidates:
         del devices["AUTO"]
     for part in parts:
@@ -77,7 +77,7 @@ def check_device(name: str, available: Mapping[str, str] | None = None) -> str:
             offered = ", ".join(device.name for device in devices.values() if device.offered)
             reason = f": {device.reason}" if device else ""
             raise DeviceError(f"The device {name!r} cannot be used{reason}; use {offered}.")
-    return whole
+    return canonical
 
 
 def _find(name: str, devices: Mapping[str, Device]) -> Device | None:

@@ -5,7 +5,7 @@ What this module does not know: how an answer is computed, and what a conversati
 
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -222,6 +222,15 @@ class Decoder:
         piece = text[len(self.text) :] if text.startswith(self.text) else ""
         self.text += piece
         return piece
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """Return the text of an answer's tokens, as its pieces joined would be."""
+    decoder = Decoder(tokenizer)
+    for token in token_ids:
+        decoder.add([token])
+    decoder.end()
+    return decoder.text.strip()
 
 
 class AnswerStreamer(BaseStreamer):

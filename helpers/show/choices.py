@@ -92,10 +92,10 @@ def choose_device(available: Mapping[str, str] | None = None) -> Choice:
         )
         for device in list_devices(available)
     ]
-    asked = os.environ.get("VLM_DEVICE", "")
-    if ":" in asked:
-        name = check_device(asked, available)
-        options.append(Option(name, name, "OpenVINO decides among these", aliases=(asked,)))
+    request = os.environ.get("VLM_DEVICE", "")
+    if ":" in request:
+        name = check_device(request, available)
+        options.append(Option(name, name, "OpenVINO decides among these", aliases=(request,)))
     default = "CPU" if "CPU" in available else "AUTO"
     return Choice("Device", options, default=default, variable="VLM_DEVICE")
 

@@ -22,7 +22,7 @@ from helpers.sources.checkpoints import read_json
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks" / "full-size"
 # A token may take so many times as long as before, in times of its floor, which other programs on
-# the computer slow down too. Runs of one commit differed by 11 % at most.
+# the computer slow down too.
 MARGIN = 1.25
 
 

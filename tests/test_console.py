@@ -1,0 +1,95 @@
+"""What the command line writes and where: any encoding, files that cannot be written, options."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from helpers.__main__ import main
+from helpers.errors import SettingsError
+from helpers.graphs.presets import find_preset
+from helpers.models.families import find_checkpoint
+from tests.hub_server import Hub
+
+
+@pytest.fixture
+def chinese(converted, tmp_path):
+    """Return a conversion of a checkpoint whose name few encodings have."""
+    folder = shutil.copytree(converted, tmp_path / "made")
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["source"]["name"] = "模型 😀"
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "gbk", "utf-8"])
+def test_a_console_that_lacks_a_character(chinese, encoding):
+    variables = {"PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "helpers", "info", chinese]
+    result = subprocess.run(command, env=os.environ | variables, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    name = "模型 😀".encode(encoding, "backslashreplace")
+    assert result.stdout.startswith(b"made of " + name + b" with openvino")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")  # noqa: PTH110
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written(converted, unbuffered):
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        result = subprocess.run(
+            [sys.executable, "-m", "helpers", "info", converted],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr == "error: The output cannot be written (No space left on device).\n"
+
+
+def test_a_benchmark_s_file_is_tried_before_the_work(tmp_path, capsys):
+    place = tmp_path / "results" / "bench.json"
+    assert main(["benchmark", "internvl2-1b", "--output", str(place)]) == 1
+    error = capsys.readouterr().err
+    assert (
+        error
+        == f"error: {place} cannot be written (No such file or directory); give another file.\n"
+    )
+
+
+@pytest.mark.parametrize("changes", [{"group_size": 64}, {"ratio": 0.8}])
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_settings_of_4_bits_where_there_are_none(name, changes):
+    with pytest.raises(SettingsError, match="Only weights in 4 bits have a (group size|ratio)"):
+        find_preset(name, **changes)
+
+
+def test_an_original_s_name_is_a_download_of_it(monkeypatch):
+    names = []
+    monkeypatch.setattr("helpers.models.families.download", names.append)
+    find_checkpoint("internvl2_1b")
+    assert names == ["OpenGVLab/InternVL2-1B"]
+
+
+@pytest.mark.slow
+def test_json_alone_on_stdout_where_something_is_downloaded(checkpoint, tmp_path):
+    hub = Hub({"someone/internvl2": checkpoint})
+    with hub.served() as endpoint:
+        options = ["--json", "--precision", "fp16", "--output", str(tmp_path / "made")]
+        result = subprocess.run(
+            [sys.executable, "-m", "helpers", "convert", "someone/internvl2", *options],
+            env=os.environ
+            | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+            | {"HF_HUB_DISABLE_XET": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["folder"] == str(tmp_path / "made")
+    assert "to download" in result.stderr
