@@ -115,8 +115,8 @@ def message_of(
     if not isinstance(question, str | Mapping):
         raise QuestionError(EMPTY)
     parts: list[object] = [{"type": "image", "image": picture} for picture in images]
-    is_file = isinstance(video, str | Path)
-    parts += [{"type": "video", "video": video}] if is_file or len(video) else []
+    if isinstance(video, str | Path) or len(video):
+        parts.append({"type": "video", "video": video})
     if isinstance(question, str):
         message: Message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     elif parts:

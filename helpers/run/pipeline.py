@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError
 from helpers.graphs.core import core, run_model
-from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.part_names import LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Message
 from helpers.inputs.video import Video
