@@ -47,7 +47,7 @@ def boxes_in(answer: str) -> list[Box]:
     at its edge, sides in the wrong order are turned.
     """
     matches = list(_BOX.finditer(answer))
-    ends = [match.start() for match in matches[1:]] + [len(answer)]
+    ends = [*(match.start() for match in matches[1:]), len(answer)][: len(matches)]
     boxes, start = [], 0
     for match, end in zip(matches, ends, strict=True):
         before, after = answer[start : match.start()], answer[match.end() : end]

@@ -21,7 +21,7 @@ from helpers.models.exported import ImageInputs
 from helpers.sources.checkpoints import Config
 
 # What the class says where no file does.
-SHIPPED = {
+SHIPPED: Config = {
     "size": {"shortest_edge": 131_072, "longest_edge": 786_432},
     "fps": 2,
     "min_frames": 4,
