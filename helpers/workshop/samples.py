@@ -30,6 +30,8 @@ CONVERSATIONS = 0.25  # of the samples: several turns
 INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
 # Batches of pictures that are no square, or that image encoders may cut.
 NO_SQUARES = ("strip", "large", "wide", "clip")
+LONGEST_SHAPE = 8  # times as long as it is wide, a place of a `wide` picture
+SHORTEST_PLACE, LONGEST_PLACE = 32, 256  # its sides in pixels
 IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
 
@@ -47,9 +49,10 @@ def sample_scene(
     if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
     if batch == "wide":
-        scene = world.random_scene(generator, split)
-        stretch = math.exp(generator.uniform(-1.0, 1.0) / 2)
-        return replace(scene, stretch=stretch), generator.randint(40, 150)
+        ratio = math.exp(generator.uniform(-1.0, 1.0) * math.log(LONGEST_SHAPE) / 2)
+        longer = max(ratio, 1 / ratio)
+        size = generator.uniform(SHORTEST_PLACE * longer, min(150, LONGEST_PLACE / longer))
+        return replace(world.random_scene(generator, split), stretch=ratio), round(size)
     if batch == "strip":
         grid = generator.choice(((2, 1), (1, 2)))
         scene = world.random_scene(generator, split, grid=grid, word=0.95)
