@@ -13,8 +13,8 @@ from PIL import Image
 
 from helpers.errors import PictureError
 from helpers.inputs.images import open_picture
-from helpers.models.base import Processor
 from helpers.models.families import families
+from helpers.models.processors import Processor
 from helpers.resources import return_freed_memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

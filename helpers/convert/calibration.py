@@ -23,7 +23,7 @@ from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDD
 from helpers.graphs.stateful import BEAM_INPUT
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import Sample
-from helpers.models.base import Processor
+from helpers.models.processors import Processor
 
 PROMPT = "What is in the picture?"
 _TRAINING = "train"  # the split of a data set that samples come from, never the one for testing

@@ -6,6 +6,7 @@ family has.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,8 @@ class DecoderWithCache(nn.Module):
         return output.logits, *self.present(output.past_key_values)
 
     @staticmethod
-    def present(cache: DynamicCache) -> list[Tensor]:
-        """Return each layer's keys and values (key 0, value 0, key 1, ...)."""
+    def present(cache: Any) -> list[Tensor]:
+        """Return each layer's keys and values (key 0, value 0, key 1, ...) of a `DynamicCache`."""
         return [t for layer in cache.layers for t in (layer.keys, layer.values)]
 
 

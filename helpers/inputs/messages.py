@@ -98,7 +98,7 @@ def pictures_in(pictures: Pictures) -> list[Any]:
 
 def video_of(video: Video | Pictures) -> Video:
     """Return a video as it is, or frames as a video."""
-    return video if isinstance(video, Video) else Video(video)
+    return video if isinstance(video, Video) else Video(pictures_in(video))
 
 
 def with_open_videos(message: Message, choose: Choose) -> Message:
@@ -123,8 +123,8 @@ def message_of(
     if not isinstance(question, str | Mapping):
         raise QuestionError(EMPTY)
     parts: list[object] = [{"type": "image", "image": image} for image in pictures_in(images)]
-    has_video = isinstance(video, str | Path) or (video is not None and len(video) > 0)
-    parts += [{"type": "video", "video": video}] if has_video else []
+    if isinstance(video, str | Path | Video) or pictures_in(video):
+        parts.append({"type": "video", "video": video})
     if isinstance(question, str):
         message: Message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     elif parts:

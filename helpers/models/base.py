@@ -6,227 +6,26 @@ what is exported.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from helpers.errors import CheckpointError, QuestionError, reason_of
+from helpers.errors import CheckpointError, reason_of
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
-from helpers.inputs.images import open_picture
-from helpers.inputs.messages import Message, user_message
-from helpers.inputs.prompts import Template, encode
-from helpers.inputs.video import Video, spread
-from helpers.models.exported import ExportedParts, Features, ImageInputs
+from helpers.inputs.video import Video
+from helpers.models.exported import Features, ImageInputs
+from helpers.models.processors import Processor
 from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
 from helpers.sources.tensors import open_tensors
-
-_SMALL = Image.new("RGB", (8, 8))
-FRAMES = 8  # of a video that a model is given, as in the examples of InternVL's model cards
-
-
-class Processor(ABC):
-    """Turn pictures and messages into what a model takes; knows no weights."""
-
-    exported_class: type[ExportedParts] = ExportedParts
-    most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
-    picture_tokens: int | None = None  # that a picture may become at most; None: its files' limit
-
-    def __init__(self, folder: Path, config: Config) -> None:
-        self.folder = Path(folder)
-        self.config = config
-
-    # What a family says
-
-    @abstractmethod
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the checkpoint's tokenizer, from its own files and without its code."""
-
-    @property
-    @abstractmethod
-    def template(self) -> Template:
-        """The words around each turn."""
-
-    @property
-    @abstractmethod
-    def image_token_id(self) -> int:
-        """The token that stands where a row of picture features goes."""
-
-    @property
-    @abstractmethod
-    def context_length(self) -> int:
-        """How many tokens a conversation may have."""
-
-    @abstractmethod
-    def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
-        """Turn RGB pictures into what the image encoder takes."""
-
-    @abstractmethod
-    def image_strings(self, image_inputs: ImageInputs) -> Sequence[str | list[int]]:
-        """Return for each picture the special tokens that stand for it in a prompt, or ids."""
-
-    def choose_frames(self, number: int, rate: float) -> list[int]:
-        """Return which of a video's `number` frames, `rate` a second, the model looks at."""
-        return spread(range(number), FRAMES)
-
-    # What all families share
-
-    @cached_property
-    def exported(self) -> ExportedParts:
-        """How the exported parts are called."""
-        return self.exported_class(self)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer, in which every added token is a special one.
-
-        Some are not in their files (Phi-3's `</s>`, MiniCPM's `<AI>`), and a question that has
-        such a word would begin or end a turn.
-        """
-        tokenizer = self.load_tokenizer()
-        plain = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
-        for token in plain:
-            token.special = True
-        tokenizer.add_tokens(plain, special_tokens=True)
-        return tokenizer
-
-    def check(self) -> None:
-        """Prepare a small picture and a question, so that bad files are found before long work.
-
-        Raises a `CheckpointError` where the tokenizer's files are missing or damaged, and where
-        the config does not describe how pictures and prompts are prepared.
-        """
-        self._try("The tokenizer's files", lambda: self.stop_token_ids)
-        self.check_pictures()
-        inputs = self.image_inputs([_SMALL])
-        self._try("The tokenizer's files", lambda: self.input_ids([user_message("", 1)], inputs))
-
-    def check_pictures(self) -> None:
-        """Raise a `CheckpointError` where the config does not say how pictures are prepared."""
-        self._try("config.json", lambda: self.image_inputs([_SMALL]))
-
-    def _try(self, files: str, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except CheckpointError:
-            raise
-        except Exception as error:  # what libraries raise for bad files has nothing in common
-            raise CheckpointError(
-                f"{files} in {self.folder} cannot be used ({reason_of(error)}); "
-                "download the checkpoint again."
-            ) from None
-
-    @property
-    def stop_token_ids(self) -> list[int]:
-        """The tokens that end an answer: the template's and the tokenizer's own."""
-        end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end.strip())
-        return sorted({end, self.tokenizer.eos_token_id} - {None})
-
-    def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
-        """Turn pictures, right way up and RGB, into the image encoder's inputs.
-
-        Raises `QuestionError` for a video where the family reads none.
-        """
-        images = []
-        for picture in pictures:
-            if isinstance(picture, Video):
-                raise QuestionError("This model reads no video; give it single pictures.")
-            images.append(open_picture(picture))
-        return self.pixels(images)
-
-    def input_ids(
-        self, messages: Sequence[Message], image_inputs: ImageInputs | None = None
-    ) -> Tensor:
-        """Return the prompt of `messages` as ids (1, length), with room for the pictures."""
-        images = self.image_strings(image_inputs) if image_inputs else []
-        return torch.tensor([encode(self.tokenizer, self.template.pieces(messages), images)])
-
-    def picture_positions(self, input_ids: Tensor) -> Tensor:
-        """Return where rows of picture features go, as booleans shaped as `input_ids`."""
-        return input_ids == self.image_token_id
-
-    def position_ids(self, input_ids: Tensor, image_inputs: ImageInputs | None = None) -> Tensor:
-        """Return the positions of a prompt's tokens, shaped as `input_ids`: they are counted.
-
-        A family whose pictures have positions of their own says more.
-        """
-        return torch.ones_like(input_ids).cumsum(1) - 1
-
-    def text_ids(self, input_ids: Tensor) -> Tensor:
-        """Return ids that all have embeddings; what is a picture's place only is replaced."""
-        return input_ids.clamp(min=0)
-
-    def turn_ids(
-        self, message: Message, image_inputs: ImageInputs | None = None, *, first: bool = True
-    ) -> list[int]:
-        """Return the ids of one user's message up to where the answer starts.
-
-        After the `first` turn there is no system message, and earlier turns keep the ids they have.
-        """
-        images = self.image_strings(image_inputs) if image_inputs else []
-        pieces = self.template.pieces([message], first=first)
-        return encode(self.tokenizer, pieces, images, first=first)
-
-    @property
-    def end_of_answer_ids(self) -> list[int]:
-        """The ids that close an answer which did not end by itself."""
-        encoding = self.tokenizer(self.template.assistant_end, add_special_tokens=False)
-        return cast(list[int], encoding["input_ids"])
-
-    def prepare(
-        self,
-        input_ids: Tensor,
-        embed_tokens: Callable[[Tensor], Tensor],
-        features: Features | None = None,
-    ) -> dict[str, Tensor]:
-        """Return all that a language model takes for a prompt with these picture features."""
-        embeddings = self.embed(input_ids, embed_tokens, features)
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
-        return {
-            "inputs_embeds": embeddings,
-            "attention_mask": mask,
-            "position_ids": mask.cumsum(1) - 1,
-        }
-
-    def embed(
-        self,
-        input_ids: Tensor,
-        embed_tokens: Callable[[Tensor], Tensor],
-        features: Features | None = None,
-    ) -> Tensor:
-        """Return the embeddings (batch, length, hidden) of a prompt with these picture features."""
-        embeddings = embed_tokens(self.text_ids(input_ids))
-        return embeddings if features is None else self.merge(input_ids, embeddings, features)
-
-    def merge(self, input_ids: Tensor, embeddings: Tensor, features: Features) -> Tensor:
-        """Put the rows of `features` in order at the picture positions of `embeddings`."""
-        positions = self.picture_positions(input_ids)
-        rows = torch.cat(list(features))
-        if int(positions.sum()) != len(rows):
-            raise CheckpointError(
-                f"The prompt has room for {int(positions.sum())} picture tokens, "
-                f"but the image encoder gave {len(rows)}."
-            )
-        merged = embeddings.clone()
-        merged[positions] = rows.to(embeddings.dtype)
-        return merged
-
-
-def set_bos(tokenizer: Any, *, added: bool) -> None:
-    """Set whether `tokenizer` puts BOS in front of a text.
-
-    transformers defines a setter for the property, which mypy does not recognise as one.
-    """
-    tokenizer.add_bos_token = added
 
 
 @dataclass(frozen=True)

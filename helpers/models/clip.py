@@ -23,8 +23,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessorP
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
-from helpers.models.base import Processor, VisionLanguageModel, WeightFiles
+from helpers.models.base import VisionLanguageModel, WeightFiles
 from helpers.models.exported import Features, ImageInputs
+from helpers.models.processors import Processor
 from helpers.models.squares import cropped_square, padded_square
 from helpers.sources.checkpoints import Config, read_config
 from helpers.sources.hub import download

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER
 
 if TYPE_CHECKING:
-    from helpers.models.base import Processor
+    from helpers.models.processors import Processor
 
 # What an image encoder takes, by name: tensors, or lists of them where sizes differ.
 ImageInputs = dict[str, Any]

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from helpers.errors import CheckpointError, SettingsError
-from helpers.models.base import Processor, VisionLanguageModel
+from helpers.models.base import VisionLanguageModel
+from helpers.models.processors import Processor
 from helpers.sources.checkpoints import BUNDLED, Config, read_config, read_json
 from helpers.sources.hub import download
 

@@ -27,7 +27,7 @@ from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.inputs.prompts import IMAGE, Template
-from helpers.models.base import Processor, VisionLanguageModel, set_bos
+from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import ExportedParts, ImageInputs, RunPart
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.minicpm_v2_vision import (
@@ -37,6 +37,7 @@ from helpers.models.minicpm_v2_vision import (
     bicubic_weights,
     vision_config,
 )
+from helpers.models.processors import Processor, set_bos
 from helpers.models.slices import Slicing, slice_picture
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule

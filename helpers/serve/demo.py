@@ -16,7 +16,7 @@ from PIL import Image
 from helpers.errors import SettingsError
 from helpers.inputs.messages import EMPTY
 from helpers.inputs.questions import Question
-from helpers.models.base import Processor
+from helpers.models.processors import Processor
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.controls import SAMPLING, Control, Slider, options_of
 from helpers.serve.reach import ways

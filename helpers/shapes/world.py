@@ -183,7 +183,7 @@ def draw(
     the shorter side of its place.
     """
     plan = _plan(scene, cell, moved)
-    picture = Image.new("RGB", tuple(side * _SCALE for side in plan.size), plan.background)
+    picture = Image.new("RGB", (plan.size[0] * _SCALE, plan.size[1] * _SCALE), plan.background)
     pen = ImageDraw.Draw(picture)
     for word in plan.prints:
         font = ImageFont.load_default(size=word.size)

@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from helpers.models.base import Processor, VisionLanguageModel
+from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import Features
+from helpers.models.processors import Processor
 from helpers.shapes import world
 
 

@@ -16,8 +16,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from helpers.inputs.messages import Message, user_message
 from helpers.inputs.questions import Question
-from helpers.models.base import Processor
 from helpers.models.exported import ImageInputs
+from helpers.models.processors import Processor
 from helpers.shapes import clips, world
 from helpers.shapes.questions import BOX_KINDS, KINDS, word
 from helpers.workshop.naming import shown_words

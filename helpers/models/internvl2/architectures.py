@@ -26,9 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from helpers.models.base import set_bos
 from helpers.models.internlm2_tokenizer import internlm2_tokenizer
 from helpers.models.longrope import LongPhi3
+from helpers.models.processors import set_bos
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 

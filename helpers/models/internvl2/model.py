@@ -25,7 +25,7 @@ from helpers.inputs.chat_templates import template_of
 from helpers.inputs.images import open_picture
 from helpers.inputs.prompts import Template
 from helpers.inputs.video import Video
-from helpers.models.base import Processor, VisionLanguageModel
+from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import ExportedParts, ImageInputs
 from helpers.models.families import Family
 from helpers.models.internvl2.architectures import ARCHITECTURES, Architecture, internlm2_rules
@@ -37,6 +37,7 @@ from helpers.models.internvl2.layouts import (
     refuse_variants,
 )
 from helpers.models.internvl2.originals import IMAGE_MARKS, ORIGINALS, QWEN2_TOKENIZER
+from helpers.models.processors import Processor
 from helpers.sources.checkpoints import Config, read_json
 from helpers.sources.key_mapping import Rule
 

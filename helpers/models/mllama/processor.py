@@ -16,9 +16,9 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
-from helpers.models.base import Processor, set_bos
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.mllama.exported import MllamaExported
+from helpers.models.processors import Processor, set_bos
 from helpers.sources.checkpoints import read_json
 
 IMAGE_TOKEN = "<|image|>"

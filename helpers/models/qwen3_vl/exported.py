@@ -40,7 +40,7 @@ class PictureTokens(Tensor):
     @staticmethod
     def of(features: Tensor, deepstack: Tensor, grid: Grid) -> "PictureTokens":
         """Return the features of a picture with its DeepStack rows and its grid."""
-        tokens = cast(PictureTokens, features.as_subclass(PictureTokens))
+        tokens = features.as_subclass(PictureTokens)
         tokens.deepstack, tokens.grid = deepstack, grid
         return tokens
 

@@ -17,8 +17,8 @@ from helpers.inputs.chat_templates import template_of
 from helpers.inputs.images import open_picture
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.inputs.video import Video
-from helpers.models.base import Processor
 from helpers.models.exported import Features, ImageInputs
+from helpers.models.processors import Processor
 from helpers.models.qwen3_vl.exported import PictureTokens, Qwen3VLExported
 from helpers.models.qwen3_vl.places import Grid, single_frames, token_positions
 from helpers.models.qwen3_vl.videos import VideoSettings, video_inputs
@@ -27,7 +27,7 @@ from helpers.sources.checkpoints import Config, read_json
 PICTURE_MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 VIDEO_MARK = "<|video_pad|>"
 # preprocessor_config.json of the published checkpoints, for a folder without it
-SHIPPED = {
+SHIPPED: Config = {
     "size": {"shortest_edge": 65_536, "longest_edge": 16_777_216},
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
