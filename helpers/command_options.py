@@ -18,6 +18,11 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     """Add what a pipeline is made of."""
     add_folder(parser)
     parser.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
+    parser.add_argument(
+        "--picture-tokens",
+        type=int,
+        help="the most tokens of one picture: fewer are quicker, more show smaller things",
+    )
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

@@ -77,7 +77,9 @@ def open_pipeline(options: argparse.Namespace) -> "VisionLanguagePipeline":
     """Return the pipeline of the folder and the device that were named, with its notice told."""
     from helpers.run.pipeline import VisionLanguagePipeline
 
-    pipeline = VisionLanguagePipeline(options.folder, options.device)
+    pipeline = VisionLanguagePipeline(
+        options.folder, options.device, picture_tokens=options.picture_tokens
+    )
     if pipeline.notice:
         report(f"note: {pipeline.notice}")
     return pipeline

@@ -9,7 +9,6 @@ tensors.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -28,6 +27,7 @@ from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.base import VisionLanguageModel
+from helpers.models.budgets import Pieces
 from helpers.models.exported import ExportedParts, ImageInputs, RunPart
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.minicpm_v2_vision import (
@@ -126,11 +126,17 @@ class MiniCPMV2Processor(Processor):
         """The end of a text."""
         return [self.config["eos_token_id"]]
 
-    @cached_property
+    @property
+    def pieces(self) -> Pieces:
+        """Slices, before which comes an overview."""
+        most = self.config["max_slice_nums"] if self.config["slice_mode"] else 1
+        return Pieces("slice", self.config["query_num"], most, overview=True)
+
+    @property
     def slicing(self) -> Slicing:
         """How pictures are cut."""
-        maximum = self.config["max_slice_nums"] if self.config["slice_mode"] else 1
-        return Slicing(self.config["scale_resolution"], self.config["patch_size"], maximum)
+        slices = self.pieces.within(self.picture_tokens)
+        return Slicing(self.config["scale_resolution"], self.config["patch_size"], slices)
 
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
         """Return `pixel_values`, a list of (1, 3, height, width), and `grids` (pictures, 2).

@@ -3,22 +3,24 @@
 A family says how its pictures are prepared and which words stand around a turn; the rest is shared.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from helpers.errors import CheckpointError, QuestionError, reason_of
+from helpers.errors import CheckpointError, QuestionError, SettingsError, reason_of
 from helpers.inputs.images import open_picture
 from helpers.inputs.messages import Message, user_message
 from helpers.inputs.prompts import Template, encode
 from helpers.inputs.video import Video, spread
+from helpers.models.budgets import Pieces
 from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config
 
@@ -32,6 +34,7 @@ class Processor(ABC):
     exported_class: type[ExportedParts] = ExportedParts
     most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
     picture_tokens: int | None = None  # that a picture may become at most; None: its files' limit
+    usual_picture_tokens: int | None = None  # the same, where nobody says
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = Path(folder)
@@ -66,11 +69,33 @@ class Processor(ABC):
     def image_strings(self, image_inputs: ImageInputs) -> Sequence[str | list[int]]:
         """Return for each picture the special tokens that stand for it in a prompt, or ids."""
 
+    @property
+    @abstractmethod
+    def pieces(self) -> Pieces:
+        """Into how many tokens a picture is made by the checkpoint's files, piece by piece."""
+
     def choose_frames(self, number: int, rate: float) -> list[int]:
         """Return which of a video's `number` frames, `rate` a second, the model looks at."""
         return spread(range(number), FRAMES)
 
     # What all families share
+
+    def within(self, picture_tokens: int | None) -> Self:
+        """Return this processor with another budget of tokens for a picture; None: the same.
+
+        Raises `SettingsError` for fewer than any picture has.
+        """
+        if picture_tokens is None:
+            return self
+        least = self.pieces.tokens
+        if picture_tokens != picture_tokens // 1 or picture_tokens < least:
+            raise SettingsError(
+                f"picture_tokens is {picture_tokens}, but a picture has at least {least} "
+                f"token{'s' * (least > 1)} here; give a whole number from {least} on."
+            )
+        processor = copy.copy(self)
+        processor.picture_tokens = int(picture_tokens)
+        return processor
 
     @cached_property
     def exported(self) -> ExportedParts:

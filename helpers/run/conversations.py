@@ -32,6 +32,7 @@ from helpers.inputs.messages import (
 )
 from helpers.inputs.video import Video
 from helpers.models.exported import Features
+from helpers.models.processors import Processor
 from helpers.run.generation import StateCache, StopOnEvent, Stopped
 from helpers.run.replies import Answer, AnswerStreamer, Counts, Decoder, Reply, Request
 from helpers.run.sampling import Sampling
@@ -67,24 +68,27 @@ class Conversation:
         *,
         video: Video | Pictures | str | Path = (),
         max_new_tokens: int = 256,
+        picture_tokens: int | None = None,
         stop: threading.Event | None = None,
         **sampling: Any,
     ) -> "Reply":
         """Start an answer and return it; iterating over it gives pieces of text as they come.
 
         `question` is a text, or a user's message with its pictures in it; `video`, for models that
-        read one, is a file, frames, or a `Video` of frames with their times. `stop` ends the answer
-        when set; an image encoder that runs is not interrupted, so the next answer waits for it.
+        read one, is a file, frames, or a `Video` of frames with their times. Each picture has at
+        most `picture_tokens` tokens (None: what the pipeline says). `stop` ends the answer when
+        set; an image encoder that runs is not interrupted, so the next answer waits for it.
         `sampling` are options of transformers' `generate`: do_sample, temperature,
         top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), and `seed`.
-        Raises `QuestionError` for an empty question or one that does not fit into the context,
-        and `PictureError` for what is no picture.
+        Raises `SettingsError` for options that cannot be, `QuestionError` for an empty question or
+        one that does not fit into the context, and `PictureError` for what is no picture.
         """
         choose = self.pipeline.processor.choose_frames
         message = with_open_videos(message_of(question, images, video), choose)
         settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)
         self._wait()
-        request = self._request(message, settings)
+        processor = self.pipeline.processor.within(picture_tokens)
+        request = self._request(processor, message, settings)
         answer, stopping = Answer(Counts(len(request.prompt_ids))), Stop(stop)
         task = Task(
             lambda: self._compute(request, answer, stopping),
@@ -95,15 +99,14 @@ class Conversation:
         self.pipeline.worker.submit(task)
         return Reply(self, request, answer, task)
 
-    def _request(self, message: Message, sampling: Sampling) -> Request:
+    def _request(self, processor: Processor, message: Message, sampling: Sampling) -> Request:
         """Return what a question is computed from; it is told here if it does not fit."""
         started = time.perf_counter()
-        processor = self.pipeline.processor
         choose = processor.choose_frames
         # What comes from elsewhere is not computed yet.
         earlier = [] if self.ids else [with_open_videos(m, choose) for m in self.messages]
         pictures = [picture for part in (*earlier, message) for picture in pictures_of(part)]
-        inputs = self.pipeline.image_inputs(pictures) if pictures else None
+        inputs = processor.image_inputs(pictures) if pictures else None
         if earlier:
             ids = processor.input_ids([*earlier, message], inputs)[0].tolist()
         else:

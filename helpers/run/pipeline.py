@@ -36,10 +36,12 @@ from helpers.upstream.locales import plain_numbers
 class VisionLanguagePipeline:
     """A converted model on a device; `accuracy` computes as PyTorch does, more slowly.
 
+    Of one picture, at most `picture_tokens` tokens reach the language model, in tiles, slices or
+    pixels, as the family has them; None: as many as is usual, which the family says.
     `properties` are further ones of OpenVINO's `compile_model`, such as INFERENCE_NUM_THREADS.
 
-    Raises `OutputError` for a folder without a finished conversion, and `DeviceError` for a device
-    that does not exist or cannot run it.
+    Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
+    that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has.
     """
 
     def __init__(
@@ -48,12 +50,15 @@ class VisionLanguagePipeline:
         device: str = "CPU",
         *,
         accuracy: bool = False,
+        picture_tokens: int | None = None,
         properties: Mapping[str, Any] | None = None,
     ) -> None:
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
         self.folder, self.device = folder, check_device(device)
-        self.processor = load_processor(folder)
+        processor = load_processor(folder)
+        usual = processor.usual_picture_tokens
+        self.processor = processor.within(usual if picture_tokens is None else picture_tokens)
         card = folder / CARD
         self.notice = str(read_json(card).get("notice", "")) if card.exists() else ""
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}

@@ -224,7 +224,19 @@ def build_page(
     """
     heading = f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}\n\n{terms}".strip()
     length = Slider("max_new_tokens", "Maximum new tokens", 1, 512, value=maximum_tokens, step=1)
-    return Page(pipeline, title, heading, examples, (length, *controls)).blocks
+    general = (length, *_picture_budget(pipeline.processor))
+    return Page(pipeline, title, heading, examples, (*general, *controls)).blocks
+
+
+def _picture_budget(processor: Processor) -> list[Control]:
+    """Return the control of how many tokens a picture has, where that can be chosen."""
+    pieces = processor.pieces
+    low, high = pieces.tokens, pieces.total(pieces.most)
+    if low == high:
+        return []
+    value = pieces.total(pieces.within(processor.picture_tokens))
+    label = "Tokens of a picture at most"
+    return [Slider("picture_tokens", label, low, high, value=value, step=low)]
 
 
 FIRST_PORT = 7860

@@ -26,6 +26,7 @@ from helpers.inputs.images import open_picture
 from helpers.inputs.prompts import Template
 from helpers.inputs.video import Video
 from helpers.models.base import VisionLanguageModel
+from helpers.models.budgets import Pieces
 from helpers.models.exported import ExportedParts, ImageInputs
 from helpers.models.families import Family
 from helpers.models.internvl2.architectures import ARCHITECTURES, Architecture, internlm2_rules
@@ -134,17 +135,24 @@ class InternVL2Processor(Processor):
         side = self.config.get("force_image_size") or vision["image_size"]
         return int((side // vision["patch_size"] * self.config["downsample_ratio"]) ** 2)
 
-    @cached_property
+    @property
+    def pieces(self) -> Pieces:
+        """Tiles, behind which comes a thumbnail."""
+        most = self.config["max_dynamic_patch"] if self.config["dynamic_image_size"] else 1
+        return Pieces("tile", self.tokens_per_tile, most, overview=True)
+
+    @property
     def image_processor(self) -> GotOcr2ImageProcessorPil:
         """transformers' processor that cuts tiles as InternVL2's `dynamic_preprocess` does."""
         side = self.config.get("force_image_size") or self.config["vision_config"]["image_size"]
+        tiles = self.pieces.within(self.picture_tokens)
         return GotOcr2ImageProcessorPil(
             size={"height": side, "width": side},
             image_mean=IMAGE_MEAN,
             image_std=IMAGE_STD,
             crop_to_patches=self.config["dynamic_image_size"],
-            min_patches=self.config["min_dynamic_patch"],
-            max_patches=self.config["max_dynamic_patch"],
+            min_patches=min(self.config["min_dynamic_patch"], tiles),
+            max_patches=tiles,
         )
 
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MllamaImageProcessorPil, PreTrainedTokenizerFast
+from transformers.models.mllama.image_processing_pil_mllama import get_all_supported_aspect_ratios
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
@@ -16,6 +17,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, Template
+from helpers.models.budgets import Pieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.mllama.exported import MllamaExported
 from helpers.models.processors import Processor, set_bos
@@ -77,14 +79,21 @@ class MllamaProcessor(Processor):
         ids = generation.get("eos_token_id", self.config["text_config"]["eos_token_id"])
         return [ids] if isinstance(ids, int) else list(ids)
 
-    @cached_property
+    @property
+    def pieces(self) -> Pieces:
+        """Tiles of a canvas, whose vectors the language model attends to instead of tokens."""
+        vision = self.config["vision_config"]
+        patches = (vision["image_size"] // vision["patch_size"]) ** 2
+        return Pieces("tile", patches + 1, vision["max_num_tiles"])
+
+    @property
     def image_processor(self) -> MllamaImageProcessorPil:
         """transformers' processor that fits a picture into a canvas of tiles."""
         vision = self.config["vision_config"]
         side = vision["image_size"]
         return MllamaImageProcessorPil(
             size={"height": side, "width": side},
-            max_image_tiles=vision["max_num_tiles"],
+            max_image_tiles=self.pieces.within(self.picture_tokens),
             image_mean=OPENAI_CLIP_MEAN,
             image_std=OPENAI_CLIP_STD,
         )
@@ -98,7 +107,22 @@ class MllamaProcessor(Processor):
         conversations: Any = [pictures]  # of which the processor's own annotation does not know
         output = self.image_processor(conversations, return_tensors="pt")
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-        return {name: torch.as_tensor(output[name]) for name in names}
+        inputs = {name: torch.as_tensor(output[name]) for name in names}
+        return self._on_the_whole_canvas(inputs)
+
+    def _on_the_whole_canvas(self, inputs: ImageInputs) -> ImageInputs:
+        """Return inputs of a canvas of fewer tiles as those of the one that the model knows."""
+        fewer, most = self.pieces.within(self.picture_tokens), self.pieces.most
+        if fewer == most:
+            return inputs
+        shapes = get_all_supported_aspect_ratios(most)
+        places = [shapes.index(shape) + 1 for shape in get_all_supported_aspect_ratios(fewer)]
+        more = most - fewer
+        return {
+            "pixel_values": nn.functional.pad(inputs["pixel_values"], (0, 0) * 3 + (0, more)),
+            "aspect_ratio_ids": torch.tensor([0, *places])[inputs["aspect_ratio_ids"]],
+            "aspect_ratio_mask": nn.functional.pad(inputs["aspect_ratio_mask"], (0, more)),
+        }
 
     def image_strings(self, image_inputs: ImageInputs) -> list[str]:
         """Return the one token that each picture has."""

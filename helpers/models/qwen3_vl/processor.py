@@ -17,6 +17,7 @@ from helpers.inputs.chat_templates import template_of
 from helpers.inputs.images import open_picture
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.inputs.video import Video
+from helpers.models.budgets import Pieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.processors import Processor
 from helpers.models.qwen3_vl.exported import PictureTokens, Qwen3VLExported
@@ -52,6 +53,7 @@ class Qwen3VLProcessor(Processor):
     exported_class = Qwen3VLExported
     exported: Qwen3VLExported
     most_pictures = None
+    usual_picture_tokens = 1024  # a megapixel; the files allow 16 times as much
 
     @cached_property
     def settings(self) -> Qwen3VLConfig:
@@ -175,17 +177,32 @@ class Qwen3VLProcessor(Processor):
         return int((self.vision.patch_size * self.vision.spatial_merge_size) ** 2)
 
     @property
+    def pieces(self) -> Pieces:
+        """Squares of pixels that become one token each."""
+        return Pieces("token", 1, self._files_pixels[1] // self.pixels_per_token)
+
+    @property
     def _most_pixels(self) -> int | None:
         """How many pixels the budget of tokens allows a picture."""
         budget = self.picture_tokens
         return None if budget is None else budget * self.pixels_per_token
 
     @property
-    def image_processor(self) -> Qwen2VLImageProcessorPil:
-        """transformers' processor with the folder's settings, within the budget of tokens."""
-        settings = SHIPPED | self._settings_of("image_processor", "preprocessor_config.json")
+    def _picture_settings(self) -> Config:
+        return SHIPPED | self._settings_of("image_processor", "preprocessor_config.json")
+
+    @property
+    def _files_pixels(self) -> tuple[int, int]:
+        """The fewest and the most pixels of a picture by the folder's files."""
+        settings = self._picture_settings
         least = settings.get("min_pixels") or settings["size"]["shortest_edge"]
         most = settings.get("max_pixels") or settings["size"]["longest_edge"]
+        return least, most
+
+    @property
+    def image_processor(self) -> Qwen2VLImageProcessorPil:
+        """transformers' processor with the folder's settings, within the budget of tokens."""
+        settings, (least, most) = self._picture_settings, self._files_pixels
         most = min(most, self._most_pixels or most)
         return Qwen2VLImageProcessorPil(
             size={"shortest_edge": min(least, most), "longest_edge": most},

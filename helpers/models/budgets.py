@@ -1,0 +1,44 @@
+"""How many tokens of a picture reach the language model, and what that means to a model of pieces.
+
+A budget is a number of tokens. A family that cuts pictures into tiles or slices says how many
+tokens a piece has; then as many pieces are cut as the budget has room for.
+
+What this module does not know: how a picture is cut.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces that a picture is cut into: what they are called, the tokens of each, the most.
+
+    `overview` says that beside several pieces comes the whole picture as one more.
+    """
+
+    name: str
+    tokens: int
+    most: int = 1
+    overview: bool = False
+
+    def total(self, pieces: int) -> int:
+        """Return how many tokens a picture in so many pieces has."""
+        return self.tokens * (pieces + (self.overview and pieces > 1))
+
+    def within(self, budget: int | None) -> int:
+        """Return into how many pieces a picture may be cut; None: as many as there can be."""
+        if budget is None:
+            return self.most
+        fitting = [pieces for pieces in range(1, self.most + 1) if self.total(pieces) <= budget]
+        return max(fitting, default=1)
+
+    def sentence(self, budget: int | None) -> str:
+        """Return what a picture becomes, in words."""
+        pieces = self.within(budget)
+        tokens = f"{self.total(pieces)} tokens"
+        if self.most == 1:
+            return f"{tokens}, whatever its size"
+        if pieces == 1:
+            return f"{tokens}: one {self.name}"
+        whole = " and one of the whole picture" if self.overview else ""
+        return f"at most {tokens}: {pieces} {self.name}s of {self.tokens}{whole}"
