@@ -6,8 +6,8 @@ import random
 import pytest
 from PIL import Image
 
-from helpers.inputs.boxes import Box, boxes_in, intersection_over_union
-from helpers.show.boxes import COLOURS, draw_boxes
+from helpers.inputs.box_drawing import COLOURS, draw_boxes
+from helpers.inputs.boxes import Box, boxes_in, intersection_over_union, same_boxes
 
 ONE = '{"bbox_2d": [100, 200, 300, 400], "label": "red star"}'
 BOX = Box(0.1, 0.2, 0.3, 0.4, "red star")
@@ -79,3 +79,24 @@ def test_a_box_is_drawn_where_it_is():
     edge = tuple(int(COLOURS[0][place : place + 2], 16) for place in (1, 3, 5))
     assert [picture.getpixel(place) for place in ((50, 50), (150, 90))] == [edge, edge]
     assert picture.getpixel((100, 70)) == (0, 0, 0)
+
+
+def answer_with(*boxes: tuple[list[int], str]) -> str:
+    return json.dumps([{"bbox_2d": sides, "label": label} for sides, label in boxes])
+
+
+@pytest.mark.parametrize(
+    ("sides", "label", "expected"),
+    [
+        ([100, 200, 300, 400], "red star", True),
+        ([110, 205, 300, 400], "red star", True),  # 0.926 of the union is shared
+        ([158, 200, 300, 400], "red star", True),  # 0.71
+        ([162, 200, 300, 400], "red star", False),  # 0.69
+        ([100, 200, 300, 400], "blue star", False),
+    ],
+)
+def test_boxes_that_are_nearly_the_same(sides, label, expected):
+    whole = ([100, 200, 300, 400], "red star")
+    assert same_boxes(answer_with((sides, label)), answer_with(whole)) is expected
+    assert not same_boxes(answer_with((sides, label), whole), answer_with(whole))
+    assert not same_boxes("It is there.", answer_with(whole))

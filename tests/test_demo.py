@@ -14,6 +14,9 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from helpers.inputs.box_drawing import draw_boxes
+from helpers.inputs.boxes import Box
+from helpers.run.replies import Reply
 from helpers.serve import controls, windows
 from helpers.serve.demo import build_page, open_page, save_examples
 from helpers.serve.windows import Sessions, Window, respond
@@ -350,6 +353,31 @@ def test_pictures_of_other_sizes_are_other_pictures(pipeline):
     first, second = (window.ask(FIRST, [Image.new("L", size)], GREEDY) for size in sizes)
     assert first.conversation is not second.conversation
     second.wait()
+
+
+def test_an_answer_with_boxes_comes_with_its_picture(pipeline, tmp_path, monkeypatch):
+    """The words of the answer are given; what reads, draws and shows them is the real path."""
+    answer = '[{"bbox_2d": [100, 200, 300, 400], "label": "red star"}]'
+    window = Window(pipeline, tmp_path)
+    monkeypatch.setattr(Reply, "__iter__", lambda reply: iter([reply.wait() and answer]))
+    *_, chat = respond(window, FIRST, [picture()], [], GREEDY)
+    words, drawing = chat[-1]["content"]
+    assert words.startswith(answer)
+    assert drawing["alt_text"] == "The picture with the boxes of this answer"
+    shown = Image.open(drawing["path"])
+    expected = draw_boxes(picture(), [Box(0.1, 0.2, 0.3, 0.4, "red star")])
+    assert shown.tobytes() == expected.tobytes()
+    window.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_pictures_none_gets_the_boxes(pipeline, tmp_path):
+    window = Window(pipeline, tmp_path)
+    window.last_question = (FIRST, [picture(), picture()], None)
+    assert window.draw_boxes('{"bbox_2d": [100, 200, 300, 400]}') is None
+    window.last_question = (FIRST, [picture()], None)
+    assert window.draw_boxes("The star is red.") is None
+    assert list(tmp_path.iterdir()) == []
 
 
 # The server

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 
+SAME = 0.7  # of two boxes' union is shared, and they count as the same
 GRID = 1000  # where the picture's right and lower edges are
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _BOX = re.compile(rf'"bbox(?:_2d)?"\s*:\s*\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]')
@@ -77,3 +78,12 @@ def intersection_over_union(first: Box, second: Box) -> float:
     shared = max(width, 0) * max(height, 0)
     union = first.area + second.area - shared
     return shared / union if union else float(first == second)
+
+
+def same_boxes(answer: str, expected: str) -> bool:
+    """Return whether two answers hold as many boxes, of the same things and nearly the same."""
+    first, second = boxes_in(answer), boxes_in(expected)
+    return len(first) == len(second) and all(
+        a.label == b.label and intersection_over_union(a, b) >= SAME
+        for a, b in zip(first, second, strict=True)
+    )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from helpers.inputs.video import Video
+
 
 @dataclass(frozen=True)
 class Question:
@@ -16,6 +18,7 @@ class Question:
 
 
 PictureQuestion = tuple[Image.Image, Question]
+VisualQuestion = tuple[Image.Image | Video, Question]  # about a picture or a video
 
 # A picture, or where it is, and a question about it; a question without a picture has None.
 Sample = tuple[Image.Image | Path | None, str]

@@ -3,7 +3,8 @@
 Everything here takes a PyTorch model or a pipeline on OpenVINO, which have the same calls, so that
 both are measured by the same code in the same run.
 
-What this module does not know: answers that are right in other words; an answer is exact or wrong.
+What this module does not know: answers that are right in other words; an answer is exact or wrong,
+but for the sides of a box, which may be a little off.
 """
 
 import itertools
@@ -19,8 +20,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from helpers.inputs.boxes import boxes_in, same_boxes
 from helpers.inputs.messages import user_message
-from helpers.inputs.questions import PictureQuestion
+from helpers.inputs.questions import Question, VisualQuestion
+from helpers.inputs.video import Video
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import collate
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -41,7 +44,7 @@ class Answers:
 @torch.inference_mode()
 def answer(
     model: Model,
-    pairs: Sequence[PictureQuestion],
+    pairs: Sequence[VisualQuestion],
     *,
     max_new_tokens: int = 64,
     batch: int = 25,
@@ -70,9 +73,11 @@ def answer(
     return Answers(texts, torch.cat(logits))
 
 
-def _prepare(model: Model, picture: Image.Image, text: str) -> dict[str, Any]:
+def _prepare(model: Model, picture: Image.Image | Video, text: str) -> dict[str, Any]:
+    frames = len(picture) if isinstance(picture, Video) else 0
     inputs = model.image_inputs([picture])
-    ids = model.processor.input_ids([user_message(text, 1)], inputs)
+    message = user_message(text, frames=frames) if frames else user_message(text, 1)
+    ids = model.processor.input_ids([message], inputs)
     return model.prepare(ids, model.encode_images(**inputs))
 
 
@@ -93,13 +98,20 @@ def _greedy(model: Model, max_new_tokens: int, **options: object) -> GenerationC
     )
 
 
-def accuracy(answers: Answers, pairs: Sequence[PictureQuestion]) -> dict[str, float]:
+def accuracy(answers: Answers, pairs: Sequence[VisualQuestion]) -> dict[str, float]:
     """Return the share of exact answers, 0 to 1: `all`, then each kind of question."""
     right: dict[str, list[bool]] = {"all": []}
     for text, (_, question) in zip(answers.texts, pairs, strict=True):
-        right["all"].append(text == question.answer)
-        right.setdefault(question.kind, []).append(text == question.answer)
+        right["all"].append(is_right(text, question))
+        right.setdefault(question.kind, []).append(right["all"][-1])
     return {kind: sum(values) / len(values) for kind, values in right.items()}
+
+
+def is_right(answer: str, question: Question) -> bool:
+    """Return whether an answer is the expected one: its words, or its boxes, nearly."""
+    if boxes_in(question.answer):
+        return same_boxes(answer, question.answer)
+    return answer == question.answer
 
 
 @dataclass(frozen=True)
@@ -210,10 +222,10 @@ def log_probability(
     return values
 
 
-def wrong_answers(answers: Answers, pairs: Iterable[PictureQuestion]) -> list[dict[str, str]]:
+def wrong_answers(answers: Answers, pairs: Iterable[VisualQuestion]) -> list[dict[str, str]]:
     """Return each wrong answer with its question, as rows for a table."""
     return [
         {"question": question.text, "answer": text, "right": question.answer}
         for text, (_, question) in zip(answers.texts, pairs, strict=True)
-        if text != question.answer
+        if not is_right(text, question)
     ]

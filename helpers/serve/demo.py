@@ -80,8 +80,8 @@ class Page:
         controls: Sequence[Control],
     ) -> None:
         self.controls = controls
-        self.sessions = Sessions(pipeline)
         self.folder = new_folder()  # of uploads: another page may have the same picture
+        self.sessions = Sessions(pipeline, self.folder)
         with uploads_in(self.folder):
             self._build(title, heading, examples)
 
@@ -224,8 +224,8 @@ def build_page(
     """
     heading = f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}\n\n{terms}".strip()
     length = Slider("max_new_tokens", "Maximum new tokens", 1, 512, value=maximum_tokens, step=1)
-    general = (length, *_picture_budget(pipeline.processor))
-    return Page(pipeline, title, heading, examples, (*general, *controls)).blocks
+    controls = (length, *controls, *_picture_budget(pipeline.processor))
+    return Page(pipeline, title, heading, examples, controls).blocks
 
 
 def _picture_budget(processor: Processor) -> list[Control]:

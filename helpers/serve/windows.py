@@ -3,6 +3,7 @@
 What this module does not know: how a page looks.
 """
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,12 +13,18 @@ from typing import Any
 from PIL import Image
 
 from helpers.errors import PictureError, UserError
+from helpers.inputs.box_drawing import draw_boxes
+from helpers.inputs.boxes import boxes_in
 from helpers.inputs.images import open_picture
 from helpers.run.conversations import Conversation
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
+from helpers.upstream.gradio import FOLDER
 
 AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
+
+BOXES = "The picture with the boxes of this answer"
+LARGEST_DRAWING = 1024  # the longer side in pixels of a picture with boxes
 
 Picture = Image.Image | str | Path  # or where it is
 Chat = list[dict[str, Any]]  # messages as Gradio's chat has them
@@ -35,8 +42,9 @@ def _opened(picture: Picture) -> Image.Image:
 class Window:
     """What one browser window has asked since it was opened or cleared."""
 
-    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: VisionLanguagePipeline, folder: Path = FOLDER) -> None:
+        self.pipeline, self.folder = pipeline, folder
+        self.drawings: list[Path] = []  # pictures with boxes, which `folder` keeps for the page
         self.conversation: Conversation | None = None
         # Sizes and pixels of the pictures that the conversation is about.
         self.content: tuple[tuple[tuple[int, int], bytes], ...] = ()
@@ -72,23 +80,41 @@ class Window:
             reply.conversation.take_back(reply)
         return text, pictures
 
+    def draw_boxes(self, answer: str) -> Path | None:
+        """Return a file with the picture and an answer's boxes on it; None without any.
+
+        Of several pictures an answer does not say which one it means.
+        """
+        pictures = self.last_question[1] if self.last_question else ()
+        boxes = boxes_in(answer)
+        if not boxes or len(pictures) != 1:
+            return None
+        picture = _opened(pictures[0])
+        picture.thumbnail((LARGEST_DRAWING, LARGEST_DRAWING))
+        with tempfile.NamedTemporaryFile(suffix=".png", dir=self.folder, delete=False) as file:
+            draw_boxes(picture, boxes).save(file, "png")
+        self.drawings.append(Path(file.name))
+        return self.drawings[-1]
+
     def clear(self) -> None:
         """End the running answer, and every one to come: a cleared window is not asked again."""
         self.cleared = True
         self.stop.set()
+        while self.drawings:
+            self.drawings.pop().unlink(missing_ok=True)
 
 
 class Sessions:
     """The windows that are open, by what Gradio calls their session, and what they uploaded."""
 
-    def __init__(self, pipeline: VisionLanguagePipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: VisionLanguagePipeline, folder: Path = FOLDER) -> None:
+        self.pipeline, self.folder = pipeline, folder
         self.uploads: dict[str, set[Path]] = {}
         self.windows: dict[str, Window] = {}
 
     def window(self, session: str) -> Window:
         """Return the window of a session."""
-        return self.windows.setdefault(session, Window(self.pipeline))
+        return self.windows.setdefault(session, Window(self.pipeline, self.folder))
 
     def uploaded(self, session: str, paths: Iterable[str]) -> None:
         """Remember which files a window brought."""
@@ -119,7 +145,7 @@ def respond(
     is cleared meanwhile, the last chat is empty.
     """
 
-    def chat(content: str) -> Chat:
+    def chat(content: str | list[Any]) -> Chat:
         return _with_turn(history, text, content)
 
     beams, answer = options.get("num_beams", 1), ""
@@ -136,7 +162,9 @@ def respond(
             yield chat(answer)
         seconds = time.perf_counter() - started
         times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {seconds:.2f} s"
-        yield chat(answer.strip() + (times and f"\n\n{_small(times)}"))
+        words = answer.strip() + (times and f"\n\n{_small(times)}")
+        drawing = window.draw_boxes(answer)
+        yield chat(words if drawing is None else [words, {"path": str(drawing), "alt_text": BOXES}])
     except UserError as error:
         yield told(history, text, error)
     # The page may show what was sent to it before it was cleared after it was cleared.
@@ -149,8 +177,8 @@ def told(history: Chat, text: str, error: UserError) -> Chat:
     return _with_turn(history, text, f"⚠️ {error}")
 
 
-def _with_turn(history: Chat, text: str, answer: str) -> Chat:
-    turn = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+def _with_turn(history: Chat, text: str, answer: str | list[Any]) -> Chat:
+    turn: Chat = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
     return [*history, *turn]
 
 

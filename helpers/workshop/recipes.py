@@ -33,8 +33,8 @@ class Recipe:
     image encoder sees tiles as one picture, small pictures are drawn at several `scales`.
     `instruction` is what the authors' training put behind questions that a word answers. Training
     begins with parts of the bundled models of the families in `begins_with`, each with what becomes
-    of them here, and has `stages`, in which the model learns `kinds` of question. `int4` is how its
-    notebook stores the language model in 4 bits.
+    of them here, and has `stages`, in which the model learns `kinds` of question, and `clips` too.
+    `int4` is how its notebook stores the language model in 4 bits.
     """
 
     bundled: str
@@ -45,6 +45,7 @@ class Recipe:
     begins_with: dict[str, Beginning] = field(default_factory=dict)
     stages: tuple[Stage, ...] = FROM_NOTHING
     kinds: tuple[str, ...] = tuple(KINDS)
+    clips: bool = False
     steps: int = 8000
     batches: dict[str, int] = field(default_factory=lambda: BATCHES)
     learning_rate: float = 1.2e-3
@@ -82,7 +83,7 @@ class Recipe:
         write_json(folder / "config.json", config)
         if tokenizer.chat_template:
             (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
-        for path in (BUNDLED / self.bundled).glob("preprocessor_config.json"):
+        for path in (BUNDLED / self.bundled).glob("*preprocessor_config.json"):
             shutil.copy(path, folder)
         for path in (BUNDLED / self.bundled).glob("*/config.json"):  # an image encoder's own
             (folder / path.parent.name).mkdir(exist_ok=True)
@@ -141,6 +142,7 @@ RECIPES = {
             scales=(1, 2, 2, 3),
             stages=AT_OWN_SIZE,
             kinds=(*KINDS, *BOX_KINDS),
+            clips=True,
             steps=12_000,
         ),
     )

@@ -17,16 +17,17 @@ from helpers.convert.calibration import inputs_by_part
 from helpers.convert.conversion import convert, convert_part, write
 from helpers.graphs.compression import compress
 from helpers.graphs.presets import Preset, find_preset
-from helpers.inputs.questions import PictureQuestion
+from helpers.inputs.questions import VisualQuestion
 from helpers.measure import evaluation
 from helpers.measure.evaluation import Answers
 from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.shapes.clips import draw_clips
 from helpers.shapes.questions import draw_questions, draw_samples
 from helpers.show.tables import format_table
 from helpers.sources.checkpoints import BUNDLED, read_json
 from helpers.sources.hub import weight_bytes
-from helpers.workshop.recipes import RECIPES
+from helpers.workshop.recipes import RECIPES, Recipe
 
 QUESTIONS, SEED = 500, 2026
 # Of one model: its `accuracy` by kind of question, and its `agreement` with PyTorch by measure.
@@ -64,7 +65,7 @@ def measure(
 
     Converted models are written to `place`; one that is there already is kept.
     """
-    pairs = draw_questions(questions, seed=seed)
+    pairs = questions_for(RECIPES[folder.name], questions, seed)
     reference = evaluation.answer(load_model(folder, torch.float32), pairs)
     figures = {"PyTorch": _figures(reference, reference, pairs)}
     for preset in presets(folder.name):
@@ -73,6 +74,13 @@ def measure(
         answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), pairs)
         figures[preset.name] = _figures(reference, answers, pairs)
     return figures
+
+
+def questions_for(recipe: Recipe, number: int, seed: int) -> list[VisualQuestion]:
+    """Return questions of the kinds that a model has learned, clips being one more kind."""
+    about_clips = number // (len(recipe.kinds) + 1) if recipe.clips else 0
+    pictures = draw_questions(number - about_clips, seed=seed, kinds=recipe.kinds)
+    return [*pictures, *draw_clips(about_clips, seed=seed)]
 
 
 def presets(family: str) -> list[Preset]:
@@ -98,7 +106,7 @@ def convert_with_samples(folder: Path, output: Path, preset: Preset) -> None:
 
 
 def _figures(
-    reference: Answers, answers: Answers, pairs: Sequence[PictureQuestion]
+    reference: Answers, answers: Answers, pairs: Sequence[VisualQuestion]
 ) -> AnswerFigures:
     shares = evaluation.accuracy(answers, pairs)
     agreement = asdict(evaluation.agreement(reference, answers))

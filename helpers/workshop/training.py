@@ -16,7 +16,6 @@ places) come before larger ones that are cut into tiles.
 import argparse
 import contextlib
 import json
-import re
 import shutil
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.trainer_utils import set_seed
 
+from helpers.inputs.boxes import same_boxes
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.families import family_of
@@ -104,9 +104,9 @@ def exact_shares(
     An answer is exact if every token is the most probable one given those before it, which is
     what greedy decoding would give.
     """
-    kinds = RECIPES[family_of(model.processor.folder).bundled].kinds
-    right: dict[str, list[bool]] = {kind: [] for kind in kinds}
-    pairs = list(sample_questions(number, seed=seed, split=split, kinds=kinds))
+    recipe = RECIPES[family_of(model.processor.folder).bundled]
+    right: dict[str, list[bool]] = {kind: [] for kind in recipe.kinds}
+    pairs = list(sample_questions(number, seed=seed, split=split, kinds=recipe.kinds))
     for start in range(0, number, 50):
         part = pairs[start : start + 50]
         images = [model.image_inputs([world.draw(scene)]) for scene, _ in part]
@@ -119,11 +119,14 @@ def exact_shares(
             is_answer = wanted != IGNORED
             if question.kind in BOX_KINDS:
                 text = model.processor.tokenizer.decode(tokens[is_answer])
-                right[question.kind].append(_same_box(text, question.answer))
+                right[question.kind].append(same_boxes(text, question.answer))
             else:
                 exact = (tokens == wanted) | ~is_answer
                 right[question.kind].append(bool(exact.all()))
-    return {kind: sum(values) / max(1, len(values)) for kind, values in right.items()}
+    shares = {kind: sum(values) / max(1, len(values)) for kind, values in right.items()}
+    if recipe.clips:
+        shares["motion"] = exact_motions(model, number // len(recipe.kinds), seed=seed, split=split)
+    return shares
 
 
 @torch.inference_mode()
@@ -145,18 +148,6 @@ def _best_tokens(
     batch = _on_device_of(model, collate(samples) | {"images": join_images(images)})
     logits = forward(model, batch, model.encode_images(**batch["images"]))
     return logits[:, :-1].argmax(-1), batch["labels"][:, 1:]
-
-
-def _same_box(text: str, answer: str) -> bool:
-    """Return whether the boxes in two answers overlap enough."""
-    boxes = [
-        [float(number) for number in re.findall(r"\d+", words)[1:5]] for words in (text, answer)
-    ]
-    if len(boxes[0]) < 4:
-        return False
-    (a, b, c, d), (e, f, g, h) = boxes
-    both = max(0.0, min(c, g) - max(a, e)) * max(0.0, min(d, h) - max(b, f))
-    return both >= 0.7 * ((c - a) * (d - b) + (g - e) * (h - f) - both)
 
 
 def _on_device_of(model: Model, batch: Batch) -> Batch:
