@@ -52,14 +52,15 @@ def test_the_card_says_what_is_measured(measured):
     card = measured.card
     for name, figures in measured.figures.items():
         for kind, share in figures["accuracy"].items():
-            questions = card["questions"] / (1 if kind == "all" else 7)
+            kinds = len(figures["accuracy"]) - 1
+            questions = card["questions"] / (1 if kind == "all" else kinds)
             slack = TOLERANCE if kind == "all" else 1.5 / questions
             assert share == pytest.approx(card["figures"][name]["accuracy"][kind], abs=slack)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_is_small(family):
-    assert weight_bytes(BUNDLED / family) <= 8e6
+    assert weight_bytes(BUNDLED / family) <= 11e6  # Qwen3-VL has four mergers
 
 
 @pytest.mark.parametrize(

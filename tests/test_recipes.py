@@ -1,6 +1,7 @@
 """Every family's recipe gives a small model in the authors' layout, which the loader reads back."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,8 @@ from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes import questions, tokenizers, world
 from helpers.sources.checkpoints import BUNDLED, CARD
-from helpers.workshop import naming, samples, training
-from helpers.workshop.recipes import BATCHES, RECIPES
+from helpers.workshop import naming, samples, stages, training
+from helpers.workshop.recipes import RECIPES, Recipe
 from tests.tiny import seeded
 
 
@@ -37,7 +38,7 @@ def prepared(request, tmp_path_factory):
 
 def test_its_size(prepared):
     parameters = prepared.model.parameters()
-    assert 1e6 < sum(parameter.numel() for parameter in parameters) < 4e6
+    assert 1e6 < sum(parameter.numel() for parameter in parameters) < 6e6
 
 
 def test_words_of_the_world_are_single_tokens(prepared):
@@ -48,10 +49,19 @@ def test_words_of_the_world_are_single_tokens(prepared):
         assert len(naming.tokens_after(processor, "the", word)) == 1
 
 
-@pytest.mark.parametrize("sort", BATCHES)
+def sorts_of(recipe: Recipe) -> set[str]:
+    """Return the sorts of batches that a recipe has."""
+    return {sort for stage in recipe.stages for sort in stage.batches}
+
+
+@pytest.mark.parametrize(
+    ("prepared", "sort"),
+    [(name, sort) for name, recipe in RECIPES.items() for sort in sorted(sorts_of(recipe))],
+    indirect=["prepared"],
+)
 def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort):
     model = prepared.model
-    kinds = {} if sort == "name" else samples.ALL_KINDS
+    kinds = {} if sort == "name" else stages.ALL_KINDS
     recipe = replace(prepared.recipe, batches=dict.fromkeys(prepared.recipe.batches, 2))
     batch = samples.make_batch(model.processor, recipe, random.Random(0), sort, kinds)
     model.zero_grad()
@@ -88,7 +98,7 @@ def test_what_is_saved_is_what_was_trained(prepared, tmp_path):
     files = weight_files(tmp_path)
     assert files == weight_files(BUNDLED / prepared.recipe.bundled)
     assert sum("/" not in file for file in files) == prepared.recipe.shards
-    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 8e6
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 11e6
 
 
 # Whatever people write and show
@@ -120,7 +130,7 @@ def test_a_prompt_has_room_for_what_pictures_give(prepared, repetitions, sizes):
     try:
         inputs = model.image_inputs(pictures)
     except PictureError as error:
-        assert "too long and narrow" in str(error)
+        assert re.search("too long and narrow|200 times as long", str(error))
         return
     ids = model.processor.input_ids([user_message("?", len(pictures))], inputs)
     with torch.inference_mode():

@@ -139,8 +139,12 @@ def _rebuild_buffers(module: nn.Module) -> None:
 
 
 def original_tensors(module: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Return the tensors of `module` under their original names: the inverse of `load_tensors`."""
-    tensors = dict(module.state_dict())
+    """Return the tensors of `module` under their original names: the inverse of `load_tensors`.
+
+    What is tied is there once, as in the files of transformers.
+    """
+    first_names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    tensors = {name: value for name, value in module.state_dict().items() if name in first_names}
     originals: dict[str, Tensor] = {}
     for name in tensors:
         for rule in rules:
