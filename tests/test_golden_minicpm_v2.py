@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from helpers.errors import CheckpointError, PictureError
 from helpers.graphs.bit_widths import bit_widths
+from helpers.graphs.core import safe_options
 from helpers.graphs.tracing import trace
 from helpers.inputs.messages import user_message
 from helpers.models import load_model, load_processor
@@ -224,7 +225,9 @@ def test_exported_embeddings_are_scaled_and_keep_their_type(dtype, stored):
     exported = trace(model.text_embeddings_part())
     assert [width.type for width in bit_widths(exported)] == [stored]
     ids = torch.tensor([[5, 1, 8]])
-    embeddings = torch.from_numpy(ov.compile_model(exported, "CPU")(ids.numpy())[0])
+    embeddings = torch.from_numpy(
+        ov.compile_model(exported, "CPU", safe_options(exported, {}))(ids.numpy())[0]
+    )
     rows = model.language_model.get_input_embeddings().weight.detach()[ids].float()
     assert torch.equal(embeddings, rows * model.config["scale_emb"])
 

@@ -13,7 +13,7 @@ from openvino.frontend.pytorch import patch_model
 from torch import nn
 from transformers import MllamaTextConfig, MllamaVisionConfig, MllamaVisionModel
 
-from helpers.graphs.core import core
+from helpers.graphs.core import core, safe_options
 from helpers.upstream import converter, telemetry, transformers
 from helpers.upstream import nncf as nncf_patches
 from helpers.upstream.patching import replaced
@@ -75,7 +75,11 @@ def test_nncf_still_compiles_for_every_layer():
 
 def test_without_nncf_s_functions_its_own_are_used(monkeypatch):
     monkeypatch.delattr(importlib.import_module(NNCF_MODELS), "_infer_ov_model")
-    with nncf_patches.compiled_once(), nncf_patches.one_core(core()), nncf_patches.quiet():
+    with (
+        nncf_patches.compiled_once(),
+        nncf_patches.one_core(core(), safe_options),
+        nncf_patches.quiet(),
+    ):
         assert ov.Core() is core()
     assert ov.Core() is not core()
 

@@ -20,7 +20,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from helpers.errors import SettingsError
-from helpers.graphs.core import core
+from helpers.graphs.core import core, safe_options
 from helpers.graphs.presets import Quantization, Weights, find_preset
 from helpers.upstream import nncf as upstream
 
@@ -58,7 +58,7 @@ def compress(
         return model
     options = _options_of_4_bits(weights, samples) if weights.mode.startswith("int4") else {}
     try:
-        with upstream.quiet(), upstream.one_core(core()), upstream.compiled_once():
+        with upstream.quiet(), upstream.one_core(core(), safe_options), upstream.compiled_once():
             return nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
     except nncf.InvalidGroupSizeError as error:
         widths = sorted({int(width) for width in re.findall(r"channel size: (\d+)", str(error))})
@@ -98,7 +98,7 @@ def quantize(model: ov.Model, setting: Quantization, samples: Inputs | None) -> 
     _widen(model)
     smooth_quant = nncf.AdvancedSmoothQuantParameters(matmul=setting.smooth_quant)
     try:
-        with upstream.quiet(), upstream.one_core(core()):
+        with upstream.quiet(), upstream.one_core(core(), safe_options):
             return nncf.quantize(
                 model,
                 _dataset(setting, samples),

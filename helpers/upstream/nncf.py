@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import nncf
@@ -22,6 +22,7 @@ LARGE = 2**26  # bytes of a result which are not worth a second copy
 # Bytes of results after which memory freed between them is given back. To do so for every layer
 # took a sixth of compressing InternVL2-1B, whose layers are small; to wait for 2**26 cost the 8B,
 # whose layers are large, 0.6 GB.
+Options = Callable[[ov.Model, Mapping[str, Any]], dict[str, Any]]
 SCATTERED = 2**23
 
 
@@ -40,14 +41,15 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_core(core: ov.Core) -> Iterator[None]:
+def one_core(core: ov.Core, options_for: Options) -> Iterator[None]:
     """Let NNCF use this process's `Core`, where it would make one for each model that it runs.
 
-    Why there should be one: see `helpers.graphs.core`.
+    `options_for` returns the options with which a model is compiled, from those that NNCF has. Why
+    both are needed: see `helpers.graphs.core`.
     """
 
     def compile_model(model: ov.Model, device_name: str, config: Any = None) -> ov.CompiledModel:
-        return core.compile_model(model, device_name, config or {})
+        return core.compile_model(model, device_name, options_for(model, config or {}))
 
     with replaced(ov, Core=lambda: core, compile_model=compile_model):
         yield
