@@ -52,13 +52,15 @@ def answer(
 ) -> Answers:
     """Answer the questions of all `pairs` greedily; `report` is told how many are done.
 
-    A `batch` of them is answered at a time.
+    A `batch` of them is answered at a time: those with answers of like length, since a batch takes
+    as many steps as its longest answer.
     """
-    texts: list[str] = []
-    logits: list[Tensor] = []
+    texts = [""] * len(pairs)
+    logits: list[Tensor] = [torch.empty(0)] * len(pairs)
+    order = sorted(range(len(pairs)), key=lambda place: len(pairs[place][1].answer))
     for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
-        prompts = [_prepare(model, picture, question.text) for picture, question in part]
+        places = order[start : start + batch]
+        prompts = [_prepare(model, pairs[place][0], pairs[place][1].text) for place in places]
         output = _generate(
             model,
             **collate(prompts),
@@ -66,11 +68,12 @@ def answer(
                 model, max_new_tokens, output_logits=True, return_dict_in_generate=True
             ),
         )
-        tokenizer = model.processor.tokenizer
-        texts += [text_of(tokenizer, token_ids) for token_ids in output.sequences.tolist()]
-        logits.append(output.logits[0].float())
-        report(start + len(part))
-    return Answers(texts, torch.cat(logits))
+        rows = zip(places, output.sequences.tolist(), output.logits[0].float(), strict=True)
+        for place, token_ids, first_logits in rows:
+            texts[place] = text_of(model.processor.tokenizer, token_ids)
+            logits[place] = first_logits
+        report(start + len(places))
+    return Answers(texts, torch.stack(logits))
 
 
 def _prepare(model: Model, picture: Image.Image | Video, text: str) -> dict[str, Any]:
