@@ -147,6 +147,11 @@ class Processor(ABC):
         """Return where rows of picture features go, as booleans shaped as `input_ids`."""
         return input_ids == self.image_token_id
 
+    @property
+    def picture_token_ids(self) -> set[int]:
+        """The tokens by which `picture_positions` finds pictures; no answer may hold them."""
+        return {self.image_token_id}
+
     def text_ids(self, input_ids: Tensor) -> Tensor:
         """Return ids that all have embeddings; what is a picture's place only is replaced."""
         return input_ids.clamp(min=0)
