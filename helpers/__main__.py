@@ -5,9 +5,11 @@ line is exit code 2; Ctrl-C is exit code 130. `--debug` shows where an error com
 """
 
 import argparse
+import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -72,6 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def program() -> int:
+    """Run the command of this program; once it is over, Ctrl-C changes nothing any more.
+
+    Computations that were stopped are joined while the interpreter ends. Interrupted there, a
+    thread inside OpenVINO would end the process with an abort.
+    """
+    try:
+        return main()
+    except KeyboardInterrupt:  # a second one, while the first was told
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _spell_out_characters() -> None:
     """Let output hold any character: what the console's encoding lacks is spelled as its number.
 
@@ -83,7 +99,8 @@ def _spell_out_characters() -> None:
         (sys.stdin, "surrogateescape"),
     ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            with contextlib.suppress(io.UnsupportedOperation):  # a program has read from it before
+                stream.reconfigure(errors=errors)
 
 
 def _is_of_output(error: OSError) -> bool:
@@ -146,4 +163,4 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())
