@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _spell_out_characters()
     try:
+        if sys.flags.optimize > 1:
+            raise UserError(
+                "Python leaves out docstrings, which transformers reads; unset PYTHONOPTIMIZE, or "
+                "start Python without -OO."
+            )
         options = parse(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         code = run(options)
@@ -91,8 +96,12 @@ def program() -> int:
 def _spell_out_characters() -> None:
     """Let output hold any character: what the console's encoding lacks is spelled as its number.
 
-    Input that is not of the encoding is kept, so that a question with it can be refused.
+    Input that is not of the encoding is kept, so that a question with it can be refused. Output
+    that was closed (`>&-`) goes nowhere.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream, errors in (
         (sys.stdout, "backslashreplace"),
         (sys.stderr, "backslashreplace"),

@@ -14,9 +14,17 @@ from typing import Any
 
 import openvino as ov
 import psutil
+import torch
 from torch import nn
 
-from helpers.convert.folders import Report, Unfinished, complete, read_manifest, written_aside
+from helpers.convert.folders import (
+    Report,
+    Unfinished,
+    absolute,
+    complete,
+    read_manifest,
+    written_aside,
+)
 from helpers.convert.manifests import bit_widths_of
 from helpers.convert.places import COPIED, holds_conversion
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
@@ -58,6 +66,7 @@ def convert(
     cannot be written, holds something else or is being written, and for a disk that is too full.
     """
     checkpoint, output = Path(checkpoint), Path(output)
+    absolute(output)  # or it is told
     if holds_conversion(checkpoint):
         raise CheckpointError(
             f"{checkpoint} is a conversion already; give the checkpoint that it was made of, or "
@@ -82,11 +91,35 @@ def convert(
                     report(f"{part.name}: finished before the interruption")
                 else:
                     report(f"{part.name}: converting ({done / sum(weights.values()):.0%} done)")
+                    _check_numbers(model, part, checkpoint)
                     _store(work, part.name, _converted(part, checkpoint), preset, report)
                 done += weights[part.name]
         _copy_small_files(checkpoint, work.folder)
     report(f"{output} is complete; it took at most {in_words(growth.bytes)} of memory.")
     return work.bit_widths
+
+
+def _check_numbers(model: VisionLanguageModel[Any], part: Part, checkpoint: Path) -> None:
+    """Raise a `CheckpointError` where weights of a part are NaN or infinite.
+
+    Fine-tuning in 16 bits leaves such when it overflows, and a model of them answers `!!!!`.
+    """
+    strange = [name for name, tensor in part.module.named_parameters() if not _is_finite(tensor)]
+    if strange:
+        originals = model.original_tensors(checkpoint).items()
+        names = [name for name, tensor in originals if not _is_finite(tensor)] or strange
+        more = f" and {len(names) - 1} more tensors" if names[1:] else ""
+        raise CheckpointError(
+            f"{names[0]}{more} of {checkpoint} holds values that are NaN or infinite, so the model "
+            "would answer nothing that makes sense; download it again, or take an earlier state of "
+            "its training."
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(value.isfinite()) for value in torch.aminmax(tensor))  # both, if one is NaN
 
 
 def _converted(part: Part, checkpoint: Path) -> ov.Model:

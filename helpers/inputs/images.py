@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
 from helpers.errors import PictureError, reason_of
 
@@ -82,12 +82,42 @@ def _load(source: Picture, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         _check_size(source, name)
         source.load()
-        return ImageOps.exif_transpose(source)
+        return _upright(source)
+    if isinstance(source, str | Path) and Path(source).exists() and not Path(source).is_file():
+        what = "a folder" if Path(source).is_dir() else "no file"  # a pipe would wait for ever
+        raise PictureError(f"{name} cannot be read as a picture (it is {what}); give a file.")
     with Image.open(source) as picture:
         _check_size(picture, name)
         picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
+        return _upright(picture)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Return a picture the right way up, as its metadata say; damaged ones say nothing.
+
+    Pillow's own function reads and writes all of them, and fails where any is damaged.
+    """
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises whatever comes of reading them
+        turn = None
+    if turn is None:
         return picture
+    turned = picture.transpose(turn)
+    for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        turned.info.pop(name, None)  # or it would be turned once more
+    return turned
 
 
 def _check_size(picture: Image.Image, name: str) -> None:
