@@ -37,7 +37,12 @@ def picture_ids(processor) -> set[int]:
         if isinstance(string, str):
             string = processor.tokenizer(string, add_special_tokens=False)["input_ids"]
         ids |= set(string)
-    return ids
+    words = set(processor.tokenizer.get_vocab().values())
+    return {token for token in ids if token not in words or token in special_ids(processor)}
+
+
+def special_ids(processor) -> set[int]:
+    return set(processor.tokenizer.added_tokens_decoder)
 
 
 def test_pictures_stand_between_the_words(processor):

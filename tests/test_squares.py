@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.models.families import find_family
+from helpers.models.families import find_family_by_name
 from helpers.models.squares import NARROWEST
 
 
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("name", ["llava-mpt", "mobilevlm"])
 def test_pixels_equal_those_of_the_authors(name, padded, repetitions):
-    family = find_family(name)
+    family = find_family_by_name(name)
     processor = family.model.processor_class(Path(), family.originals[0].config)
     authors = processor.image_processor
     authors.do_pad = padded
