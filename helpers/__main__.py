@@ -4,6 +4,7 @@ Errors that a user can cause are one sentence on the error stream and exit code 
 line is exit code 2; Ctrl-C is exit code 130. `--debug` shows where an error comes from.
 """
 
+import _thread
 import argparse
 import contextlib
 import errno
@@ -11,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -85,12 +87,22 @@ def program() -> int:
     Computations that were stopped are joined while the interpreter ends. Interrupted there, a
     thread inside OpenVINO would end the process with an abort.
     """
+    sys.unraisablehook = _interrupt_again
     try:
         return main()
     except KeyboardInterrupt:  # a second one, while the first was told
         return 130
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that came while Python was cleaning up an object, where it has no effect."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no thread
+        threading.Timer(0.05, _thread.interrupt_main).start()
 
 
 def _spell_out_characters() -> None:

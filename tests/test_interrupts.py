@@ -225,3 +225,23 @@ def test_control_c_while_packages_are_imported(model, repetitions):
             send_control_c(process.pid, os.getpid())
             _, errors = process.communicate(timeout=LIMIT)
         check(Ending("ask", process.returncode, errors.decode(), members(process.pid)))
+
+
+LOST = """
+import sys, time
+from helpers import __main__
+class Cleaned:
+    def __del__(self):
+        raise KeyboardInterrupt
+def work():
+    Cleaned()
+    time.sleep(30)
+__main__.parse = lambda arguments: __import__("types").SimpleNamespace(run=lambda options: work())
+sys.exit(__main__.program())
+"""
+
+
+def test_control_c_while_an_object_is_cleaned_up():
+    """Python only prints what is raised there, so that the program would go on."""
+    result = subprocess.run([sys.executable, "-c", LOST], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (130, b"stopped\n")
