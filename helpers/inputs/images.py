@@ -22,6 +22,7 @@ MAXIMUM_PIXELS = 64_000_000  # a 64-megapixel camera; Pillow itself only warns b
 # A longer one has less than a hundredth of that on its other side, of which no model sees much, and
 # Pillow takes 32 bytes for each pixel of a side when it makes a picture smaller.
 MAXIMUM_SIDE = 100_000
+LONGEST_NAME = 300  # characters of a path in a sentence; Linux takes 4096
 _STRIP = 2**20  # pixels that are worked on at once
 # A picture in fractions has a few lights above 1. One whose values go to 255 is black to the eye
 # where its mean is below this.
@@ -44,7 +45,8 @@ def open_picture(source: Picture) -> Image.Image:
 def name_of(source: Picture) -> str:
     """Return how a sentence calls a picture; what cannot be one is a `PictureError`."""
     if isinstance(source, str | Path):
-        return str(source)
+        path = str(source)
+        return path if len(path) <= LONGEST_NAME else f"{path[:LONGEST_NAME]}..."
     if isinstance(source, Image.Image) or hasattr(source, "read"):
         return "The picture"
     is_short = source is None or isinstance(source, int | float)
@@ -73,7 +75,7 @@ def reading(name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise PictureError(f"{name} is too large; reduce it first.") from None
     except Exception as error:
-        reason = reason_of(error)
+        reason = reason_of(error)[:LONGEST_NAME]
         raise PictureError(f"{name} cannot be read as a picture ({reason}).") from None
 
 
