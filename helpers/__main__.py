@@ -4,11 +4,15 @@ Errors that a user can cause are one sentence on the error stream and exit code 
 line is exit code 2; Ctrl-C is exit code 130. `--debug` shows where an error comes from.
 """
 
+import _thread
 import argparse
+import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -48,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _spell_out_characters()
     try:
+        if sys.flags.optimize > 1:
+            raise UserError(
+                "Python leaves out docstrings, which transformers reads; unset PYTHONOPTIMIZE, or "
+                "start Python without -OO."
+            )
         options = parse(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         code = run(options)
@@ -72,18 +81,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def program() -> int:
+    """Run the command of this program; once it is over, Ctrl-C changes nothing any more.
+
+    Computations that were stopped are joined while the interpreter ends. Interrupted there, a
+    thread inside OpenVINO would end the process with an abort.
+    """
+    sys.unraisablehook = _interrupt_again
+    try:
+        return main()
+    except KeyboardInterrupt:  # a second one, while the first was told
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that came while Python was cleaning up an object, where it has no effect."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no thread
+        threading.Timer(0.05, _thread.interrupt_main).start()
+
+
 def _spell_out_characters() -> None:
     """Let output hold any character: what the console's encoding lacks is spelled as its number.
 
-    Input that is not of the encoding is kept, so that a question with it can be refused.
+    Input that is not of the encoding is kept, so that a question with it can be refused. Output
+    that was closed (`>&-`) goes nowhere.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream, errors in (
         (sys.stdout, "backslashreplace"),
         (sys.stderr, "backslashreplace"),
         (sys.stdin, "surrogateescape"),
     ):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            with contextlib.suppress(io.UnsupportedOperation):  # a program has read from it before
+                stream.reconfigure(errors=errors)
 
 
 def _is_of_output(error: OSError) -> bool:
@@ -146,4 +184,4 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -4,14 +4,14 @@ What this module does not know: what a command does.
 """
 
 import argparse
-from pathlib import Path
 
 from helpers.graphs.presets import PRESETS
+from helpers.resources import path_of
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
     """Add the folder of a converted model."""
-    parser.add_argument("folder", type=Path, help="a folder that `convert` wrote")
+    parser.add_argument("folder", type=path_of, help="a folder that `convert` wrote")
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
     parser.add_argument("--group-size", type=int, help="weights that share a scale in 4 bits")
     parser.add_argument("--ratio", type=float, help="share of the layers in 4 bits, 0 to 1")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--output", type=path_of, required=True, help="the folder to write")
 
 
 def _bundled_names() -> str:
@@ -83,8 +83,10 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
         "--precision", default="int4", help=f"one or several of {','.join(PRESETS)}"
     )
     parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
-    parser.add_argument("--folder", type=Path, help="keep checkpoints and converted models there")
-    parser.add_argument("--output", type=Path, help="write the figures into this file too")
+    parser.add_argument(
+        "--folder", type=path_of, help="keep checkpoints and converted models there"
+    )
+    parser.add_argument("--output", type=path_of, help="write the figures into this file too")
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -95,4 +97,4 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 def add_clean(parser: argparse.ArgumentParser) -> None:
     """Add the options of `clean`."""
-    parser.add_argument("folder", type=Path, help="where they were to be written, or above")
+    parser.add_argument("folder", type=path_of, help="where they were to be written, or above")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from helpers import command_options
 from helpers.errors import OutputError, SettingsError, UserError
 from helpers.graphs.presets import find_preset
+from helpers.resources import path_of
 
 if TYPE_CHECKING:
     from helpers.run.pipeline import VisionLanguagePipeline
@@ -107,15 +108,19 @@ def ask(options: argparse.Namespace) -> int:
     from helpers.inputs.images import open_picture
 
     question = _read_question() if options.question == "-" else options.question
-    pictures = [open_picture(Path(path)) for path in options.image]
+    pictures = [open_picture(path_of(path)) for path in options.image]
     pipeline = open_pipeline(options)
-    reply = pipeline.ask(question, pictures, video=options.video, **_sampling(options))
+    reply = pipeline.ask(question, pictures, video=_video(options), **_sampling(options))
     if not options.json:
         _stream(reply)
         return 0
     data = {"text": reply.text, "tokens": len(reply.token_ids), "notice": pipeline.notice}
     seconds = {"first_token": reply.times.first_token, "per_token": reply.times.per_token}
     return show(Result(data | {"seconds": seconds}), options)
+
+
+def _video(options: argparse.Namespace) -> Path | tuple[()]:
+    return path_of(options.video) if options.video else ()
 
 
 def _read_question() -> str:
@@ -137,7 +142,7 @@ def chat(options: argparse.Namespace) -> int:
     """Answer one question after another; errors are told, and the conversation goes on."""
     from helpers.inputs.images import open_picture
 
-    pictures, video = [open_picture(Path(path)) for path in options.image], options.video
+    pictures, video = [open_picture(path_of(path)) for path in options.image], _video(options)
     conversation = open_pipeline(options).conversation()
     report(CHAT_HELP)
     for line in _lines("> "):
@@ -146,7 +151,7 @@ def chat(options: argparse.Namespace) -> int:
             break
         try:
             if command == "/image":
-                pictures.append(open_picture(Path(argument.strip())))
+                pictures.append(open_picture(path_of(argument.strip())))
             elif command == "/clear":
                 conversation.clear()
             else:

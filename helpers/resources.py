@@ -65,6 +65,13 @@ def in_words(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
+def path_of(text: str) -> Path:
+    """Return a path as people write it where no shell reads it: `~` is a person's home."""
+    with suppress(RuntimeError):  # there is no such person, or no home
+        return Path(text).expanduser()
+    return Path(text)
+
+
 def this_computer() -> str:
     """Return the free memory and disk of this computer in words."""
     memory = psutil.virtual_memory().available / 2**30

@@ -1,6 +1,7 @@
 """`python -m helpers`: what it prints, its exit codes, and one sentence for what goes wrong."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,18 @@ def test_missing_and_unexpected_tensors(run, bad_checkpoint, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["mlp1.3.bias", "language_model.model.embed_tokens.weight"])
+def test_weights_that_are_no_numbers(run, bad_checkpoint, tmp_path, name, value):
+    def change(tensors):
+        tensors[name].view(-1)[5] = value
+        return tensors
+
+    result = run("convert", bad_checkpoint(change), "--output", tmp_path / "made")
+    assert_refused(result, f"{name} of ", "holds values that are NaN or infinite", "download it")
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -275,11 +288,3 @@ def test_a_wrong_command_line_is_exit_code_2(capsys, arguments):
         main(arguments)
     assert caught.value.code == 2
     assert "usage: vlm" in capsys.readouterr().err
-
-
-def test_control_c_is_exit_code_130(run, converted, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("helpers.convert.folders.read_manifest", interrupt)
-    assert run("info", converted) == (130, "", "stopped\n")

@@ -16,7 +16,15 @@ import openvino as ov
 import psutil
 from torch import nn
 
-from helpers.convert.folders import Report, Unfinished, complete, read_manifest, written_aside
+from helpers.convert.finite_weights import check_numbers
+from helpers.convert.folders import (
+    Report,
+    Unfinished,
+    absolute,
+    complete,
+    read_manifest,
+    written_aside,
+)
 from helpers.convert.manifests import bit_widths_of
 from helpers.convert.places import COPIED, holds_conversion
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
@@ -58,6 +66,7 @@ def convert(
     cannot be written, holds something else or is being written, and for a disk that is too full.
     """
     checkpoint, output = Path(checkpoint), Path(output)
+    absolute(output)  # or it is told
     if holds_conversion(checkpoint):
         raise CheckpointError(
             f"{checkpoint} is a conversion already; give the checkpoint that it was made of, or "
@@ -82,6 +91,7 @@ def convert(
                     report(f"{part.name}: finished before the interruption")
                 else:
                     report(f"{part.name}: converting ({done / sum(weights.values()):.0%} done)")
+                    check_numbers(model, part, checkpoint)
                     _store(work, part.name, _converted(part, checkpoint), preset, report)
                 done += weights.get(part.name, 0)  # a small part is counted with its whole
         _copy_small_files(checkpoint, work.folder)

@@ -177,6 +177,16 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def absolute(folder: Path) -> Path:
+    """Return a folder's whole path; what can be none, as a name too long, is an `OutputError`."""
+    try:
+        folder = Path(folder).resolve()
+        folder.exists()
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{str(folder)[:80]!r} is no path of a folder ({error}).") from None
+    return folder
+
+
 def is_conversion(folder: Path) -> bool:
     """Return whether `folder` holds a finished conversion."""
     return exists(Path(folder) / MANIFEST)
@@ -188,6 +198,7 @@ def read_manifest(folder: Path) -> Config:
     Raises `OutputError` for a folder without one, of another format, or with a file missing or of
     another size; `verify` also looks into the files.
     """
+    absolute(folder)  # or it is told
     folder = Path(folder)
     if not is_conversion(folder):
         raise OutputError(_what_it_is(folder))
@@ -254,7 +265,7 @@ def clean(folder: Path) -> list[Path]:
     Returns what was removed. What another process is still writing is left alone, and so is what
     has not our mark. Raises `OutputError` for what may not be removed.
     """
-    folder = Path(folder).resolve()
+    folder = absolute(folder)
     names = {
         path.name[1:].rpartition(".")[0]
         for ending in ("unfinished", "replaced", "lock")

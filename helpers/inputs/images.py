@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
 from helpers.errors import PictureError, reason_of
 
@@ -22,6 +22,7 @@ MAXIMUM_PIXELS = 64_000_000  # a 64-megapixel camera; Pillow itself only warns b
 # A longer one has less than a hundredth of that on its other side, of which no model sees much, and
 # Pillow takes 32 bytes for each pixel of a side when it makes a picture smaller.
 MAXIMUM_SIDE = 100_000
+LONGEST_NAME = 300  # characters of a path in a sentence; Linux takes 4096
 _STRIP = 2**20  # pixels that are worked on at once
 # A picture in fractions has a few lights above 1. One whose values go to 255 is black to the eye
 # where its mean is below this.
@@ -44,7 +45,8 @@ def open_picture(source: Picture) -> Image.Image:
 def name_of(source: Picture) -> str:
     """Return how a sentence calls a picture; what cannot be one is a `PictureError`."""
     if isinstance(source, str | Path):
-        return str(source)
+        path = str(source)
+        return path if len(path) <= LONGEST_NAME else f"{path[:LONGEST_NAME]}..."
     if isinstance(source, Image.Image) or hasattr(source, "read"):
         return "The picture"
     is_short = source is None or isinstance(source, int | float)
@@ -73,7 +75,7 @@ def reading(name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise PictureError(f"{name} is too large; reduce it first.") from None
     except Exception as error:
-        reason = reason_of(error)
+        reason = reason_of(error)[:LONGEST_NAME]
         raise PictureError(f"{name} cannot be read as a picture ({reason}).") from None
 
 
@@ -82,12 +84,42 @@ def _load(source: Picture, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
         _check_size(source, name)
         source.load()
-        return ImageOps.exif_transpose(source)
+        return _upright(source)
+    if isinstance(source, str | Path) and Path(source).exists() and not Path(source).is_file():
+        what = "a folder" if Path(source).is_dir() else "no file"  # a pipe would wait for ever
+        raise PictureError(f"{name} cannot be read as a picture (it is {what}); give a file.")
     with Image.open(source) as picture:
         _check_size(picture, name)
         picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
+        return _upright(picture)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Return a picture the right way up, as its metadata say; damaged ones say nothing.
+
+    Pillow's own function reads and writes all of them, and fails where any is damaged.
+    """
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises whatever comes of reading them
+        turn = None
+    if turn is None:
         return picture
+    turned = picture.transpose(turn)
+    for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        turned.info.pop(name, None)  # or it would be turned once more
+    return turned
 
 
 def _check_size(picture: Image.Image, name: str) -> None:

@@ -9,6 +9,7 @@ What this module does not know: what is special to any family.
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from helpers.errors import CheckpointError, SettingsError
 from helpers.models.base import VisionLanguageModel
 from helpers.models.processors import Processor
+from helpers.resources import path_of
 from helpers.sources.checkpoints import BUNDLED, Config, read_config, read_json
 from helpers.sources.hub import download
 
@@ -227,8 +229,9 @@ def find_checkpoint(name: str) -> Path:
     for family in families():
         if family.checkpoint is not None and family.is_called(name):
             return family.checkpoint
-    if Path(name).is_dir():
-        return Path(name)
+    with suppress(OSError, ValueError):  # of names that no folder can have
+        if (folder := path_of(name)).is_dir():
+            return folder
     originals = [original for family in families() for original in family.originals]
     for original in originals:
         if _plain(name) == _plain(original.name):
@@ -237,6 +240,6 @@ def find_checkpoint(name: str) -> Path:
         return download(name)
     names = ", ".join(family.name for family in families() if family.checkpoint is not None)
     raise CheckpointError(
-        f"{name} is neither a folder, nor a hub id such as OpenGVLab/InternVL2-1B, "
+        f"{name[:80]} is neither a folder, nor a hub id such as OpenGVLab/InternVL2-1B, "
         f"nor a bundled checkpoint ({names})."
     )

@@ -168,6 +168,11 @@ class MiniCPMV2Processor(Processor):
         inside = opening.cumsum(-1) > closing.cumsum(-1)
         return inside & ~opening
 
+    @property
+    def picture_token_ids(self) -> set[int]:
+        """The ids of `<image>` and `</image>`."""
+        return {self.mark_id("<image>"), self.mark_id("</image>")}
+
 
 def normalised(picture: Image.Image) -> Tensor:
     """Return an RGB picture's pixels from -1 to 1, (1, 3, height, width)."""

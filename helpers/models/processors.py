@@ -171,6 +171,11 @@ class Processor(ABC):
         """Return where rows of picture features go, as booleans shaped as `input_ids`."""
         return input_ids == self.image_token_id
 
+    @property
+    def picture_token_ids(self) -> set[int]:
+        """The tokens by which `picture_positions` finds pictures; no answer may hold them."""
+        return {self.image_token_id}
+
     def position_ids(self, input_ids: Tensor, image_inputs: ImageInputs | None = None) -> Tensor:
         """Return the positions of a prompt's tokens, shaped as `input_ids`: they are counted.
 

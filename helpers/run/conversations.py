@@ -216,11 +216,15 @@ class Conversation:
         """Remember a turn; after an answer stands what the template has there.
 
         So the next prompt has the ids that it would have if it were made of the messages. The last
-        token of an answer is not in the cache yet, so a stop token may be another.
+        token of an answer is not in the cache yet, so a stop token may be another. A picture's
+        token that a model wrote itself is left out: nothing would be there for it to show.
         """
         processor, tokens = self.pipeline.processor, answer.token_ids
         if tokens and tokens[-1] in processor.stop_token_ids:
             tokens = tokens[:-1]
+        if not processor.picture_token_ids.isdisjoint(tokens):
+            tokens = [token for token in tokens if token not in processor.picture_token_ids]
+            self.cache = None  # which holds it
         self.ids = request.prompt_ids + tokens + processor.end_of_answer_ids
         self.turns.append(request)
         self.messages += [request.message, answer_message(answer.text)]

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from helpers.convert.folders import read_manifest
-from helpers.errors import DeviceError, OutputError, QuestionError
+from helpers.errors import DeviceError, OutputError, QuestionError, UserError, reason_of
 from helpers.graphs.core import core, run_model, safe_options
-from helpers.graphs.part_names import LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Message, Pictures
 from helpers.inputs.video import Video
@@ -31,6 +31,12 @@ from helpers.run.replies import Reply
 from helpers.run.worker import Worker
 from helpers.sources.checkpoints import CARD, read_json
 from helpers.upstream.locales import plain_numbers
+
+# Inputs and outputs that every family's files have; what a family adds is its own.
+ALWAYS = {
+    FILES[TEXT_EMBEDDINGS]: {"input", "inputs_embeds"},
+    FILES[LANGUAGE_MODEL]: {"inputs_embeds", "attention_mask", "position_ids", "logits"},
+}
 
 
 class VisionLanguagePipeline:
@@ -59,6 +65,7 @@ class VisionLanguagePipeline:
         processor = load_processor(folder)
         usual = processor.usual_picture_tokens
         self.processor = processor.within(usual if picture_tokens is None else picture_tokens)
+        self._check_tokenizer()
         card = folder / CARD
         self.notice = str(read_json(card).get("notice", "")) if card.exists() else ""
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -81,14 +88,29 @@ class VisionLanguagePipeline:
         self.worker = Worker()
         self.worker.close_with(self)
 
+    def _check_tokenizer(self) -> None:
+        """Raise an `OutputError` where the tokenizer's files are damaged."""
+        try:
+            self.processor.tokenizer.get_added_vocab()
+        except UserError:
+            raise
+        except Exception as error:  # what libraries raise for bad files has nothing in common
+            raise OutputError(
+                f"The tokenizer's files in {self.folder} are damaged ({reason_of(error)}); convert "
+                "the checkpoint again."
+            ) from None
+
     def _compile(
         self, path: Path, options: dict[str, Any], constant_inputs: Sequence[str]
     ) -> ov.CompiledModel:
         try:
             with plain_numbers():
                 model = core().read_model(path)
+            names = {name for port in (*model.inputs, *model.outputs) for name in port.names}
         except RuntimeError:
-            raise OutputError(f"{path} is damaged; convert the checkpoint again.") from None
+            names = set()
+        if not names or not ALWAYS.get(path.name, set()) <= names:
+            raise OutputError(f"{path} is damaged; convert the checkpoint again.")
         keep_inputs(model, constant_inputs)
         try:
             return core().compile_model(model, self.device, safe_options(model, options))

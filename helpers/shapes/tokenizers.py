@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from helpers.shapes import questions, world
 from helpers.sources.checkpoints import write_json
 
+# How Llama 3 cuts a text into words before it looks for tokens: line breaks stay together, whatever
+# follows them. transformers has the same as the default of its converter from tiktoken.
+_LLAMA_3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEXT_TOKENS = 640  # in a trained vocabulary, at most: words whole, letters and bytes single
 
 
@@ -31,10 +37,22 @@ def corpus(number: int = 20000, kinds: Sequence[str] = tuple(questions.KINDS)) -
     return texts
 
 
-def byte_level_bpe(texts: Iterable[str], specials: Sequence[str] = ()) -> Tokenizer:
-    """Train a byte-level BPE tokenizer, whose first ids are `specials`."""
+def byte_level_bpe(
+    texts: Iterable[str], specials: Sequence[str] = (), words: str | None = None
+) -> Tokenizer:
+    """Train a byte-level BPE tokenizer, whose first ids are `specials`.
+
+    `words` is the pattern of what tokens do not reach beyond, GPT-2's by default.
+    """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words is not None:
+        trained.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(words), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     trained.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=TEXT_TOKENS,
@@ -126,7 +144,7 @@ def llama3(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
     """
     specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"]
     specials += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    trained = byte_level_bpe(texts, specials)
+    trained = byte_level_bpe(texts, specials, _LLAMA_3_WORDS)
     size = trained.get_vocab_size()
     trained.add_special_tokens([_special(token) for token in marks])
     tokenizer = PreTrainedTokenizerFast(

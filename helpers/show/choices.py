@@ -12,6 +12,7 @@ from helpers.convert.conversion import memory_to_convert
 from helpers.errors import SettingsError
 from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
 from helpers.models.families import Family, find_checkpoint, find_family_by_name
+from helpers.resources import path_of
 from helpers.run.devices import Device, available_devices, check_device, list_devices
 from helpers.show.widgets import Choice, Option
 from helpers.sources.checkpoints import read_config
@@ -60,8 +61,8 @@ def chosen_folder(choice: Choice) -> Path:
     path = os.environ.get("VLM_FOLDER", "")
     if not path:
         raise SettingsError("Set the environment variable VLM_FOLDER to a checkpoint's folder.")
-    read_config(Path(path))
-    return Path(path)
+    read_config(path_of(path))
+    return path_of(path)
 
 
 def choose_precision(default: str = "int4", presets: Mapping[str, Preset] = PRESETS) -> Choice:

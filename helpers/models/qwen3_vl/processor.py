@@ -96,8 +96,13 @@ class Qwen3VLProcessor(Processor):
 
     def picture_positions(self, input_ids: Tensor) -> Tensor:
         """Return where rows of features go: those of pictures and of videos."""
-        ids = (self.settings.image_token_id, self.settings.video_token_id)
-        return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
+        ids = torch.tensor(sorted(self.picture_token_ids), device=input_ids.device)
+        return torch.isin(input_ids, ids)
+
+    @property
+    def picture_token_ids(self) -> set[int]:
+        """The ids of `<|image_pad|>` and `<|video_pad|>`."""
+        return {self.settings.image_token_id, self.settings.video_token_id}
 
     def image_strings(self, image_inputs: ImageInputs) -> list[str]:
         """Return a picture's marks with a token for every row; a video has its times between."""

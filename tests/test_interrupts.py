@@ -1,0 +1,247 @@
+"""Ctrl-C at any moment of any command: exit code 130, no core dump, nothing left running."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from tests.tiny import picture
+
+pytestmark = [pytest.mark.slow, pytest.mark.independent, pytest.mark.usefixtures("interruptible")]
+
+# Forks a process for each command, which saves the seconds that imports take. A process reads and
+# writes files, is a session of its own, as in a terminal of its own, and ends as all programs do.
+FORKS = """
+import json, os, sys
+from helpers import commands
+from helpers.__main__ import program
+from helpers.measure import evaluation
+from helpers.run import pipeline
+for line in sys.stdin:
+    arguments, folder = json.loads(line)
+    if not (child := os.fork()):
+        os.setsid()
+        for number, name in enumerate(("in", "out", "err")):
+            flags = os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT
+            os.dup2(os.open(os.path.join(folder, name), flags), number)
+        break
+    print("process", child, flush=True)
+    print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit(0)
+sys.stdin, sys.argv[1:] = open(0), arguments
+sys.exit(program())
+"""
+# Before the first import is done, Ctrl-C is Python's own affair, so this says when it begins.
+FRESH = """
+import sys
+from helpers.__main__ import program
+print("begun", file=sys.stderr, flush=True)
+sys.exit(program())
+"""
+# With tokens nearly alike an answer seldom ends, so that there is something to interrupt.
+ENDLESS = ["--temperature", "5", "--top-k", "0", "--top-p", "1", "--max-new-tokens", "1500"]
+QUESTIONS = "How many shapes are there?\n/clear\nWhat is in the picture?\n/nothing\nWhat?\n"
+LIMIT = 60  # seconds that a process may take to end
+
+
+class Ending(NamedTuple):
+    """How a command ended: its exit code, its last messages, and what it left running."""
+
+    command: str
+    code: int
+    errors: str
+    left: list[int]
+
+
+def arguments_of(command: str, folder: Path, photo: Path, seed: int) -> list[str]:
+    """Return the command line that is interrupted."""
+    about = [str(folder), "--image", str(photo), "--seed", str(seed), *ENDLESS]
+    return {
+        "ask": ["ask", *about, "--question", "Describe the picture."],
+        "chat": ["chat", *about],
+        "evaluate": ["evaluate", str(folder), "--questions", "400"],
+        "page": ["demo", str(folder)],
+    }[command]
+
+
+@contextlib.contextmanager
+def forks() -> Iterator[subprocess.Popen]:
+    """Start a process that forks others."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", FORKS], text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            for child in psutil.Process(process.pid).children():  # after an error
+                child.kill()
+            process.stdin.close()
+
+
+def interrupted(fork, command: str, arguments: list[str], place: Path, seed: int) -> Ending:
+    """Run a command, send Ctrl-C at a random moment, and return how it ends.
+
+    Half of the moments are anywhere, the others after the first word of output, where a command
+    works on what it was asked.
+    """
+    place.mkdir()
+    generator = random.Random(seed)
+    (place / "in").write_text(QUESTIONS if command == "chat" else "")
+    for name in ("out", "err"):
+        (place / name).touch()
+    fork.stdin.write(json.dumps([arguments, str(place)]) + "\n")
+    fork.stdin.flush()
+    child = told(fork, "process")
+    if generator.random() < 0.5:
+        time.sleep(0.05 + generator.uniform(0, 3))
+    else:
+        wait_for_output(child, place / ("err" if command == "evaluate" else "out"))
+        words = (place / "out").read_text().split()
+        if command == "page" and words and generator.random() < 0.7:
+            ask_page(words[0])
+        time.sleep(generator.uniform(0, 1.5))
+    send_control_c(child, fork.pid)
+    code = told(fork, "code")
+    return Ending(command, code, (place / "err").read_text(), members(child))
+
+
+def told(fork: subprocess.Popen, what: str) -> int:
+    """Return a number that the forking process tells; anything else ends the test."""
+    word, number = fork.stdout.readline().split()
+    assert word == what
+    return int(number)
+
+
+def send_control_c(child: int, parent: int) -> None:
+    """Interrupt a session of our own; a number that is another's, or everybody's, gets nothing."""
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        process = psutil.Process(child)
+        assert process.ppid() == parent and child > 1  # to group 1 would mean to all there are
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return
+        while os.getsid(child) != child:  # its first step
+            time.sleep(0.001)
+        os.killpg(child, signal.SIGINT)
+
+
+def wait_for_output(process: int, path: Path) -> None:
+    """Wait until a process has written a line, or is gone."""
+    end = time.monotonic() + LIMIT
+    while not path.read_bytes() and psutil.pid_exists(process):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def ask_page(address: str) -> None:
+    """Ask a page something, and do not wait for the answer."""
+    values = ["Describe the picture.", [], [], 512, True, 2.0, 1.0]
+    request = urllib.request.Request(
+        f"{address.rstrip('/')}/gradio_api/call/ask",
+        json.dumps({"data": values}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert "event_id" in json.loads(response.read())
+
+
+def members(session: int) -> list[int]:
+    """Return the processes of a session that run still."""
+    found = []
+    for number in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(number) == session:
+                found.append(number)
+    return found
+
+
+def check(ending: Ending) -> None:
+    assert not ending.left and "terminate called" not in ending.errors, ending
+    assert ending.code in (0, 130), ending
+    assert "Traceback" not in ending.errors, ending
+    if ending.code == 130:
+        assert ending.errors.endswith("stopped\n"), ending  # behind a prompt in a chat
+
+
+@pytest.fixture
+def model(bundled_folder, tmp_path):
+    photo = tmp_path / "picture.png"
+    picture().save(photo)
+    return bundled_folder("internvl2", "int8"), photo
+
+
+def test_control_c_at_any_moment(model, tmp_path, repetitions):
+    names = ("ask", "chat", "evaluate", "page")
+    number, endings, workers = repetitions("Ctrl-C", 8, 200), Counter(), 2
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
+        free: SimpleQueue = SimpleQueue()
+        for _ in range(workers):
+            free.put(stack.enter_context(forks()))
+
+        def run(seed: int) -> Ending:
+            fork, command = free.get(), names[seed % len(names)]
+            after = None  # an error leaves words of this run unread, and ends the others
+            try:
+                assert fork is not None
+                arguments = arguments_of(command, *model, seed)
+                ending = interrupted(fork, command, arguments, tmp_path / str(seed), seed)
+                after = fork
+            finally:
+                free.put(after)
+            return ending
+
+        for ending in pool.map(run, range(number)):
+            check(ending)
+            endings[ending.command, ending.code] += 1
+    print(sorted(endings.items()))
+    assert sum(count for (_, code), count in endings.items() if code == 130) >= number / 2
+
+
+def test_control_c_while_packages_are_imported(model, repetitions):
+    arguments = arguments_of("ask", *model, 0)
+    for seed in range(repetitions("Ctrl-C while packages are imported", 1, 12)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", FRESH, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        with process:
+            assert process.stderr.readline() == b"begun\n"
+            time.sleep(random.Random(seed).uniform(0, 3))
+            send_control_c(process.pid, os.getpid())
+            _, errors = process.communicate(timeout=LIMIT)
+        check(Ending("ask", process.returncode, errors.decode(), members(process.pid)))
+
+
+LOST = """
+import sys, time
+from helpers import __main__
+class Cleaned:
+    def __del__(self):
+        raise KeyboardInterrupt
+def work():
+    Cleaned()
+    time.sleep(30)
+__main__.parse = lambda arguments: __import__("types").SimpleNamespace(run=lambda options: work())
+sys.exit(__main__.program())
+"""
+
+
+def test_control_c_while_an_object_is_cleaned_up():
+    """Python only prints what is raised there, so that the program would go on."""
+    result = subprocess.run([sys.executable, "-c", LOST], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (130, b"stopped\n")
