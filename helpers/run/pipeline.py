@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError
-from helpers.graphs.core import core, run_model, safe_options
+from helpers.graphs.core import compiled, core, run_model
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Frame, Message, Pictures
@@ -61,17 +61,17 @@ class VisionLanguagePipeline:
         options |= properties or {}
         exported = self.processor.exported
         constant_inputs = {LANGUAGE_MODEL: exported.kept_inputs}
-        compiled = {
+        models = {
             name: self._compile(folder / file, options, constant_inputs.get(name, []))
             for name, file in FILES.items()
         }
-        self.image_encoder = compiled[IMAGE_ENCODER]
-        models = (compiled[TEXT_EMBEDDINGS], compiled[LANGUAGE_MODEL])
+        self.image_encoder = models[IMAGE_ENCODER]
+        language = (models[TEXT_EMBEDDINGS], models[LANGUAGE_MODEL])
         if exported.prefill_again_beyond is None:
-            self.language_model = StatefulLanguageModel(*models, generation=GenerationConfig())
+            self.language_model = StatefulLanguageModel(*language, generation=GenerationConfig())
         else:
             self.language_model = PrefillAgainLanguageModel(
-                *models, generation=GenerationConfig(), limit=exported.prefill_again_beyond
+                *language, generation=GenerationConfig(), limit=exported.prefill_again_beyond
             )
         self.worker = Worker()
         self.worker.close_with(self)
@@ -86,7 +86,7 @@ class VisionLanguagePipeline:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.") from None
         keep_inputs(model, constant_inputs)
         try:
-            return core().compile_model(model, self.device, safe_options(model, options))
+            return compiled(model, self.device, **options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"{self.device} cannot run {path.name}: {reason}") from None
