@@ -11,7 +11,7 @@ from nncf.openvino.optimized_functions import models as optimized_models
 
 from helpers.convert import calibration, conversion
 from helpers.errors import SettingsError
-from helpers.graphs import compression, presets
+from helpers.graphs import compression, core, presets
 from helpers.graphs.bit_widths import (
     BitWidth,
     bit_width_rows,
@@ -20,7 +20,6 @@ from helpers.graphs.bit_widths import (
     stored_bytes,
 )
 from helpers.graphs.compression import compress
-from helpers.graphs.core import safe_options
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.presets import Preset, Quantization, Weights, find_preset
 from helpers.graphs.stateful import is_stateful
@@ -222,9 +221,9 @@ def test_looking_at_samples_brings_their_logits_closer(language_model, inputs):
 
 def logits_of(model: ov.Model, feeds: compression.Inputs) -> np.ndarray:
     """Return the logits (samples, vocabulary) of prompts, each from an empty cache."""
-    compiled = ov.compile_model(model, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    language_model = core.compiled(model, "CPU", EXECUTION_MODE_HINT="ACCURACY")
     return np.stack(
-        [compiled.create_infer_request().infer(feed)["logits"][0, 0].copy() for feed in feeds]
+        [language_model.create_infer_request().infer(feed)["logits"][0, 0].copy() for feed in feeds]
     )
 
 
@@ -246,9 +245,7 @@ def test_activations_of_the_image_encoder_in_8_bits(converted, inputs):
     assert stored_bytes(quantized) < 0.75 * stored_bytes(model)
     kinds = Counter(node.get_type_name() for node in quantized.get_ops())
     assert kinds["FakeQuantize"] > ENCODER // 2
-    exact, rounded = (
-        ov.compile_model(part, "CPU", safe_options(part, {})) for part in (model, quantized)
-    )
+    exact, rounded = (core.compiled(part, "CPU") for part in (model, quantized))
     for feed in samples:
         expected, actual = exact(feed)[0], rounded(feed)[0]
         assert 0 < np.abs(actual - expected).mean() < 0.2 * np.abs(expected).mean()

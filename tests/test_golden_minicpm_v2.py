@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
 
 from helpers.errors import CheckpointError, PictureError
+from helpers.graphs import core
 from helpers.graphs.bit_widths import bit_widths
-from helpers.graphs.core import safe_options
 from helpers.graphs.tracing import trace
 from helpers.inputs.messages import user_message
 from helpers.models import load_model, load_processor
@@ -219,15 +219,11 @@ def test_one_exported_image_encoder_takes_every_size(expected, dtype):
 
 @pytest.mark.parametrize(("dtype", "stored"), [(None, "f32"), (torch.bfloat16, "bf16")])
 def test_exported_embeddings_are_scaled_and_keep_their_type(dtype, stored):
-    import openvino as ov
-
     model = load_model(GOLDEN / FAMILY, dtype)
     exported = trace(model.text_embeddings_part())
     assert [width.type for width in bit_widths(exported)] == [stored]
     ids = torch.tensor([[5, 1, 8]])
-    embeddings = torch.from_numpy(
-        ov.compile_model(exported, "CPU", safe_options(exported, {}))(ids.numpy())[0]
-    )
+    embeddings = torch.from_numpy(core.compiled(exported, "CPU")(ids.numpy())[0])
     rows = model.language_model.get_input_embeddings().weight.detach()[ids].float()
     assert torch.equal(embeddings, rows * model.config["scale_emb"])
 

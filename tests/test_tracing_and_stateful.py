@@ -14,7 +14,7 @@ from openvino import opset13 as ops
 from torch import nn
 
 from helpers.errors import SettingsError
-from helpers.graphs.core import safe_options
+from helpers.graphs import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part
 from helpers.graphs.stateful import BEAM_INPUT, is_stateful, make_stateful
@@ -249,8 +249,7 @@ def test_a_long_prompt_computes_one_row_of_logits(compiled):
 
 @pytest.mark.parametrize("hint", ["ACCURACY", "PERFORMANCE"])
 def test_attention_is_fused(stateful, hint):
-    options = safe_options(stateful, {"EXECUTION_MODE_HINT": hint})
-    compiled = ov.Core().compile_model(stateful, "CPU", options)
+    compiled = core.compiled(stateful, "CPU", EXECUTION_MODE_HINT=hint)
     kinds = [layer_type(node) for node in compiled.get_runtime_model().get_ops()]
     assert kinds.count("ScaledDotProductAttention") == 2
     assert "Softmax" not in kinds

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.errors import PictureError, SettingsError
-from helpers.graphs.core import core, feed_of, run_model
+from helpers.graphs.core import compiled, feed_of, run_model
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import BEAM_INPUT
 from helpers.inputs.messages import user_message
@@ -26,6 +26,7 @@ from helpers.inputs.questions import Sample
 from helpers.models.processors import Processor
 
 PROMPT = "What is in the picture?"
+_ACCURATE = {"EXECUTION_MODE_HINT": "ACCURACY"}
 _TRAINING = "train"  # the split of a data set that samples come from, never the one for testing
 
 Inputs = dict[str, NDArray[Any]]  # of one call of a part, by name
@@ -117,10 +118,9 @@ class _SampleInputs:
     """The inputs of each part for one sample."""
 
     def __init__(self, parts: Mapping[str, ov.Model], processor: Processor) -> None:
-        accuracy = {"EXECUTION_MODE_HINT": "ACCURACY"}
         self.processor = processor
         self.compiled = {
-            name: core().compile_model(part, "CPU", accuracy)
+            name: compiled(part, "CPU", **_ACCURATE)
             for name, part in parts.items()
             if name != LANGUAGE_MODEL
         }

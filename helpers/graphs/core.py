@@ -38,6 +38,11 @@ def safe_options(model: ov.Model, options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def compiled(model: ov.Model, device: str, **options: Any) -> ov.CompiledModel:
+    """Return `model` compiled by this process's `Core`, with `options` that are safe for it."""
+    return core().compile_model(model, device, safe_options(model, options))
+
+
 def run_model(compiled: ov.CompiledModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a compiled model's outputs by name, for those of `inputs` that it takes.
 

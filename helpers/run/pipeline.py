@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError, UserError, reason_of
-from helpers.graphs.core import core, run_model, safe_options
+from helpers.graphs.core import compiled, core, run_model
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Message, Pictures
@@ -78,12 +78,12 @@ class VisionLanguagePipeline:
             name: self._compile(folder / file, options, constant_inputs.get(name, []))
             for name, file in exported.files.items()
         }
-        models = (self.parts[TEXT_EMBEDDINGS], self.parts[LANGUAGE_MODEL])
+        language = (self.parts[TEXT_EMBEDDINGS], self.parts[LANGUAGE_MODEL])
         if exported.prefill_again_beyond is None:
-            self.language_model = StatefulLanguageModel(*models, generation=GenerationConfig())
+            self.language_model = StatefulLanguageModel(*language, generation=GenerationConfig())
         else:
             self.language_model = PrefillAgainLanguageModel(
-                *models, generation=GenerationConfig(), limit=exported.prefill_again_beyond
+                *language, generation=GenerationConfig(), limit=exported.prefill_again_beyond
             )
         self.worker = Worker()
         self.worker.close_with(self)
@@ -113,7 +113,7 @@ class VisionLanguagePipeline:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.")
         keep_inputs(model, constant_inputs)
         try:
-            return core().compile_model(model, self.device, safe_options(model, options))
+            return compiled(model, self.device, **options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"{self.device} cannot run {path.name}: {reason}") from None
