@@ -15,11 +15,11 @@ from helpers.graphs.presets import PRESETS, Weights
 from helpers.models import mobilevlm
 from helpers.models.families import Family, families
 from helpers.shapes import tokenizers
-from helpers.shapes.questions import BOX_KINDS, KINDS
+from helpers.shapes.questions import KINDS
 from helpers.sources.checkpoints import BUNDLED, read_json, write_json
 from helpers.workshop import beginnings
 from helpers.workshop.beginnings import Beginning
-from helpers.workshop.stages import AT_OWN_SIZE, FROM_NOTHING, FROM_PARTS, Stage
+from helpers.workshop.stages import FROM_NOTHING, FROM_PARTS, Stage
 
 # Pictures in a batch of each sort: the work goes with tiles and questions.
 BATCHES = {"name": 64, "word": 32, "strip": 32, "small": 16, "large": 16, "wide": 16, "clip": 16}
@@ -136,14 +136,6 @@ RECIPES = {
                 sensitivity="max_activation_variance",
                 samples=24,
             ),
-        ),
-        Recipe(
-            "qwen3_vl",
-            scales=(1, 2, 2, 3),
-            stages=AT_OWN_SIZE,
-            kinds=(*KINDS, *BOX_KINDS),
-            clips=True,
-            steps=12_000,
         ),
     )
 }
