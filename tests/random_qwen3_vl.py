@@ -1,0 +1,111 @@
+"""Random checkpoints of Qwen3-VL in their published layout, and transformers' own model of them."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from helpers.models.qwen3_vl.originals import TOKENIZER, token_ids
+from helpers.shapes import tokenizers
+from tests.tiny import seeded
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What is drawn of a checkpoint: sizes of both models, and which layers are tapped."""
+
+    vision_layers: int
+    vision_heads: int
+    vision_head_size: int
+    taps: tuple[int, ...]
+    side: int  # of the table of positions
+    layers: int
+    heads: int
+    groups: int
+    head_size: int
+    sections: tuple[int, int, int]
+    tied: bool
+
+    @classmethod
+    def drawn(cls, seed: int) -> "Dimensions":
+        """Return other dimensions for each seed."""
+        generator = random.Random(seed)
+        depth = generator.randint(3, 5)
+        layers = generator.randint(3, 5)
+        groups = generator.choice((1, 2))
+        half = generator.choice((16, 24))
+        down, across = (half // 3,) * 2
+        return cls(
+            vision_layers=depth,
+            vision_heads=generator.choice((2, 4)),
+            vision_head_size=generator.choice((8, 16)),
+            taps=tuple(sorted(generator.sample(range(depth), 3))),
+            side=generator.randint(5, 13),
+            layers=layers,
+            heads=2 * groups,
+            groups=groups,
+            head_size=2 * half,
+            sections=(half - down - across, down, across),
+            tied=bool(seed % 2),
+        )
+
+
+def config_of(dimensions: Dimensions, vocabulary: int) -> Qwen3VLConfig:
+    """Return transformers' config; the table of tokens has a few rows more than tokens."""
+    hidden = 64
+    text = {
+        "vocab_size": vocabulary + 5,
+        "hidden_size": hidden,
+        "intermediate_size": 96,
+        "num_hidden_layers": dimensions.layers,
+        "num_attention_heads": dimensions.heads,
+        "num_key_value_heads": dimensions.groups,
+        "head_dim": dimensions.head_size,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": list(dimensions.sections),
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": dimensions.vision_layers,
+        "hidden_size": dimensions.vision_heads * dimensions.vision_head_size,
+        "intermediate_size": 80,
+        "num_heads": dimensions.vision_heads,
+        "out_hidden_size": hidden,
+        "num_position_embeddings": dimensions.side**2,
+        "deepstack_visual_indexes": list(dimensions.taps),
+    }
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=dimensions.tied,
+        **token_ids(vocabulary),
+    )
+
+
+def write_random(folder: Path, seed: int) -> Any:
+    """Write a random checkpoint into `folder` and return transformers' model of it."""
+    vocabulary = tokenizers.TRAINERS["qwen2"](tokenizers.corpus(300), folder, TOKENIZER.marks)
+    with seeded(seed):
+        model = Qwen3VLForConditionalGeneration(config_of(Dimensions.drawn(seed), vocabulary))
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+            elif "norm" in name and name.endswith("weight"):
+                torch.nn.init.normal_(parameter, 1, 0.1)
+    model.eval().save_pretrained(folder)
+    return model
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return a picture of random pixels."""
+    values = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
