@@ -27,6 +27,10 @@ COUNTS = {
     "OpenGVLab/InternVL3_5-2B": (INTERNVIT, 12_595_200, 2_031_739_904),
     "OpenGVLab/InternVL3_5-4B": (INTERNVIT, 17_052_672, 4_411_424_256),
     "OpenGVLab/InternVL3_5-8B": (INTERNVIT, 33_570_816, 8_190_735_360),
+    # DeepStack's mergers are the image encoder's.
+    "Qwen/Qwen3-VL-2B-Instruct": (406_957_056, 0, 1_720_574_976),
+    "Qwen/Qwen3-VL-4B-Instruct": (415_347_712, 0, 4_022_468_096),
+    "Qwen/Qwen3-VL-8B-Instruct": (576_388_336, 0, 8_190_735_360),
 }
 # Without CLIP, which is a download of its own.
 TOTALS = {

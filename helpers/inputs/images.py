@@ -108,7 +108,7 @@ _TURNS = {
 def _upright(picture: Image.Image) -> Image.Image:
     """Return a picture the right way up, as its metadata say; damaged ones say nothing.
 
-    Pillow's own function reads and writes all of them, and fails where any is damaged.
+    Pillow's own function fails where they cannot be read.
     """
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
