@@ -49,12 +49,14 @@ def answer(
 ) -> Answers:
     """Answer the questions of all `pairs` greedily; `report` is told how many are done.
 
-    A `batch` of them is answered at a time.
+    A `batch` of them is answered at a time. It ends with its longest answer, so questions in like
+    words, whose answers are of like length, are answered together.
     """
+    order = sorted(range(len(pairs)), key=lambda place: _likeness(pairs[place][1].text))
     texts: list[str] = []
     logits: list[Tensor] = []
     for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
+        part = [pairs[place] for place in order[start : start + batch]]
         prompts = [_prepare(model, picture, question.text) for picture, question in part]
         output = _generate(
             model,
@@ -67,7 +69,13 @@ def answer(
         texts += [text_of(tokenizer, token_ids) for token_ids in output.sequences.tolist()]
         logits.append(output.logits[0].float())
         report(start + len(part))
-    return Answers(texts, torch.cat(logits))
+    places = sorted(range(len(pairs)), key=order.__getitem__)  # of each question in that order
+    return Answers([texts[place] for place in places], torch.cat(logits)[places])
+
+
+def _likeness(text: str) -> tuple[int, str]:
+    """Return what sorts questions: those of one length are padded least, then those alike."""
+    return len(text), text
 
 
 def _prepare(model: Model, picture: Image.Image, text: str) -> dict[str, Any]:
