@@ -82,6 +82,34 @@ def test_one_thread_is_enough_for_weights_in_16_bits(converted, way):
     assert len(json.loads(output)) == 3
 
 
+COMPRESSED_BY_ONE_THREAD = """
+import os, sys
+from dataclasses import replace
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from pathlib import Path
+from helpers.graphs.presets import Quantization, Weights, find_preset
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.workshop.report import convert_with_samples
+smaller = replace(
+    find_preset("int4"),
+    language_model=Weights("int4-asym", group_size=64, awq=True, samples=2),
+    image_encoder=Quantization(samples=2),
+)
+checkpoint, output = map(Path, sys.argv[1:])
+convert_with_samples(checkpoint, output, smaller)
+print(VisionLanguagePipeline(output).ask("What is in it?", max_new_tokens=3).token_ids)
+"""
+
+
+def test_one_thread_is_enough_to_look_at_samples(checkpoint, tmp_path):
+    """What they give the parts is computed with the weights in 16 bits (openvino#33300)."""
+    process = start("-c", COMPRESSED_BY_ONE_THREAD, checkpoint, tmp_path / "smaller")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-300:]
+    assert len(json.loads(output)) == 3
+
+
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", [0.0, 0.2])
 def test_control_c_while_an_answer_streams(converted, photo, wait):

@@ -101,13 +101,26 @@ def test_the_size_of_a_batch_changes_no_answer(samples, pipeline):
         evaluation.answer(pipeline, samples, max_new_tokens=8, batch=size) for size in (1, 10)
     )
     assert single.texts == batched.texts
+    tolerance = 1e-5 * single.first_logits.abs().max().item()
+    assert torch.allclose(single.first_logits, batched.first_logits, rtol=0, atol=tolerance)
+
+
+def test_questions_of_one_length_are_answered_together(samples, pipeline, computed):
+    """And answers stand in the order of the questions."""
+    (image, _), *_ = samples
+    texts = ["What is in this picture, and where, from left to right?", "What is it?"] * 2
+    pairs = [(image, Question("describe", text, "")) for text in texts]
+    answers = evaluation.answer(pipeline, pairs, max_new_tokens=8, batch=2)
+    short, long = (positions for positions in computed if positions > 1)
+    assert short < long
+    expected = [pipeline.ask(text, [image], max_new_tokens=8).text for text in texts]
+    assert answers.texts == expected and len(set(expected)) == 2
 
 
 def test_an_answer_is_that_of_a_conversation(samples, pipeline):
-    actual = evaluation.answer(pipeline, samples[:3], max_new_tokens=8)
+    actual = evaluation.answer(pipeline, samples, max_new_tokens=8, batch=4)
     expected = [
-        pipeline.ask(question.text, [image], max_new_tokens=8).text
-        for image, question in samples[:3]
+        pipeline.ask(question.text, [image], max_new_tokens=8).text for image, question in samples
     ]
     assert actual.texts == expected
 

@@ -57,7 +57,7 @@ def answer(
     """
     texts = [""] * len(pairs)
     logits: list[Tensor] = [torch.empty(0)] * len(pairs)
-    order = sorted(range(len(pairs)), key=lambda place: len(pairs[place][1].answer))
+    order = sorted(range(len(pairs)), key=lambda place: _length(pairs[place][1]))
     for start in range(0, len(pairs), batch):
         places = order[start : start + batch]
         prompts = [_prepare(model, pairs[place][0], pairs[place][1].text) for place in places]
@@ -74,6 +74,11 @@ def answer(
             logits[place] = first_logits
         report(start + len(places))
     return Answers(texts, torch.stack(logits))
+
+
+def _length(question: Question) -> tuple[int, int]:
+    """Return what sorts questions: how long the answer is to be, then how long the prompt is."""
+    return len(question.answer), len(question.text)
 
 
 def _prepare(model: Model, picture: Image.Image | Video, text: str) -> dict[str, Any]:
