@@ -23,6 +23,7 @@ from helpers.models.processors import Processor
 from helpers.resources import path_of
 from helpers.sources.checkpoints import BUNDLED, Config, read_config, read_json
 from helpers.sources.hub import download
+from helpers.sources.other_forms import refuse_experts, refuse_files
 
 GROUP = "vlm.families"  # of entry points
 # Modules of this package that hold an entry, in the order of their notebooks.
@@ -175,6 +176,7 @@ def family_of(folder: Path) -> Family:
     model_type = read_config(folder).get("model_type")
     family = find_family(model_type)
     if family is None:
+        refuse_experts(folder, model_type)
         supported = ", ".join(name for family in families() for name in family.model_types)
         sentence = f"{folder} holds a {model_type!r} model; this reads {supported}."
         raise CheckpointError(" ".join([sentence, *broken_entry_points()]))
@@ -232,6 +234,7 @@ def find_checkpoint(name: str) -> Path:
     with suppress(OSError, ValueError):  # of names that no folder can have
         if (folder := path_of(name)).is_dir():
             return folder
+        refuse_files(folder)
     originals = [original for family in families() for original in family.originals]
     for original in originals:
         if _plain(name) == _plain(original.name):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import CheckpointError
+from helpers.sources.other_forms import refuse_files, refuse_quantised
 
 Config = dict[str, Any]  # what a JSON file such as config.json holds
 BUNDLED = Path(__file__).parent.parent / "shapes" / "checkpoints"
@@ -53,9 +54,11 @@ def write_json(path: Path, content: object) -> None:
 def read_config(folder: Path) -> Config:
     """Read a checkpoint's `config.json`, and check the numbers that size a model."""
     folder = Path(folder)
+    refuse_files(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a checkpoint's folder.")
     config = read_json(folder / "config.json")
+    refuse_quantised(folder, config)
     check_sizes(config, folder / "config.json")
     return config
 

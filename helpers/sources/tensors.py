@@ -1,7 +1,7 @@
 """Reading a checkpoint's tensors: mapped into memory, in the type that the files have.
 
 So loading 13 GB takes seconds and no memory of its own. What this module does not know: quantised
-checkpoints (GPTQ, AWQ, GGUF), and weights spread over several devices.
+checkpoints, which are refused, and weights spread over several devices.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from helpers.errors import CheckpointError
 from helpers.sources.checkpoints import read_json
+from helpers.sources.other_forms import refuse_small_floats
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
@@ -61,10 +62,12 @@ def weight_files(folder: Path) -> list[Path]:
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # a header may ask for anything, and for types that torch lacks
         reason = " ".join(str(error).split("\n")[0].split())
         raise CheckpointError(f"{path} is damaged ({reason}); download it again.") from None
+    refuse_small_floats(path, tensors)
+    return tensors
 
 
 def _open_bin(path: Path) -> dict[str, Tensor]:

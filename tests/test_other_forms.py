@@ -1,0 +1,83 @@
+"""Forms of a model that are not read: each is told in one sentence that says what to do."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.errors import CheckpointError
+from helpers.models import load_model
+
+ORIGINAL = r"give the folder of the original checkpoint, in 16 or 32 bits"
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    """Return a copy of the small checkpoint, to be made another form of."""
+    return shutil.copytree(checkpoint, tmp_path / "model")
+
+
+def set_in_config(folder, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values))
+
+
+@pytest.mark.parametrize("method", ["fp8", "awq", "gptq", "bitsandbytes"])
+@pytest.mark.parametrize("place", ["the model", "its language model"])
+def test_quantised_weights(folder, method, place):
+    settings = {"quantization_config": {"quant_method": method}}
+    if place == "the model":
+        set_in_config(folder, **settings)
+    else:
+        llm = json.loads((folder / "config.json").read_text("utf-8"))["llm_config"]
+        set_in_config(folder, llm_config=llm | settings)
+    with pytest.raises(CheckpointError, match=rf"quantised already \({method}\); {ORIGINAL}"):
+        load_model(folder)
+
+
+def test_weights_of_8_bits_without_a_word_in_the_config(folder):
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.dim() == 2)
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=rf"quantised already \(float8_e4m3fn\); {ORIGINAL}"):
+        load_model(folder)
+
+
+def test_gguf(tmp_path):
+    file = tmp_path / "model-q4_0.gguf"
+    file.write_bytes(b"GGUF")
+    for place in (tmp_path, file):
+        with pytest.raises(CheckpointError, match=f"holds GGUF.* llama.cpp; {ORIGINAL}"):
+            load_model(place)
+
+
+def test_an_adapter_without_its_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="an adapter without its base model; merge both"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_a_mixture_of_experts(folder, model_type):
+    set_in_config(folder, model_type=model_type)
+    with pytest.raises(CheckpointError, match=rf"experts \({model_type}\).*take a dense model"):
+        load_model(folder)
+
+
+def test_the_command_line_tells_it_in_one_line(folder, tmp_path):
+    set_in_config(folder, quantization_config={"quant_method": "awq"})
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for source in (folder, tmp_path / "model.gguf"):
+        command = [sys.executable, "-m", "helpers", "convert", str(source)]
+        command += ["--output", str(tmp_path / "converted")]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+        assert "give the folder of the original checkpoint" in result.stderr
