@@ -202,6 +202,11 @@ SIZES = {
     "cross_attention_layers": [1, 3],
     "intermediate_layers_indices": [1, 2],
     "dim_model_base": 64,
+    # Qwen3-VL's image encoder
+    "depth": 3,
+    "deepstack_visual_indexes": [0, 1, 2],
+    "out_hidden_size": 128,
+    "num_position_embeddings": 64,
 }
 
 

@@ -39,6 +39,12 @@ class Qwen3VL(VisionLanguageModel[Qwen3VLProcessor]):
         settings = self.processor.settings
         text = cast(Qwen3VLTextConfig, settings.text_config)
         text.tie_word_embeddings = settings.tie_word_embeddings
+        if self.processor.vision.out_hidden_size != text.hidden_size:
+            raise CheckpointError(
+                f"out_hidden_size in config.json is {self.processor.vision.out_hidden_size}, but "
+                f"the language model's hidden_size is {text.hidden_size}; download config.json "
+                "again."
+            )
         self.image_encoder = Qwen3VLVisionModel(self.processor.vision)
         self.language_model = Qwen3VLLanguageModel(text)
 
