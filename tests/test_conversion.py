@@ -348,7 +348,7 @@ def test_a_folder_that_may_only_be_read(small_disk, checkpoint, tmp_path, quick_
 
 
 def test_a_disk_that_is_full_is_told(parts, checkpoint, tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(conversion, "save_part", full)

@@ -183,7 +183,10 @@ def absolute(folder: Path) -> Path:
         folder = Path(folder).resolve()
         folder.exists()
     except (OSError, ValueError) as error:
-        raise OutputError(f"{str(folder)[:80]!r} is no path of a folder ({error}).") from None
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise OutputError(
+            f"{str(folder)[:80]!r} is no path of a folder ({reason}); give another folder."
+        ) from None
     return folder
 
 
