@@ -3,7 +3,7 @@
 NOTEBOOK ?= notebooks/03-internvl2.ipynb
 OUTPUT   ?= output
 MODEL    ?= internvl2-1b
-WORKERS  ?= auto
+WORKERS  ?= 0
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -47,7 +47,8 @@ lab: $(VENV)/.installed  ## Open the notebook in JupyterLab
 		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 		--LabApp.extension_manager=readonly $(LAB_OPTIONS)
 
-# A process for each core, see tests/workers.py; `make test WORKERS=0`: one process for all.
+# `make test WORKERS=auto`: a process for each core, see tests/workers.py. Not the default before a
+# whole run of it has passed.
 IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test: lint  ## Run all tests and notebooks
