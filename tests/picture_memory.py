@@ -22,12 +22,16 @@ PIXEL, BESIDE = 12, 2**29  # bytes that a picture may take: for each pixel of it
 
 
 def views() -> dict[str, Processor]:
-    """Return the processors of all families, of an original's sizes; CLIP's in both settings."""
+    """Return the processors of all families, of an original's sizes, with the usual budget.
+
+    CLIP's come in both settings.
+    """
     processors = {}
     for family in families():
         for padding in (True, False) if family.name in ("llava-mpt", "mobilevlm") else (None,):
             config = family.originals[0].config
             processor = family.model.processor_class(Path(), config)
+            processor = processor.within(processor.usual_picture_tokens)
             name = family.name
             if padding is not None:
                 processor.image_processor.do_pad = padding

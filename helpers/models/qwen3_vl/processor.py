@@ -261,7 +261,7 @@ def _check_shape(picture: Image.Image) -> None:
     """Raise a `PictureError` for a shape that the authors' processor refuses too."""
     if max(picture.size) > LONGEST_RATIO * min(picture.size):
         raise PictureError(
-            f"The picture has {picture.width} x {picture.height} pixels, and this model reads "
-            f"none that is more than {LONGEST_RATIO} times as long as it is wide; cut it into "
-            "pieces."
+            f"A picture of {picture.width} x {picture.height} pixels is too long and narrow: this "
+            f"model reads none that is more than {LONGEST_RATIO} times as long as it is wide; cut "
+            "it into pieces."
         )
