@@ -17,7 +17,7 @@ from PIL import Image
 from helpers.inputs.box_drawing import draw_boxes
 from helpers.inputs.boxes import Box
 from helpers.run.replies import Reply
-from helpers.serve import controls, windows
+from helpers.serve import controls, demo, windows
 from helpers.serve.demo import build_page, open_page, save_examples
 from helpers.serve.windows import Sessions, Window, respond
 from helpers.workshop.training import NOTICE
@@ -381,6 +381,19 @@ def test_of_several_pictures_none_gets_the_boxes(pipeline, tmp_path):
 
 
 # The server
+
+
+def test_a_port_that_another_page_took_meanwhile(pipeline, monkeypatch):
+    free_port, page = demo._free_port, build_page(pipeline, title="One of two")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        ports = iter([other.getsockname()[1]])
+        monkeypatch.setattr(demo, "_free_port", lambda port: next(ports, None) or free_port(port))
+        address = open_page(page)
+        assert httpx.get(address).status_code == 200
+        assert urlsplit(address).port != other.getsockname()[1]
+    page.close()
 
 
 def test_only_this_computer_is_served(page):

@@ -13,7 +13,7 @@ from tests.golden_checks import golden_prompts
 from tests.tiny import questions
 from tests.workers import in_groups
 
-BUNDLED = {family.bundled: family for family in families() if family.bundled}
+BUNDLED = {family.bundled: family for family in families() if family.checkpoint}
 # Which of the authors' prompts in golden data is that of two turns, and how it has a picture there.
 GOLDEN = {
     "llava_mpt": ("llava_mpt", "two_turns", "<image>"),

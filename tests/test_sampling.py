@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.errors import PictureError, QuestionError, SettingsError
+from helpers.errors import PictureError, SettingsError
 from helpers.run.sampling import Sampling
 from tests.tiny import picture
 
@@ -93,7 +93,7 @@ def test_what_is_no_picture_is_told(pipeline, images):
     assert "\n" not in str(caught.value)
 
 
-def test_a_video_that_is_a_file_is_told(pipeline, tmp_path):
-    with pytest.raises(QuestionError, match="A video is given as its frames"):
+def test_a_video_s_file_that_is_not_there_is_told(pipeline, tmp_path):
+    with pytest.raises(PictureError, match=r"clip\.gif"):
         pipeline.ask(QUESTION, video=tmp_path / "clip.gif")
     assert pipeline.ask(QUESTION, Image.new("RGB", (8, 8)), max_new_tokens=1).text is not None

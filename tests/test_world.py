@@ -12,7 +12,7 @@ import torch
 from helpers.models import load_processor
 from helpers.shapes import questions, tokenizers, world
 from helpers.shapes.world import PLACES, SPLITS, Item, Scene, draw, random_scene, split_of
-from helpers.workshop import naming, samples, training
+from helpers.workshop import naming, samples, stages, training
 from helpers.workshop.recipes import BATCHES, RECIPES
 
 
@@ -192,7 +192,7 @@ def example(processor):
     generator = random.Random(5)
     scene = random_scene(generator, grid=(2, 2))
     return SimpleNamespace(
-        questions=samples.sample_questions(scene, generator, 6, samples.ALL_KINDS)[:4],
+        questions=samples.sample_questions(scene, generator, 6, stages.ALL_KINDS)[:4],
         inputs=processor.image_inputs([draw(scene)]),
     )
 
@@ -293,7 +293,7 @@ def test_resuming_gives_the_batches_that_would_have_come(processor):
     assert not torch.equal(complete[10]["input_ids"], complete[11]["input_ids"])
 
 
-@pytest.mark.parametrize("stages", [samples.FROM_NOTHING, samples.FROM_PARTS])
+@pytest.mark.parametrize("stages", [stages.FROM_NOTHING, stages.FROM_PARTS])
 def test_the_stages_reach_the_end_and_know_their_batches(stages):
     shares = [stage.until for stage in stages]
     assert shares == sorted(shares) and shares[-1] == 1
@@ -370,6 +370,6 @@ def test_the_loss_is_that_of_the_answers(processor, example):
 def test_questions_about_a_scene_are_different_ones():
     generator = random.Random(0)
     for scene in scenes(20):
-        sample = samples.sample_questions(scene, generator, 10, samples.ALL_KINDS)
+        sample = samples.sample_questions(scene, generator, 10, stages.ALL_KINDS)
         texts = [question.text for question in sample]
         assert len(set(texts)) == len(texts) > 0

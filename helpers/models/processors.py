@@ -70,9 +70,13 @@ class Processor(ABC):
         """Return for each picture the special tokens that stand for it in a prompt, or ids."""
 
     @property
-    @abstractmethod
     def pieces(self) -> Pieces:
-        """Into how many tokens a picture is made by the checkpoint's files, piece by piece."""
+        """Into how many tokens a picture is made by the checkpoint's files, piece by piece.
+
+        Unless a family says more, every picture has as many as a small one.
+        """
+        ids = self.input_ids([user_message("", 1)], self.image_inputs([_SMALL]))
+        return Pieces("picture", int(self.picture_positions(ids).sum()))
 
     def choose_frames(self, number: int, rate: float) -> list[int]:
         """Return which of a video's `number` frames, `rate` a second, the model looks at."""

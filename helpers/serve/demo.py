@@ -240,6 +240,7 @@ def _picture_budget(processor: Processor) -> list[Control]:
 
 
 FIRST_PORT = 7860
+ATTEMPTS = 5  # two pages that are opened at once may find the same port free
 
 
 def open_page(
@@ -255,29 +256,39 @@ def open_page(
     `SettingsError` for a `port` that is taken or that there cannot be.
     """
     page.queue(default_concurrency_limit=None)  # the pipeline lets one answer at a time begin
-    number = _free_port(port)
+    for attempt in range(ATTEMPTS):
+        number = _free_port(port)
+        try:
+            address = _served(page, number)
+        except OSError:  # another program took it just now
+            if port or attempt + 1 == ATTEMPTS:
+                raise _not_free(number, errno.EADDRINUSE) from None
+        else:
+            break
     for line in ways(number):
         report(line)
-    try:
-        with without_proxies(), uploads_in(page.GRADIO_CACHE):
-            _, address, _ = page.launch(
-                server_name="127.0.0.1",
-                server_port=number,
-                share=False,
-                quiet=True,
-                inline=False,
-                prevent_thread_lock=True,
-                max_file_size=MAXIMUM_UPLOAD,
-                footer_links=[],
-                theme=THEME,
-                css=CSS,
-                app_kwargs={"middleware": [(BelowAnotherServer, (), {})]},
-            )
-    except OSError:  # another program took it just now
-        raise _not_free(number, errno.EADDRINUSE) from None
     if wait:
         page.block_thread()
     return address
+
+
+def _served(page: gr.Blocks, port: int) -> str:
+    """Serve a page at a port, and return its address; `OSError` if another program has it."""
+    with without_proxies(), uploads_in(page.GRADIO_CACHE):
+        _, address, _ = page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            quiet=True,
+            inline=False,
+            prevent_thread_lock=True,
+            max_file_size=MAXIMUM_UPLOAD,
+            footer_links=[],
+            theme=THEME,
+            css=CSS,
+            app_kwargs={"middleware": [(BelowAnotherServer, (), {})]},
+        )
+    return str(address)
 
 
 def _free_port(port: int | None) -> int:
