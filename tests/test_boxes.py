@@ -43,7 +43,7 @@ def random_boxes(generator: random.Random) -> list[Box]:
     return boxes
 
 
-def written(boxes: list[Box]) -> str:
+def answer_text(boxes: list[Box]) -> str:
     return json.dumps([{"bbox_2d": box.pixels(1000, 1000), "label": box.label} for box in boxes])
 
 
@@ -51,7 +51,7 @@ def written(boxes: list[Box]) -> str:
 def test_what_is_written_is_read_and_what_is_cut_off_is_a_beginning(seed):
     generator = random.Random(seed)
     boxes = random_boxes(generator)
-    text = written(boxes)
+    text = answer_text(boxes)
     corners = [box.pixels(1000, 1000) for box in boxes]
     assert [box.pixels(1000, 1000) for box in boxes_in(text)] == corners
     for length in range(len(text)):
@@ -96,7 +96,7 @@ def answer_with(*boxes: tuple[list[int], str]) -> str:
     ],
 )
 def test_boxes_that_are_nearly_the_same(sides, label, expected):
-    whole = ([100, 200, 300, 400], "red star")
-    assert same_boxes(answer_with((sides, label)), answer_with(whole)) is expected
-    assert not same_boxes(answer_with((sides, label), whole), answer_with(whole))
-    assert not same_boxes("It is there.", answer_with(whole))
+    right_box = ([100, 200, 300, 400], "red star")
+    assert same_boxes(answer_with((sides, label)), answer_with(right_box)) is expected
+    assert not same_boxes(answer_with((sides, label), right_box), answer_with(right_box))
+    assert not same_boxes("It is there.", answer_with(right_box))

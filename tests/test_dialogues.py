@@ -186,9 +186,9 @@ def test_an_answer_may_hold_any_special_token(model, monkeypatch):
     _, pipeline = model
     processor = pipeline.processor
     rows = pipeline.language_model.language_model.output("logits").partial_shape[-1].get_length()
-    written = [token for token in processor.tokenizer.added_tokens_decoder if token < rows]
+    special_tokens = [token for token in processor.tokenizer.added_tokens_decoder if token < rows]
     image = world.draw(questions(1)[0][0], cell=40)
-    for token in written:
+    for token in special_tokens:
         with monkeypatch.context() as patched:
             writing = LogitsProcessorList([Writing(token)])
             patched.setattr(conversations, "_penalties", lambda _, writing=writing: writing)

@@ -123,12 +123,12 @@ def test_a_mask_of_one_number_is_that_of_all_patches(folder):
             size=(patches, vision.hidden_size // vision.num_heads // 2)
         ).astype(np.float32),
     }
-    one, all_patches = (
+    number, all_patches = (
         compiled(feed | {"attention_mask": np.zeros((1, side, side), np.float32)})
         for side in (1, patches)
     )
     for name in ("last_hidden_state", "deepstack_feature_lists"):
-        assert np.allclose(one[name], all_patches[name], atol=1e-6)
+        assert np.allclose(number[name], all_patches[name], atol=1e-6)
 
 
 def test_the_small_files(folder):

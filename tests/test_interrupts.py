@@ -160,12 +160,12 @@ def ask_page(address: str) -> None:
 
 def members(session: int) -> list[int]:
     """Return the processes of a session that run still."""
-    found = []
+    numbers = []
     for number in psutil.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getsid(number) == session:
-                found.append(number)
-    return found
+                numbers.append(number)
+    return numbers
 
 
 def check(ending: Ending) -> None:

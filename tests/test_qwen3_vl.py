@@ -122,16 +122,16 @@ def test_prompts_of_several_lengths_in_one_batch(random_models):
 def test_a_conversation_is_the_prompt_of_all_its_turns(random_models):
     """Positions are not token counts, so what is cached must be counted otherwise."""
     pipeline, model = random_models.pipeline, random_models.model
-    conversation, shown = pipeline.conversation(), []
+    conversation, earlier = pipeline.conversation(), []
     for turn, number in enumerate((1, 0, 2, 0, 1)):
         pictures = [noise(60 + 40 * turn, 90, turn)] * number
         reply = conversation.ask(f"What is it? {turn}", pictures, max_new_tokens=6)
         reply.wait()
         assert turn == 0 or reply.counts.cached > 0
-        shown += pictures
+        earlier += pictures
         with torch.inference_mode():
             ids = torch.tensor([reply.request.prompt_ids])
-            prepared = model.prepare(ids, model.encode_images(**model.image_inputs(shown)))
+            prepared = model.prepare(ids, model.encode_images(**model.image_inputs(earlier)))
             expected = model.language_model.generate(
                 **prepared, **GREEDY | {"max_new_tokens": 6}, eos_token_id=reply_ends(pipeline)
             )

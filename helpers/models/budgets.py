@@ -40,5 +40,5 @@ class Pieces:
             return f"{tokens}, whatever its size"
         if pieces == 1:
             return f"{tokens}: one {self.name}"
-        whole = " and one of the whole picture" if self.overview else ""
-        return f"at most {tokens}: {pieces} {self.name}s of {self.tokens}{whole}"
+        overview = " and one of the whole picture" if self.overview else ""
+        return f"at most {tokens}: {pieces} {self.name}s of {self.tokens}{overview}"
