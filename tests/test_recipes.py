@@ -22,7 +22,7 @@ from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes import questions, tokenizers, world
 from helpers.sources.checkpoints import BUNDLED, CARD
-from helpers.workshop import naming, samples, stages, training
+from helpers.workshop import locating, naming, samples, stages, training
 from helpers.workshop.recipes import RECIPES, Recipe
 from tests.tiny import seeded
 
@@ -65,7 +65,8 @@ def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort)
     recipe = replace(prepared.recipe, batches=dict.fromkeys(prepared.recipe.batches, 2))
     batch = samples.make_batch(model.processor, recipe, random.Random(0), sort, kinds)
     model.zero_grad()
-    training.loss_of(model, batch).backward()
+    locator = locating.new_locator(model.token_embeddings.embedding_dim)
+    training.loss_of(model, batch, locator).backward()
     names = {name for name, weight in model.named_parameters() if weight.grad is not None}
     assert any(name.startswith("image_encoder.") for name in names)
     assert any(name.startswith("language_model.") for name in names) == (sort != "name")

@@ -15,7 +15,7 @@ from helpers.graphs.presets import PRESETS, Weights
 from helpers.models import mobilevlm
 from helpers.models.families import Family, families
 from helpers.shapes import tokenizers
-from helpers.shapes.questions import KINDS
+from helpers.shapes.questions import BOX_KINDS, KINDS
 from helpers.sources.checkpoints import BUNDLED, read_json, write_json
 from helpers.workshop import beginnings
 from helpers.workshop.beginnings import Beginning
@@ -50,6 +50,11 @@ class Recipe:
     batches: dict[str, int] = field(default_factory=lambda: BATCHES)
     learning_rate: float = 1.2e-3
     int4: Weights = PRESETS["int4"].language_model
+
+    @property
+    def gives_boxes(self) -> bool:
+        """Whether the model learns to give boxes."""
+        return any(kind in BOX_KINDS for kind in self.kinds)
 
     @property
     def family(self) -> Family:

@@ -38,6 +38,7 @@ from helpers.shapes.tokenizers import corpus
 from helpers.sources.checkpoints import BUNDLED, CARD, read_config, write_json
 from helpers.sources.saving import in_shards, save_tensors
 from helpers.workshop.beginnings import start_from
+from helpers.workshop.locating import locating_loss, new_locator
 from helpers.workshop.naming import naming_loss
 from helpers.workshop.recipes import RECIPES, Recipe
 from helpers.workshop.samples import (
@@ -54,6 +55,7 @@ Model = VisionLanguageModel[Any]
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
 NAMING = 0.3  # the weight of the loss of naming, beside that of answers
+LOCATING = 0.3  # the same of locating
 EMBEDDING_STD = 0.1  # of new embeddings: with small ones, words that are not told apart collapse
 STATE = "state.pt"  # the file of an unfinished run: weights, optimizer, schedule and step
 
@@ -69,8 +71,8 @@ def forward(model: Model, batch: Batch, features: Features) -> Tensor:
     return logits
 
 
-def loss_of(model: Model, batch: Batch) -> Tensor:
-    """Return the loss of a batch: of answers, of naming, or of both."""
+def loss_of(model: Model, batch: Batch, locator: nn.Linear) -> Tensor:
+    """Return the loss of a batch: that of answers, of naming and of locating, of what it has."""
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16):
         features = model.encode_images(**batch["images"])
@@ -80,6 +82,8 @@ def loss_of(model: Model, batch: Batch) -> Tensor:
         loss = loss + answer_loss(logits, batch)
     if "shown" in batch:
         loss = loss + NAMING * naming_loss(model, features, batch["shown"])
+    if "digits" in batch:
+        loss = loss + LOCATING * locating_loss(locator, torch.cat(list(features)), batch["digits"])
     return loss
 
 
@@ -172,8 +176,9 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0, workers: int = 1
     recipe, model = RECIPES[family], _first_model(family, run, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
+    locator = new_locator(model.token_embeddings.embedding_dim).to(device)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [*model.parameters(), *locator.parameters()],
         lr=recipe.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=0.02,
@@ -181,7 +186,12 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0, workers: int = 1
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP, (steps - step) / (DECAY * steps))
     )
-    parts: Parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    parts: Parts = {
+        "model": model,
+        "locator": locator,
+        "optimizer": optimizer,
+        "schedule": schedule,
+    }
     start = _load_state(run / STATE, parts, device)
     data = Batches(model.processor, recipe, start=start, steps=steps, seed=seed)
     loader = DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4)
@@ -189,7 +199,7 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0, workers: int = 1
     for step, batch in enumerate(progress, start + 1):
         # On a processor, the gradient of the fused kernel takes longer than that of its parts.
         with sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext():
-            loss = loss_of(model, _on_device_of(model, batch))
+            loss = loss_of(model, _on_device_of(model, batch), locator)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

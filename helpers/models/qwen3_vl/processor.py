@@ -126,6 +126,12 @@ class Qwen3VLProcessor(Processor):
         """Return the grid of each picture and of each step of a video."""
         return single_frames(grids)
 
+    def token_grid(self, image_inputs: ImageInputs) -> tuple[int, int]:
+        """Return how many rows and columns of tokens the one picture has."""
+        ((_, rows, columns),) = self.single_grids(image_inputs["image_grid_thw"])
+        merge = self.vision.spatial_merge_size
+        return rows // merge, columns // merge
+
     def position_ids(self, input_ids: Tensor, image_inputs: ImageInputs | None = None) -> Tensor:
         """Return the positions (3, batch, length) of a prompt's tokens."""
         grids = self.single_grids(image_inputs["image_grid_thw"]) if image_inputs else []
