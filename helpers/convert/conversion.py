@@ -16,7 +16,6 @@ import openvino as ov
 import psutil
 from torch import nn
 
-from helpers.convert.finite_weights import check_numbers
 from helpers.convert.folders import (
     Report,
     Unfinished,
@@ -30,6 +29,7 @@ from helpers.convert.places import COPIED, holds_conversion
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
 from helpers.graphs.compression import compress
+from helpers.graphs.finite_weights import WeightsError, not_finite
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part
 from helpers.graphs.presets import Preset, Quantization, Weights
@@ -91,17 +91,19 @@ def convert(
                     report(f"{part.name}: finished before the interruption")
                 else:
                     report(f"{part.name}: converting ({done / sum(weights.values()):.0%} done)")
-                    check_numbers(model, part, checkpoint)
-                    _store(work, part.name, _converted(part, checkpoint), preset, report)
+                    _store(work, part.name, _converted(model, part, checkpoint), preset, report)
                 done += weights.get(part.name, 0)  # a small part is counted with its whole
         _copy_small_files(checkpoint, work.folder)
     report(f"{output} is complete; it took at most {in_words(growth.bytes)} of memory.")
     return work.bit_widths
 
 
-def _converted(part: Part, checkpoint: Path) -> ov.Model:
+def _converted(model: VisionLanguageModel[Any], part: Part, checkpoint: Path) -> ov.Model:
     try:
         return convert_part(part)
+    except WeightsError as error:  # its names are ours; people know their file's
+        names = not_finite(model.original_tensors(checkpoint)) or error.names
+        raise WeightsError(names, checkpoint) from None
     except UserError:
         raise
     except Exception as error:  # what a trace raises has nothing in common

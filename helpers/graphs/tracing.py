@@ -11,6 +11,7 @@ import openvino as ov
 import torch
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+from helpers.graphs.finite_weights import check_numbers
 from helpers.graphs.parts import Part
 from helpers.upstream import converter
 
@@ -20,8 +21,9 @@ def trace(part: Part) -> ov.Model:
 
     Sizes that `part.fixed` names stay as they are in the example; all others are dynamic. The model
     shares memory with the module and keeps it alive; what is compiled from it does not, so keep the
-    model as long.
+    model as long. Raises a `WeightsError` where weights are NaN or infinite.
     """
+    check_numbers(part.module, f"the {part.name}")
     weights = converter.weights_in_16_bits(part.module)
     attention = converter.recorded_attention()
     with converter.late_interrupts(), converter.quiet(), weights, attention, torch.no_grad():

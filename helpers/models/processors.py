@@ -4,6 +4,7 @@ A family says how its pictures are prepared and which words stand around a turn;
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -77,6 +78,11 @@ class Processor(ABC):
         """
         ids = self.input_ids([user_message("", 1)], self.image_inputs([_SMALL]))
         return Pieces("picture", int(self.picture_positions(ids).sum()))
+
+    def token_grid(self, image_inputs: ImageInputs) -> tuple[int, int]:
+        """Return in how many rows and columns the tokens of one picture lie: a square, usually."""
+        side = math.isqrt(self.pieces.tokens)
+        return side, side
 
     def choose_frames(self, number: int, rate: float) -> list[int]:
         """Return which of a video's `number` frames, `rate` a second, the model looks at."""

@@ -127,7 +127,7 @@ class Qwen3VLProcessor(Processor):
         return single_frames(grids)
 
     def token_grid(self, image_inputs: ImageInputs) -> tuple[int, int]:
-        """Return how many rows and columns of tokens the one picture has."""
+        """Return in how many rows and columns the tokens of one picture lie."""
         ((_, rows, columns),) = self.single_grids(image_inputs["image_grid_thw"])
         merge = self.vision.spatial_merge_size
         return rows // merge, columns // merge
