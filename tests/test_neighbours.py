@@ -20,15 +20,27 @@ from tests.workers import WORKER
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.queueing")
 USUAL = (8, False, 0.7, 0.9)
-# Nothing answers there, so whoever asks it is refused.
-PROXIES = {
-    "http_proxy": "http://127.0.0.1:9",
-    "HTTP_PROXY": "http://user:secret@127.0.0.1:9",
-    "ALL_PROXY": "socks5://127.0.0.1:9",
-    "HTTPS_PROXY": "socks5h://127.0.0.1:9",
-    "all_proxy": "socks4://127.0.0.1:9",
-    "https_proxy": "http://[::1]:9",
-}
+# Nothing answers there, so whoever asks it is refused. Each for requests of one kind, or of all.
+PROXIES = (
+    {
+        "http_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "socks5h://127.0.0.1:9",
+        "ALL_PROXY": "socks5://127.0.0.1:9",
+    },
+    {
+        "HTTP_PROXY": "http://user:secret@127.0.0.1:9",
+        "https_proxy": "http://[::1]:9",
+        "all_proxy": "socks4://127.0.0.1:9",
+        "NO_PROXY": "example.org",
+    },
+    # No addresses at all, and forms of NO_PROXY that not every program reads.
+    {
+        "http_proxy": "127.0.0.1:9",
+        "HTTPS_PROXY": "http://[::1",
+        "all_proxy": "what is this",
+        "NO_PROXY": "[::1],10.0.0.0/8",
+    },
+)
 PAGE = """
 import sys, urllib.request
 from helpers.serve import demo
@@ -59,17 +71,9 @@ def run_page(*command: object, **variables: str) -> list[str]:
     return result.stdout.splitlines()
 
 
-ODD = "[::1],10.0.0.0/8"  # forms of NO_PROXY that not every program reads
-
-
-@pytest.mark.parametrize(
-    ("variable", "spared"),
-    [*((name, "") for name in PROXIES), ("http_proxy", "example.org"), ("http_proxy", ODD)],
-)
-def test_a_page_where_a_proxy_refuses(converted, variable, spared):
-    proxies = {variable: PROXIES[variable]} | ({"NO_PROXY": spared} if spared else {})
-    lines = run_page(sys.executable, "-c", PAGE, converted, **proxies)
-    assert lines[0] == "True"
+@pytest.mark.parametrize("proxies", PROXIES)
+def test_a_page_where_a_proxy_refuses(converted, proxies):
+    assert run_page(sys.executable, "-c", PAGE, converted, **proxies)[0] == "True"
 
 
 DOWNLOAD = """
@@ -169,6 +173,21 @@ def test_two_pages_keep_the_same_picture_apart(pipeline, tmp_path):
 def test_a_port_that_there_cannot_be(pipeline, port):
     with pytest.raises(SettingsError, match=f"The port is {port}; it should be a number from 1 to"):
         open_page(build_page(pipeline, title="x"), port=port)
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="no lesser rights can be had here")
+def test_a_port_that_is_the_administrator_s(converted):
+    first = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if first.exists() and int(first.read_text()) <= 80:
+        pytest.skip("every port is everybody's here")
+    rights = ("--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service")
+    lesser = ("setpriv", *rights) if os.getuid() == 0 else ()
+    command = [*lesser, sys.executable, "-m", "helpers", "demo", converted, "--port", "80"]
+    result = subprocess.run(
+        [*map(str, command)], env=environment(), capture_output=True, text=True, check=False
+    )
+    error = "error: The port 80 may not be used by this user; give another, or none for a free one."
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, error)
 
 
 def test_a_port_that_is_taken(pipeline):
