@@ -30,7 +30,6 @@ from helpers.run.prefill_again import PrefillAgainLanguageModel
 from helpers.run.replies import Reply
 from helpers.run.worker import Worker
 from helpers.sources.checkpoints import CARD, read_json
-from helpers.upstream.locales import plain_numbers
 
 # Inputs and outputs that every family's files have; what a family adds is its own.
 ALWAYS = {
@@ -104,8 +103,7 @@ class VisionLanguagePipeline:
         self, path: Path, options: dict[str, Any], constant_inputs: Sequence[str]
     ) -> ov.CompiledModel:
         try:
-            with plain_numbers():
-                model = core().read_model(path)
+            model = core().read_model(path)
             names = {name for port in (*model.inputs, *model.outputs) for name in port.names}
         except RuntimeError:
             names = set()
