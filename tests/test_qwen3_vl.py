@@ -1,11 +1,13 @@
 """Qwen3-VL at random dimensions, beside transformers' own model of the same checkpoint."""
 
 import os
+import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from helpers.convert import conversion
 from helpers.errors import CheckpointError, PictureError, QuestionError
@@ -18,6 +20,7 @@ from helpers.models.qwen3_vl import exported
 from helpers.models.qwen3_vl.places import table_places
 from helpers.resources import anonymous_memory, return_freed_memory
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.sources.checkpoints import write_json
 from tests.random_qwen3_vl import noise, write_random
 from tests.workers import in_groups
 
@@ -89,6 +92,49 @@ def test_logits(random_models, case):
         assert ours.grid == theirs.grid
     logits = pipeline.language_model(**pipeline.prepare(prompt.ids, compiled)).logits
     assert error(logits[:, -1], expected[:, -1]) < 1e-4
+
+
+def test_positions(random_models):
+    """Those of transformers, for pictures of several shapes between words."""
+    prompt = prompt_of(random_models, *CASES["pictures between words"])
+    expected, _ = random_models.reference.model.get_rope_index(
+        prompt.ids,
+        prompt.reference["mm_token_type_ids"],
+        image_grid_thw=prompt.images["image_grid_thw"],
+    )
+    positions = random_models.model.processor.position_ids(prompt.ids, prompt.images)
+    assert torch.equal(positions, expected)
+
+
+@torch.inference_mode()
+def test_a_folder_as_transformers_writes_it(random_models, tmp_path):
+    """In several files of weights, with all settings of pictures and videos in one."""
+    source = random_models.model.processor.folder
+    shutil.copytree(source, tmp_path, ignore=lambda *_: ("converted",), dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    random_models.reference.save_pretrained(tmp_path, max_shard_size="300KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    settings = {
+        "image_processor": {
+            "size": {"shortest_edge": 4 * 32**2, "longest_edge": 30 * 32**2},
+            "image_mean": [0.4, 0.5, 0.6],
+            "image_std": [0.2, 0.3, 0.4],
+            "patch_size": 16,
+        },
+        "video_processor": {"fps": 1, "min_frames": 2},
+    }
+    write_json(tmp_path / "processor_config.json", settings)
+    model = load_model(tmp_path, torch.float32)
+    for name, tensor in random_models.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    theirs = Qwen2VLImageProcessorPil(**settings["image_processor"])
+    for picture in PICTURES:
+        inputs = model.image_inputs([picture])
+        expected = theirs(picture, return_tensors="pt")
+        assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+        assert torch.equal(inputs["image_grid_thw"], expected["image_grid_thw"])
+        assert int(inputs["image_grid_thw"].prod()) // 4 <= 30
+    assert model.processor.choose_frames(8, 2) == [0, 2, 5, 7]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""OpenVINO 2026.4: numbers in an IR are written and read as the process's locale has them.
+"""OpenVINO 2026.4: numbers in an IR are written as the process's locale has them.
 
 After `setlocale(LC_ALL, "de_DE.UTF-8")`, which Qt calls too, an IR holds `eps="9,99e-07"`, and
-another computer reads 9 (https://github.com/openvinotoolkit/openvino/issues/24370 is of the same
-kind). It may go when `save_model` writes a point there too; `tests/test_locales.py` tells.
+whoever reads it reads 9, since numbers are read with a point everywhere
+(https://github.com/openvinotoolkit/openvino/issues/24370 is of the same kind). It may go when `save_model` writes a point there too; `tests/test_locales.py` tells.
 """
 
 import contextlib
