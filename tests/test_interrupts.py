@@ -19,6 +19,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from helpers.serve.controls import SAMPLING
 from tests.tiny import picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.independent, pytest.mark.usefixtures("interruptible")]
@@ -148,14 +149,21 @@ def wait_for_output(process: int, path: Path) -> None:
 
 def ask_page(address: str) -> None:
     """Ask a page something, and do not wait for the answer."""
-    values = ["Describe the picture.", [], [], 512, True, 2.0, 1.0]
+    interface = f"{address.rstrip('/')}/gradio_api"
+    with urllib.request.urlopen(f"{interface}/info", timeout=30) as response:
+        parameters = json.load(response)["named_endpoints"]["/ask"]["parameters"]
+    # Sampled so widely that the answer goes on; what else a page has stays as it stands there.
+    sampling = [control.label for control in SAMPLING]
+    settings = dict(zip(("Maximum new tokens", *sampling), (512, True, 2.0, 1.0), strict=True))
+    assert settings.keys() <= {entry["label"] for entry in parameters}
+    values = [settings.get(entry["label"], entry["parameter_default"]) for entry in parameters]
     request = urllib.request.Request(
-        f"{address.rstrip('/')}/gradio_api/call/ask",
-        json.dumps({"data": values}).encode(),
+        f"{interface}/call/ask",
+        json.dumps({"data": ["Describe the picture.", *values[1:]]}).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=30) as response:
-        assert "event_id" in json.loads(response.read())
+        assert "event_id" in json.load(response)
 
 
 def members(session: int) -> list[int]:
