@@ -2,7 +2,8 @@
 
 After `setlocale(LC_ALL, "de_DE.UTF-8")`, which Qt calls too, an IR holds `eps="9,99e-07"`, and
 whoever reads it reads 9, since numbers are read with a point everywhere
-(https://github.com/openvinotoolkit/openvino/issues/24370 is of the same kind). It may go when `save_model` writes a point there too; `tests/test_locales.py` tells.
+(https://github.com/openvinotoolkit/openvino/issues/24370 is of the same kind). It may go when
+`save_model` writes a point there too; `tests/test_locales.py` tells.
 """
 
 import contextlib

@@ -63,18 +63,19 @@ FROM_PARTS = (
 )
 
 # For an image encoder that takes pictures at their own size, whose model gives boxes and reads
-# clips too. A box is a dozen digits, each of which has to be right: it takes longest.
+# clips too. Words come alone again; a box is a dozen digits, each of which has to be right, and
+# takes longest.
 AT_OWN_SIZE = (
     *FROM_NOTHING[:4],
-    Stage(0.42, {"word": 0.5, "small": 0.2, "large": 0.15, "wide": 0.15}, ALL_KINDS | {"box": 6}),
+    Stage(0.5, {"word": 0.75, "small": 0.15, "large": 0.1}, ALL_KINDS | {"box": 12}),
     Stage(
-        0.6,
-        {"word": 0.1, "small": 0.25, "large": 0.25, "wide": 0.2, "clip": 0.2},
-        ALL_KINDS | {"box": 12},
+        0.68,
+        {"word": 0.2, "strip": 0.12, "small": 0.18, "large": 0.25, "wide": 0.12, "clip": 0.13},
+        ALL_KINDS | {"box": 14, "unusual": 5},
     ),
     Stage(
         1.0,
-        {"word": 0.12, "small": 0.16, "large": 0.32, "wide": 0.22, "clip": 0.18},
-        ALL_KINDS | {"box": 8, "unusual": 6},
+        {"word": 0.1, "strip": 0.13, "small": 0.1, "large": 0.35, "wide": 0.2, "clip": 0.12},
+        ALL_KINDS | {"box": 12, "unusual": 7, "count": 4},
     ),
 )
