@@ -1,5 +1,6 @@
 """Shares, divergences and times: on made-up answers, and of the small model."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from helpers.inputs.questions import Question
 from helpers.measure import evaluation
-from helpers.measure.evaluation import Answers, accuracy, agreement, wrong_answers
+from helpers.measure.evaluation import Answers, accuracy, agreement, overlaps, wrong_answers
 from helpers.shapes import questions
 from tests.tiny import picture
 
@@ -27,6 +28,16 @@ def answers_of(texts: list[str], *distributions: list[float]) -> Answers:
 def test_the_share_of_right_answers_by_kind():
     answers = answers_of(["2", "2", "red", "abc"])
     assert accuracy(answers, QUESTIONS) == {"all": 0.5, "count": 0.5, "colour": 1.0, "word": 0.0}
+
+
+def test_overlaps_of_boxes():
+    def box(*corners: int) -> str:
+        return json.dumps([{"bbox_2d": corners, "label": "red star"}])
+
+    question = Question("box", "Give the box of the red star.", box(0, 0, 500, 500))
+    texts = [box(0, 0, 500, 500), box(0, 0, 500, 250), box(600, 600, 900, 900), "nowhere"]
+    values = overlaps(answers_of(texts), [(None, question)] * len(texts))
+    assert values == pytest.approx([1, 0.5, 0, 0])
 
 
 def test_every_question_needs_an_answer():

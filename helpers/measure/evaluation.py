@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from helpers.inputs.boxes import boxes_in, same_boxes
+from helpers.inputs.boxes import boxes_in, intersection_over_union, same_boxes
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import Question, VisualQuestion
 from helpers.inputs.video import Video
@@ -120,6 +120,18 @@ def is_right(answer: str, question: Question) -> bool:
     if boxes_in(question.answer):
         return same_boxes(answer, question.answer)
     return answer == question.answer
+
+
+def overlaps(answers: Answers, pairs: Sequence[VisualQuestion]) -> list[float]:
+    """Return how well the first box of each answer meets the first of the right one, 0 to 1.
+
+    That is their intersection over union; an answer without a box has 0.
+    """
+    values = []
+    for text, (_, question) in zip(answers.texts, pairs, strict=True):
+        boxes, expected = boxes_in(text), boxes_in(question.answer)
+        values.append(intersection_over_union(boxes[0], expected[0]) if boxes else 0.0)
+    return values
 
 
 @dataclass(frozen=True)
