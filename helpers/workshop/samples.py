@@ -20,7 +20,7 @@ from helpers.models.exported import ImageInputs
 from helpers.models.processors import Processor
 from helpers.shapes import clips, world
 from helpers.shapes.questions import BOX_KINDS, KINDS, word
-from helpers.workshop.locating import digits_of_boxes
+from helpers.workshop.locating import sides_of_boxes
 from helpers.workshop.naming import shown_words
 from helpers.workshop.recipes import Recipe
 
@@ -208,7 +208,7 @@ def make_batch(
     images: list[ImageInputs] = []
     samples: list[dict[str, Tensor]] = []
     scenes: list[world.Scene] = []
-    digits: list[Tensor] = []
+    sides: list[Tensor] = []
     scale = 1 if sort in NO_SQUARES else generator.choice(recipe.scales)
     while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
@@ -230,14 +230,14 @@ def make_batch(
         scenes.append(scene)
         if recipe.gives_boxes:
             boxes = list(world.item_boxes(scene, cell=cell * scale).values())
-            digits.append(digits_of_boxes(boxes, *processor.token_grid(images[-1])))
+            sides.append(sides_of_boxes(boxes, *processor.token_grid(images[-1])))
         if questions:
             turns = generator.random() < CONVERSATIONS
             samples.append(encode_sample(processor, images[-1], questions, turns=turns))
     batch: Batch = {"images": join_images(images)} | (collate(samples) if samples else {})
     if sort not in NO_SQUARES:
         batch["shown"] = shown_words(processor, scenes)
-    return batch | ({"digits": torch.cat(digits)} if digits else {})
+    return batch | ({"sides": torch.cat(sides)} if sides else {})
 
 
 def _clip_batch(processor: Processor, generator: random.Random, number: int) -> Batch:

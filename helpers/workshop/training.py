@@ -82,8 +82,8 @@ def loss_of(model: Model, batch: Batch, locator: nn.Linear) -> Tensor:
         loss = loss + answer_loss(logits, batch)
     if "shown" in batch:
         loss = loss + NAMING * naming_loss(model, features, batch["shown"])
-    if "digits" in batch:
-        loss = loss + LOCATING * locating_loss(locator, torch.cat(list(features)), batch["digits"])
+    if "sides" in batch:
+        loss = loss + LOCATING * locating_loss(locator, torch.cat(list(features)), batch["sides"])
     return loss
 
 
