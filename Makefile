@@ -3,7 +3,7 @@
 NOTEBOOK ?= notebooks/03-internvl2.ipynb
 OUTPUT   ?= output
 MODEL    ?= internvl2-1b
-WORKERS  ?= 0
+WORKERS  ?= auto
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -47,8 +47,7 @@ lab: $(VENV)/.installed  ## Open the notebook in JupyterLab
 		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 		--LabApp.extension_manager=readonly $(LAB_OPTIONS)
 
-# `make test WORKERS=auto`: a process for each core, see tests/workers.py. Not the default before a
-# whole run of it has passed.
+# A process for each core, see tests/workers.py; `make test WORKERS=0` is one for all.
 IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test: lint  ## Run all tests and notebooks
