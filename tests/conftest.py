@@ -80,24 +80,24 @@ def interruptible():
 def computed(monkeypatch):
     """Return a list that fills with the number of positions of each step that is computed."""
     steps: list[int] = []
-    run = StatefulLanguageModel._run
+    run = StatefulLanguageModel.step
 
     def counted(self, cache, inputs, pictures):
         steps.append(inputs["inputs_embeds"].shape[1])
         run(self, cache, inputs, pictures)
 
-    monkeypatch.setattr(StatefulLanguageModel, "_run", counted)
+    monkeypatch.setattr(StatefulLanguageModel, "step", counted)
     return steps
 
 
 @pytest.fixture
 def slowly(monkeypatch):
     """Let every step take a moment, its `seconds`, so that there is time to stop it."""
-    run, pace = StatefulLanguageModel._run, SimpleNamespace(seconds=0.03)
+    run, pace = StatefulLanguageModel.step, SimpleNamespace(seconds=0.03)
 
     def slow(self, cache, inputs, pictures):
         time.sleep(pace.seconds)
         run(self, cache, inputs, pictures)
 
-    monkeypatch.setattr(StatefulLanguageModel, "_run", slow)
+    monkeypatch.setattr(StatefulLanguageModel, "step", slow)
     return pace

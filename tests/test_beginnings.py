@@ -34,7 +34,7 @@ def new_model(tmp_path_factory):
 
 def logits(model) -> dict[str, float]:
     """Return what comes after `TEXT`, by token."""
-    ids = beginnings._vocabulary(model)
+    ids = beginnings.vocabulary_of(model)
     words = [word.replace(" ", "\u2581") for word in TEXT]
     text = [ids.get(word, ids.get("\u2581" + word)) for word in words]
     embeddings = model.embed_tokens(torch.tensor([text]))

@@ -384,12 +384,12 @@ def test_of_several_pictures_none_gets_the_boxes(pipeline, tmp_path):
 
 
 def test_a_port_that_another_page_took_meanwhile(pipeline, monkeypatch):
-    free_port, page = demo._free_port, build_page(pipeline, title="One of two")
+    find_port, page = demo.free_port, build_page(pipeline, title="One of two")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         ports = iter([other.getsockname()[1]])
-        monkeypatch.setattr(demo, "_free_port", lambda port: next(ports, None) or free_port(port))
+        monkeypatch.setattr(demo, "free_port", lambda port: next(ports, None) or find_port(port))
         address = open_page(page)
         assert httpx.get(address).status_code == 200
         assert urlsplit(address).port != other.getsockname()[1]

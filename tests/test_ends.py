@@ -134,11 +134,11 @@ import json, os, signal, sys, threading, time
 from PIL import Image
 from helpers import VisionLanguagePipeline
 from helpers.run.generation import StatefulLanguageModel
-pace, run = [0.03], StatefulLanguageModel._run
+pace, run = [0.03], StatefulLanguageModel.step
 def slow(self, cache, inputs, pictures):
     time.sleep(pace[0])
     run(self, cache, inputs, pictures)
-StatefulLanguageModel._run = slow
+StatefulLanguageModel.step = slow
 pipeline = VisionLanguagePipeline(sys.argv[1], accuracy=True)
 conversation = pipeline.conversation()
 question, second = "What is in the picture?", "What colour is the star?"

@@ -229,7 +229,7 @@ def test_both_are_evaluated_by_the_same_calls(random_model):
     picture, question = pairs[0]
     beams = [
         model.language_model.generate(
-            **evaluation._prepare(model, picture, question.text),
+            **evaluation.question_inputs(model, picture, question.text),
             num_beams=3,
             max_new_tokens=4,
             do_sample=False,

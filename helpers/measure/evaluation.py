@@ -60,7 +60,9 @@ def answer(
     order = sorted(range(len(pairs)), key=lambda place: _length(pairs[place][1]))
     for start in range(0, len(pairs), batch):
         places = order[start : start + batch]
-        prompts = [_prepare(model, pairs[place][0], pairs[place][1].text) for place in places]
+        prompts = [
+            question_inputs(model, pairs[place][0], pairs[place][1].text) for place in places
+        ]
         output = _generate(
             model,
             **collate(prompts),
@@ -81,7 +83,8 @@ def _length(question: Question) -> tuple[int, int]:
     return len(question.answer), len(question.text)
 
 
-def _prepare(model: Model, picture: Image.Image | Video, text: str) -> dict[str, Any]:
+def question_inputs(model: Model, picture: Image.Image | Video, text: str) -> dict[str, Any]:
+    """Return all that the language model takes for one question about a picture or a video."""
     frames = len(picture) if isinstance(picture, Video) else 0
     inputs = model.image_inputs([picture])
     message = user_message(text, frames=frames) if frames else user_message(text, 1)

@@ -173,7 +173,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         }
         if pictures is not None:
             self._set_pictures(cache, pictures)
-        self._run(cache, inputs, pictures)
+        self.step(cache, inputs, pictures)
         cache.length, cache.rows = attention_mask.shape[1], None
         logits = torch.from_numpy(cache.request.get_tensor("logits").data.copy())
         return CausalLMOutputWithPast(logits=logits, past_key_values=cast(Cache, cache))
@@ -199,7 +199,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         """Return how many of the `new` positions are run before a stop event is looked at."""
         return new if cache.stop is None else PIECE
 
-    def _run(
+    def step(
         self,
         cache: StateCache,
         inputs: dict[str, np.ndarray],

@@ -257,7 +257,7 @@ def open_page(
     """
     page.queue(default_concurrency_limit=None)  # the pipeline lets one answer at a time begin
     for attempt in range(ATTEMPTS):
-        number = _free_port(port)
+        number = free_port(port)
         try:
             address = _served(page, number)
         except OSError:  # another program took it just now
@@ -291,7 +291,7 @@ def _served(page: gr.Blocks, port: int) -> str:
     return str(address)
 
 
-def _free_port(port: int | None) -> int:
+def free_port(port: int | None) -> int:
     """Return `port` if it can be served, or the first one that can; any where all are taken."""
     if port is not None and not 1 <= port <= 65535:
         raise SettingsError(f"The port is {port}; it should be a number from 1 to 65535.")

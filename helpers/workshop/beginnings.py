@@ -58,7 +58,7 @@ def _same_tokens(
     model: VisionLanguageModel[Any], trained: VisionLanguageModel[Any]
 ) -> list[tuple[int, int]]:
     """Return the ids of each token that both know, in `model` and in `trained`."""
-    ids, others = _vocabulary(model), _vocabulary(trained)
+    ids, others = vocabulary_of(model), vocabulary_of(trained)
     size = trained.token_embeddings.num_embeddings
     pairs = []
     for token, number in ids.items():
@@ -69,7 +69,7 @@ def _same_tokens(
     return pairs
 
 
-def _vocabulary(model: VisionLanguageModel[Any]) -> dict[str, int]:
+def vocabulary_of(model: VisionLanguageModel[Any]) -> dict[str, int]:
     """Return the tokens' ids, a space as sentencepiece writes it, and that of an answer's end."""
     processor = model.processor
     ids = processor.tokenizer.get_vocab()
