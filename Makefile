@@ -1,9 +1,10 @@
 # `make` lists what can be made. Needs Python 3.11 to 3.13 with venv, nothing else.
 
-NOTEBOOK ?= notebooks/03-internvl2.ipynb
+NOTEBOOK ?= notebooks/01-llava-mpt.ipynb
 OUTPUT   ?= output
 MODEL    ?= internvl2-1b
 WORKERS  ?= auto
+TORCH    ?= cpu
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -113,9 +114,24 @@ constraints:  ## Lock anew what requirements.txt and tests/requirements.txt pull
 		$(VENV)-lock/$(notdir $(BIN))/python -m pip freeze | sed 's/+.*//'; } > constraints.tmp
 	@mv constraints.tmp constraints.txt && rm -rf $(VENV)-lock
 
+# PyTorch's default build for Linux brings gigabytes for NVIDIA GPUs, which nothing here uses.
+# `make TORCH=default` takes it all the same. The index has ten seconds to answer.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+ANSWERS := import signal, urllib.request; signal.alarm(10); urllib.request.urlopen('$(TORCH_INDEX)/torch/')
+CPU_TORCH = if "$(BIN)/python" -c "import torch" 2>/dev/null; then \
+		echo "PyTorch is there already."; \
+	elif [ "$(TORCH)" = cpu ] && [ "$$(uname -s)" = Linux ]; then \
+		if "$(BIN)/python" -c "$(ANSWERS)" 2>/dev/null; then \
+			$(INSTALL) "$$(grep '^torch==' requirements.txt)" --index-url $(TORCH_INDEX); \
+		else \
+			echo "The index of PyTorch's CPU build does not answer, so its default build is installed."; \
+		fi; \
+	fi
+
 # A stamp is written last, so an installation that was cut off is taken up again.
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(FIND_PYTHON); "$$python" -m venv $(VENV)
+	@$(CPU_TORCH)
 	$(INSTALL) -r requirements.txt -c constraints.txt
 	$(INSTALL) --no-deps -e .
 	@touch $@

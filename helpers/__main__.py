@@ -34,6 +34,14 @@ EXAMPLES = {
     "verify": "vlm verify models/internvl2",
     "clean": "vlm clean models",
 }
+START = """\
+to begin with:
+vlm convert internvl2 --output models/internvl2
+vlm ask models/internvl2 --image notebooks/images/example.png --question "What do you see?"
+vlm demo models/internvl2
+
+Exit codes: 0, done; 1, an error that is told in a sentence; 2, a wrong command line; 130, Ctrl-C.
+"""
 SUMMARIES = {
     "convert": "convert a checkpoint to OpenVINO",
     "ask": "ask about a picture",
@@ -160,7 +168,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Only the command that is named gets its options: some of their texts come from packages that
     take seconds to import.
     """
-    parser = argparse.ArgumentParser(prog="vlm", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="vlm",
+        description="From a checkpoint to answers: convert it, ask it about a picture, serve it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=START,
+    )
     parser.add_argument("--version", action="version", version=f"vlm {helpers.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     name = next((argument for argument in arguments if not argument.startswith("-")), "")

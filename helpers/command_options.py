@@ -30,8 +30,12 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
     presets = "; ".join(f"{name}: {preset.why}" for name, preset in PRESETS.items())
     parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
-    parser.add_argument("--group-size", type=int, help="weights that share a scale in 4 bits")
-    parser.add_argument("--ratio", type=float, help="share of the layers in 4 bits, 0 to 1")
+    parser.add_argument(
+        "--group-size", type=int, help="weights that share a scale in 4 bits (default: 128)"
+    )
+    parser.add_argument(
+        "--ratio", type=float, help="share of the layers in 4 bits, 0 to 1 (default: 1)"
+    )
     parser.add_argument("--output", type=path_of, required=True, help="the folder to write")
 
 

@@ -245,13 +245,18 @@ def _written(path: Path) -> Iterator[None]:
 def demo(options: argparse.Namespace) -> int:
     """Serve the chat page until Ctrl-C."""
     from helpers.serve import demo as page
+    from helpers.shapes.questions import draw_questions
 
     pipeline = open_pipeline(options)
-    blocks = page.build_page(pipeline, title=f"Ask {pipeline.name}")
-    address = page.open_page(blocks, port=options.port, report=report)
-    show(Result({"address": address}, [f"{address} (Ctrl-C ends it)"]), options)
-    sys.stdout.flush()
-    blocks.block_thread()
+    with tempfile.TemporaryDirectory() as folder:
+        # A bundled model has a notice, and knows such pictures only.
+        questions = draw_questions(4, seed=0) if pipeline.notice else []
+        examples = page.save_examples(Path(folder), questions)
+        blocks = page.build_page(pipeline, title=f"Ask {pipeline.name}", examples=examples)
+        address = page.open_page(blocks, port=options.port, report=report)
+        show(Result({"address": address}, [f"{address} (Ctrl-C ends it)"]), options)
+        sys.stdout.flush()
+        blocks.block_thread()
     return 0
 
 

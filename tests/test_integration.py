@@ -4,7 +4,7 @@ Only `make integration` runs it; it needs a network for the installation.
 """
 
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from helpers.workshop import release
-from tests.tiny import picture
+from tests.readme import readme_commands
 
-README = release.ROOT / "README.md"
 # What does not end by itself, or takes as long as a full-size model does.
 LEFT_OUT = ("chat", "demo", "benchmark")
 
@@ -50,15 +49,9 @@ def run(folder: Path, *command: object) -> str:
     return process.stdout
 
 
-def readme_commands() -> list[list[str]]:
-    """Return the commands of the README's section without notebooks."""
-    text = README.read_text(encoding="utf-8")
-    block = re.search(r"## Without notebooks\n\n```\n(.*?)```", text, flags=re.DOTALL)[1]
-    return [shlex.split(line) for line in block.splitlines()]
-
-
 def test_the_commands_of_the_readme(environment, tmp_path):
-    picture().save(tmp_path / "picture.png")
+    (tmp_path / "notebooks").mkdir()
+    shutil.copytree(release.ROOT / "notebooks" / "images", tmp_path / "notebooks" / "images")
     outputs = {}
     for program, command, *arguments in readme_commands():
         assert program == "vlm"

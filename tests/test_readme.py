@@ -1,12 +1,22 @@
 """The README's tables are the measured data; its pictures exist."""
 
+import io
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import chdir
 
+import httpx
 import pytest
 
+from helpers.__main__ import main
 from helpers.workshop.readme import ROOT, pages
+from tests.readme import README, readme_commands
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -16,8 +26,7 @@ def test_pages_are_made_from_the_data(path):
 
 
 def test_the_glossary_is_short():
-    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    terms = re.search(r"\| term \|.*?\n\n", contributing, flags=re.DOTALL)[0].splitlines()[2:]
+    terms = re.search(r"\| term \|.*?\n\n", CONTRIBUTING, flags=re.DOTALL)[0].splitlines()[2:]
     assert 6 <= len([line for line in terms if line]) <= 12
 
 
@@ -31,3 +40,75 @@ def test_pictures_exist_and_are_described():
 
 def test_names_no_package_host_but_pytorchs_own():
     assert re.findall(r"https?://[^\s)]+", README) == ["https://download.pytorch.org/whl/cpu"]
+
+
+# What the README tells to type
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with the README's picture, where its commands are run."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "notebooks").mkdir()
+    shutil.copytree(ROOT / "notebooks" / "images", folder / "notebooks" / "images")
+    with chdir(folder):
+        yield folder
+
+
+def command(name: str) -> list[str]:
+    """Return the README's command of this name, without the program."""
+    return next(line[1:] for line in readme_commands() if line[1] == name)
+
+
+@pytest.mark.slow
+@pytest.mark.check
+def test_commands(place, capsys, monkeypatch):
+    outputs = {}
+    for _, name, *arguments in readme_commands():
+        if name in ("demo", "benchmark", "clean"):  # below; as long as a full size takes; last
+            continue
+        monkeypatch.setattr(sys, "stdin", io.StringIO("How many shapes are there?\n"))
+        assert main([name, *arguments]) == 0, capsys.readouterr().err
+        outputs[name] = capsys.readouterr().out
+    assert outputs.keys() == {"convert", "ask", "chat", "evaluate", "info", "verify"}
+    assert "red circle" in outputs["ask"] and "4" in outputs["chat"]
+    assert re.search(r"\b9\d\.\d%|\b100\.0%", outputs["evaluate"])
+
+
+@pytest.mark.slow
+def test_programs(place, capsys):
+    """The two of them, one after the other, as somebody would paste them."""
+    programs = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(programs) == 2
+    names: dict[str, object] = {}
+    for program in programs:
+        exec(program, names)
+    printed = capsys.readouterr().out
+    assert printed.count("red circle") == 2 and names["reply"].message == names["messages"][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
+def test_the_page(place):
+    """It has examples, and ends with Ctrl-C; on any free port, since others may have a page."""
+    program = [sys.executable, "-m", "helpers", *command("demo")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        address = process.stdout.readline().split()[0]
+        page = httpx.get(f"{address}config", trust_env=False).text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert page.count("example-4.png") and "What" in page
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_targets_of_make(text):
+    lines = set(re.findall(r"^make [^#\n]*|`(make [^`\n]*)`", text, flags=re.MULTILINE))
+    for line in filter(None, lines):
+        result = subprocess.run([*line.split(), "-n"], cwd=ROOT, capture_output=True, check=False)
+        assert result.returncode == 0, (line, result.stderr)
+
+
+def test_clean(place, capsys):
+    assert main(command("clean")) == 0

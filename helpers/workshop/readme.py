@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helpers.models.families import families
+from helpers.resources import in_words
 from helpers.show.tables import format_table
 from helpers.sources.checkpoints import read_json
 from helpers.workshop import rooms
 from helpers.workshop.full_size_page import full_size_text
-from helpers.workshop.history import histories
+from helpers.workshop.history import histories, newest_by_kind, processor_kind
 from helpers.workshop.rooms import ROOMS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,6 +27,34 @@ def notebooks_table() -> str:
         cells += [cost[name] for name in ("idea", "disk", "memory", "time")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+GAINS = ("internvl2-1b", "internvl2-8b", "llama-3.2-vision")  # a small, a middling, a large one
+
+
+def gains_table() -> str:
+    """Return what originals take in PyTorch and as INT4, and which computer measured it."""
+    rows, computers = [], set()
+    for measurements in histories():
+        figures = newest_by_kind(measurements)[0].figures
+        if figures.model not in GAINS:
+            continue
+        int4, pytorch = figures.runs["int4"], figures.runs["PyTorch bfloat16"]
+        assert int4.conversion and int4.running and pytorch.running
+        before, now = (run.running.speed.next_token for run in (pytorch, int4) if run.running)
+        rows.append(
+            {
+                "original": figures.model,
+                "16 bits": in_words(2 * sum(figures.parameters.values())),
+                "INT4": in_words(int4.conversion.bytes),
+                "a token in PyTorch": f"{before * 1000:.0f} ms",
+                "in OpenVINO": f"{now * 1000:.0f} ms",
+                "times as fast": f"{before / now:.1f}",
+            }
+        )
+        computers.add(f"{processor_kind(figures.computer)}, {figures.computer.cores} cores")
+    (computer,) = computers
+    return f"```\n{format_table(rows)}\n```\n\nMeasured with random weights on: {computer}."
 
 
 def accuracy_table() -> str:
@@ -49,6 +78,7 @@ def filled(text: str) -> str:
     """Return a page's text with its tables and lists made anew."""
     contents: dict[str, Callable[[], str]] = {
         "notebooks": notebooks_table,
+        "gains": gains_table,
         "accuracy": accuracy_table,
         "rooms": room_list,
         "tree": lambda: f"```\n{rooms.tree()}\n```",
