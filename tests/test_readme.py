@@ -47,11 +47,12 @@ def test_names_no_package_host_but_pytorchs_own():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Return a folder with the README's picture, where its commands are run."""
+    """Return a folder with the README's picture and conversion, where its commands are run."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "notebooks").mkdir()
     shutil.copytree(ROOT / "notebooks" / "images", folder / "notebooks" / "images")
     with chdir(folder):
+        assert main(command("convert")) == 0
         yield folder
 
 
