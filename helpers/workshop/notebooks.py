@@ -11,6 +11,8 @@ network), and cells that wait for input.
 """
 
 import argparse
+import base64
+import mimetypes
 import re
 import shutil
 import subprocess
@@ -191,11 +193,24 @@ def read_notebook(path: Path) -> NotebookNode:
 
 def html_copy(notebook: NotebookNode, source: Path) -> str:
     """Return an executed notebook as one HTML page that holds all its pictures."""
-    exporter = HTMLExporter(  # type: ignore[no-untyped-call]
-        raw_template=PAGE, embed_images=True
-    )
+    exporter = HTMLExporter(raw_template=PAGE)  # type: ignore[no-untyped-call]
     resources = {"metadata": {"name": source.stem, "path": str(source.parent)}}
-    return exporter.from_notebook_node(notebook, resources=resources)[0]
+    page: str = exporter.from_notebook_node(notebook, resources=resources)[0]
+    return with_pictures(page, source.parent)
+
+
+def with_pictures(page: str, folder: Path) -> str:
+    """Return a page in which pictures that are files beside it, in `folder`, stand themselves.
+
+    nbconvert's `embed_images` closes what Markdown folds, so that solutions stand open.
+    """
+
+    def embedded(match: re.Match[str]) -> str:
+        kind, _ = mimetypes.guess_type(match[2])
+        content = base64.b64encode((folder / match[2]).read_bytes()).decode()
+        return f"{match[1]}data:{kind};base64,{content}{match[3]}"
+
+    return re.sub(r'(<img[^>]*? src=")(?!data:|https?:)([^"]+)(")', embedded, page)
 
 
 def notebook_text(notebook: NotebookNode) -> str:
