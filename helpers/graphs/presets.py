@@ -162,7 +162,7 @@ PRESETS = {
     for preset in (
         Preset("fp16", FP16, FP16, "as the checkpoint: the reference, and the largest"),
         Preset("int8", INT8, INT8, "half the size, the same answers"),
-        Preset("int4", Weights("int4-asym"), INT8, "a quarter of the size, the fastest"),
+        Preset("int4", Weights("int4-asym"), INT8, "a third to half of the size, the fastest"),
         Preset("int4-sym", Weights("int4-sym"), INT8, "as int4 without zero points: a bit smaller"),
     )
 }
