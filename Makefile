@@ -92,7 +92,7 @@ lint: $(VENV)/.checks  ## Check style and types
 	@$(BIN)/python -m mypy
 	@$(BIN)/zizmor --quiet --offline .github
 
-# What most changes break, in two minutes: names and rooms, golden data, conversations, a notebook.
+# What most changes break: names and rooms, golden data, conversations, a notebook.
 CHECK := rooms names readme requirements checkpoints tracing_and_stateful pipeline notebook_structure notebook_paths
 check: lint  ## Check style, types, and what most changes break
 	@$(BIN)/python -m pytest $(IN_PROCESSES) -m "not slow or check" tests/test_golden_*.py \

@@ -62,7 +62,6 @@ def command(name: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.check
 def test_commands(place, capsys, monkeypatch):
     outputs = {}
     for _, name, *arguments in readme_commands():
