@@ -110,7 +110,15 @@ def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(lost)
         return
     with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no thread
-        threading.Timer(0.05, _thread.interrupt_main).start()
+        threading.Timer(0.05, _interrupt_main_thread).start()
+
+
+def _interrupt_main_thread() -> None:
+    """Send the main thread a Ctrl-C of its own, which wakes it from what it waits for."""
+    if sys.platform == "win32":  # it has no signals to threads
+        _thread.interrupt_main()
+    elif (number := threading.main_thread().ident) is not None:
+        signal.pthread_kill(number, signal.SIGINT)
 
 
 def _spell_out_characters() -> None:

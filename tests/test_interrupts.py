@@ -250,6 +250,8 @@ sys.exit(__main__.program())
 
 
 def test_control_c_while_an_object_is_cleaned_up():
-    """Python only prints what is raised there, so that the program would go on."""
+    """Python only prints what is raised there, so that the program would go on, or wait on."""
+    begin = time.monotonic()
     result = subprocess.run([sys.executable, "-c", LOST], capture_output=True, check=False)
     assert (result.returncode, result.stderr) == (130, b"stopped\n")
+    assert time.monotonic() - begin < 25  # of the 30 seconds that the program would wait
