@@ -364,9 +364,9 @@ def test_an_answer_with_boxes_comes_with_its_picture(pipeline, tmp_path, monkeyp
     words, drawing = chat[-1]["content"]
     assert words.startswith(answer)
     assert drawing["alt_text"] == "The picture with the boxes of this answer"
-    drawn = Image.open(drawing["path"])
+    picture_with_boxes = Image.open(drawing["path"])
     expected = draw_boxes(picture(), [Box(0.1, 0.2, 0.3, 0.4, "red star")])
-    assert drawn.tobytes() == expected.tobytes()
+    assert picture_with_boxes.tobytes() == expected.tobytes()
     window.clear()
     assert list(tmp_path.iterdir()) == []
 
