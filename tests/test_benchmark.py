@@ -17,7 +17,7 @@ from helpers.measure.benchmark import figure_rows
 from helpers.measure.figures import Figures, Running, from_json
 from helpers.measure.tasks import measure
 from helpers.models import families as register
-from helpers.models import load_model
+from helpers.models import load_model, minicpm_v2_vision
 from helpers.models.families import families, find_original
 from helpers.resources import Growth, anonymous_memory
 from helpers.workshop.full_size_page import full_size_text
@@ -187,6 +187,8 @@ def small(monkeypatch, tmp_path_factory):
         config = shrunk(find_original(name).config)
         (configs / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
     monkeypatch.setattr(register, "CONFIGS", configs)
+    encoders = shrunk(minicpm_v2_vision.VISION_ENCODERS)
+    monkeypatch.setattr(minicpm_v2_vision, "VISION_ENCODERS", encoders)
     monkeypatch.setattr(random_checkpoint, "BLOCK", 2**16)
     monkeypatch.setattr(random_checkpoint, "SHARD", 2e6)
 
