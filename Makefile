@@ -62,7 +62,8 @@ shuffled: $(VENV)/.checks  ## Run the quick tests in a random order; print what 
 		--random-order --cov=helpers --cov-report=term:skip-covered
 
 TORTURE := $(addprefix tests/test_,kills.py untrusted.py conversion.py recipes.py \
-	images_and_prompts.py tracing_and_stateful.py picture_memory.py manifests.py interrupts.py squares.py)
+	images_and_prompts.py tracing_and_stateful.py picture_memory.py manifests.py interrupts.py \
+	squares.py bundled_accuracy.py notebook_paths.py)
 torture: $(VENV)/.checks  ## Break things on purpose, many times
 	@$(BIN)/python -m pytest --torture $(TORTURE)
 

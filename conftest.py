@@ -29,6 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="take the README's pictures")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long, where its option is not set: what CI runs at night."""
+    long = [item for item in items if is_left_out(item, config)]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+def is_left_out(item: pytest.Item, config: pytest.Config) -> bool:
+    """Return whether a test is marked as `long` with an option that is not set."""
+    options = [mark.args[0] for mark in item.iter_markers("long")]
+    return any(not config.getoption(option) for option in options)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Say how many examples hypothesis tries."""
     examples = 300 if config.getoption("torture") else 20

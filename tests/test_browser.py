@@ -1,4 +1,4 @@
-"""The chat page as a person uses it, in a real browser, with each bundled model."""
+"""The chat page as a person uses it, in a real browser; in `make browser`, with every family."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,17 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=sorted(bundled_checkpoints()))
+FAMILIES = sorted(bundled_checkpoints())
+PAGES = ("internvl2", "llava_mpt")  # for several pictures, and for one
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(family, marks=[pytest.mark.long("browser")] * (family not in PAGES))
+        for family in FAMILIES
+    ],
+)
 def server(request, bundled_folder):
     """Serve the page of a bundled model, and return its `address` and its `pipeline`."""
     pipeline = VisionLanguagePipeline(bundled_folder(request.param, "int8"))

@@ -1,4 +1,4 @@
-"""The bundled checkpoint answers as its card says, in PyTorch and in every precision."""
+"""The bundled checkpoints answer as their cards say, in PyTorch and in every precision."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,49 +13,56 @@ from tests.workers import in_groups
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 FAMILIES = sorted(bundled_checkpoints())
-# Answers may differ by a question or two from one processor to another.
-TOLERANCE = 0.005
+CARDS = {family: read_json(BUNDLED / family / "accuracy.json") for family in FAMILIES}
 
 
 @pytest.fixture(scope="module", params=in_groups(FAMILIES, "accuracy"))
 def measured(request, bundled_folder):
-    """Return the `card` and the same `figures` measured now."""
-    folder = BUNDLED / request.param
+    """Return the `card` and what is measured now, of each `every`th question of the card.
+
+    Eleven is prime to the number of kinds, which take turns.
+    """
+    folder, every = BUNDLED / request.param, 1 if request.config.getoption("torture") else 11
     for precision in ("fp16", "int8"):
         place = bundled_folder(request.param, precision).parent
-    figures = report.measure(folder, place=place)
-    return SimpleNamespace(card=read_json(folder / "accuracy.json"), figures=figures)
+    figures = report.measure(folder, place=place, every=every)
+    return SimpleNamespace(card=CARDS[request.param], every=every, figures=figures)
 
 
 @pytest.mark.slow
-def test_right_answers(measured):
-    figures = measured.figures
+def test_the_same_questions_are_answered_wrongly_as_the_card_says(measured):
+    """An answer of a hundred, or one at all, may differ from one processor to another."""
+    for name, figures in measured.figures.items():
+        wrong = measured.card["figures"][name]["wrong"]
+        expected = {place for place in wrong if place % measured.every == 0}
+        differences = expected ^ set(figures["wrong"])
+        assert len(differences) <= max(1, measured.card["questions"] / measured.every / 100), name
+
+
+@pytest.mark.slow
+def test_16_bits_answer_as_pytorch_does(measured):
+    agreement = measured.figures["fp16"]["agreement"]
+    assert agreement["top_token"] >= 0.992 and agreement["divergence"] < 1e-4
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_right_answers(card):
     for name in ("PyTorch", "fp16"):
-        shares = figures[name]["accuracy"]
+        shares = card["figures"][name]["accuracy"]
         assert shares["all"] >= 0.95
+        wrong = len(card["figures"][name]["wrong"])
+        assert shares["all"] == round(1 - wrong / card["questions"], 4)
         for kind, share in shares.items():
             assert share >= (0.80 if kind == "word" else 0.90), (name, kind)
 
 
-@pytest.mark.slow
-def test_compression_costs_little(measured):
-    figures = measured.figures
-    right = {name: values["accuracy"]["all"] for name, values in figures.items()}
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_compression_costs_little(card):
+    right = {name: figures["accuracy"]["all"] for name, figures in card["figures"].items()}
     assert right["int8"] >= right["fp16"] - 0.01
     assert right["int4"] >= right["fp16"] - 0.02
-    assert figures["fp16"]["agreement"]["top_token"] >= 0.998
-    assert figures["fp16"]["agreement"]["divergence"] < 1e-4
-
-
-@pytest.mark.slow
-def test_the_card_says_what_is_measured(measured):
-    card = measured.card
-    for name, figures in measured.figures.items():
-        for kind, share in figures["accuracy"].items():
-            kinds = len(figures["accuracy"]) - 1
-            questions = card["questions"] / (1 if kind == "all" else kinds)
-            slack = TOLERANCE if kind == "all" else 1.5 / questions
-            assert share == pytest.approx(card["figures"][name]["accuracy"][kind], abs=slack)
+    agreement = card["figures"]["fp16"]["agreement"]
+    assert agreement["top_token"] >= 0.998 and agreement["divergence"] < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

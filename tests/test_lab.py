@@ -119,10 +119,14 @@ class Notebook:
         return cell.locator(".jp-Cell-outputArea").inner_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_run_all_and_the_widgets(new_page, lab, name, request, screenshot):
-    if name != QUICKEST and not request.config.getoption("browser"):
-        pytest.skip("in `make browser`")
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long("browser")] * (name != QUICKEST))
+        for name in NAMES
+    ],
+)
+def test_run_all_and_the_widgets(new_page, lab, name, screenshot):
     notebook = Notebook(new_page(), lab, name)
     notebook.run_all()
     page = notebook.page

@@ -1,4 +1,7 @@
-"""Notebooks run with every kind of choice, set by environment variables, and call nobody."""
+"""Notebooks run with every kind of choice, set by environment variables, and call nobody.
+
+The choices take turns; in `make torture`, each notebook runs with each.
+"""
 
 import shutil
 import sys
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from _pytest.mark import ParameterSet
 
 from helpers.models.families import find_checkpoint
 from tests.offline import run_offline
@@ -16,7 +20,20 @@ CHOICES = [
     {"VLM_CHECKPOINT": "folder", "VLM_PRECISION": "int8", "VLM_DEVICE": "CPU"},
 ]
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-QUICKEST = "03-internvl2"
+CHECKED = "03-internvl2"  # in `make check`
+
+
+def runs() -> list[ParameterSet]:
+    """Return each notebook with each choice."""
+    parameters = []
+    for number, stem in enumerate(NOTEBOOKS):
+        for choice in CHOICES:
+            marks = [pytest.mark.check] * (stem == CHECKED)
+            if choice != CHOICES[number % len(CHOICES)]:
+                marks = [pytest.mark.long("torture")]
+            name = "-".join([stem, *choice.values()])
+            parameters.append(pytest.param(stem, choice, marks=marks, id=name))
+    return parameters
 
 
 def text_of(path: Path) -> str:
@@ -31,11 +48,7 @@ def text_of(path: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.independent
-@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(choice.values()))
-@pytest.mark.parametrize(
-    "stem",
-    [pytest.param(stem, marks=[pytest.mark.check] * (stem == QUICKEST)) for stem in NOTEBOOKS],
-)
+@pytest.mark.parametrize(("stem", "choice"), runs())
 def test_choices_by_environment(stem, choice, tmp_path):
     shutil.copytree(FOLDER / "images", tmp_path / "images")
     notebook = Path(shutil.copy(FOLDER / f"{stem}.ipynb", tmp_path))

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
@@ -30,8 +31,19 @@ from helpers.sources.hub import weight_bytes
 from helpers.workshop.recipes import RECIPES, Recipe
 
 QUESTIONS, SEED = 500, 2026
-# Of one model: its `accuracy` by kind of question, and its `agreement` with PyTorch by measure.
-AnswerFigures = dict[str, dict[str, float]]
+
+
+class AnswerFigures(TypedDict):
+    """What is measured of one model.
+
+    That is its accuracy by kind of question, its agreement with PyTorch by measure, and the places,
+    from 0, of the questions that it answers wrongly.
+    """
+
+    accuracy: dict[str, float]
+    agreement: dict[str, float]
+    wrong: list[int]
+
 
 CARD = """\
 # A small {family} that knows drawn shapes
@@ -58,21 +70,19 @@ int4, the language model is {int4}.
 """
 
 
-def measure(
-    folder: Path, *, place: Path, questions: int = QUESTIONS, seed: int = SEED
-) -> dict[str, AnswerFigures]:
-    """Return accuracy by kind, and agreement with PyTorch, of PyTorch and each precision.
+def measure(folder: Path, *, place: Path, every: int = 1) -> dict[str, AnswerFigures]:
+    """Return the figures of PyTorch and of each precision, from one question of `every` so many.
 
     Converted models are written to `place`; one that is there already is kept.
     """
-    pairs = questions_for(RECIPES[folder.name], questions, seed)
+    pairs = questions_for(RECIPES[folder.name], QUESTIONS, SEED)[::every]
     reference = evaluation.answer(load_model(folder, torch.float32), pairs)
-    figures = {"PyTorch": _figures(reference, reference, pairs)}
+    figures = {"PyTorch": _figures(reference, reference, pairs, every)}
     for preset in presets(folder.name):
         output = place / preset.name
         convert_with_samples(folder, output, preset)
         answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), pairs)
-        figures[preset.name] = _figures(reference, answers, pairs)
+        figures[preset.name] = _figures(reference, answers, pairs, every)
     return figures
 
 
@@ -106,11 +116,16 @@ def convert_with_samples(folder: Path, output: Path, preset: Preset) -> None:
 
 
 def _figures(
-    reference: Answers, answers: Answers, pairs: Sequence[VisualQuestion]
+    reference: Answers, answers: Answers, pairs: Sequence[VisualQuestion], every: int
 ) -> AnswerFigures:
     shares = evaluation.accuracy(answers, pairs)
     agreement = asdict(evaluation.agreement(reference, answers))
-    return {"accuracy": _rounded(shares), "agreement": _rounded(agreement)}
+    wrong = [
+        place * every
+        for place, (text, (_, question)) in enumerate(zip(answers.texts, pairs, strict=True))
+        if not evaluation.is_right(text, question)
+    ]
+    return {"accuracy": _rounded(shares), "agreement": _rounded(agreement), "wrong": wrong}
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:
