@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -446,25 +445,15 @@ def test_a_checkpoint_without_its_tokenizer_is_refused_or_works(
     ("line", "left"),
     [("image encoder: converting", []), ("language model: converting", [".made.unfinished"])],
 )
-def test_control_c_leaves_no_more_than_finished_parts(checkpoint, tmp_path, line, left):
-    command = command_for(checkpoint, tmp_path / "made")
-    with subprocess.Popen(command, **PIPES) as process:
-        for message in process.stderr:
-            if message.startswith(line):
-                break
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+def test_control_c_leaves_no_more_than_finished_parts(checkpoint, tmp_path, fork, line, left):
+    program = fork.start("-m", "helpers", "convert", checkpoint, "--output", tmp_path / "made")
+    program.wait_for(line, "err")
+    os.kill(program.number, signal.SIGINT)
+    assert (program.wait(60), program.text("out")) == (130, "")
+    error = program.text("err")
     assert "Traceback" not in error and error.endswith("stopped\n")
     assert [path.name for path in tmp_path.iterdir()] == left
     assert ("is kept" in error) == bool(left)
-
-
-PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-
-
-def command_for(checkpoint: Path, output: Path) -> list:
-    return [sys.executable, "-m", "helpers", "convert", checkpoint, "--output", output]
 
 
 # Going on

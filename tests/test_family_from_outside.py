@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ for files in model.layout():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, fork):
     """Return a function that runs Python where the page's package is installed."""
     site = tmp_path_factory.mktemp("site")
     text = PAGE.read_text(encoding="utf-8")
@@ -44,14 +43,7 @@ def run(tmp_path_factory):
     (metadata / "entry_points.txt").write_text(f"[{group}]\n{point} = plain_patches:FAMILY\n")
 
     def run_python(*arguments: object) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": str(site)},
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-            timeout=300,
-        )
+        return fork.run(*arguments, environment=os.environ | {"PYTHONPATH": str(site)})
 
     return run_python
 

@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,33 +19,14 @@ import psutil
 import pytest
 
 from helpers.serve.controls import SAMPLING
+from tests.programs import Fork
 from tests.tiny import picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.independent, pytest.mark.usefixtures("interruptible")]
 
-# Forks a process for each command, which saves the seconds that imports take. A process reads and
-# writes files, is a session of its own, as in a terminal of its own, and ends as all programs do.
-FORKS = """
-import json, os, sys
-from helpers import commands
-from helpers.__main__ import program
-from helpers.measure import evaluation
-from helpers.run import pipeline
-for line in sys.stdin:
-    arguments, folder = json.loads(line)
-    if not (child := os.fork()):
-        os.setsid()
-        for number, name in enumerate(("in", "out", "err")):
-            flags = os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT
-            os.dup2(os.open(os.path.join(folder, name), flags), number)
-        break
-    print("process", child, flush=True)
-    print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit(0)
-sys.stdin, sys.argv[1:] = open(0), arguments
-sys.exit(program())
-"""
+# What a command imports, so that Ctrl-C comes where it works; what it does before is below.
+IMPORTED = ("gradio", "helpers.commands", "helpers.measure.evaluation", "helpers.run.pipeline")
+PROGRAM = "import sys; from helpers.__main__ import program; sys.exit(program())"
 # Before the first import is done, Ctrl-C is Python's own affair, so this says when it begins.
 FRESH = """
 import sys
@@ -80,51 +60,26 @@ def arguments_of(command: str, folder: Path, photo: Path, seed: int) -> list[str
     }[command]
 
 
-@contextlib.contextmanager
-def forks() -> Iterator[subprocess.Popen]:
-    """Start a process that forks others."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", FORKS], text=True, **pipes) as process:
-        try:
-            yield process
-        finally:
-            for child in psutil.Process(process.pid).children():  # after an error
-                child.kill()
-            process.stdin.close()
-
-
-def interrupted(fork, command: str, arguments: list[str], place: Path, seed: int) -> Ending:
+def interrupted(fork: Fork, command: str, arguments: list[str], seed: int) -> Ending:
     """Run a command, send Ctrl-C at a random moment, and return how it ends.
 
     Half of the moments are anywhere, the others after the first word of output, where a command
     works on what it was asked.
     """
-    place.mkdir()
     generator = random.Random(seed)
-    (place / "in").write_text(QUESTIONS if command == "chat" else "")
-    for name in ("out", "err"):
-        (place / name).touch()
-    fork.stdin.write(json.dumps([arguments, str(place)]) + "\n")
-    fork.stdin.flush()
-    child = told(fork, "process")
+    stdin = QUESTIONS if command == "chat" else ""
+    program = fork.start("-c", PROGRAM, *arguments, stdin=stdin)
     if generator.random() < 0.5:
         time.sleep(0.05 + generator.uniform(0, 3))
     else:
-        wait_for_output(child, place / ("err" if command == "evaluate" else "out"))
-        words = (place / "out").read_text().split()
+        program.wait_for("", "err" if command == "evaluate" else "out")
+        words = program.text("out").split()
         if command == "page" and words and generator.random() < 0.7:
             ask_page(words[0])
         time.sleep(generator.uniform(0, 1.5))
-    send_control_c(child, fork.pid)
-    code = told(fork, "code")
-    return Ending(command, code, (place / "err").read_text(), members(child))
-
-
-def told(fork: subprocess.Popen, what: str) -> int:
-    """Return a number that the forking process tells; anything else ends the test."""
-    word, number = fork.stdout.readline().split()
-    assert word == what
-    return int(number)
+    send_control_c(program.number, fork.process.pid)
+    code = program.wait()
+    return Ending(command, code, program.text("err"), members(program.number))
 
 
 def send_control_c(child: int, parent: int) -> None:
@@ -137,14 +92,6 @@ def send_control_c(child: int, parent: int) -> None:
         while os.getsid(child) != child:  # its first step
             time.sleep(0.001)
         os.killpg(child, signal.SIGINT)
-
-
-def wait_for_output(process: int, path: Path) -> None:
-    """Wait until a process has written a line, or is gone."""
-    end = time.monotonic() + LIMIT
-    while not path.read_bytes() and psutil.pid_exists(process):
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def ask_page(address: str) -> None:
@@ -191,13 +138,14 @@ def model(bundled_folder, tmp_path):
     return bundled_folder("internvl2", "int8"), photo
 
 
-def test_control_c_at_any_moment(model, tmp_path, repetitions):
+def test_control_c_at_any_moment(model, repetitions):
     names = ("ask", "chat", "evaluate", "page")
-    number, endings, workers = repetitions("Ctrl-C", 8, 200), Counter(), 2
+    number, endings = repetitions("Ctrl-C", 8, 200), Counter()
+    workers = 1 if number < 100 else 2  # each imports what takes long
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
         free: SimpleQueue = SimpleQueue()
         for _ in range(workers):
-            free.put(stack.enter_context(forks()))
+            free.put(stack.enter_context(contextlib.closing(Fork(IMPORTED))))
 
         def run(seed: int) -> Ending:
             fork, command = free.get(), names[seed % len(names)]
@@ -205,7 +153,7 @@ def test_control_c_at_any_moment(model, tmp_path, repetitions):
             try:
                 assert fork is not None
                 arguments = arguments_of(command, *model, seed)
-                ending = interrupted(fork, command, arguments, tmp_path / str(seed), seed)
+                ending = interrupted(fork, command, arguments, seed)
                 after = fork
             finally:
                 free.put(after)

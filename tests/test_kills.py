@@ -4,8 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import Hub
+from tests.programs import Fork, Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.independent]
 
-PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
 DOWNLOAD = "import sys; from helpers.sources.hub import download; print(download(sys.argv[1]))"
 
 
@@ -25,41 +23,35 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def start(command: list, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(command, env=os.environ | environment, **PIPES)
+def finish(program: Program) -> str:
+    """Return the last line that a program prints when it ends well."""
+    assert program.wait() == 0, program.text("err")
+    return (program.text("out").splitlines() or [""])[-1]
 
 
-def finish(process: subprocess.Popen) -> str:
-    """Return the last line that a process prints when it ends well."""
-    output, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return (output.splitlines() or [""])[-1]
+def kill_within(program: Program, seconds: float) -> bool:
+    """Kill a program after `seconds`, unless it is done; return whether it was killed."""
+    with contextlib.suppress(TimeoutError):
+        return program.wait(seconds) == -signal.SIGKILL
+    program.kill()
+    return program.wait() == -signal.SIGKILL
 
 
-def kill_within(process: subprocess.Popen, seconds: float) -> bool:
-    """Kill a process after `seconds`, unless it is done; return whether it was killed."""
-    with process:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        process.kill()
-    return process.returncode == -signal.SIGKILL
-
-
-def moments(begin: Callable[[], subprocess.Popen], number: int) -> list[float]:
-    """Return random moments of a run, in seconds after its start, behind the imports."""
+def moments(begin: Callable[[], Program], number: int) -> list[float]:
+    """Return random moments of a run, in seconds after its start."""
     start_time = time.monotonic()
     finish(begin())
     duration = time.monotonic() - start_time
-    return [duration * random.Random(number).uniform(0.4, 0.95) for number in range(number)]
+    return [duration * random.Random(number).uniform(0.05, 0.95) for number in range(number)]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
-def test_a_conversion(checkpoint, tmp_path, repetitions, precision):
+def test_a_conversion(checkpoint, tmp_path, repetitions, fork, precision):
     task = "converting" if precision == "fp16" else "converting and compressing"
 
-    def begin(output: Path) -> subprocess.Popen:
-        program = [sys.executable, "-m", "helpers", "convert"]
-        return start([*program, checkpoint, "--output", output, "--precision", precision])
+    def begin(output: Path) -> Program:
+        options = ("--output", output, "--precision", precision)
+        return fork.start("-m", "helpers", "convert", checkpoint, *options)
 
     number = repetitions(f"kills -9 while {task}", 2, 14)
     delays = moments(lambda: begin(tmp_path / "undisturbed"), number)
@@ -76,12 +68,14 @@ def test_a_conversion(checkpoint, tmp_path, repetitions, precision):
 def test_a_download(checkpoint, tmp_path, repetitions):
     hub = Hub({"someone/internvl2": checkpoint}, seconds=3)
 
-    def begin(home: Path) -> subprocess.Popen:
-        environment = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
-        environment |= {"HF_HUB_DISABLE_XET": "1"}
-        return start([sys.executable, "-c", DOWNLOAD, "someone/internvl2"], **environment)
+    def begin(home: Path) -> Program:
+        variables = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+        variables |= {"HF_HUB_DISABLE_XET": "1"}
+        environment = os.environ | variables
+        return fresh.start("-c", DOWNLOAD, "someone/internvl2", environment=environment)
 
-    with hub.served() as endpoint:
+    # The hub's library reads the environment when it is imported.
+    with hub.served() as endpoint, contextlib.closing(Fork(imported=())) as fresh:
         number = repetitions("kills -9 while downloading", 2, 12)
         delays = moments(lambda: begin(tmp_path / "undisturbed"), number)
         for index, seconds in enumerate(delays):

@@ -1,0 +1,145 @@
+"""Programs of a test, in processes that are forked from one that has imported what takes long.
+
+PyTorch, transformers, NNCF and Gradio take longer to import than most programs take to run. A
+program has them from its beginning, and nothing of `helpers`; it is a session of its own, as in a
+terminal of its own, reads and writes files, and ends as all programs do.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+IMPORTED = ("torch", "transformers.modeling_utils", "openvino", "nncf", "gradio")
+LIMIT = 300  # seconds that a program may take
+
+# Each line of its input is a program, which it forks.
+FORKS = """
+import importlib, json, os, runpy, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+for line in sys.stdin:
+    program = json.loads(line)
+    if not (child := os.fork()):
+        os.setsid()
+        for number, name in enumerate(("in", "out", "err")):
+            flags = os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT
+            os.dup2(os.open(os.path.join(program["place"], name), flags), number)
+        break
+    print("process", child, flush=True)
+    print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit(0)
+os.environ.clear()
+os.environ.update(program["environment"])
+sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+sys.stdin, sys.argv[1:] = open(0), program["arguments"][2:]
+option, what = program["arguments"][:2]
+if option == "-m":
+    runpy.run_module(what, run_name="__main__", alter_sys=True)
+else:
+    exec(what, {"__name__": "__main__"})
+"""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that runs, or has ended: its process's `number`, and the files of its `place`."""
+
+    number: int
+    place: Path
+    fork: "Fork"
+
+    def wait(self, seconds: float = LIMIT) -> int:
+        """Return the exit code, negative for a signal; raise TimeoutError if it still runs."""
+        return self.fork.told("code", seconds)
+
+    def kill(self) -> None:
+        """Send what no program can handle."""
+        os.kill(self.number, signal.SIGKILL)
+
+    def text(self, name: str) -> str:
+        """Return what is written so far: to `out` or to `err`."""
+        return (self.place / name).read_text(encoding="utf-8")
+
+    def wait_for(self, words: str, name: str) -> None:
+        """Wait until some words are written to `out` or to `err`, or the program has ended."""
+        end = time.monotonic() + LIMIT
+        while words not in self.text(name) or not self.text(name):
+            if not psutil.pid_exists(self.number):
+                return
+            assert time.monotonic() < end, self.text("err")
+            time.sleep(0.02)
+
+
+class Fork:
+    """A process that forks programs, one at a time."""
+
+    def __init__(self, imported: Sequence[str] = IMPORTED) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FORKS, *imported],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,  # so that `select` knows of every line
+        )
+
+    def start(
+        self, *arguments: object, environment: Mapping[str, str] = os.environ, stdin: str = ""
+    ) -> Program:
+        """Start `-m module ...` or `-c text ...`."""
+        place = Path(tempfile.mkdtemp())
+        (place / "in").write_text(stdin, encoding="utf-8")
+        for name in ("out", "err"):
+            (place / name).touch()
+        program = {
+            "arguments": [str(argument) for argument in arguments],
+            "environment": dict(environment),
+            "place": str(place),
+        }
+        self.process.stdin.write(json.dumps(program).encode() + b"\n")
+        return Program(self.told("process", LIMIT), place, self)
+
+    def run(
+        self, *arguments: object, environment: Mapping[str, str] = os.environ
+    ) -> subprocess.CompletedProcess:
+        """Return how a program ended, as `subprocess.run` does with captured text."""
+        program = self.start(*arguments, environment=environment)
+        code = program.wait()
+        return subprocess.CompletedProcess(
+            arguments, code, program.text("out"), program.text("err")
+        )
+
+    def told(self, what: str, seconds: float) -> int:
+        """Return a number that the process tells; anything else ends the test."""
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            raise TimeoutError(f"no {what} within {seconds} seconds")
+        word, number = self.process.stdout.readline().decode().split()
+        assert word == what
+        return int(number)
+
+    def close(self) -> None:
+        """End the process, and a program that an error left."""
+        for child in psutil.Process(self.process.pid).children():
+            child.kill()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def fork() -> Iterator[Fork]:
+    """Return what starts programs without the time that imports take."""
+    fork = Fork()
+    yield fork
+    fork.close()
