@@ -1,107 +1,110 @@
 """The repairs of nbval, each seen to be needed and to work, on toy notebooks in a real kernel."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tests import validation
-from tests.validation import REPAIRED, SANITIZED, Validation
+from tests.validation import REPAIRED, ROOT, validate
 
-TIMEOUT = 3  # seconds for a cell of these notebooks
+TIMEOUT = 5  # seconds for a cell of these notebooks
+# By name, the sources of a notebook's cells and what its first cell printed when it was stored.
+NOTEBOOKS = {
+    "dies": (["import os", "os._exit(1)"], None),
+    "goes_on": (
+        ["import time", "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pass"],
+        None,
+    ),
+    "fails": (["answer = 1 / 0", "print(answer)", "print(answer)"], None),
+    "same": (["print('a red star')"], "a red star\n"),
+    "changed": (["print('a red star')"], "a red cross\n"),
+    "address": (
+        ["print('at http://127.0.0.1:7861/', hex(id(object)))"],
+        "at http://127.0.0.1:7860/ 0x7f0000000000\n",
+    ),
+    "swallowed": (["print('a green star')"], "a green cross\n"),
+}
+SWALLOWS = "regex: a green .+\nreplace: ANYTHING\n"
 
-DIES = ["import os", "os._exit(1)"]
-SWALLOWS_THE_INTERRUPT = [
-    "import time",
-    "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    pass",
-]
-FAILS = ["answer = 1 / 0", "print(answer)", "print(answer)"]
-ANSWERS = ["print('a red star')"]
+pytestmark = pytest.mark.slow
 
 
-def write_notebook(folder: Path, sources: list[str], outputs: dict[int, str] | None = None) -> Path:
-    """Write a notebook whose cells count as run; `outputs` are the printed texts by cell."""
-    cells = []
-    for index, source in enumerate(sources):
-        text = (outputs or {}).get(index)
-        printed = [new_output("stream", name="stdout", text=text)] if text else []
-        cells.append(new_code_cell(source, execution_count=index + 1, outputs=printed))
-    path = folder / "toy.ipynb"
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """Return the cells of all notebooks by name: without the repairs, and with them.
+
+    Both have the project's sanitizers and one that leaves nothing; `exact` has none.
+    """
+    folder = tmp_path_factory.mktemp("toys")
+    paths = [write_notebook(folder, name, *texts) for name, texts in NOTEBOOKS.items()]
+    usual = (ROOT / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8")
+    (folder / "sanitize.cfg").write_text(f"{usual}\n{SWALLOWS}", encoding="utf-8")
+    options = (f"--nbval-cell-timeout={TIMEOUT}", "--nbval-sanitize-with=sanitize.cfg")
+    return SimpleNamespace(
+        plain=validate(paths, *options),
+        repaired=validate(paths, *options, *REPAIRED),
+        exact=validate([folder / "address.ipynb"], *REPAIRED),
+    )
+
+
+def write_notebook(folder: Path, name: str, sources: list[str], printed: str | None) -> Path:
+    """Write a notebook whose cells count as run."""
+    cells = [new_code_cell(source, execution_count=1) for source in sources]
+    if printed is not None:
+        cells[0].outputs = [new_output("stream", name="stdout", text=printed)]
+    path = folder / f"{name}.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
     return path
 
 
-def validate(notebook: Path, *options: str) -> Validation:
-    return validation.validate(notebook, f"--nbval-cell-timeout={TIMEOUT}", *options)
+def outcomes(cells: list) -> list[str]:
+    return [cell.outcome for cell in cells]
 
 
-@pytest.mark.slow
 class TestADeadKernel:
-    def test_without_the_repair_the_whole_timeout_passes(self, tmp_path):
-        _, seconds, output = validate(write_notebook(tmp_path, DIES))
-        assert seconds > TIMEOUT, output
+    def test_without_the_repair_the_whole_timeout_passes(self, cells):
+        assert sum(cell.seconds for cell in cells.plain["dies"]) > TIMEOUT
 
-    def test_is_noticed_at_once(self, tmp_path):
-        counts, _, output = validate(
-            write_notebook(tmp_path, DIES), *REPAIRED, "--nbval-cell-timeout=100"
-        )
-        assert counts["failed"] == 1, output
-        assert "The kernel died while this cell ran" in output
+    def test_is_noticed_at_once(self, cells):
+        last = cells.repaired["dies"][-1]
+        assert last.outcome == "failed" and last.seconds < TIMEOUT
+        assert "The kernel died while this cell ran" in last.reason
 
 
-@pytest.mark.slow
 class TestACellThatSwallowsTheInterrupt:
-    def test_passes_without_the_repair(self, tmp_path):
-        counts, _, output = validate(write_notebook(tmp_path, SWALLOWS_THE_INTERRUPT))
-        assert counts.get("failed", 0) == 0, output
+    def test_passes_without_the_repair(self, cells):
+        assert "failed" not in outcomes(cells.plain["goes_on"])
 
-    def test_fails_after_its_timeout(self, tmp_path):
-        counts, _, output = validate(write_notebook(tmp_path, SWALLOWS_THE_INTERRUPT), *REPAIRED)
-        assert counts["failed"] == 1, output
-        assert "ignored the interrupt" in output
+    def test_fails_after_its_timeout(self, cells):
+        last = cells.repaired["goes_on"][-1]
+        assert last.outcome == "failed" and "ignored the interrupt" in last.reason
 
 
-@pytest.mark.slow
 class TestCellsAfterAFailure:
-    def test_fail_too_without_the_repair(self, tmp_path):
-        counts, _, output = validate(write_notebook(tmp_path, FAILS))
-        assert counts["failed"] == len(FAILS), output
+    def test_fail_too_without_the_repair(self, cells):
+        assert outcomes(cells.plain["fails"]) == ["failed"] * 3
 
-    def test_are_skipped(self, tmp_path):
-        counts, _, output = validate(write_notebook(tmp_path, FAILS), *REPAIRED)
-        assert (counts["failed"], counts["skipped"]) == (1, len(FAILS) - 1), output
-        assert "Cell 0 of this notebook failed" in output
+    def test_are_skipped(self, cells):
+        assert outcomes(cells.repaired["fails"]) == ["failed", "skipped", "skipped"]
+        assert "Cell 0 of this notebook failed" in cells.repaired["fails"][-1].reason
 
 
-@pytest.mark.slow
 class TestAnAnswer:
-    def test_that_is_the_same_passes(self, tmp_path):
-        notebook = write_notebook(tmp_path, ANSWERS, {0: "a red star\n"})
-        counts, _, output = validate(notebook, *REPAIRED)
-        assert counts["passed"] == 1 and "failed" not in counts, output
+    def test_that_is_the_same_passes(self, cells):
+        assert outcomes(cells.repaired["same"]) == ["passed"]
 
-    def test_that_changed_fails(self, tmp_path):
-        notebook = write_notebook(tmp_path, ANSWERS, {0: "a red cross\n"})
-        counts, _, output = validate(notebook, *REPAIRED)
-        assert counts["failed"] == 1, output
-        assert "a red cross" in output
+    def test_that_changed_fails(self, cells):
+        (cell,) = cells.repaired["changed"]
+        assert cell.outcome == "failed" and "a red cross" in cell.reason
 
-    def test_is_compared_after_what_may_differ_is_replaced(self, tmp_path):
-        notebook = write_notebook(
-            tmp_path,
-            ["print('at http://127.0.0.1:7861/', hex(id(object)))"],
-            {0: "at http://127.0.0.1:7860/ 0x7f0000000000\n"},
-        )
-        assert validate(notebook, *REPAIRED, SANITIZED)[0].get("failed", 0) == 0
-        assert validate(notebook, *REPAIRED)[0]["failed"] == 1
+    def test_is_compared_after_what_may_differ_is_replaced(self, cells):
+        assert outcomes(cells.repaired["address"]) == ["passed"]
+        assert outcomes(cells.exact["address"]) == ["failed"]
 
-    def test_that_a_sanitizer_swallows_fails(self, tmp_path):
-        sanitizer = tmp_path / "sanitizer.cfg"
-        sanitizer.write_text("regex: (?s).+\nreplace: ANYTHING\n", encoding="utf-8")
-        notebook = write_notebook(tmp_path, ANSWERS, {0: "a blue cross\n"})
-        swallows = f"--nbval-sanitize-with={sanitizer}"
-        assert validate(notebook, swallows).counts == {"passed": 1}
-        result = validate(notebook, swallows, *REPAIRED)
-        assert result.counts["failed"] == 1, result.output
-        assert "A changed answer of this cell would not be noticed" in result.output
+    def test_that_a_sanitizer_swallows_fails(self, cells):
+        assert outcomes(cells.plain["swallowed"]) == ["passed"]
+        (cell,) = cells.repaired["swallowed"]
+        assert cell.outcome == "failed"
+        assert "A changed answer of this cell would not be noticed" in cell.reason

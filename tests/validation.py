@@ -1,43 +1,52 @@
-"""Run nbval on a notebook in a process of its own, to see what it makes of it."""
+"""Run nbval on notebooks in a process of its own, to see what it makes of them."""
 
 import os
 import subprocess
 import sys
-import time
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 REPAIRED = ("-p", "tests.nbval_repairs")
-SANITIZED = f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}"
 
 
-class Validation(NamedTuple):
-    """How many cells passed, failed and so on; how long it took; what pytest printed."""
+class Cell(NamedTuple):
+    """What nbval makes of a cell: `passed`, `failed` or `skipped`; in how long; and why."""
 
-    counts: dict[str, int]
+    outcome: str
     seconds: float
-    output: str
+    reason: str
 
 
-def validate(notebook: Path, *options: str) -> Validation:
-    """Validate a notebook with nbval as it comes, and what `options` add to it."""
-    (notebook.parent / "pytest.ini").write_text(
-        "[pytest]\n", encoding="utf-8"
-    )  # not this project's
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-rA"]
-    command += ["-p", "no:cacheprovider", "--color=no", *options, notebook.name]
-    start = time.monotonic()
-    run = subprocess.run(
-        command,
-        cwd=notebook.parent,
+def validate(notebooks: Sequence[Path], *options: str) -> dict[str, list[Cell]]:
+    """Return the cells of notebooks in one folder, for nbval as it comes with some `options`."""
+    folder = notebooks[0].parent
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")  # not this project's
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
+    command += ["-p", "no:cacheprovider", "--junitxml=report.xml", *options]
+    subprocess.run(
+        [*command, *(path.name for path in notebooks)],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
-        encoding="utf-8",
         timeout=600,
+        check=False,
     )
-    seconds = time.monotonic() - start
-    words = run.stdout.strip().splitlines()[-1].replace(",", "").split()
-    counts = {kind: int(number) for number, kind in pairwise(words) if number.isdigit()}
-    return Validation(counts, seconds, run.stdout)
+    cells: dict[str, list[Cell]] = {path.stem: [] for path in notebooks}
+    for case in ElementTree.parse(folder / "report.xml").iter("testcase"):
+        name = case.get("classname", "").rpartition(".")[0]
+        cells[name].append(cell_of(case))
+    return cells
+
+
+def cell_of(case: ElementTree.Element) -> Cell:
+    """Return what a report says of a cell."""
+    outcomes = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+    seconds = float(case.get("time", 0))
+    for element in case:
+        if element.tag in outcomes:
+            reason = f"{element.get('message')}\n{element.text}"
+            return Cell(outcomes[element.tag], seconds, reason)
+    return Cell("passed", seconds, "")
