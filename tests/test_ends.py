@@ -2,9 +2,8 @@
 
 import gc
 import json
+import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -15,14 +14,6 @@ from tests.tiny import picture, reference_tokens
 
 QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
 LONG = 300  # tokens: a second or two of the small model
-
-
-def start(*command: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
 
 
 # Programs
@@ -46,10 +37,9 @@ def photo(tmp_path):
     return path
 
 
-def test_a_program_may_end_before_its_answer_is_read(converted, photo):
-    process = start("-c", UNREAD, converted, photo)
-    _, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (0, b"")
+def test_a_program_may_end_before_its_answer_is_read(fork, converted, photo):
+    result = fork.run("-c", UNREAD, converted, photo)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 WITHOUT_AN_END = """
@@ -74,12 +64,11 @@ print(pipeline.ask("What is in the picture?", max_new_tokens=3).token_ids)
 
 
 @pytest.mark.parametrize("way", ["setting", "processor"])
-def test_one_thread_is_enough_for_weights_in_16_bits(converted, way):
+def test_one_thread_is_enough_for_weights_in_16_bits(fork, converted, way):
     """On a processor with AMX, compiling them ended the process (openvino#33300)."""
-    process = start("-c", ONE_THREAD, converted, way)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors[-300:]
-    assert len(json.loads(output)) == 3
+    result = fork.run("-c", ONE_THREAD, converted, way)
+    assert result.returncode == 0, result.stderr[-300:]
+    assert len(json.loads(result.stdout)) == 3
 
 
 COMPRESSED_BY_ONE_THREAD = """
@@ -102,26 +91,24 @@ print(VisionLanguagePipeline(output).ask("What is in it?", max_new_tokens=3).tok
 """
 
 
-def test_one_thread_is_enough_to_look_at_samples(checkpoint, tmp_path):
+def test_one_thread_is_enough_to_look_at_samples(fork, checkpoint, tmp_path):
     """What they give the parts is computed with the weights in 16 bits (openvino#33300)."""
-    process = start("-c", COMPRESSED_BY_ONE_THREAD, checkpoint, tmp_path / "smaller")
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors[-300:]
-    assert len(json.loads(output)) == 3
+    result = fork.run("-c", COMPRESSED_BY_ONE_THREAD, checkpoint, tmp_path / "smaller")
+    assert result.returncode == 0, result.stderr[-300:]
+    assert len(json.loads(result.stdout)) == 3
 
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", [0.0, 0.2])
-def test_control_c_while_an_answer_streams(converted, photo, wait):
+def test_control_c_while_an_answer_streams(fork, converted, photo, wait):
     """The bundled models stop too soon to be interrupted, so this one's answer has no end."""
     command = ("ask", converted, "--image", photo, "--question", QUESTION)
-    process = start("-c", WITHOUT_AN_END, *command, "--max-new-tokens", LONG)
-    assert process.stdout.read(1)  # the answer has begun
+    program = fork.start("-c", WITHOUT_AN_END, *command, "--max-new-tokens", LONG)
+    program.wait_for("", "out")  # the answer has begun
     time.sleep(wait)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == b"stopped"
+    os.kill(program.number, signal.SIGINT)
+    assert program.wait(60) == 130
+    assert program.text("err").splitlines()[-1] == "stopped"
 
 
 # Conversations
@@ -158,12 +145,11 @@ print(json.dumps([interrupted, *answers]))
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_after_an_interrupt_the_conversation_goes_on_rightly(converted, photo, torch_model):
+def test_after_an_interrupt_the_conversation_goes_on_rightly(fork, converted, photo, torch_model):
     """CPython's `Thread.join` takes an interrupted wait for the thread's end (bpo-45274)."""
-    process = start("-c", INTERRUPTED, converted, photo)
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (0, b"")
-    interrupted, (prompt, tokens), (next_prompt, next_tokens) = json.loads(output)
+    result = fork.run("-c", INTERRUPTED, converted, photo)
+    assert (result.returncode, result.stderr) == (0, "")
+    interrupted, (prompt, tokens), (next_prompt, next_tokens) = json.loads(result.stdout)
     assert interrupted and 0 < len(tokens) < LONG
     assert next_prompt[len(prompt) : len(prompt) + len(tokens)] == tokens
     assert next_tokens == reference_tokens(torch_model, next_prompt, [picture()], 8)

@@ -4,6 +4,7 @@ One notebook in `make test`, all of them in `make browser`.
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -49,9 +50,10 @@ def lab(tmp_path_factory):
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     command += ["--LabApp.extension_manager=readonly"]
     address = f"http://127.0.0.1:{port}"
+    environment = os.environ | {"VLM_QUESTIONS": "14"}
     with (
         (folder / "log").open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=log, stderr=log) as process,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
     ):
         wait_for(f"{address}/api")
         yield address

@@ -1,8 +1,9 @@
 """Notebooks run with every kind of choice, set by environment variables, and call nobody.
 
-The choices take turns; in `make torture`, each notebook runs with each.
+Each choice is tried in one of them; in `make torture`, in all.
 """
 
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -20,19 +21,18 @@ CHOICES = [
     {"VLM_CHECKPOINT": "folder", "VLM_PRECISION": "int8", "VLM_DEVICE": "CPU"},
 ]
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-CHECKED = "03-internvl2"  # in `make check`
+USUAL = (("03-internvl2", CHOICES[0]), ("01-llava-mpt", CHOICES[1]))
+CHECKED = USUAL[0]  # in `make check`
 
 
 def runs() -> list[ParameterSet]:
     """Return each notebook with each choice."""
     parameters = []
-    for number, stem in enumerate(NOTEBOOKS):
-        for choice in CHOICES:
-            marks = [pytest.mark.check] * (stem == CHECKED)
-            if choice != CHOICES[number % len(CHOICES)]:
-                marks = [pytest.mark.long("torture")]
-            name = "-".join([stem, *choice.values()])
-            parameters.append(pytest.param(stem, choice, marks=marks, id=name))
+    for stem, choice in itertools.product(NOTEBOOKS, CHOICES):
+        marks = [pytest.mark.check] * ((stem, choice) == CHECKED)
+        marks += [pytest.mark.long("torture")] * ((stem, choice) not in USUAL)
+        name = "-".join([stem, *choice.values()])
+        parameters.append(pytest.param(stem, choice, marks=marks, id=name))
     return parameters
 
 

@@ -1,11 +1,15 @@
 """A picture of any shape takes no more memory than its file's pixels tell, in every family."""
 
+import functools
+import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from PIL import Image
 
 from tests.picture_memory import BESIDE, CLEAR, PIXEL, views
@@ -50,13 +54,20 @@ def drawn(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
 
 def check(measure, family: str, picture: Image.Image, path) -> str | None:
     """Return why a picture is refused, if it is; it may not take more than the bound."""
-    size = picture.size
-    options = {"compress_level": 1} if path.suffix == ".png" else {}
-    picture.save(path, **options)
-    memory, refusal = measure(family, path)
-    assert memory <= PIXEL * size[0] * size[1] + BESIDE, (family, size, picture.mode, memory)
-    assert refusal is None or "too long and narrow" in refusal
+    save(picture, path)
+    refusal = refusal_of(measure, family, picture.size, path)
     path.unlink()
+    return refusal
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    picture.save(path, **({"compress_level": 1} if path.suffix == ".png" else {}))
+
+
+def refusal_of(measure, family: str, size: tuple[int, int], path: Path) -> str | None:
+    memory, refusal = measure(family, path)
+    assert memory <= PIXEL * size[0] * size[1] + BESIDE, (family, size, path.name, memory)
+    assert refusal is None or "too long and narrow" in refusal
     return refusal
 
 
@@ -68,11 +79,37 @@ def test_narrow_pictures(measure, tmp_path, family, size):
     assert (refusal is not None) == (family in REFUSING and max(size) > 1_000)
 
 
+LARGE = [(60_000, 1_000), (16_000, 4_000), (4_000, 16_000)]
+
+
+@pytest.fixture(scope="module")
+def large_picture(tmp_path_factory):
+    """Return a function that gives the file of a large picture, drawn once."""
+    folder = tmp_path_factory.mktemp("large")
+
+    @functools.cache
+    def file_of(size: tuple[int, int]) -> Path:
+        path = folder / f"{size[0]}.png"
+        save(drawn(size), path)
+        return path
+
+    return file_of
+
+
+def in_turn() -> list[ParameterSet]:
+    """Return large pictures and families: each with one of them, in `make torture` with all."""
+    parameters = []
+    for number, (size, family) in enumerate(itertools.product(LARGE, FAMILIES)):
+        usual = number % len(FAMILIES) % len(LARGE) == LARGE.index(size)
+        marks = [] if usual else [pytest.mark.long("torture")]
+        parameters.append(pytest.param(size, family, marks=marks))
+    return parameters
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", [(60_000, 1_000), (16_000, 4_000), (4_000, 16_000)])
-def test_large_pictures(measure, tmp_path, family, size):
-    assert check(measure, family, drawn(size), tmp_path / "large.png") is None
+@pytest.mark.parametrize(("size", "family"), in_turn())
+def test_large_pictures(measure, large_picture, size, family):
+    assert refusal_of(measure, family, size, large_picture(size)) is None
 
 
 def test_pictures_of_odd_sizes_and_modes(measure, tmp_path, repetitions):
