@@ -17,7 +17,7 @@ from helpers.run.generation import StatefulLanguageModel
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.sources.checkpoints import BUNDLED
 from tests.browser import browser, new_page, screenshot  # noqa: F401
-from tests.programs import fork  # noqa: F401
+from tests.programs import fork, fork_without_hub  # noqa: F401
 from tests.tiny import write_tiny
 from tests.workers import WORKER
 

@@ -5,6 +5,7 @@ program has them from its beginning, and nothing of `helpers`; it is a session o
 terminal of its own, reads and writes files, and ends as all programs do.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -21,6 +22,8 @@ import psutil
 import pytest
 
 IMPORTED = ("torch", "transformers.modeling_utils", "openvino", "nncf", "gradio")
+# The hub's library, which transformers imports, reads the environment when it is imported itself.
+WITHOUT_HUB = ("torch._dynamo", "torch.distributed.tensor", "scipy.optimize", "openvino", "nncf")
 LIMIT = 300  # seconds that a program may take
 
 # Each line of its input is a program, which it forks.
@@ -140,6 +143,12 @@ class Fork:
 @pytest.fixture(scope="session")
 def fork() -> Iterator[Fork]:
     """Return what starts programs without the time that imports take."""
-    fork = Fork()
-    yield fork
-    fork.close()
+    with contextlib.closing(Fork()) as fork:
+        yield fork
+
+
+@pytest.fixture(scope="session")
+def fork_without_hub() -> Iterator[Fork]:
+    """Return the same for programs that download."""
+    with contextlib.closing(Fork(WITHOUT_HUB)) as fork:
+        yield fork

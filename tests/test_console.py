@@ -77,19 +77,14 @@ def test_an_original_s_name_is_a_download_of_it(monkeypatch):
 
 
 @pytest.mark.slow
-def test_json_alone_on_stdout_where_something_is_downloaded(checkpoint, tmp_path):
+def test_json_alone_on_stdout_where_something_is_downloaded(fork_without_hub, checkpoint, tmp_path):
     hub = Hub({"someone/internvl2": checkpoint})
     with hub.served() as endpoint:
-        options = ["--json", "--precision", "fp16", "--output", str(tmp_path / "made")]
-        result = subprocess.run(
-            [sys.executable, "-m", "helpers", "convert", "someone/internvl2", *options],
-            env=os.environ
-            | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
-            | {"HF_HUB_DISABLE_XET": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        variables = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint}
+        variables |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        options = ("--json", "--precision", "fp16", "--output", tmp_path / "made")
+        command = ("-m", "helpers", "convert", "someone/internvl2", *options)
+        result = fork_without_hub.run(*command, environment=os.environ | variables)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["folder"] == str(tmp_path / "made")
     assert "to download" in result.stderr

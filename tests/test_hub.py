@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from helpers.errors import CheckpointError
 from helpers.models.families import find_checkpoint
 from tests.golden_checks import GOLDEN, change_config
 from tests.hub_server import Hub
+from tests.programs import Fork
 
 INTERNVL2, MINICPM = "OpenGVLab/InternVL2-1B", "openbmb/MiniCPM-V-2"
 MOBILEVLM, MOBILEVLM_V2 = "mtgv/MobileVLM-1.7B", "mtgv/MobileVLM_V2-1.7B"
@@ -50,8 +49,8 @@ print(type(load_model(sys.argv[1])).__name__)
 class Client:
     """A computer with a cache of its own, on which downloads are started."""
 
-    def __init__(self, home: Path, endpoint: str) -> None:
-        self.home, self.endpoint = home, endpoint
+    def __init__(self, home: Path, endpoint: str, fork: Fork) -> None:
+        self.home, self.endpoint, self.fork = home, endpoint, fork
         self.output = ""
 
     def run(self, program: str, *arguments: str | Path, **environment: str) -> str:
@@ -63,14 +62,7 @@ class Client:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        result = subprocess.run(
-            [sys.executable, "-c", program, *map(str, arguments)],
-            env=variables | environment,
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-            timeout=120,
-        )
+        result = self.fork.run("-c", program, *arguments, environment=variables | environment)
         assert result.returncode == 0, result.stderr
         self.output = result.stderr
         return result.stdout.splitlines()[-1]
@@ -115,9 +107,9 @@ def hub(tmp_path_factory) -> Hub:
 
 
 @pytest.fixture(scope="module")
-def client(hub, tmp_path_factory) -> Iterator[Client]:
+def client(hub, tmp_path_factory, fork_without_hub) -> Iterator[Client]:
     with hub.served() as endpoint:
-        yield Client(tmp_path_factory.mktemp("home"), endpoint)
+        yield Client(tmp_path_factory.mktemp("home"), endpoint, fork_without_hub)
 
 
 @pytest.fixture(scope="module")

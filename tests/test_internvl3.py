@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
 def pair(request, tokenizer_folder, tmp_path_factory):
-    """Return transformers' model and the folder of the same weights in one of the layouts."""
+    """Return transformers' model, the `reference`, and the `folder` of its weights in a layout."""
     layout, model_type, tied, vision = request.param
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     shutil.copytree(tokenizer_folder, folder)
@@ -107,7 +108,7 @@ def pair(request, tokenizer_folder, tmp_path_factory):
         write_original(model, folder, model_type)
     else:
         write_transformers(model, folder, older_names=layout == "older hf")
-    return model, folder
+    return SimpleNamespace(reference=model, folder=folder)
 
 
 def write_original(model, folder, model_type: str) -> None:
@@ -201,8 +202,7 @@ def prompt(model, number: int) -> tuple[Tensor, dict]:
 @torch.inference_mode()
 @pytest.mark.parametrize("number", [1, 2])
 def test_logits_equal_transformers(pair, number):
-    reference, folder = pair
-    model = load_model(folder, torch.float32)
+    reference, model = pair.reference, load_model(pair.folder, torch.float32)
     ids, inputs = prompt(model, number)
     assert inputs["tiles"].min() > 1
     logits = model(**model.prepare(ids, model.encode_images(**inputs))).logits
@@ -211,13 +211,17 @@ def test_logits_equal_transformers(pair, number):
     assert logits.std() > 0.1
 
 
+@pytest.fixture(scope="module")
+def pipeline(pair, tmp_path_factory):
+    """Return the pair's checkpoint on OpenVINO."""
+    output = tmp_path_factory.mktemp("converted") / "model"
+    conversion.convert(pair.folder, output, find_preset("fp16"))
+    return VisionLanguagePipeline(output, accuracy=True)
+
+
 @torch.inference_mode()
-def test_openvino_equals_pytorch(pair, tmp_path):
-    reference, folder = pair
-    output = tmp_path / "model"
-    conversion.convert(folder, output, find_preset("fp16"))
-    pipeline = VisionLanguagePipeline(output, accuracy=True)
-    model = load_model(folder, torch.float32)
+def test_openvino_equals_pytorch(pair, pipeline):
+    reference, model = pair.reference, load_model(pair.folder, torch.float32)
     ids, inputs = prompt(model, 1)
     assert torch.equal(prompt(pipeline, 1)[0], ids)
     prepared = pipeline.prepare(ids, pipeline.encode_images(**inputs))
@@ -237,8 +241,7 @@ def test_openvino_equals_pytorch(pair, tmp_path):
 @torch.inference_mode()
 def test_a_video_equals_transformers(pair):
     """The frames are pictures of one tile each, with their numbers before them."""
-    reference, folder = pair
-    model = load_model(folder, torch.float32)
+    reference, model = pair.reference, load_model(pair.folder, torch.float32)
     inputs = model.image_inputs([Video([picture(index) for index in range(3)])])
     assert inputs["tiles"].tolist() == [1, 1, 1]
     ids = model.processor.input_ids([user_message("What moves?", frames=3)], inputs)
@@ -293,17 +296,13 @@ def test_a_chat_template_is_what_transformers_renders(tokenizer_folder, tmp_path
     assert text == expected
 
 
-def test_a_second_turn_has_the_ids_of_its_messages(pair, tmp_path):
-    _, folder = pair
-    output = tmp_path / "model"
-    conversion.convert(folder, output, find_preset("fp16"))
-    conversation = VisionLanguagePipeline(output).conversation()
+def test_a_second_turn_has_the_ids_of_its_messages(pipeline):
+    conversation, processor = pipeline.conversation(), pipeline.processor
     first = conversation.ask("What?", max_new_tokens=3)
     first.wait()
     second = conversation.ask("And now?", max_new_tokens=3)
-    end = conversation.pipeline.processor.end_of_answer_ids
-    answer = [t for t in first.token_ids if t not in conversation.pipeline.processor.stop_token_ids]
-    expected = first.prompt_ids + answer + end
+    answer = [token for token in first.token_ids if token not in processor.stop_token_ids]
+    expected = first.prompt_ids + answer + processor.end_of_answer_ids
     assert second.prompt_ids[: len(expected)] == expected
 
 

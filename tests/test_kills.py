@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub_server import Hub
-from tests.programs import Fork, Program
+from tests.programs import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.independent]
 
@@ -65,17 +65,16 @@ def test_a_conversion(checkpoint, tmp_path, repetitions, fork, precision):
         assert not list(tmp_path.glob(".*"))
 
 
-def test_a_download(checkpoint, tmp_path, repetitions):
+def test_a_download(checkpoint, tmp_path, repetitions, fork_without_hub):
     hub = Hub({"someone/internvl2": checkpoint}, seconds=3)
 
     def begin(home: Path) -> Program:
         variables = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
         variables |= {"HF_HUB_DISABLE_XET": "1"}
         environment = os.environ | variables
-        return fresh.start("-c", DOWNLOAD, "someone/internvl2", environment=environment)
+        return fork_without_hub.start("-c", DOWNLOAD, "someone/internvl2", environment=environment)
 
-    # The hub's library reads the environment when it is imported.
-    with hub.served() as endpoint, contextlib.closing(Fork(imported=())) as fresh:
+    with hub.served() as endpoint:
         number = repetitions("kills -9 while downloading", 2, 12)
         delays = moments(lambda: begin(tmp_path / "undisturbed"), number)
         for index, seconds in enumerate(delays):

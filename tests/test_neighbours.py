@@ -93,14 +93,12 @@ sys.exit(main(["convert", "OpenGVLab/InternVL2-1B", "--output", sys.argv[1], "--
         ("HTTPS_PROXY", "socks4://127.0.0.1:9", "socks4://127.0.0.1:9"),
     ],
 )
-def test_a_download_through_a_proxy_that_does_not_answer(tmp_path, variable, value, shown):
+def test_a_download_through_a_proxy_that_does_not_answer(
+    fork_without_hub, tmp_path, variable, value, shown
+):
     variables = {variable: value, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-    result = subprocess.run(
-        [sys.executable, "-c", DOWNLOAD, tmp_path / "made"],
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        check=False,
+    result = fork_without_hub.run(
+        "-c", DOWNLOAD, tmp_path / "made", environment=environment(**variables)
     )
     assert (result.returncode, result.stdout) == (1, "")
     error = result.stderr.splitlines()[-1]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -71,13 +69,12 @@ def test_a_mixture_of_experts(folder, model_type):
         load_model(folder)
 
 
-def test_the_command_line_tells_it_in_one_line(folder, tmp_path):
+def test_the_command_line_tells_it_in_one_line(fork, folder, tmp_path):
     set_in_config(folder, quantization_config={"quant_method": "awq"})
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for source in (folder, tmp_path / "model.gguf"):
-        command = [sys.executable, "-m", "helpers", "convert", str(source)]
-        command += ["--output", str(tmp_path / "converted")]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        output = tmp_path / "converted"
+        result = fork.run("-m", "helpers", "convert", source, "--output", output)
         assert result.returncode == 1
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
         assert "give the folder of the original checkpoint" in result.stderr

@@ -1,8 +1,5 @@
 """The budget of tokens for a picture: one setting, which each family turns into its own pieces."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -110,17 +107,15 @@ def test_one_question_has_a_budget_of_its_own(pipeline):
         conversation.ask("What?", picture(), picture_tokens=1)
 
 
-def test_the_command_line_takes_a_budget(converted, tmp_path):
+def test_the_command_line_takes_a_budget(fork, converted, tmp_path):
     drawn((900, 300)).save(tmp_path / "wide.png")
-    command = [sys.executable, "-m", "helpers", "ask", str(converted), "--question", "What is it?"]
-    command += ["--image", str(tmp_path / "wide.png"), "--max-new-tokens", "2"]
-    too_small = subprocess.run(
-        [*command, "--picture-tokens", "1"], capture_output=True, text=True, check=False
-    )
+    command = ["-m", "helpers", "ask", converted, "--question", "What is it?"]
+    command += ["--image", tmp_path / "wide.png", "--max-new-tokens", 2]
+    too_small = fork.run(*command, "--picture-tokens", 1)
     assert too_small.returncode == 1
     assert too_small.stderr.count("picture_tokens is 1, but a picture has at least") == 1
     assert "Traceback" not in too_small.stderr
-    assert subprocess.run([*command, "--picture-tokens", "256"], check=False).returncode == 0
+    assert fork.run(*command, "--picture-tokens", 256).returncode == 0
 
 
 def test_the_page_has_a_control_where_there_is_a_choice(pipeline):
