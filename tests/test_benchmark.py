@@ -92,7 +92,8 @@ def test_at_full_size(name):
     conversion, running = figures.runs["int4"].conversion, figures.runs["int4"].running
     size, weights = conversion.bytes, sum(figures.parameters.values())
     assert figures.full_size and conversion.peak_memory <= size + 1.5 * 2**30
-    assert weights < 6.5e9 or size / weights <= 0.62
+    if weights >= 6.5e9:
+        assert size / weights <= 0.62
     assert running.peak_memory < 24 * 2**30
     assert running.first_question >= 5 * running.second_question and running.stop < 1
     if name == "internvl2-1b":  # as in the original tutorial

@@ -1,5 +1,7 @@
 """Five turns, pictures in between: a prompt is the authors' of the whole talk."""
 
+from types import SimpleNamespace
+
 import pytest
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
@@ -38,8 +40,9 @@ SAMPLED = {"do_sample": True, "temperature": 5.0, "top_p": 1.0, "top_k": 0}
 
 @pytest.fixture(scope="module", params=in_groups(BUNDLED, "dialogue"))
 def model(request, bundled_folder):
-    folder = bundled_folder(request.param, "int8")
-    return request.param, VisionLanguagePipeline(folder, accuracy=True)
+    """Return the `name` of a bundled model and its `pipeline`."""
+    pipeline = VisionLanguagePipeline(bundled_folder(request.param, "int8"), accuracy=True)
+    return SimpleNamespace(name=request.param, pipeline=pipeline)
 
 
 def authors_prompt(name: str, processor, answers: list[str]) -> str:
@@ -132,7 +135,7 @@ def around(replies, processor) -> list[list[int]]:
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["probable", "odd"])
 def test_five_turns_have_the_prompt_of_the_authors(model, options):
     """Odd answers, sampled when nearly all tokens are alike, seldom tokenise back to themselves."""
-    name, pipeline = model
+    name, pipeline = model.name, model.pipeline
     processor, tokenizer = pipeline.processor, pipeline.processor.tokenizer
     _, replies, shown = talk(pipeline, **options)
     ids = authors_ids(name, processor, replies, pipeline.image_inputs(shown))
@@ -157,7 +160,7 @@ def test_five_turns_have_the_prompt_of_the_authors(model, options):
 @pytest.mark.slow
 def test_messages_have_the_prompt_of_the_authors(model):
     """The same talk, kept elsewhere and handed over whole."""
-    name, pipeline = model
+    name, pipeline = model.name, model.pipeline
     processor = pipeline.processor
     conversation, replies, shown = talk(pipeline)
     inputs = pipeline.image_inputs(shown)
@@ -183,7 +186,7 @@ class Writing(LogitsProcessor):
 @pytest.mark.slow
 def test_an_answer_may_hold_any_special_token(model, monkeypatch):
     """A picture's token that the model wrote had no picture, and ended the conversation."""
-    _, pipeline = model
+    pipeline = model.pipeline
     processor = pipeline.processor
     rows = pipeline.language_model.language_model.output("logits").partial_shape[-1].get_length()
     special_tokens = [token for token in processor.tokenizer.added_tokens_decoder if token < rows]

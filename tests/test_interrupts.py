@@ -11,8 +11,8 @@ import time
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import psutil
@@ -49,14 +49,15 @@ class Ending(NamedTuple):
     left: list[int]
 
 
-def arguments_of(command: str, folder: Path, photo: Path, seed: int) -> list[str]:
+def arguments_of(command: str, model: SimpleNamespace, seed: int) -> list[str]:
     """Return the command line that is interrupted."""
-    about = [str(folder), "--image", str(photo), "--seed", str(seed), *ENDLESS]
+    folder = str(model.folder)
+    about = [folder, "--image", str(model.photo), "--seed", str(seed), *ENDLESS]
     return {
         "ask": ["ask", *about, "--question", "Describe the picture."],
         "chat": ["chat", *about],
-        "evaluate": ["evaluate", str(folder), "--questions", "400"],
-        "page": ["demo", str(folder)],
+        "evaluate": ["evaluate", folder, "--questions", "400"],
+        "page": ["demo", folder],
     }[command]
 
 
@@ -135,7 +136,7 @@ def check(ending: Ending) -> None:
 def model(bundled_folder, tmp_path):
     photo = tmp_path / "picture.png"
     picture().save(photo)
-    return bundled_folder("internvl2", "int8"), photo
+    return SimpleNamespace(folder=bundled_folder("internvl2", "int8"), photo=photo)
 
 
 def test_control_c_at_any_moment(model, repetitions):
@@ -152,7 +153,7 @@ def test_control_c_at_any_moment(model, repetitions):
             after = None  # an error leaves words of this run unread, and ends the others
             try:
                 assert fork is not None
-                arguments = arguments_of(command, *model, seed)
+                arguments = arguments_of(command, model, seed)
                 ending = interrupted(fork, command, arguments, seed)
                 after = fork
             finally:
@@ -167,7 +168,7 @@ def test_control_c_at_any_moment(model, repetitions):
 
 
 def test_control_c_while_packages_are_imported(model, repetitions):
-    arguments = arguments_of("ask", *model, 0)
+    arguments = arguments_of("ask", model, 0)
     for seed in range(repetitions("Ctrl-C while packages are imported", 1, 12)):
         process = subprocess.Popen(
             [sys.executable, "-c", FRESH, *arguments],
