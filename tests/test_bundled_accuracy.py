@@ -17,15 +17,13 @@ CARDS = {family: read_json(BUNDLED / family / "accuracy.json") for family in FAM
 
 
 @pytest.fixture(scope="module", params=in_groups(FAMILIES, "accuracy"))
-def measured(request, bundled_folder):
+def measured(request, tmp_path_factory):
     """Return the `card` and what is measured now, of each `every`th question of the card.
 
     Eleven is prime to the number of kinds, which take turns.
     """
     folder, every = BUNDLED / request.param, 1 if request.config.getoption("torture") else 11
-    for precision in ("fp16", "int8"):
-        place = bundled_folder(request.param, precision).parent
-    figures = report.measure(folder, place=place, every=every)
+    figures = report.measure(folder, place=tmp_path_factory.mktemp("measured"), every=every)
     return SimpleNamespace(card=CARDS[request.param], every=every, figures=figures)
 
 

@@ -86,8 +86,8 @@ smaller = replace(
     image_encoder=Quantization(samples=2),
 )
 checkpoint, output = map(Path, sys.argv[1:])
-convert_with_samples(checkpoint, output, smaller)
-print(VisionLanguagePipeline(output).ask("What is in it?", max_new_tokens=3).token_ids)
+((_, made),) = convert_with_samples(checkpoint, output, [smaller])
+print(VisionLanguagePipeline(made).ask("What is in it?", max_new_tokens=3).token_ids)
 """
 
 

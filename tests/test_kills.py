@@ -53,7 +53,7 @@ def test_a_conversion(checkpoint, tmp_path, repetitions, fork, precision):
         options = ("--output", output, "--precision", precision)
         return fork.start("-m", "helpers", "convert", checkpoint, *options)
 
-    number = repetitions(f"kills -9 while {task}", 2, 14)
+    number = repetitions(f"kills -9 while {task}", 1, 14)
     delays = moments(lambda: begin(tmp_path / "undisturbed"), number)
     expected = contents(tmp_path / "undisturbed")
     for index, seconds in enumerate(delays):

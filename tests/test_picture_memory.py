@@ -61,7 +61,7 @@ def check(measure, family: str, picture: Image.Image, path) -> str | None:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    picture.save(path, **({"compress_level": 1} if path.suffix == ".png" else {}))
+    picture.save(path, **({"compress_level": 0} if path.suffix == ".png" else {}))
 
 
 def refusal_of(measure, family: str, size: tuple[int, int], path: Path) -> str | None:

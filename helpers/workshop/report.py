@@ -7,7 +7,7 @@ card) beside the checkpoint.
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypedDict
@@ -15,7 +15,7 @@ from typing import TypedDict
 import torch
 
 from helpers.convert.calibration import inputs_by_part
-from helpers.convert.conversion import convert, convert_part, write
+from helpers.convert.conversion import convert_part, write
 from helpers.graphs.compression import compress
 from helpers.graphs.presets import Preset, find_preset
 from helpers.inputs.questions import VisualQuestion
@@ -73,14 +73,12 @@ int4, the language model is {int4}.
 def measure(folder: Path, *, place: Path, every: int = 1) -> dict[str, AnswerFigures]:
     """Return the figures of PyTorch and of each precision, from one question of `every` so many.
 
-    Converted models are written to `place`; one that is there already is kept.
+    Converted models are written to `place`.
     """
     pairs = questions_for(RECIPES[folder.name], QUESTIONS, SEED)[::every]
     reference = evaluation.answer(load_model(folder, torch.float32), pairs)
     figures = {"PyTorch": _figures(reference, reference, pairs, every)}
-    for preset in presets(folder.name):
-        output = place / preset.name
-        convert_with_samples(folder, output, preset)
+    for preset, output in convert_with_samples(folder, place, presets(folder.name)):
         answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), pairs)
         figures[preset.name] = _figures(reference, answers, pairs, every)
     return figures
@@ -99,20 +97,25 @@ def presets(family: str) -> list[Preset]:
     return [find_preset("fp16"), find_preset("int8"), int4]
 
 
-def convert_with_samples(folder: Path, output: Path, preset: Preset) -> None:
-    """Convert as `convert` does; where the preset looks at samples, they are of the drawn world."""
-    if not preset.language_model.needs_data:
-        convert(folder, output, preset)
-        return
+def convert_with_samples(
+    folder: Path, place: Path, presets: Sequence[Preset]
+) -> Iterator[tuple[Preset, Path]]:
+    """Convert once, compress as each preset says, and yield it with its folder in `place`.
+
+    Where a preset looks at samples, they are of the drawn world.
+    """
     model = load_model(folder)
     parts = {part.name: convert_part(part) for part in model.parts()}
-    samples = draw_samples(preset.language_model.samples)
-    inputs = inputs_by_part(parts, model.processor, samples)
-    smaller = [
-        (name, compress(part.clone(), preset.weights_of(name), inputs.get(name)))
-        for name, part in parts.items()
-    ]
-    write(smaller, output, checkpoint=folder, preset=preset, compressed=True)
+    for preset in presets:
+        setting, inputs = preset.language_model, {}
+        if setting.needs_data:
+            inputs = inputs_by_part(parts, model.processor, draw_samples(setting.samples))
+        smaller = [
+            (name, compress(part.clone(), preset.weights_of(name), inputs.get(name)))
+            for name, part in parts.items()
+        ]
+        write(smaller, place / preset.name, checkpoint=folder, preset=preset, compressed=True)
+        yield preset, place / preset.name
 
 
 def _figures(
