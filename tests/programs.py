@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -65,11 +64,11 @@ class Program:
 
     def wait(self, seconds: float = LIMIT) -> int:
         """Return the exit code, negative for a signal; raise TimeoutError if it still runs."""
-        return self.fork.told("code", seconds)
+        return self.fork.exit_code(seconds)
 
     def kill(self) -> None:
         """Send what no program can handle."""
-        os.kill(self.number, signal.SIGKILL)
+        psutil.Process(self.number).kill()
 
     def text(self, name: str) -> str:
         """Return what is written so far: to `out` or to `err`."""
@@ -105,13 +104,8 @@ class Fork:
         (place / "in").write_text(stdin, encoding="utf-8")
         for name in ("out", "err"):
             (place / name).touch()
-        program = {
-            "arguments": [str(argument) for argument in arguments],
-            "environment": dict(environment),
-            "place": str(place),
-        }
-        self.process.stdin.write(json.dumps(program).encode() + b"\n")
-        return Program(self.told("process", LIMIT), place, self)
+        words = [str(argument) for argument in arguments]
+        return Program(self.begin(words, dict(environment), place), place, self)
 
     def run(
         self, *arguments: object, environment: Mapping[str, str] = os.environ
@@ -119,9 +113,18 @@ class Fork:
         """Return how a program ended, as `subprocess.run` does with captured text."""
         program = self.start(*arguments, environment=environment)
         code = program.wait()
-        return subprocess.CompletedProcess(
-            arguments, code, program.text("out"), program.text("err")
-        )
+        output, errors = program.text("out"), program.text("err")
+        return subprocess.CompletedProcess(arguments, code, output, errors)
+
+    def begin(self, arguments: list[str], environment: dict[str, str], place: Path) -> int:
+        """Start a program and return its process's number."""
+        program = {"arguments": arguments, "environment": environment, "place": str(place)}
+        self.process.stdin.write(json.dumps(program).encode() + b"\n")
+        return self.told("process", LIMIT)
+
+    def exit_code(self, seconds: float) -> int:
+        """Return the exit code of the program that runs; raise TimeoutError if it still does."""
+        return self.told("code", seconds)
 
     def told(self, what: str, seconds: float) -> int:
         """Return a number that the process tells; anything else ends the test."""
@@ -140,15 +143,52 @@ class Fork:
         self.process.wait(60)
 
 
+class Fresh(Fork):
+    """The same where the system does not fork, as Windows: each program imports what it needs."""
+
+    def __init__(self) -> None:
+        self.program: subprocess.Popen | None = None
+
+    def begin(self, arguments: list[str], environment: dict[str, str], place: Path) -> int:
+        """Start a program and return its process's number."""
+        with (
+            (place / "in").open() as stdin,
+            (place / "out").open("w") as stdout,
+            (place / "err").open("w") as stderr,
+        ):
+            streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+            command = [sys.executable, *arguments]
+            self.program = subprocess.Popen(command, env=environment, **streams)
+        return self.program.pid
+
+    def exit_code(self, seconds: float) -> int:
+        """Return the exit code of the program that runs; raise TimeoutError if it still does."""
+        try:
+            return self.program.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"it runs after {seconds} seconds") from None
+
+    def close(self) -> None:
+        """End a program that an error left."""
+        if self.program is not None:
+            self.program.kill()
+            self.program.wait(60)
+
+
+def new_fork(imported: Sequence[str] = IMPORTED) -> Fork:
+    """Return what starts programs on this system."""
+    return Fork(imported) if hasattr(os, "fork") else Fresh()
+
+
 @pytest.fixture(scope="session")
 def fork() -> Iterator[Fork]:
     """Return what starts programs without the time that imports take."""
-    with contextlib.closing(Fork()) as fork:
+    with contextlib.closing(new_fork()) as fork:
         yield fork
 
 
 @pytest.fixture(scope="session")
 def fork_without_hub() -> Iterator[Fork]:
     """Return the same for programs that download."""
-    with contextlib.closing(Fork(WITHOUT_HUB)) as fork:
+    with contextlib.closing(new_fork(WITHOUT_HUB)) as fork:
         yield fork
