@@ -27,7 +27,7 @@ LIMIT = 300  # seconds that a program may take
 
 # Each line of its input is a program, which it forks.
 FORKS = """
-import importlib, json, os, runpy, sys
+import importlib, json, os, runpy, signal, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 for line in sys.stdin:
@@ -42,6 +42,7 @@ for line in sys.stdin:
     print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
     sys.exit(0)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a run by `nohup` ignores
 os.environ.clear()
 os.environ.update(program["environment"])
 sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))

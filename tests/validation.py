@@ -29,7 +29,7 @@ def validate(notebooks: Sequence[Path], *options: str) -> dict[str, list[Cell]]:
     subprocess.run(
         [*command, *(path.name for path in notebooks)],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         timeout=600,
         check=False,
