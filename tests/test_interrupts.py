@@ -141,7 +141,7 @@ def model(bundled_folder, tmp_path):
 
 def test_control_c_at_any_moment(model, repetitions):
     names = ("ask", "chat", "evaluate", "page")
-    number, endings = repetitions("Ctrl-C", 4, 200), Counter()
+    number, endings = repetitions("Ctrl-C", 8, 200), Counter()
     workers = 1 if number < 100 else 2  # each imports what takes long
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
         free: SimpleQueue = SimpleQueue()
