@@ -89,6 +89,7 @@ class Fork:
     """A process that forks programs, one at a time."""
 
     def __init__(self, imported: Sequence[str] = IMPORTED) -> None:
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [sys.executable, "-c", FORKS, *imported],
             stdin=subprocess.PIPE,
@@ -101,7 +102,7 @@ class Fork:
         self, *arguments: object, environment: Mapping[str, str] = os.environ, stdin: str = ""
     ) -> Program:
         """Start `-m module ...` or `-c text ...`."""
-        place = Path(tempfile.mkdtemp())
+        place = Path(tempfile.mkdtemp(dir=self.folder.name))
         (place / "in").write_text(stdin, encoding="utf-8")
         for name in ("out", "err"):
             (place / name).touch()
@@ -142,12 +143,14 @@ class Fork:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait(60)
+        self.folder.cleanup()
 
 
 class Fresh(Fork):
     """The same where the system does not fork, as Windows: each program imports what it needs."""
 
     def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.program: subprocess.Popen | None = None
 
     def begin(self, arguments: list[str], environment: dict[str, str], place: Path) -> int:
@@ -174,6 +177,7 @@ class Fresh(Fork):
         if self.program is not None:
             self.program.kill()
             self.program.wait(60)
+        self.folder.cleanup()
 
 
 def new_fork(imported: Sequence[str] = IMPORTED) -> Fork:
