@@ -194,8 +194,11 @@ def evaluate(options: argparse.Namespace) -> int:
         pipeline, pairs, report=lambda done: report(f"{done} of {len(pairs)} questions answered")
     )
     shares = evaluation.accuracy(answers, pairs)
-    data = {"questions": len(pairs), "seed": options.seed, "accuracy": shares}
-    rows = [{"kind": kind, "right": f"{share:.1%}"} for kind, share in shares.items()]
+    values = {kind: share.value for kind, share in shares.items()}
+    data = {"questions": len(pairs), "seed": options.seed, "accuracy": values}
+    rows = [
+        {"kind": kind, "right": share.count, "share": str(share)} for kind, share in shares.items()
+    ]
     return show(Result(data, rows=rows), options)
 
 

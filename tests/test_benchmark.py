@@ -15,20 +15,20 @@ from helpers.inputs.messages import user_message
 from helpers.measure import benchmark, random_checkpoint, tasks
 from helpers.measure.benchmark import figure_rows
 from helpers.measure.figures import Figures, Running, from_json
+from helpers.measure.full_size import (
+    Measurement,
+    full_size_rows,
+    history,
+    newest_by_kind,
+    next_tokens,
+)
 from helpers.measure.tasks import measure
 from helpers.models import families as register
 from helpers.models import load_model, minicpm_v2_vision
 from helpers.models.families import families, find_original
 from helpers.resources import Growth, anonymous_memory
 from helpers.workshop.full_size_page import full_size_text
-from helpers.workshop.history import (
-    MARGIN,
-    Measurement,
-    SlowerError,
-    append,
-    history,
-    newest_by_kind,
-)
+from helpers.workshop.history import MARGIN, SlowerError, append
 from helpers.workshop.readme import ROOT, full_size_page
 from tests.tiny import picture
 
@@ -124,6 +124,19 @@ def test_a_slower_run_is_refused_and_told(measurement, tmp_path):
     with pytest.raises(SlowerError, match=r"internvl3-1b in int4 takes 5\.\d\d times its floor"):
         append(path, slowed(measurement, MARGIN**2))
     assert len(history(path)) == 2 and history(path)[0] == measurement
+
+
+def test_what_notebooks_show_of_a_familys_originals():
+    """The newest measurement of each original, the small ones first; the ends of them drawn."""
+    rows = full_size_rows("internvl2")
+    models = list(dict.fromkeys(row["original"] for row in rows))
+    assert models[0] in ("internvl2-1b", "internvl3-1b") and models[-1] == "internvl2-8b"
+    figures = history(ROOT / "notebooks" / "full-size" / "internvl2-8b.jsonl")[-1].figures
+    milliseconds = figures.runs["int4"].running.speed.next_token * 1000
+    (row,) = (row for row in rows if (row["original"], row["in"]) == ("internvl2-8b", "int4"))
+    assert row["next token"] == f"{milliseconds:.0f} ms"
+    assert next_tokens("internvl2")["internvl2-8b"]["int4"] == milliseconds
+    assert list(next_tokens("internvl2")) == [models[0], models[-1]]
 
 
 def test_another_kind_of_processor_has_a_history_of_its_own(measurement, tmp_path):

@@ -8,10 +8,11 @@ but for the sides of a box, which may be a little off.
 """
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from statistics import median, quantiles
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from helpers.inputs.questions import Question, VisualQuestion
 from helpers.inputs.video import Video
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import collate
+from helpers.resources import in_words
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import text_of
 
@@ -78,6 +80,48 @@ def answer(
     return Answers(texts, torch.stack(logits))
 
 
+def compare(models: Mapping[str, Model], pairs: Sequence[VisualQuestion]) -> dict[str, Answers]:
+    """Return the answers of each model, by its name, to the same questions.
+
+    The first of `models` is the one that the others are compared with: PyTorch's.
+    """
+    return {name: answer(model, pairs) for name, model in models.items()}
+
+
+def comparison_rows(
+    answers: Mapping[str, Answers],
+    pairs: Sequence[VisualQuestion],
+    bytes_of: Mapping[str, int],
+    *,
+    known: bool = True,
+) -> list[dict[str, str]]:
+    """Return a row for each model of `compare`: its size in bytes, right answers, its agreement.
+
+    The agreement is with the first model. Where right answers are not `known`, none are counted.
+    """
+    reference = next(iter(answers.values()))
+    rows = []
+    for name, model_answers in answers.items():
+        same = agreement(reference, model_answers)
+        right = str(accuracy(model_answers, pairs)["all"]) if known else "-"
+        row = {"model": name, "size": in_words(bytes_of[name]), "right": right}
+        row["same first token"] = str(_share_of(same.top_token, len(pairs)))
+        row["same text"] = str(_share_of(same.same_text, len(pairs)))
+        rows.append(row | {"KL": f"{same.divergence:.4f}"})
+    return rows
+
+
+def kind_rows(
+    answers: Mapping[str, Answers], pairs: Sequence[VisualQuestion]
+) -> list[dict[str, str]]:
+    """Return a row for each kind of question: the right answers of each model of `compare`."""
+    shares = {name: accuracy(model_answers, pairs) for name, model_answers in answers.items()}
+    return [
+        {"kind": kind} | {name: shares[name][kind].count for name in shares}
+        for kind in next(iter(shares.values()))
+    ]
+
+
 def _length(question: Question) -> tuple[int, int]:
     """Return what sorts questions: how long the answer is to be, then how long the prompt is."""
     return len(question.answer), len(question.text)
@@ -109,13 +153,55 @@ def _greedy(model: Model, max_new_tokens: int, **options: object) -> GenerationC
     )
 
 
-def accuracy(answers: Answers, pairs: Sequence[VisualQuestion]) -> dict[str, float]:
-    """Return the share of exact answers, 0 to 1: `all`, then each kind of question."""
+@dataclass(frozen=True)
+class Share:
+    """How many of a number of questions: `right` of `total`."""
+
+    right: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share, 0 to 1."""
+        return self.right / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the share of all such questions lies with a probability of 95 %, 0 to 1.
+
+        Wilson's score interval (E. B. Wilson, 1927, doi:10.1080/01621459.1927.10502953).
+        """
+        z, n = 1.96, self.total
+        middle = (self.value + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = (
+            z / (1 + z**2 / n) * math.sqrt(self.value * (1 - self.value) / n + (z / (2 * n)) ** 2)
+        )
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    @property
+    def count(self) -> str:
+        """The share as a count in words: 12 of 13."""
+        return f"{self.right} of {self.total}"
+
+    def __str__(self) -> str:
+        """Return a count below 50 questions, a percentage with its interval from there on."""
+        if self.total < 50:
+            return self.count
+        low, high = self.interval
+        return f"{self.value:.1%} ({low:.0%} to {high:.0%})"
+
+
+def _share_of(value: float, total: int) -> Share:
+    return Share(round(value * total), total)
+
+
+def accuracy(answers: Answers, pairs: Sequence[VisualQuestion]) -> dict[str, Share]:
+    """Return the share of exact answers: `all`, then each kind of question."""
     right: dict[str, list[bool]] = {"all": []}
     for text, (_, question) in zip(answers.texts, pairs, strict=True):
         right["all"].append(is_right(text, question))
         right.setdefault(question.kind, []).append(right["all"][-1])
-    return {kind: sum(values) / len(values) for kind, values in right.items()}
+    return {kind: Share(sum(values), len(values)) for kind, values in right.items()}
 
 
 def is_right(answer: str, question: Question) -> bool:
@@ -167,37 +253,79 @@ def agreement(reference: Answers, other: Answers) -> Agreement:
 
 @dataclass(frozen=True)
 class Speed:
-    """Median seconds: a picture in the image encoder, the first token after that, and the next."""
+    """Seconds: a picture in the image encoder, the first token after that, and the next."""
 
     image_encoder: float
     first_token: float
     next_token: float
 
 
+STEPS = ("image encoder", "first token", "next token")  # as tables and plots name them
+
+
 @torch.inference_mode()
-def speed(
-    model: Model,
+def speed(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) -> Speed:
+    """Measure one question once; the next token's is the median of `tokens`."""
+    inputs = model.image_inputs([picture])
+    ids = model.processor.input_ids([user_message(text, 1)], inputs)
+    encoder, features = _timed(lambda: model.encode_images(**inputs))
+    # Every run makes the same number of tokens, whatever the model wants to say. (With
+    # min_new_tokens, transformers would look through the whole vocabulary for each of them.)
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    prepared = model.prepare(ids, features)
+    clock = _Clock()
+    _generate(model, **prepared, generation_config=config, streamer=clock)
+    return Speed(encoder, *clock.first_and_next)
+
+
+def compare_speed(
+    models: Mapping[str, Model],
     picture: Image.Image,
     text: str,
     *,
     tokens: int = 32,
-    repeats: int = 3,
-    warm_up: bool = True,
-) -> Speed:
-    """Measure one question; where the first run is to `warm_up`, it does not count."""
-    inputs = model.image_inputs([picture])
-    ids = model.processor.input_ids([user_message(text, 1)], inputs)
-    runs = []
-    for _ in range(repeats + warm_up):
-        encoder, features = _timed(lambda: model.encode_images(**inputs))
-        clock = _Clock()
-        # Every run makes the same number of tokens, whatever the model wants to say. (With
-        # min_new_tokens, transformers would look through the whole vocabulary for each of them.)
-        config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-        prepared = model.prepare(ids, features)
-        _generate(model, **prepared, generation_config=config, streamer=clock)
-        runs.append((encoder, *clock.first_and_next))
-    return Speed(*(median(column) for column in zip(*runs[warm_up:], strict=True)))
+    rounds: tuple[int, int] = (5, 15),
+    spread: float = 0.2,
+) -> dict[str, list[Speed]]:
+    """Return what each model, by its name, took for one question in each round.
+
+    They are measured in turn, so that whatever else the computer does meets all of them alike.
+    A first round does not count. There are at least and at most so many `rounds`: the last is the
+    one after which the middle half of every model's times lies within `spread` of their median.
+    """
+    for model in models.values():
+        speed(model, picture, text, tokens=tokens)
+    least, most = rounds
+    speeds: dict[str, list[Speed]] = {name: [] for name in models}
+    for number in range(1, most + 1):
+        for name, model in models.items():
+            speeds[name].append(speed(model, picture, text, tokens=tokens))
+        if number >= least and all(_steady(values, spread) for values in speeds.values()):
+            break
+    return speeds
+
+
+def _steady(speeds: Sequence[Speed], spread: float) -> bool:
+    """Say whether the middle half of each step's times lies within `spread` of their median."""
+    for seconds in zip(*map(astuple, speeds), strict=True):
+        low, middle, high = quantiles(seconds, n=4, method="inclusive")
+        if high - low > spread * middle:
+            return False
+    return True
+
+
+def speed_rows(speeds: Mapping[str, Sequence[Speed]]) -> list[dict[str, str]]:
+    """Return a row for each model of `compare_speed`: median, least and most milliseconds."""
+    rows = []
+    for name, rounds in speeds.items():
+        row = {"model": name}
+        for step, seconds in zip(STEPS, zip(*map(astuple, rounds), strict=True), strict=True):
+            low, middle, high = (
+                1000 * value for value in (min(seconds), median(seconds), max(seconds))
+            )
+            row[step] = f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
+        rows.append(row)
+    return rows
 
 
 class _Clock(BaseStreamer):

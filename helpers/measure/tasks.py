@@ -167,10 +167,10 @@ def _speed(model: evaluation.Model, picture: Sequence[int]) -> dict[str, Any]:
     On a computer that others use too, both change from one second to the next.
     """
     lake = draw_lake(*picture)
-    evaluation.speed(model, lake, QUESTION, tokens=2, repeats=1, warm_up=False)
+    evaluation.speed(model, lake, QUESTION, tokens=2)
     rounds = []
     for _ in range(ROUNDS):
-        speed = evaluation.speed(model, lake, QUESTION, tokens=TOKENS, repeats=1, warm_up=False)
+        speed = evaluation.speed(model, lake, QUESTION, tokens=TOKENS)
         rounds.append(asdict(speed) | {"bandwidth": bandwidth()})
     prompt = model.processor.input_ids([user_message(QUESTION, 1)], model.image_inputs([lake]))
     medians = {step: median(figures[step] for figures in rounds) for step in rounds[0]}

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.measure.benchmark import figure_rows
 from helpers.measure.figures import Conversion, Figures, Run, Running
+from helpers.measure.full_size import Measurement, newest_by_kind
 from helpers.measure.tasks import QUESTION, TOKENS
 from helpers.resources import in_words
 from helpers.show.tables import format_table
-from helpers.workshop.history import Measurement, newest_by_kind
 
 
 def full_size_text(models: Sequence[Sequence[Measurement]]) -> str:

@@ -12,15 +12,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from helpers.errors import UserError
-from helpers.measure.figures import Computer, Figures, from_json
+from helpers.measure.figures import Figures, from_json
+from helpers.measure.full_size import FOLDER, Measurement, history
 from helpers.sources.checkpoints import read_json
 
-FOLDER = Path(__file__).parent.parent.parent / "notebooks" / "full-size"
 # A token may take so many times as long as before, in times of its floor, which other programs on
 # the computer slow down too.
 MARGIN = 1.25
@@ -28,49 +27,6 @@ MARGIN = 1.25
 
 class SlowerError(UserError):
     """A run was slower than the last one on the same kind of processor."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Figures with the `commit` that they were measured on and the `date` in UTC (ISO 8601)."""
-
-    commit: str
-    date: str
-    figures: Figures
-
-    @property
-    def kind(self) -> str:
-        """The kind of processor: its name and its instruction sets."""
-        return processor_kind(self.figures.computer)
-
-    @property
-    def times_floor(self) -> dict[str, float]:
-        """How many times its floor a token takes, by precision."""
-        runs = self.figures.runs.items()
-        return {name: run.floor.times for name, run in runs if run.floor is not None}
-
-
-def processor_kind(computer: Computer) -> str:
-    """Return a processor's name with the instruction sets that matter for speed."""
-    sets = ", ".join(computer.instruction_sets)
-    return f"{computer.processor} ({sets})" if sets else computer.processor
-
-
-def history(path: Path) -> list[Measurement]:
-    """Return the measurements of one model, the oldest first."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [from_json(Measurement, json.loads(line)) for line in lines]
-
-
-def histories() -> list[list[Measurement]]:
-    """Return the measurements of all models, the small models first."""
-    models = [history(path) for path in FOLDER.glob("*.jsonl")]
-    return sorted(models, key=lambda lines: sum(lines[-1].figures.parameters.values()))
-
-
-def newest_by_kind(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """Return the newest measurement on each kind of processor."""
-    return list({measurement.kind: measurement for measurement in measurements}.values())
 
 
 def append(path: Path, measurement: Measurement) -> None:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from helpers.measure.full_size import histories, newest_by_kind, processor_kind
 from helpers.models.families import families
 from helpers.resources import in_words
 from helpers.show.tables import format_table
 from helpers.sources.checkpoints import read_json
 from helpers.workshop import rooms
 from helpers.workshop.full_size_page import full_size_text
-from helpers.workshop.history import histories, newest_by_kind, processor_kind
 from helpers.workshop.rooms import ROOMS
 
 ROOT = Path(__file__).parent.parent.parent

@@ -128,7 +128,8 @@ def _figures(
         for place, (text, (_, question)) in enumerate(zip(answers.texts, pairs, strict=True))
         if not evaluation.is_right(text, question)
     ]
-    return {"accuracy": _rounded(shares), "agreement": _rounded(agreement), "wrong": wrong}
+    values = {kind: share.value for kind, share in shares.items()}
+    return {"accuracy": _rounded(values), "agreement": _rounded(agreement), "wrong": wrong}
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,97 @@
+"""What was measured at full size, run by run, in `notebooks/full-size/`: reading it, and its rows.
+
+What this module does not know: how anything is measured, or written there.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.measure.figures import Computer, Figures, Run, from_json
+from helpers.models.families import find_family_by_name
+from helpers.resources import in_words
+
+FOLDER = Path(__file__).parent.parent.parent / "notebooks" / "full-size"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures with the `commit` that they were measured on and the `date` in UTC (ISO 8601)."""
+
+    commit: str
+    date: str
+    figures: Figures
+
+    @property
+    def kind(self) -> str:
+        """The kind of processor: its name and its instruction sets."""
+        return processor_kind(self.figures.computer)
+
+    @property
+    def times_floor(self) -> dict[str, float]:
+        """How many times its floor a token takes, by precision."""
+        runs = self.figures.runs.items()
+        return {name: run.floor.times for name, run in runs if run.floor is not None}
+
+
+def processor_kind(computer: Computer) -> str:
+    """Return a processor's name with the instruction sets that matter for speed."""
+    sets = ", ".join(computer.instruction_sets)
+    return f"{computer.processor} ({sets})" if sets else computer.processor
+
+
+def history(path: Path) -> list[Measurement]:
+    """Return the measurements of one model, the oldest first."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [from_json(Measurement, json.loads(line)) for line in lines]
+
+
+def histories() -> list[list[Measurement]]:
+    """Return the measurements of all models, the small models first."""
+    models = [history(path) for path in FOLDER.glob("*.jsonl")]
+    return sorted(models, key=lambda lines: sum(lines[-1].figures.parameters.values()))
+
+
+def newest_by_kind(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return the newest measurement on each kind of processor."""
+    return list({measurement.kind: measurement for measurement in measurements}.values())
+
+
+def figures_of_family(name: str) -> list[Figures]:
+    """Return the newest figures of each original of a family that was measured, by size."""
+    originals = {original.name for original in find_family_by_name(name).originals}
+    return [
+        measurements[-1].figures
+        for measurements in histories()
+        if measurements[-1].figures.model in originals
+    ]
+
+
+def full_size_rows(family: str) -> list[dict[str, str]]:
+    """Return a row for each run of a family's originals: their size, and their times."""
+    return [
+        {"original": figures.model, "in": name} | _row(figures, run)
+        for figures in figures_of_family(family)
+        for name, run in figures.runs.items()
+    ]
+
+
+def _row(figures: Figures, run: Run) -> dict[str, str]:
+    speed, conversion = run.running.speed, run.conversion
+    return {
+        "size": in_words(conversion.bytes) if conversion else "-",
+        "image encoder": f"{speed.image_encoder:.2f} s",
+        "first token": f"{speed.first_token:.2f} s",
+        "next token": f"{speed.next_token * 1000:.0f} ms",
+    }
+
+
+def next_tokens(family: str) -> dict[str, dict[str, float]]:
+    """Return the milliseconds of a next token: of the smallest and the largest original, by run."""
+    measured = figures_of_family(family)
+    ends = {figures.model: figures for figures in (*measured[:1], *measured[-1:])}
+    return {
+        model: {name: run.running.speed.next_token * 1000 for name, run in figures.runs.items()}
+        for model, figures in ends.items()
+    }
