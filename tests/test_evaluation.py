@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import astuple
 
 import pytest
 import torch
@@ -13,17 +12,14 @@ from helpers.measure import evaluation
 from helpers.measure.evaluation import (
     Answers,
     Share,
-    Speed,
     accuracy,
     agreement,
     comparison_rows,
     kind_rows,
     overlaps,
-    speed_rows,
     wrong_answers,
 )
 from helpers.shapes import questions
-from tests.tiny import picture
 
 QUESTIONS = [
     (None, Question("count", "How many circles are there?", "2")),
@@ -193,36 +189,6 @@ def test_an_answer_is_that_of_a_conversation(samples, pipeline):
         pipeline.ask(question.text, [image], max_new_tokens=8).text for image, question in samples
     ]
     assert actual.texts == expected
-
-
-def test_models_are_measured_in_turn(torch_model, pipeline, monkeypatch):
-    """And until their times are steady, which the last figure decides here."""
-    order, times = [], iter([0.9, *[0.1, 0.2, 0.1], *[0.1] * 9])
-    speed = evaluation.speed
-
-    def noted(model, *arguments, **options):
-        order.append(model)
-        result = speed(model, *arguments, **options)
-        assert min(astuple(result)) > 0
-        return Speed(1, 1, 1 if model is pipeline else next(times))
-
-    monkeypatch.setattr(evaluation, "speed", noted)
-    models = {"PyTorch": torch_model, "OpenVINO": pipeline}
-    speeds = evaluation.compare_speed(models, picture(), "What is it?", tokens=8, rounds=(3, 9))
-    assert order == [torch_model, pipeline] * (1 + len(speeds["PyTorch"]))
-    assert [result.next_token for result in speeds["PyTorch"]] == [0.1, 0.2, 0.1, *[0.1] * 2]
-
-
-def test_times_are_told_with_their_range():
-    speeds = {"int4": [Speed(0.002, 0.01, 0.004), Speed(0.002, 0.03, 0.005), Speed(1, 0.02, 0.001)]}
-    assert speed_rows(speeds) == [
-        {
-            "model": "int4",
-            "image encoder": "2.0 ms (2.0 to 1000.0)",
-            "first token": "20.0 ms (10.0 to 30.0)",
-            "next token": "4.0 ms (1.0 to 5.0)",
-        }
-    ]
 
 
 def test_probabilities_of_an_answer_begin_with_that_of_its_first_token(samples, torch_model):

@@ -1,4 +1,4 @@
-"""Measure a model: right answers, agreement with PyTorch, times.
+"""Measure a model: right answers, and agreement with PyTorch.
 
 Everything here takes a PyTorch model or a pipeline on OpenVINO, which have the same calls, so that
 both are measured by the same code in the same run.
@@ -7,19 +7,15 @@ What this module does not know: answers that are right in other words; an answer
 but for the sides of a box, which may be a little off.
 """
 
-import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
-from statistics import median, quantiles
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 from helpers.inputs.boxes import boxes_in, intersection_over_union, same_boxes
 from helpers.inputs.messages import user_message
@@ -32,7 +28,6 @@ from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import text_of
 
 Model = VisionLanguageModel[Any] | VisionLanguagePipeline  # which have the same calls
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ def answer(
         prompts = [
             question_inputs(model, pairs[place][0], pairs[place][1].text) for place in places
         ]
-        output = _generate(
+        output = generate(
             model,
             **collate(prompts),
             generation_config=_greedy(
@@ -136,7 +131,7 @@ def question_inputs(model: Model, picture: Image.Image | Video, text: str) -> di
     return model.prepare(ids, model.encode_images(**inputs))
 
 
-def _generate(model: Model, **options: Any) -> Any:
+def generate(model: Model, **options: Any) -> Any:
     """Call `generate`, which all language models here have and transformers' types do not know."""
     language_model: Any = model.language_model
     return language_model.generate(**options)
@@ -249,110 +244,6 @@ def agreement(reference: Answers, other: Answers) -> Agreement:
         divergence=divergence.mean().clamp(min=0).item(),
         same_text=sum(same_text) / len(same_text),
     )
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds: a picture in the image encoder, the first token after that, and the next."""
-
-    image_encoder: float
-    first_token: float
-    next_token: float
-
-
-STEPS = ("image encoder", "first token", "next token")  # as tables and plots name them
-
-
-@torch.inference_mode()
-def speed(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) -> Speed:
-    """Measure one question once; the next token's is the median of `tokens`."""
-    inputs = model.image_inputs([picture])
-    ids = model.processor.input_ids([user_message(text, 1)], inputs)
-    encoder, features = _timed(lambda: model.encode_images(**inputs))
-    # Every run makes the same number of tokens, whatever the model wants to say. (With
-    # min_new_tokens, transformers would look through the whole vocabulary for each of them.)
-    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    prepared = model.prepare(ids, features)
-    clock = _Clock()
-    _generate(model, **prepared, generation_config=config, streamer=clock)
-    return Speed(encoder, *clock.first_and_next)
-
-
-def compare_speed(
-    models: Mapping[str, Model],
-    picture: Image.Image,
-    text: str,
-    *,
-    tokens: int = 32,
-    rounds: tuple[int, int] = (5, 15),
-    spread: float = 0.2,
-) -> dict[str, list[Speed]]:
-    """Return what each model, by its name, took for one question in each round.
-
-    They are measured in turn, so that whatever else the computer does meets all of them alike.
-    A first round does not count. There are at least and at most so many `rounds`: the last is the
-    one after which the middle half of every model's times lies within `spread` of their median.
-    """
-    for model in models.values():
-        speed(model, picture, text, tokens=tokens)
-    least, most = rounds
-    speeds: dict[str, list[Speed]] = {name: [] for name in models}
-    for number in range(1, most + 1):
-        for name, model in models.items():
-            speeds[name].append(speed(model, picture, text, tokens=tokens))
-        if number >= least and all(_steady(values, spread) for values in speeds.values()):
-            break
-    return speeds
-
-
-def _steady(speeds: Sequence[Speed], spread: float) -> bool:
-    """Say whether the middle half of each step's times lies within `spread` of their median."""
-    for seconds in zip(*map(astuple, speeds), strict=True):
-        low, middle, high = quantiles(seconds, n=4, method="inclusive")
-        if high - low > spread * middle:
-            return False
-    return True
-
-
-def speed_rows(speeds: Mapping[str, Sequence[Speed]]) -> list[dict[str, str]]:
-    """Return a row for each model of `compare_speed`: median, least and most milliseconds."""
-    rows = []
-    for name, rounds in speeds.items():
-        row = {"model": name}
-        for step, seconds in zip(STEPS, zip(*map(astuple, rounds), strict=True), strict=True):
-            low, middle, high = (
-                1000 * value for value in (min(seconds), median(seconds), max(seconds))
-            )
-            row[step] = f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
-        rows.append(row)
-    return rows
-
-
-class _Clock(BaseStreamer):
-    """Notes when tokens come."""
-
-    def __init__(self) -> None:
-        self.times = [time.perf_counter()]
-
-    def put(self, value: Tensor) -> None:
-        """Take a token, or first of all the ids of a prompt, which are none here."""
-        if value.numel():
-            self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Do nothing."""
-
-    @property
-    def first_and_next(self) -> tuple[float, float]:
-        """The seconds to the first token, and the median of those between tokens."""
-        waits = [after - before for before, after in itertools.pairwise(self.times)]
-        return waits[0], median(waits[1:])
-
-
-def _timed(function: Callable[[], T]) -> tuple[float, T]:
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
 
 
 @torch.inference_mode()

@@ -24,8 +24,9 @@ from helpers.errors import SettingsError
 from helpers.graphs.presets import find_preset
 from helpers.inputs.images import draw_lake
 from helpers.inputs.messages import user_message
-from helpers.measure import evaluation
+from helpers.measure.evaluation import Model
 from helpers.measure.figures import from_json
+from helpers.measure.speed import measure as measure_speed
 from helpers.models import load_model
 from helpers.resources import EVERY, anonymous_memory, in_words
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -161,16 +162,16 @@ def pytorch(checkpoint: str, picture: Sequence[int], dtype: str) -> dict[str, An
     return _speed(load_model(Path(checkpoint), getattr(torch, dtype)), picture)
 
 
-def _speed(model: evaluation.Model, picture: Sequence[int]) -> dict[str, Any]:
+def _speed(model: Model, picture: Sequence[int]) -> dict[str, Any]:
     """Return seconds, round by round: the median of each, and the memory's bandwidth meanwhile.
 
     On a computer that others use too, both change from one second to the next.
     """
     lake = draw_lake(*picture)
-    evaluation.speed(model, lake, QUESTION, tokens=2)
+    measure_speed(model, lake, QUESTION, tokens=2)
     rounds = []
     for _ in range(ROUNDS):
-        speed = evaluation.speed(model, lake, QUESTION, tokens=TOKENS)
+        speed = measure_speed(model, lake, QUESTION, tokens=TOKENS)
         rounds.append(asdict(speed) | {"bandwidth": bandwidth()})
     prompt = model.processor.input_ids([user_message(QUESTION, 1)], model.image_inputs([lake]))
     medians = {step: median(figures[step] for figures in rounds) for step in rounds[0]}

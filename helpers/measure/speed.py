@@ -1,0 +1,126 @@
+"""How long a model takes for one question: the image encoder, the first token, the next ones.
+
+What this module does not know: why; `benchmark` profiles.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from statistics import median, quantiles
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from helpers.inputs.messages import user_message
+from helpers.measure.evaluation import Model, generate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds: a picture in the image encoder, the first token after that, and the next."""
+
+    image_encoder: float
+    first_token: float
+    next_token: float
+
+
+STEPS = ("image encoder", "first token", "next token")  # as tables and plots name them
+
+
+@torch.inference_mode()
+def measure(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) -> Speed:
+    """Measure one question once; the next token's is the median of `tokens`."""
+    inputs = model.image_inputs([picture])
+    ids = model.processor.input_ids([user_message(text, 1)], inputs)
+    encoder, features = _timed(lambda: model.encode_images(**inputs))
+    # Every run makes the same number of tokens, whatever the model wants to say. (With
+    # min_new_tokens, transformers would look through the whole vocabulary for each of them.)
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    prepared = model.prepare(ids, features)
+    clock = _Clock()
+    generate(model, **prepared, generation_config=config, streamer=clock)
+    return Speed(encoder, *clock.first_and_next)
+
+
+def compare(
+    models: Mapping[str, Model],
+    picture: Image.Image,
+    text: str,
+    *,
+    tokens: int = 32,
+    rounds: tuple[int, int] = (5, 15),
+    spread: float = 0.2,
+) -> dict[str, list[Speed]]:
+    """Return what each model, by its name, took for one question in each round.
+
+    They are measured in turn, so that whatever else the computer does meets all of them alike.
+    A first round does not count. There are at least and at most so many `rounds`: the last is the
+    one after which the middle half of every model's times lies within `spread` of their median.
+    """
+    for model in models.values():
+        measure(model, picture, text, tokens=tokens)
+    least, most = rounds
+    speeds: dict[str, list[Speed]] = {name: [] for name in models}
+    for number in range(1, most + 1):
+        for name, model in models.items():
+            speeds[name].append(measure(model, picture, text, tokens=tokens))
+        if number >= least and all(_steady(values, spread) for values in speeds.values()):
+            break
+    return speeds
+
+
+def _steady(speeds: Sequence[Speed], spread: float) -> bool:
+    """Say whether the middle half of each step's times lies within `spread` of their median."""
+    for seconds in zip(*map(astuple, speeds), strict=True):
+        low, middle, high = quantiles(seconds, n=4, method="inclusive")
+        if high - low > spread * middle:
+            return False
+    return True
+
+
+def rows(speeds: Mapping[str, Sequence[Speed]]) -> list[dict[str, str]]:
+    """Return a row for each model of `compare`: median, least and most milliseconds."""
+    table = []
+    for name, rounds in speeds.items():
+        row = {"model": name}
+        for step, seconds in zip(STEPS, zip(*map(astuple, rounds), strict=True), strict=True):
+            low, middle, high = (
+                1000 * value for value in (min(seconds), median(seconds), max(seconds))
+            )
+            row[step] = f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
+        table.append(row)
+    return table
+
+
+class _Clock(BaseStreamer):
+    """Notes when tokens come."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def put(self, value: Tensor) -> None:
+        """Take a token, or first of all the ids of a prompt, which are none here."""
+        if value.numel():
+            self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Do nothing."""
+
+    @property
+    def first_and_next(self) -> tuple[float, float]:
+        """The seconds to the first token, and the median of those between tokens."""
+        waits = [after - before for before, after in itertools.pairwise(self.times)]
+        return waits[0], median(waits[1:])
+
+
+def _timed(function: Callable[[], T]) -> tuple[float, T]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
