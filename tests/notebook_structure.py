@@ -43,8 +43,37 @@ COSTS = ("time", "memory", "disk")  # of notebooks/costs.json, as in the card
 WORDS_BEFORE_CODE = 60
 LINES_IN_A_CELL = 25
 KILOBYTES = 400
-SHARED_LINES = 6
-SHORT_PARAGRAPH = 6  # words; shorter ones ("Solution") may stand in two notebooks
+SLOWEST = 12  # times the quickest model's: what a quiet computer gives is below 5
+# Cells that are the same in every notebook, in their order: `step` in their metadata.
+STEPS = (
+    "first",
+    "versions",
+    "checkpoint",
+    "computer",
+    "own-picture",
+    "load",
+    "precision",
+    "write",
+    "sizes",
+    "device",
+    "devices",
+    "ask",
+    "ask-again",
+    "questions",
+    "compare",
+    "kinds",
+    "speed",
+    "full-size",
+    "full-size-plot",
+    "demo",
+    "clean-up",
+)
+# Where a step is the new idea itself, the notebook has a cell of its own for it.
+OWN_STEPS = {
+    "04-minicpm-v-2": {"demo"},
+    "05-llama-3.2-vision": {"write", "questions"},
+    "06-qwen3-vl": {"questions"},
+}
 
 IGNORED_OUTPUT = re.compile(r"^\s*#\s*(NBVAL_IGNORE_OUTPUT|PYTEST_VALIDATE_IGNORE_OUTPUT)", re.M)
 FORBIDDEN = {
@@ -56,6 +85,7 @@ FORBIDDEN = {
     r"\bshare\s*=\s*True\b": "a public tunnel",
     r"\bdebug\s*=\s*True\b": "a page that blocks the notebook",
 }
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:tmp|root|work|home/\w+|Users/\w+)/|\b[A-Z]:\\+\w")
 
 
@@ -130,31 +160,6 @@ def texts_of(output: NotebookNode) -> Iterator[str]:
     for kind, data in output.get("data", {}).items():
         if kind.startswith("text/") or kind == "image/svg+xml":
             yield data
-
-
-def paragraphs(notebook: Notebook) -> set[str]:
-    """Return the notebook's paragraphs of prose, the card's fields and headings aside."""
-    prose = set()
-    for cell in notebook.markdown:
-        text = cell.source
-        if text == notebook.card:
-            text = re.split(r"^\s*(?:[-*]\s+|\|\s*)?\*\*", text, maxsplit=1, flags=re.M)[0]
-        for paragraph in re.split(r"\n\s*\n", text):
-            words = paragraph.split()
-            if len(words) >= SHORT_PARAGRAPH and not paragraph.lstrip().startswith("#"):
-                prose.add(" ".join(words))
-    return prose
-
-
-def runs_of_code(notebook: Notebook) -> set[tuple[str, ...]]:
-    """Return every run of lines of code in one cell that is long enough to count as a copy."""
-    runs = set()
-    for cell in notebook.code:
-        lines = [line.strip() for line in code_lines(cell.source)]
-        lines = [line for line in lines if not line.startswith(("import ", "from "))]
-        for start in range(len(lines) - SHARED_LINES + 1):
-            runs.add(tuple(lines[start : start + SHARED_LINES]))
-    return runs
 
 
 def code_lines(source: str) -> list[str]:
@@ -348,6 +353,49 @@ def answers_compared(notebook: Notebook) -> list[str]:
     ]
 
 
+def standard_steps(notebook: Notebook) -> list[str]:
+    """Check that the standard steps are there, in their order, but for those that are its idea."""
+    expected = [step for step in STEPS if step not in OWN_STEPS.get(notebook.path.stem, ())]
+    steps = [cell.metadata["step"] for cell in notebook.code if "step" in cell.metadata]
+    if steps == expected:
+        return []
+    missing = ", ".join(step for step in expected if step not in steps)
+    return [f"The standard steps are not those of every notebook; missing: {missing or 'none'}."]
+
+
+def plain_code(notebook: Notebook) -> list[str]:
+    """Check that code can be read line by line.
+
+    No comprehension stands inside another, and no loop assigns to an attribute.
+    """
+    problems = []
+    for number, cell in enumerate(notebook.code, start=1):
+        for node in ast.walk(ast.parse(cell.source)):
+            inside = [part for part in ast.walk(node) if isinstance(part, COMPREHENSIONS)]
+            if isinstance(node, COMPREHENSIONS) and len(inside) > 1:
+                problems.append(f"Code cell {number} has a comprehension inside another.")
+            if isinstance(node, ast.For) and any(
+                isinstance(part, ast.Attribute) for part in ast.walk(node.target)
+            ):
+                problems.append(f"Code cell {number} has a loop that assigns to an attribute.")
+    return problems
+
+
+def believable_times(notebook: Notebook) -> list[str]:
+    """Check that no stored time is many times another model's, as on a busy computer."""
+    problems = []
+    for cell in notebook.code:
+        if cell.metadata.get("step") != "speed":
+            continue
+        text = "".join(text for output in cell.outputs for text in texts_of(output))
+        rows = [re.findall(r"([\d.]+) ms", line) for line in text.splitlines()]
+        columns = zip(*(map(float, row) for row in rows if row), strict=True)
+        ratios = [max(column) / min(column) for column in columns]
+        if not ratios or max(ratios) > SLOWEST:
+            problems.append(f"The times of the models are {ratios} times apart; execute it anew.")
+    return problems
+
+
 CHECKS: tuple[Callable[[Notebook], list[str]], ...] = (
     sections_in_order,
     one_title,
@@ -365,14 +413,17 @@ CHECKS: tuple[Callable[[Notebook], list[str]], ...] = (
     unique_ids,
     no_machine_paths,
     answers_compared,
+    standard_steps,
+    plain_code,
+    believable_times,
 )
 
 
-def nothing_shared(first: Notebook, second: Notebook) -> list[str]:
-    """Check that two notebooks share no run of code and no paragraph: helpers are for that."""
-    names = f"{first.path.name} and {second.path.name}"
-    code = runs_of_code(first) & runs_of_code(second)
-    prose = paragraphs(first) & paragraphs(second)
-    return [f"{names} share code from {run[0]!r} on." for run in sorted(code)] + [
-        f"{names} share a paragraph: {text[:60]!r}." for text in sorted(prose)
+def same_steps(first: Notebook, second: Notebook) -> list[str]:
+    """Check that the standard steps of two notebooks are the same cells."""
+    cells = {cell.metadata.get("step"): cell.source for cell in first.code}
+    return [
+        f"{first.path.name} and {second.path.name} differ in the step {step!r}."
+        for cell in second.code
+        if (step := cell.metadata.get("step")) in cells and step and cells[step] != cell.source
     ]

@@ -26,7 +26,7 @@ from helpers.measure.tasks import measure
 from helpers.models import families as register
 from helpers.models import load_model, minicpm_v2_vision
 from helpers.models.families import families, find_original
-from helpers.resources import Growth, anonymous_memory
+from helpers.resources import Growth, anonymous_memory, in_words
 from helpers.workshop.full_size_page import full_size_text
 from helpers.workshop.history import MARGIN, SlowerError, append
 from helpers.workshop.readme import ROOT, full_size_page
@@ -135,6 +135,8 @@ def test_what_notebooks_show_of_a_familys_originals():
     milliseconds = figures.runs["int4"].running.speed.next_token * 1000
     (row,) = (row for row in rows if (row["original"], row["in"]) == ("internvl2-8b", "int4"))
     assert row["next token"] == f"{milliseconds:.0f} ms"
+    sizes = {row["in"]: row["size"] for row in rows if row["original"] == "internvl2-8b"}
+    assert sizes["PyTorch bfloat16"] == in_words(2 * sum(figures.parameters.values()))
     assert next_tokens("internvl2")["internvl2-8b"]["int4"] == milliseconds
     assert list(next_tokens("internvl2")) == [models[0], models[-1]]
 

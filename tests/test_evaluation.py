@@ -76,7 +76,7 @@ def test_models_are_compared_row_by_row():
         "same text": "2 of 4",
         "KL": f"{-math.log(4 * 0.1 * 0.9) / 8:.4f}",
     }
-    rows = comparison_rows(answers, QUESTIONS, sizes, known=False)
+    rows = comparison_rows(answers, QUESTIONS, sizes, exact=False)
     assert [row["right"] for row in rows] == ["-", "-"]
     assert kind_rows(answers, QUESTIONS)[1] == {
         "kind": "count",

@@ -28,9 +28,9 @@ def test_notebook(path, check):
 
 
 @pytest.mark.parametrize("pair", [*combinations(NOTEBOOKS, 2)], ids=str)
-def test_notebooks_share_nothing(pair):
+def test_standard_steps_are_the_same_cells(pair):
     first, second = (Notebook.read(path, {}) for path in pair)
-    assert structure.nothing_shared(first, second) == []
+    assert structure.same_steps(first, second) == []
 
 
 def test_costs_are_told_of_no_other_notebook():
@@ -76,6 +76,14 @@ From a picture to an answer.
 """
 
 
+TIMES = """\
+model    image encoder            next token
+----------------------------------------------------
+PyTorch  6.1 ms (6.0 to 7.2)  2.9 ms (2.8 to 3.1)
+int4     2.0 ms (1.9 to 2.2)  1.5 ms (1.4 to 1.6)
+"""
+
+
 def printed_output(text: str):
     return new_output("stream", name="stdout", text=text)
 
@@ -93,6 +101,10 @@ def good_cells(card: str = TABLE) -> list:
         outputs = [printed_output(f"step {number}\n")]
         cells += [new_markdown_cell(text), new_code_cell(source, outputs=outputs)]
     cells[8].metadata["alt"], cells[8].outputs = "A rising line", [drawn_output()]
+    for step in structure.STEPS:
+        cell = new_code_cell(f"step = {step!r}\nprint(step)", metadata={"step": step})
+        cell.outputs = [printed_output(TIMES if step == "speed" else f"{step}\n")]
+        cells.append(cell)
     for number, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), start=1):
         cell.execution_count = number
     return cells
@@ -140,6 +152,17 @@ def card_without(name: str):
 def changed_card(old: str, new: str):
     """Return a change of the card."""
     return new_source(0, TABLE.replace(old, new))
+
+
+def new_times(text: str):
+    """Return a change of what the step that measures speed has printed."""
+
+    def change(cells):
+        for cell in cells:
+            if cell.metadata.get("step") == "speed":
+                cell.outputs = [printed_output(text)]
+
+    return change
 
 
 FIRST, ASK, COMPARE = 2, 14, 16  # code cells
@@ -213,6 +236,12 @@ BAD = [
         structure.answers_compared,
         new_outputs(COMPARE, printed_output("1"), tags=["nbval-ignore-output"]),
     ),
+    (structure.standard_steps, lambda cells: cells.pop()),
+    (structure.standard_steps, lambda cells: cells.insert(-2, cells.pop())),
+    (structure.plain_code, new_source(FIRST, "print([[a for a in row] for row in [[1]]])")),
+    (structure.plain_code, new_source(FIRST, "for cell.value in (1, 2):\n    print(cell)")),
+    (structure.believable_times, new_times(TIMES.replace("6.1 ms", "161.0 ms"))),
+    (structure.believable_times, new_times("no table")),
 ]
 
 
@@ -240,30 +269,11 @@ def test_every_check_was_seen_to_fail():
     assert {check for check, _ in BAD} | checks_of_other_tests == set(CHECKS)
 
 
-CODE = "import torch\n" + "\n".join(f"value_{number} = {number}" for number in range(6))
-
-
-def test_shared_code_is_found(make):
-    first = make([new_code_cell(CODE + "\nprint(1)")], "01-one")
-    second = make([new_code_cell("x = 0\n\n" + CODE)], "02-two")
-    assert len(structure.nothing_shared(first, second)) == 1
-
-
-def test_shared_imports_and_short_runs_are_not(make):
-    imports = "\n".join(f"import library_{number}" for number in range(9))
-    first = make([new_code_cell(imports + "\nx = 1"), new_code_cell(CODE)], "01-one")
-    second = make([new_code_cell(imports + "\nx = 1"), new_code_cell(CODE[:-12])], "02-two")
-    assert structure.nothing_shared(first, second) == []
-
-
-def test_a_shared_paragraph_is_found(make):
-    text = "The image encoder turns\na picture into rows of features."
-    first = make([new_markdown_cell(TABLE), new_markdown_cell(f"## One\n\n{text}")], "01-one")
-    second = make(
-        [
-            new_markdown_cell(LIST.replace("From", "Again from")),
-            new_markdown_cell(f"Two.\n\n{text}"),
-        ],
-        "02-two",
-    )
-    assert len(structure.nothing_shared(first, second)) == 1
+def test_a_step_that_differs_is_found(make):
+    ask = new_code_cell("reply = pipeline.ask(question)", metadata={"step": "ask"})
+    other = new_code_cell("answer = pipeline.ask(question)", metadata={"step": "ask"})
+    first, second = make([ask], "01-one"), make([other], "02-two")
+    assert structure.same_steps(first, second) == [
+        "01-one.ipynb and 02-two.ipynb differ in the step 'ask'."
+    ]
+    assert structure.same_steps(first, make([ask], "03-three")) == []

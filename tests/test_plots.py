@@ -1,5 +1,7 @@
 """What the notebooks draw is what they were given."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -54,3 +56,51 @@ def test_more_lines_than_can_be_told_apart():
 def test_numbers_stand_on_the_right_with_or_without_separators():
     table = tables.format_table([{"part": "a", "weights": "1,024"}, {"part": "bc", "weights": 7}])
     assert table.splitlines()[2:] == ["a       1,024", "bc          7"]
+
+
+def test_normalised_pixels_are_shown_in_their_own_colours():
+    settings = SimpleNamespace(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.1])
+    colours = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    pixels = (torch.tensor(colours) / 255 - torch.tensor(settings.image_mean)) / torch.tensor(
+        settings.image_std
+    )
+    pictures = plots.pictures_of(pixels.permute(0, 3, 1, 2), settings)
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in pictures]), colours)
+
+
+def test_what_is_compared_has_one_scale():
+    grids = {"low": torch.tensor([[0.0, 1.0]]), "high": torch.tensor([[2.0, 5.0]])}
+    axes = plots.show_grids(grids, common_scale=True).axes
+    assert [axis.images[0].get_clim() for axis in axes[:2]] == [(0.0, 5.0)] * 2
+    heights = {"small": {"a": 1.0}, "large": {"a": 8.0}}
+    units = dict.fromkeys(heights, "bytes")
+    small, large = plots.bars(heights, units=units, common_scale=True).axes
+    assert small.get_ylim() == large.get_ylim()
+
+
+def test_heights_begin_at_zero_and_a_single_line_needs_no_legend():
+    (axis,) = plots.lines({"kept": {1: 130.0, 8: 250.0}}, x="beams", y="milliseconds").axes
+    assert axis.get_ylim()[0] == 0 and axis.get_legend() is None
+    (axis,) = plots.lines({"bias": {1: -1.0, 8: -8.0}}, x="distance", y="bias").axes
+    assert axis.get_ylim()[0] < -8
+
+
+def test_sizes_are_shown_by_part_and_together():
+    rows = tables.size_rows({"int4": {"image encoder": 2_000_000, "language model": 1_500_000}})
+    assert rows == [
+        {
+            "precision": "int4",
+            "image encoder": "2.0 MB",
+            "language model": "1.5 MB",
+            "all": "3.5 MB",
+        }
+    ]
+
+
+def test_long_texts_are_wrapped_between_words():
+    answer = " ".join(["a green cross at the top left,"] * 4)
+    table = tables.format_table([{"way": "greedy", "answer": answer, "tokens": 33}])
+    lines = table.splitlines()
+    assert len(lines) == 4 and max(map(len, lines)) < 100
+    assert lines[2].endswith("33") and lines[3].startswith(" " * len("greedy  "))
+    assert " ".join((lines[2].removesuffix("33") + lines[3]).split()[1:]) == answer

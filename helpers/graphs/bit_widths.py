@@ -3,6 +3,7 @@
 What this module does not know: how they came to be stored so.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -54,6 +55,18 @@ def layer_types(model: ov.Model) -> dict[str, str]:
         module = layer.get_friendly_name().split("/")[0].removeprefix("__module.")
         types[module] = constant.get_element_type().get_type_name()
     return types
+
+
+def same_weights(first: ov.Model, second: ov.Model) -> bool:
+    """Return whether two models store the same constants, bit by bit, in the same order."""
+
+    def stored(model: ov.Model) -> Iterator[bytes]:
+        for node in model.get_ordered_ops():
+            if node.get_type_name() == "Constant":
+                yield node.data.tobytes()
+
+    pairs = itertools.zip_longest(stored(first), stored(second))
+    return all(ours == theirs for ours, theirs in pairs)
 
 
 def _layers(model: ov.Model) -> Iterator[tuple[ov.Node, ov.Node]]:

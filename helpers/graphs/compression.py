@@ -10,8 +10,9 @@ which `helpers.convert.calibration` makes of pictures and questions.
 What this module does not know: quantised activations in the language model, NF4 and FP8 weights.
 """
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import nncf
@@ -36,7 +37,7 @@ _REFUSALS = (
 )
 _SENSITIVITIES = {metric.value: metric for metric in nncf.SensitivityMetric}
 
-__all__ = ["Inputs", "compress", "find_preset", "quantize"]
+__all__ = ["Inputs", "compress", "find_preset", "quantize", "repaired_nncf"]
 
 Inputs = Iterable[Mapping[str, np.ndarray]]  # a model's inputs by name, for each sample
 
@@ -58,7 +59,7 @@ def compress(
         return model
     options = _options_of_4_bits(weights, samples) if weights.mode.startswith("int4") else {}
     try:
-        with upstream.quiet(), upstream.one_core(core(), safe_options), upstream.compiled_once():
+        with repaired_nncf(), upstream.compiled_once():
             return nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
     except nncf.InvalidGroupSizeError as error:
         widths = sorted({int(width) for width in re.findall(r"channel size: (\d+)", str(error))})
@@ -68,6 +69,13 @@ def compress(
         ) from None
     except _REFUSALS as error:
         raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
+
+
+@contextlib.contextmanager
+def repaired_nncf() -> Iterator[None]:
+    """Call NNCF without its progress bars, and with the options that some processors need."""
+    with upstream.quiet(), upstream.one_core(core(), safe_options):
+        yield
 
 
 def _options_of_4_bits(weights: Weights, samples: Inputs | None) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def quantize(model: ov.Model, setting: Quantization, samples: Inputs | None) -> 
     _widen(model)
     smooth_quant = nncf.AdvancedSmoothQuantParameters(matmul=setting.smooth_quant)
     try:
-        with upstream.quiet(), upstream.one_core(core(), safe_options):
+        with repaired_nncf():
             return nncf.quantize(
                 model,
                 _dataset(setting, samples),

@@ -8,7 +8,7 @@ but for the sides of a box, which may be a little off.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,21 +88,25 @@ def comparison_rows(
     pairs: Sequence[VisualQuestion],
     bytes_of: Mapping[str, int],
     *,
-    known: bool = True,
+    exact: bool = True,
 ) -> list[dict[str, str]]:
     """Return a row for each model of `compare`: its size in bytes, right answers, its agreement.
 
-    The agreement is with the first model. Where right answers are not `known`, none are counted.
+    The agreement is with the first model. Right answers are counted where they can be `exact`: an
+    original model answers in its own words.
     """
-    reference = next(iter(answers.values()))
+    reference = next(iter(answers))
     rows = []
     for name, model_answers in answers.items():
-        same = agreement(reference, model_answers)
-        right = str(accuracy(model_answers, pairs)["all"]) if known else "-"
+        right = str(accuracy(model_answers, pairs)["all"]) if exact else "-"
         row = {"model": name, "size": in_words(bytes_of[name]), "right": right}
-        row["same first token"] = str(_share_of(same.top_token, len(pairs)))
-        row["same text"] = str(_share_of(same.same_text, len(pairs)))
-        rows.append(row | {"KL": f"{same.divergence:.4f}"})
+        row |= dict.fromkeys(("same first token", "same text", "KL"), "-")
+        if name != reference:
+            same = agreement(answers[reference], model_answers)
+            row["same first token"] = str(_share_of(same.top_token, len(pairs)))
+            row["same text"] = str(_share_of(same.same_text, len(pairs)))
+            row["KL"] = f"{same.divergence:.4f}"
+        rows.append(row)
     return rows
 
 
@@ -264,10 +268,19 @@ def log_probability(
     return values
 
 
-def wrong_answers(answers: Answers, pairs: Iterable[VisualQuestion]) -> list[dict[str, str]]:
+def wrong_places(answers: Answers, pairs: Sequence[VisualQuestion]) -> list[int]:
+    """Return the places, from 0, of the questions that are not answered exactly."""
+    texts = enumerate(zip(answers.texts, pairs, strict=True))
+    return [place for place, (text, (_, question)) in texts if not is_right(text, question)]
+
+
+def wrong_answers(answers: Answers, pairs: Sequence[VisualQuestion]) -> list[dict[str, str]]:
     """Return each wrong answer with its question, as rows for a table."""
     return [
-        {"question": question.text, "answer": text, "right": question.answer}
-        for text, (_, question) in zip(answers.texts, pairs, strict=True)
-        if not is_right(text, question)
+        {
+            "question": pairs[place][1].text,
+            "answer": answers.texts[place],
+            "right": pairs[place][1].answer,
+        }
+        for place in wrong_places(answers, pairs)
     ]

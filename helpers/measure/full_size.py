@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from helpers.measure.figures import Computer, Figures, Run, from_json
 from helpers.models.families import find_family_by_name
 from helpers.resources import in_words
@@ -71,16 +73,20 @@ def figures_of_family(name: str) -> list[Figures]:
 def full_size_rows(family: str) -> list[dict[str, str]]:
     """Return a row for each run of a family's originals: their size, and their times."""
     return [
-        {"original": figures.model, "in": name} | _row(figures, run)
+        {"original": figures.model, "in": name} | _row(figures, name, run)
         for figures in figures_of_family(family)
         for name, run in figures.runs.items()
     ]
 
 
-def _row(figures: Figures, run: Run) -> dict[str, str]:
-    speed, conversion = run.running.speed, run.conversion
+def _row(figures: Figures, name: str, run: Run) -> dict[str, str]:
+    speed = run.running.speed
+    if run.conversion is not None:
+        size = run.conversion.bytes
+    else:  # PyTorch, in the type that its name ends with
+        size = sum(figures.parameters.values()) * getattr(torch, name.split()[-1]).itemsize
     return {
-        "size": in_words(conversion.bytes) if conversion else "-",
+        "size": in_words(size),
         "image encoder": f"{speed.image_encoder:.2f} s",
         "first token": f"{speed.first_token:.2f} s",
         "next token": f"{speed.next_token * 1000:.0f} ms",

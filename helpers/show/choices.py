@@ -11,7 +11,7 @@ from pathlib import Path
 from helpers.convert.conversion import memory_to_convert
 from helpers.errors import SettingsError
 from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
-from helpers.models.families import Family, find_checkpoint, find_family_by_name
+from helpers.models.families import Family, families, find_checkpoint, find_family_by_name
 from helpers.resources import path_of
 from helpers.run.devices import Device, available_devices, check_device, list_devices
 from helpers.show.widgets import Choice, Option
@@ -63,6 +63,24 @@ def chosen_folder(choice: Choice) -> Path:
         raise SettingsError("Set the environment variable VLM_FOLDER to a checkpoint's folder.")
     read_config(path_of(path))
     return path_of(path)
+
+
+def smallest_original(name: str) -> str:
+    """Return in words the smallest original of the family called `name`, and its download."""
+    original = min(find_family_by_name(name).originals, key=lambda original: original.parameters)
+    return f"{original.hub_id} is the smallest, {original.download:.1f} GB to download."
+
+
+def terms_of_use(choice: Choice) -> str:
+    """Return the terms of use of the checkpoint that is chosen, as a page shows them."""
+    if choice.value == FOLDER:
+        return "The terms of use are those of the folder's checkpoint."
+    originals = {
+        original.hub_id: original for family in families() for original in family.originals
+    }
+    if choice.value in originals:
+        return f"Terms of use: {originals[choice.value].licence}."
+    return "This small model may be used under Apache-2.0."
 
 
 def choose_precision(default: str = "int4", presets: Mapping[str, Preset] = PRESETS) -> Choice:

@@ -4,7 +4,7 @@ Every plot has the numbers beside it as a table, and tells its series apart by m
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib.pyplot as plt
 import torch
@@ -25,6 +25,13 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
 }
+
+
+class ImageProcessor(Protocol):
+    """What transformers' image processors tell of how they normalise: a number for each channel."""
+
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
 
 
 def show_pictures(
@@ -72,26 +79,34 @@ def mosaic(pieces: Sequence[Image.Image], columns: int, *, gap: int = 6) -> Imag
     return canvas
 
 
-def pictures_of(pixel_values: Tensor) -> list[Image.Image]:
+def pictures_of(pixel_values: Tensor, image_processor: ImageProcessor) -> list[Image.Image]:
     """Return normalised pixels (pictures, 3, height, width) as pictures to look at.
 
-    The darkest value becomes 0 and the brightest 255, which needs no means and deviations.
+    The mean and the deviation of each channel, those of `image_processor`, are undone.
     """
-    low, high = pixel_values.min(), pixel_values.max()
-    scaled = ((pixel_values - low) / (high - low) * 255).round().to(torch.uint8)
+    mean = torch.tensor(image_processor.image_mean)[:, None, None]
+    deviation = torch.tensor(image_processor.image_std)[:, None, None]
+    shares = (pixel_values * deviation + mean).clamp(0, 1)
+    scaled = (shares * 255).round().to(torch.uint8)
     return [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in scaled]
 
 
-def show_grids(grids: Mapping[str, Tensor | Image.Image]) -> Figure:
-    """Show grids of numbers (rows, columns) as shades, each with its scale, under their titles.
+def show_grids(grids: Mapping[str, Tensor | Image.Image], *, common_scale: bool = False) -> Figure:
+    """Show grids of numbers (rows, columns) as shades under their titles.
 
-    A picture among them is shown as it is, at the same size.
+    Each has a scale of its own, or all have a common one. A picture among them is shown as it is,
+    at the same size.
     """
+    limits = {}
+    if common_scale:
+        numbers = [grid for grid in grids.values() if isinstance(grid, Tensor)]
+        limits["vmin"] = min(grid.min().item() for grid in numbers)
+        limits["vmax"] = max(grid.max().item() for grid in numbers)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(1, len(grids), figsize=(2.8 * len(grids), 2.6), squeeze=False)
         for axis, (title, grid) in zip(axes[0], grids.items(), strict=True):
             if isinstance(grid, Tensor):
-                shades = axis.imshow(grid.float().numpy(), cmap="cividis")
+                shades = axis.imshow(grid.float().numpy(), cmap="cividis", **limits)
                 figure.colorbar(shades, ax=axis, fraction=0.046).ax.tick_params(labelsize=8)
             else:
                 axis.imshow(grid)
@@ -125,17 +140,27 @@ def lines(series: Mapping[str, Mapping[float, float]], *, x: str, y: str) -> Fig
         axis.set_xlabel(x, fontsize=9)
         axis.set_ylabel(y, fontsize=9)
         axis.tick_params(labelsize=8)
-        axis.legend(fontsize=8, frameon=False)
+        if min(axis.get_ylim()) > 0:
+            axis.set_ylim(bottom=0)  # heights are compared
+        if len(series) > 1:
+            axis.legend(fontsize=8, frameon=False)
         figure.tight_layout()
     plt.close(figure)
     return figure
 
 
-def bars(groups: Mapping[str, Mapping[str, float]], *, units: Mapping[str, str]) -> Figure:
+def bars(
+    groups: Mapping[str, Mapping[str, float]],
+    *,
+    units: Mapping[str, str],
+    common_scale: bool = False,
+) -> Figure:
     """Draw one small bar chart for each measure: `groups` is measure to variant to value."""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(groups), figsize=(2.6 * len(groups), 2.6))
-        for axis, (measure, values) in zip(axes, groups.items(), strict=True):
+        figure, axes = plt.subplots(
+            1, len(groups), figsize=(2.6 * len(groups), 2.6), squeeze=False, sharey=common_scale
+        )
+        for axis, (measure, values) in zip(axes[0], groups.items(), strict=True):
             _bar_chart(axis, measure, values, units[measure])
         figure.tight_layout()
     plt.close(figure)

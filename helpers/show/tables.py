@@ -1,6 +1,12 @@
 """Tables as lines of text, in notebooks, in the terminal and on pages alike."""
 
+import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
+
+from helpers.resources import in_words
+
+WIDTH = 84  # characters of a column, after which a text goes on in the next line
 
 
 def show_table(rows: Sequence[Mapping[str, object]]) -> None:
@@ -9,21 +15,38 @@ def show_table(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows with the same keys as lines of text under a header."""
+    """Return rows with the same keys as lines of text under a header; long texts are wrapped."""
     if not rows:
         return "(nothing)"
     columns = list(rows[0])
-    cells = [columns] + [[str(row[name]) for name in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    right = [all(_is_number(line[i]) for line in cells[1:]) for i in range(len(columns))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in cells
+    texts = [[str(row[name]) for name in columns] for row in rows]
+    right = [all(map(_is_number, column)) for column in zip(*texts, strict=True)]
+    lines = [columns]
+    for row in texts:
+        wrapped = [textwrap.wrap(text, WIDTH) or [""] for text in row]
+        lines += [list(line) for line in itertools.zip_longest(*wrapped, fillvalue="")]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    header, *body = [_line(line, widths, right) for line in lines]
+    return "\n".join([header, "-" * len(header.ljust(sum(widths))), *body])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    """Return cells side by side, in columns of these widths, numbers to the right."""
+    padded = [
+        cell.rjust(width) if to_right else cell.ljust(width)
+        for cell, width, to_right in zip(cells, widths, right, strict=True)
     ]
-    return "\n".join([lines[0], "-" * len(lines[0].ljust(sum(widths))), *lines[1:]])
+    return "  ".join(padded).rstrip()
+
+
+def size_rows(sizes: Mapping[str, Mapping[str, int]]) -> list[dict[str, str]]:
+    """Return a row for each precision: the size of each part, and of all, from bytes by part."""
+    return [
+        {"precision": name}
+        | {part: in_words(size) for part, size in parts.items()}
+        | {"all": in_words(sum(parts.values()))}
+        for name, parts in sizes.items()
+    ]
 
 
 def _is_number(text: str) -> bool:

@@ -123,11 +123,7 @@ def _figures(
 ) -> AnswerFigures:
     shares = evaluation.accuracy(answers, pairs)
     agreement = asdict(evaluation.agreement(reference, answers))
-    wrong = [
-        place * every
-        for place, (text, (_, question)) in enumerate(zip(answers.texts, pairs, strict=True))
-        if not evaluation.is_right(text, question)
-    ]
+    wrong = [place * every for place in evaluation.wrong_places(answers, pairs)]
     values = {kind: share.value for kind, share in shares.items()}
     return {"accuracy": _rounded(values), "agreement": _rounded(agreement), "wrong": wrong}
 
