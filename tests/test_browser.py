@@ -189,6 +189,68 @@ def test_files_go_when_the_window_is_closed(new_page, server, tmp_path):
     pytest.fail("the file is still there")
 
 
+@WHICHEVER
+def test_a_setting_that_changes_nothing_is_greyed(new_page, server):
+    page = Chat(new_page(), server.address).page
+    fields = [page.get_by_label(f"number input for {name}") for name in ("Temperature", "Top-p")]
+    for field in fields:
+        expect(field).to_be_disabled()
+    expect(page.get_by_label("number input for Maximum new tokens")).to_be_enabled()
+    page.get_by_label("Sample").check()
+    for field in fields:
+        expect(field).to_be_enabled()
+    page.get_by_label("Sample").uncheck()
+    for field in fields:
+        expect(field).to_be_disabled()
+
+
+@WHICHEVER
+def test_the_settings_of_a_narrow_window_are_folded_below_the_chat(new_page, server):
+    """The question is in view there, and words stay whole; a wide window has the settings open."""
+    wide, narrow = new_page(), new_page()
+    narrow.set_viewport_size({"width": 390, "height": 844})
+    chat = Chat(narrow, server.address)
+    setting = "number input for Maximum new tokens"
+    expect(Chat(wide, server.address).page.get_by_label(setting)).to_be_in_viewport()
+    expect(narrow.get_by_label(setting)).not_to_be_visible()
+    expect(chat.question).to_be_in_viewport()
+    fold = narrow.get_by_role("button", name="Settings")
+    assert fold.bounding_box()["y"] > chat.question.bounding_box()["y"]
+    fold.click()
+    expect(narrow.get_by_label(setting)).to_be_visible()
+    for name in ("Ask", "Stop", "Regenerate", "Clear"):
+        button = narrow.get_by_role("button", name=name, exact=True).filter(has_text=name)
+        assert button.evaluate("button => button.scrollWidth <= button.clientWidth"), name
+
+
+WORD_PLACES = """bubble => {
+  const walker = document.createTreeWalker(bubble, NodeFilter.SHOW_TEXT);
+  const heights = [];
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    for (const word of node.data.matchAll(/\\S+/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      heights.push([word[0], range.getClientRects().length]);
+    }
+  }
+  return heights;
+}"""
+
+
+@WHICHEVER
+def test_a_long_answer_breaks_between_words(new_page, server, picture_files):
+    page = new_page()
+    page.set_viewport_size({"width": 390, "height": 844})
+    chat = Chat(page, server.address)
+    chat.show(picture_files["circle"])
+    chat.ask("Describe the picture.")
+    expect(chat.answers.last).to_contain_text("first token")
+    words = chat.answers.last.evaluate(WORD_PLACES)
+    assert chat.answers.last.bounding_box()["height"] > 90 and len(words) > 8
+    assert {lines for _, lines in words} == {1}, words
+
+
 def test_with_the_keyboard_alone(new_page, server, picture_files):
     chat = Chat(new_page(), server.address)
     chat.show(picture_files["circle"])

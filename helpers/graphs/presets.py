@@ -143,6 +143,14 @@ class Preset:
     why: str
     image_encoder: Weights | Quantization | None = None
 
+    def __post_init__(self) -> None:
+        for part, weights in (("language model", self.language_model), ("others", self.others)):
+            if not isinstance(weights, Weights):
+                raise _no_weights(self.name, part, weights, "Weights")
+        if not isinstance(self.image_encoder, Weights | Quantization | None):
+            kinds = "Weights or Quantization"
+            raise _no_weights(self.name, "image encoder", self.image_encoder, kinds)
+
     def weights_of(self, part: str) -> Weights | Quantization:
         """Return how the weights of the part called `part` are stored."""
         if part == IMAGE_ENCODER and self.image_encoder is not None:
@@ -152,6 +160,13 @@ class Preset:
     def __str__(self) -> str:
         encoder = "" if self.image_encoder is None else f"image encoder {self.image_encoder}, "
         return f"language model {self.language_model}, {encoder}other parts {self.others}"
+
+
+def _no_weights(preset: str, part: str, weights: object, kinds: str) -> SettingsError:
+    return SettingsError(
+        f"The preset {preset!r} has {weights!r} for its {part}; give {kinds}, as in "
+        'Preset("mine", Weights("int4-sym", group_size=64), Weights("int8"), "why").'
+    )
 
 
 FP16, INT8 = Weights("fp16"), Weights("int8")
@@ -172,9 +187,15 @@ _ONLY_IN_4_BITS = {"group_size", "ratio"}
 
 
 def find_preset(name: str, **changes: Any) -> Preset:
-    """Return a preset by name; `changes` replace fields of its language model's weights."""
+    """Return a preset by name; `changes` replace fields of its language model's weights.
+
+    Raises `SettingsError` for a name that `PRESETS` does not have.
+    """
     if name not in PRESETS:
-        raise SettingsError(f"The precision {name!r} does not exist; use {', '.join(PRESETS)}.")
+        raise SettingsError(
+            f"The precision {name!r} does not exist; use {', '.join(PRESETS)}, or see "
+            "docs/next-steps.md for one of your own."
+        )
     preset = PRESETS[name]
     changes = {field: value for field, value in changes.items() if value is not None}
     if not changes:
