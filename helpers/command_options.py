@@ -17,7 +17,7 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
     """Add what a pipeline is made of."""
     add_folder(parser)
-    parser.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
+    parser.add_argument("--device", default="CPU", help="CPU (default), GPU, AUTO")
     parser.add_argument(
         "--picture-tokens",
         type=int,
@@ -82,13 +82,22 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
 
     names = ", ".join(o.name for family in families() for o in family.originals)
     parser.add_argument("model", help=names)
-    parser.add_argument("--full-size", action="store_true", help="with random weights")
     parser.add_argument(
-        "--precision", default="int4", help=f"one or several of {','.join(PRESETS)}"
+        "--full-size",
+        action="store_true",
+        help="first write a checkpoint of the original's size, with random weights; without it, "
+        "the bundled one is measured",
+    )
+    parser.add_argument(
+        "--precision",
+        default="int4",
+        help=f"one or several of {','.join(PRESETS)} (default: int4)",
     )
     parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
     parser.add_argument(
-        "--folder", type=path_of, help="keep checkpoints and converted models there"
+        "--folder",
+        type=path_of,
+        help="keep checkpoints and converted models there (default: they are removed)",
     )
     parser.add_argument("--output", type=path_of, help="write the figures into this file too")
 

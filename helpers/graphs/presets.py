@@ -4,7 +4,8 @@ What this module does not know: how weights are rounded, which `compression` has
 folder can be run, and a choice shown, without NNCF.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from helpers.errors import SettingsError
@@ -157,6 +158,13 @@ class Preset:
             return self.image_encoder
         return self.language_model if part == LANGUAGE_MODEL else self.others
 
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """How weights are stored, without the name, as a manifest has it."""
+        parts = ("language_model", "others", "image_encoder")
+        weights = {part: getattr(self, part) for part in parts}
+        return {part: asdict(stored) for part, stored in weights.items() if stored is not None}
+
     def __str__(self) -> str:
         encoder = "" if self.image_encoder is None else f"image encoder {self.image_encoder}, "
         return f"language model {self.language_model}, {encoder}other parts {self.others}"
@@ -181,6 +189,11 @@ PRESETS = {
         Preset("int4-sym", Weights("int4-sym"), INT8, "as int4 without zero points: a bit smaller"),
     )
 }
+
+
+def name_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of the preset with these `settings`; "" if none has them."""
+    return next((name for name, preset in PRESETS.items() if preset.settings == settings), "")
 
 
 _ONLY_IN_4_BITS = {"group_size", "ratio"}
