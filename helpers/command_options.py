@@ -54,9 +54,15 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
     parser.add_argument("--temperature", type=float, help="sample; 0: the most probable token")
-    parser.add_argument("--top-p", type=float, help="sample from this share of probability")
-    parser.add_argument("--top-k", type=int, help="sample from so many tokens")
-    parser.add_argument("--beams", type=int, default=1, help="search with so many beams")
+    parser.add_argument(
+        "--top-p", type=float, help="sample among the most probable tokens with this share together"
+    )
+    parser.add_argument(
+        "--top-k", type=int, help="sample among so many of the most probable tokens"
+    )
+    parser.add_argument(
+        "--beams", type=int, default=1, help="search with so many beams (default: 1)"
+    )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default): none")
     parser.add_argument("--seed", type=int, help="makes sampling the same every time")
 
@@ -73,7 +79,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
     add_pipeline(parser)
     parser.add_argument("--questions", type=int, default=500, help="how many (default: 500)")
-    parser.add_argument("--seed", type=int, default=0, help="draws others (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another draws other questions (default: 0)"
+    )
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
@@ -110,4 +118,8 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 def add_clean(parser: argparse.ArgumentParser) -> None:
     """Add the options of `clean`."""
-    parser.add_argument("folder", type=path_of, help="where they were to be written, or above")
+    parser.add_argument(
+        "folder",
+        type=path_of,
+        help="what an interrupted conversion was to write, or a folder above it",
+    )

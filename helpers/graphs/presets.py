@@ -183,10 +183,19 @@ FP16, INT8 = Weights("fp16"), Weights("int8")
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fp16", FP16, FP16, "as the checkpoint: the reference, and the largest"),
+        Preset(
+            "fp16", FP16, FP16, "16 bits, as in most checkpoints: the reference, and the largest"
+        ),
         Preset("int8", INT8, INT8, "half the size, the same answers"),
-        Preset("int4", Weights("int4-asym"), INT8, "a third to half of the size, the fastest"),
-        Preset("int4-sym", Weights("int4-sym"), INT8, "as int4 without zero points: a bit smaller"),
+        Preset(
+            "int4",
+            Weights("int4-asym"),
+            INT8,
+            "a third to half of the size, the fastest for large models",
+        ),
+        Preset(
+            "int4-sym", Weights("int4-sym"), INT8, "like int4, without zero points: a bit smaller"
+        ),
     )
 }
 
