@@ -19,6 +19,7 @@ from helpers.inputs.questions import Question
 from helpers.models.processors import Processor
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.controls import SAMPLING, Control, Slider, effects, options_of
+from helpers.serve.look import BUTTON, CSS, FOLDED_IF_NARROW, THEME
 from helpers.serve.reach import ways
 from helpers.serve.windows import Chat, Picture, Sessions, Window, respond, told
 from helpers.upstream.gradio import BelowAnotherServer, new_folder, uploads_in
@@ -26,29 +27,6 @@ from helpers.upstream.proxies import without_proxies
 
 MAXIMUM_UPLOAD = "20mb"
 HOUR = 3600  # seconds
-# No web fonts: they would be fetched from elsewhere.
-THEME = gr.themes.Default(
-    primary_hue="blue",
-    font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "monospace"],
-).set(body_text_color_subdued="*neutral_600")  # the default has too little contrast for WCAG
-# Gradio's button that adds to a gallery is a button around an input, which screen readers cannot
-# tell apart. Several pictures can be chosen at once instead.
-CSS = """
-.icon-button:has(input[type=file]) { display: none; }
-.parts { display: grid; grid-template-columns: minmax(0, 1fr); align-items: start; }
-@media (min-width: 768px) {
-  .parts { grid-template: auto 1fr / minmax(0, 1fr) minmax(0, 2fr); }
-  .chat { grid-area: 1 / 2 / span 2; }
-}
-@media (max-width: 767px) {
-  .pictures { height: 200px !important; }
-  .conversation { height: 280px !important; }
-}
-"""
-# In a window of one column the settings stand below the chat, folded away.
-FOLDED_IF_NARROW = "() => ({ __type__: 'update', open: window.innerWidth >= 768 })"
-BUTTON = 130  # pixels at least, which the longest word takes
 GENERAL_NOTICE = "Answers can be wrong. Nothing leaves this computer."
 
 
