@@ -24,9 +24,10 @@ from helpers.errors import UserError
 EXAMPLES = {
     "convert": "vlm convert internvl2 --output models/internvl2\n"
     "vlm convert OpenGVLab/InternVL2-1B --precision int8 --output models/1b",
-    "ask": 'vlm ask models/internvl2 --image picture.png --question "What is in the picture?"\n'
-    "echo Describe the picture. | vlm ask models/internvl2 --image picture.png",
-    "chat": "vlm chat models/internvl2 --image picture.png",
+    "ask": "vlm ask models/internvl2 --image notebooks/images/example.png "
+    '--question "What do you see?"\n'
+    "echo Describe the picture. | vlm ask models/internvl2 --image notebooks/images/example.png",
+    "chat": "vlm chat models/internvl2 --image notebooks/images/example.png",
     "evaluate": "vlm evaluate models/internvl2 --questions 100 --seed 1",
     "benchmark": "vlm benchmark internvl2-1b --full-size --against pytorch",
     "demo": "vlm demo models/internvl2",
@@ -46,7 +47,7 @@ SUMMARIES = {
     "convert": "convert a checkpoint to OpenVINO",
     "ask": "ask about a picture",
     "chat": "ask one question after another",
-    "evaluate": "count right answers on drawn questions",
+    "evaluate": "count right answers about drawn shapes, which bundled models know",
     "benchmark": "measure what a model costs on this computer",
     "demo": "serve the chat page on this computer",
     "info": "say what a converted folder holds",

@@ -17,7 +17,7 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
     """Add what a pipeline is made of."""
     add_folder(parser)
-    parser.add_argument("--device", default="CPU", help="CPU (default), GPU, NPU, AUTO")
+    parser.add_argument("--device", default="CPU", help="CPU (default), GPU, AUTO")
     parser.add_argument(
         "--picture-tokens",
         type=int,
@@ -54,9 +54,15 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
     parser.add_argument("--temperature", type=float, help="sample; 0: the most probable token")
-    parser.add_argument("--top-p", type=float, help="sample from this share of probability")
-    parser.add_argument("--top-k", type=int, help="sample from so many tokens")
-    parser.add_argument("--beams", type=int, default=1, help="search with so many beams")
+    parser.add_argument(
+        "--top-p", type=float, help="sample among the most probable tokens with this share together"
+    )
+    parser.add_argument(
+        "--top-k", type=int, help="sample among so many of the most probable tokens"
+    )
+    parser.add_argument(
+        "--beams", type=int, default=1, help="search with so many beams (default: 1)"
+    )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default): none")
     parser.add_argument("--seed", type=int, help="makes sampling the same every time")
 
@@ -73,7 +79,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
     add_pipeline(parser)
     parser.add_argument("--questions", type=int, default=500, help="how many (default: 500)")
-    parser.add_argument("--seed", type=int, default=0, help="draws others (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another draws other questions (default: 0)"
+    )
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
@@ -82,13 +90,22 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
 
     names = ", ".join(o.name for family in families() for o in family.originals)
     parser.add_argument("model", help=names)
-    parser.add_argument("--full-size", action="store_true", help="with random weights")
     parser.add_argument(
-        "--precision", default="int4", help=f"one or several of {','.join(PRESETS)}"
+        "--full-size",
+        action="store_true",
+        help="first write a checkpoint of the original's size, with random weights; without it, "
+        "the bundled one is measured",
+    )
+    parser.add_argument(
+        "--precision",
+        default="int4",
+        help=f"one or several of {','.join(PRESETS)} (default: int4)",
     )
     parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
     parser.add_argument(
-        "--folder", type=path_of, help="keep checkpoints and converted models there"
+        "--folder",
+        type=path_of,
+        help="keep checkpoints and converted models there (default: they are removed)",
     )
     parser.add_argument("--output", type=path_of, help="write the figures into this file too")
 
@@ -101,4 +118,8 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 def add_clean(parser: argparse.ArgumentParser) -> None:
     """Add the options of `clean`."""
-    parser.add_argument("folder", type=path_of, help="where they were to be written, or above")
+    parser.add_argument(
+        "folder",
+        type=path_of,
+        help="what an interrupted conversion was to write, or a folder above it",
+    )

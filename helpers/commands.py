@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import command_options
 from helpers.errors import OutputError, SettingsError, UserError
-from helpers.graphs.presets import find_preset
+from helpers.graphs.presets import find_preset, name_of
 from helpers.resources import path_of
 
 if TYPE_CHECKING:
@@ -280,8 +280,11 @@ def info(options: argparse.Namespace) -> int:
         }
         for name, size in sizes.items()
     ]
-    line = f"made of {manifest['source']['name']} with {versions}"
-    return show(Result(manifest | {"bytes": sizes}, [line], rows), options)
+    lines = [
+        f"made of {manifest['source']['name']} with {versions}",
+        f"precision: {name_of(manifest['preset']) or 'one of its own, which --json shows'}",
+    ]
+    return show(Result(manifest | {"bytes": sizes}, lines, rows), options)
 
 
 def verify(options: argparse.Namespace) -> int:

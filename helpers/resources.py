@@ -65,6 +65,11 @@ def in_words(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
+def time_in_words(seconds: float) -> str:
+    """Return a time as people read it, with three digits: `22.9 ms`, `1.84 s`, `108 s`."""
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1000:.3g} ms"
+
+
 def path_of(text: str) -> Path:
     """Return a path as people write it where no shell reads it: `~` is a person's home."""
     with suppress(RuntimeError):  # there is no such person, or no home

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
 expect.set_options(timeout=20_000)  # on a busy machine
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -58,6 +58,26 @@ def new_page(browser) -> Iterator[Callable[[], Page]]:
             return page
 
         yield open_window
+
+
+SPLIT_WORDS = """place => {
+  const texts = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+  const words = [];
+  for (let text = texts.nextNode(); text; text = texts.nextNode()) {
+    for (const word of text.data.matchAll(/\\S+/g)) {
+      const range = document.createRange();
+      range.setStart(text, word.index);
+      range.setEnd(text, word.index + word[0].length);
+      if (range.getClientRects().length > 1) words.push(word[0]);
+    }
+  }
+  return words;
+}"""
+
+
+def split_words(place: Locator) -> list[str]:
+    """Return the words of a place in a page that begin on one line and end on another."""
+    return place.evaluate(SPLIT_WORDS)
 
 
 IMAGES = Path(__file__).parent.parent / "notebooks" / "images"

@@ -12,6 +12,7 @@ from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.demo import build_page, open_page
 from helpers.shapes import world
 from helpers.sources.checkpoints import bundled_checkpoints
+from tests.browser import split_words
 
 pytestmark = [
     pytest.mark.slow,
@@ -187,6 +188,52 @@ def test_files_go_when_the_window_is_closed(new_page, server, tmp_path):
             return
         time.sleep(0.1)
     pytest.fail("the file is still there")
+
+
+@WHICHEVER
+def test_a_setting_that_changes_nothing_is_greyed(new_page, server):
+    page = Chat(new_page(), server.address).page
+    fields = [page.get_by_label(f"number input for {name}") for name in ("Temperature", "Top-p")]
+    for field in fields:
+        expect(field).to_be_disabled()
+    expect(page.get_by_label("number input for Maximum new tokens")).to_be_enabled()
+    page.get_by_label("Sample").check()
+    for field in fields:
+        expect(field).to_be_enabled()
+    page.get_by_label("Sample").uncheck()
+    for field in fields:
+        expect(field).to_be_disabled()
+
+
+@WHICHEVER
+def test_the_settings_of_a_narrow_window_are_folded_below_the_chat(new_page, server):
+    """The question is in view there, and words stay whole; a wide window has the settings open."""
+    wide, narrow = new_page(), new_page()
+    narrow.set_viewport_size({"width": 390, "height": 844})
+    chat = Chat(narrow, server.address)
+    setting = "number input for Maximum new tokens"
+    expect(Chat(wide, server.address).page.get_by_label(setting)).to_be_in_viewport()
+    expect(narrow.get_by_label(setting)).not_to_be_visible()
+    expect(chat.question).to_be_in_viewport()
+    fold = narrow.get_by_role("button", name="Settings")
+    assert fold.bounding_box()["y"] > chat.question.bounding_box()["y"]
+    fold.click()
+    expect(narrow.get_by_label(setting)).to_be_visible()
+    for name in ("Ask", "Stop", "Regenerate", "Clear"):
+        button = narrow.get_by_role("button", name=name, exact=True).filter(has_text=name)
+        assert button.evaluate("button => button.scrollWidth <= button.clientWidth"), name
+
+
+@WHICHEVER
+def test_a_long_answer_breaks_between_words(new_page, server, picture_files):
+    page = new_page()
+    page.set_viewport_size({"width": 390, "height": 844})
+    chat = Chat(page, server.address)
+    chat.show(picture_files["circle"])
+    chat.ask("Describe the picture.")
+    expect(chat.answers.last).to_contain_text("first token")
+    assert chat.answers.last.bounding_box()["height"] > 90  # several lines
+    assert split_words(chat.answers.last) == []
 
 
 def test_with_the_keyboard_alone(new_page, server, picture_files):

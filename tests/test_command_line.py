@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from helpers.__main__ import main
-from helpers.convert.folders import read_manifest
+from helpers.convert.folders import MANIFEST, read_manifest
 from helpers.workshop.training import NOTICE
 from tests.golden_checks import change_tensors
 from tests.tiny import picture
@@ -137,6 +137,16 @@ def test_what_a_folder_holds(run, run_json, converted):
     code, printed, messages = run("info", converted)
     assert (code, messages) == (0, "")
     assert printed.startswith("made of internvl2 with openvino ") and "f16 100%" in printed
+    assert printed.splitlines()[1] == "precision: fp16"
+
+
+def test_a_folder_whose_preset_has_no_name(run, converted, tmp_path):
+    folder = shutil.copytree(converted, tmp_path / "copy")
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["preset"]["others"]["mode"] = "int8"
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _, printed, _ = run("info", folder)
+    assert printed.splitlines()[1] == "precision: one of its own, which --json shows"
 
 
 # What does not

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import nncf
 import numpy as np
@@ -292,6 +293,19 @@ def test_a_preset_with_its_own_image_encoder():
         (lambda: Weights("int4-sym", samples=0), "There are 0 samples to look at"),
         (lambda: Quantization(samples=0), "There are 0 samples to look at"),
         (lambda: Quantization(smooth_quant=1.2), "SmoothQuant is 1.2; it should be from 0 to 1"),
+        (
+            lambda: Preset("x", "int4", "int8", "why"),
+            r"preset 'x' has 'int4' for its language model; give Weights, as in Preset\(.*\)\.$",
+        ),
+        (lambda: Preset("x", presets.FP16, "int8", "why"), "'int8' for its others; give Weights"),
+        (
+            lambda: Preset("x", presets.FP16, Quantization(), "why"),
+            r"has Quantization\(.*\) for its others",
+        ),
+        (
+            lambda: replace(find_preset("int8"), image_encoder="int8"),
+            "'int8' for its image encoder; give Weights or Quantization, as",
+        ),
     ],
 )
 def test_settings_that_cannot_be(make, message):
@@ -319,6 +333,13 @@ def test_a_group_size_that_cannot_be(size):
 def test_a_preset_that_does_not_exist():
     with pytest.raises(SettingsError, match="'int5' does not exist; use fp16, int8, int4, int4-"):
         find_preset("int5")
+
+
+def test_the_page_on_presets_of_one_s_own_exists():
+    with pytest.raises(SettingsError, match="or see docs/next-steps.md for one of your own") as end:
+        find_preset("int4-g32")
+    page = Path(__file__).parent.parent / "docs" / "next-steps.md"
+    assert page.name in str(end.value) and "PRESETS" in page.read_text(encoding="utf-8")
 
 
 def test_changes_of_a_preset_are_for_its_language_model():

@@ -273,6 +273,32 @@ def test_what_controls_are_set_to(values, options):
     assert isinstance(settings["num_beams"], int)
 
 
+@pytest.mark.parametrize(
+    ("page_controls", "values", "sliders"),
+    [
+        (controls.SAMPLING, (False, 0.7, 0.9), (False, False)),
+        (controls.SAMPLING, (True, None, 0.9), (True, True)),
+        (CONTROLS, ("beams", 3, 0.8), (True, False)),
+        (CONTROLS, ("sampling", 3, 0.8), (False, True)),
+    ],
+)
+def test_which_controls_change_an_answer(page_controls, values, sliders):
+    """The one that chooses always does; of the others, those that the choice leaves."""
+    assert controls.effects(page_controls, values) == [True, *sliders]
+
+
+def test_what_changes_nothing_is_greyed_from_the_start(page):
+    labels = {
+        component["props"]["label"]: component["props"].get("interactive")
+        for component in page.blocks.get_config_file()["components"]
+        if component["type"] in ("slider", "checkbox")
+    }
+    assert [label for label, is_free in labels.items() if is_free is False] == [
+        "Temperature",
+        "Top-p",
+    ]
+
+
 def test_a_page_with_controls_of_its_own(pipeline):
     blocks = build_page(pipeline, title="Beams", controls=CONTROLS)
     visitor = Visitor(open_page(blocks))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from helpers.workshop.notebooks import first_line, heading_of, main
+from helpers.workshop.notebooks import first_line, heading_of, html_copy, main
+from tests.browser import split_words
 
 CARD = new_markdown_cell("# A toy\n\n![a box](images/box.svg)")
 BOX = '<svg xmlns="http://www.w3.org/2000/svg"><rect width="5" height="5"/></svg>'
@@ -65,6 +66,17 @@ def test_shows_progress_and_tagged_text_and_leaves_both_copies(write, tmp_path, 
     sources = re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=[\"']([^\"']{0,12})", page)
     assert sources and all(source.startswith("data:") for source in sources)
     assert sorted(path.name for path in output.iterdir()) == ["images", "toy.html", "toy.ipynb"]
+
+
+@pytest.mark.slow
+def test_long_lines_of_the_page_break_between_words(new_page, tmp_path):
+    output = new_output("stream", text="a purple cross, " * 30)
+    notebook = new_notebook(cells=[new_code_cell("print(answer)", outputs=[output])])
+    page = new_page()
+    page.set_content(html_copy(notebook, tmp_path / "answer.ipynb"))
+    answer = page.locator(".jp-OutputArea-output pre")
+    assert answer.bounding_box()["height"] > 30  # several lines
+    assert split_words(answer) == []
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """The README's tables are the measured data; its pictures exist."""
 
 import io
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,10 +14,11 @@ from contextlib import chdir
 import httpx
 import pytest
 
-from helpers.__main__ import main
+from helpers.__main__ import main, parse
 from helpers.workshop.readme import ROOT, pages
 from tests.readme import README, readme_commands
 
+NEXT_STEPS = (ROOT / "docs" / "next-steps.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
@@ -75,16 +78,42 @@ def test_commands(place, capsys, monkeypatch):
     assert re.search(r"\b9\d\.\d%|\b100\.0%", outputs["evaluate"])
 
 
-@pytest.mark.slow
-def test_programs(place, capsys):
-    """The two of them, one after the other, as somebody would paste them."""
-    programs = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def run_programs(text: str) -> dict[str, object]:
+    """Run a page's two programs, one after the other, as somebody would paste them."""
+    programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(programs) == 2
     names: dict[str, object] = {}
     for program in programs:
         exec(program, names)
+    return names
+
+
+@pytest.mark.slow
+def test_programs(place, capsys):
+    names = run_programs(README)
     printed = capsys.readouterr().out
     assert printed.count("red circle") == 2 and names["reply"].message == names["messages"][-1]
+
+
+@pytest.mark.slow
+def test_programs_of_the_next_steps(place, capsys):
+    run_programs(NEXT_STEPS)
+    assert capsys.readouterr().out == "notebooks/images/example.png 4\n"
+    assert main(["info", "models/internvl2-g32", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["preset"]
+    assert (settings["language_model"]["group_size"], settings["others"]["mode"]) == (32, "int8")
+
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_command_lines_and_links_of_the_docs(page):
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"^vlm .*$", text, flags=re.MULTILINE):
+        assert parse(shlex.split(line)[1:]).run
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert (page.parent / link).exists(), link
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -292,7 +291,7 @@ def _made_of(checkpoint: Path, preset: Preset) -> Config:
     parts = load_processor(Path(checkpoint)).exported.files
     return {
         "source": source,
-        "preset": _settings(preset),
+        "preset": preset.settings,
         "versions": versions,
         "parts": parts,
     }
@@ -324,11 +323,3 @@ _READ, _WORDS = (".json", ".model", ".jinja"), ("vocab.txt", "merges.txt")
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _settings(preset: Preset) -> Config:
-    return {
-        part: asdict(weights)
-        for part in ("language_model", "others", "image_encoder")
-        if (weights := getattr(preset, part)) is not None
-    }

@@ -4,7 +4,8 @@ What this module does not know: how weights are rounded, which `compression` has
 folder can be run, and a choice shown, without NNCF.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from helpers.errors import SettingsError
@@ -143,15 +144,37 @@ class Preset:
     why: str
     image_encoder: Weights | Quantization | None = None
 
+    def __post_init__(self) -> None:
+        for part, weights in (("language model", self.language_model), ("others", self.others)):
+            if not isinstance(weights, Weights):
+                raise _no_weights(self.name, part, weights, "Weights")
+        if not isinstance(self.image_encoder, Weights | Quantization | None):
+            kinds = "Weights or Quantization"
+            raise _no_weights(self.name, "image encoder", self.image_encoder, kinds)
+
     def weights_of(self, part: str) -> Weights | Quantization:
         """Return how the weights of the part called `part` are stored."""
         if part == IMAGE_ENCODER and self.image_encoder is not None:
             return self.image_encoder
         return self.language_model if part == LANGUAGE_MODEL else self.others
 
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """How weights are stored, without the name, as a manifest has it."""
+        parts = ("language_model", "others", "image_encoder")
+        weights = {part: getattr(self, part) for part in parts}
+        return {part: asdict(stored) for part, stored in weights.items() if stored is not None}
+
     def __str__(self) -> str:
         encoder = "" if self.image_encoder is None else f"image encoder {self.image_encoder}, "
         return f"language model {self.language_model}, {encoder}other parts {self.others}"
+
+
+def _no_weights(preset: str, part: str, weights: object, kinds: str) -> SettingsError:
+    return SettingsError(
+        f"The preset {preset!r} has {weights!r} for its {part}; give {kinds}, as in "
+        'Preset("mine", Weights("int4-sym", group_size=64), Weights("int8"), "why").'
+    )
 
 
 FP16, INT8 = Weights("fp16"), Weights("int8")
@@ -160,21 +183,41 @@ FP16, INT8 = Weights("fp16"), Weights("int8")
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fp16", FP16, FP16, "as the checkpoint: the reference, and the largest"),
+        Preset(
+            "fp16", FP16, FP16, "16 bits, as in most checkpoints: the reference, and the largest"
+        ),
         Preset("int8", INT8, INT8, "half the size, the same answers"),
-        Preset("int4", Weights("int4-asym"), INT8, "a third to half of the size, the fastest"),
-        Preset("int4-sym", Weights("int4-sym"), INT8, "as int4 without zero points: a bit smaller"),
+        Preset(
+            "int4",
+            Weights("int4-asym"),
+            INT8,
+            "a third to half of the size, the fastest for large models",
+        ),
+        Preset(
+            "int4-sym", Weights("int4-sym"), INT8, "like int4, without zero points: a bit smaller"
+        ),
     )
 }
+
+
+def name_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of the preset with these `settings`; "" if none has them."""
+    return next((name for name, preset in PRESETS.items() if preset.settings == settings), "")
 
 
 _ONLY_IN_4_BITS = {"group_size", "ratio"}
 
 
 def find_preset(name: str, **changes: Any) -> Preset:
-    """Return a preset by name; `changes` replace fields of its language model's weights."""
+    """Return a preset by name; `changes` replace fields of its language model's weights.
+
+    Raises `SettingsError` for a name that `PRESETS` does not have.
+    """
     if name not in PRESETS:
-        raise SettingsError(f"The precision {name!r} does not exist; use {', '.join(PRESETS)}.")
+        raise SettingsError(
+            f"The precision {name!r} does not exist; use {', '.join(PRESETS)}, or see "
+            "docs/next-steps.md for one of your own."
+        )
     preset = PRESETS[name]
     changes = {field: value for field, value in changes.items() if value is not None}
     if not changes:

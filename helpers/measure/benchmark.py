@@ -34,7 +34,7 @@ from helpers.measure.random_checkpoint import write_random
 from helpers.measure.tasks import measure
 from helpers.models import load_model
 from helpers.models.families import family_of_original, find_original
-from helpers.resources import in_words, instruction_sets
+from helpers.resources import in_words, instruction_sets, time_in_words
 from helpers.run.devices import available_devices
 
 
@@ -119,14 +119,25 @@ def figure_rows(figures: Figures) -> list[dict[str, str]]:
         row = {
             "model": name,
             "convert": f"{conversion.seconds:.0f} s" if conversion else "-",
-            "its memory": in_words(conversion.peak_memory) if conversion else "-",
+            "memory to convert": in_words(conversion.peak_memory) if conversion else "-",
             "on disk": in_words(conversion.bytes) if conversion else "-",
-            "image encoder": f"{speed.image_encoder * 1000:.1f} ms",
-            "first token": f"{speed.first_token * 1000:.1f} ms",
-            "next token": f"{speed.next_token * 1000:.1f} ms",
-            "floor": f"{floor.seconds * 1000:.1f} ms" if floor else "-",
+            "image encoder": time_in_words(speed.image_encoder),
+            "first token": time_in_words(speed.first_token),
+            "next token": time_in_words(speed.next_token),
+            "floor": time_in_words(floor.seconds) if floor else "-",
             "times floor": f"{floor.times:.2f}" if floor else "-",
-            "memory": in_words(run.running.peak_memory),
+            "memory": _memory(figures, name),
         }
         rows.append(row)
     return rows
+
+
+def _memory(figures: Figures, name: str) -> str:
+    """Return what a run allocates, and beside it the weights that PyTorch maps from their file.
+
+    It maps those of the file's own type, and random checkpoints of full size have bfloat16.
+    """
+    size = in_words(figures.runs[name].running.peak_memory)
+    if not figures.full_size or name != "PyTorch bfloat16":
+        return size
+    return f"{size} + {in_words(2 * sum(figures.parameters.values()))} mapped"

@@ -4,6 +4,7 @@ What this module does not know: how tokens are computed.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -21,6 +22,12 @@ _RANGES = {
 }
 _INTEGERS = ("max_new_tokens", "num_beams", "top_k", "seed")
 _OPTIONAL = ("temperature", "top_p", "top_k", "seed")
+_OF_SAMPLING = ("temperature", "top_p", "top_k")  # they count with `do_sample`
+
+
+def has_effect(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether the option called `name` counts beside these options."""
+    return name not in _OF_SAMPLING or bool(options.get("do_sample"))
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Sampling:
             "do_sample": self.do_sample,
         }
         if self.do_sample:
-            choices = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+            choices = {name: getattr(self, name) for name in _OF_SAMPLING}
             options |= {name: value for name, value in choices.items() if value is not None}
         return options
 

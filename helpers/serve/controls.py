@@ -1,5 +1,8 @@
 """What a page's user can set, as data: sliders, ticks and radio buttons with their options.
 
+A control that changes nothing, as the others are set, is greyed. Which those are follows from their
+options: an earlier control may set the same one, or an option counts beside some others only.
+
 What this module does not know: the page that they stand on.
 """
 
@@ -10,13 +13,14 @@ from typing import Any
 import gradio as gr
 
 from helpers.errors import SettingsError
+from helpers.run.sampling import has_effect
 
 
 @dataclass(frozen=True)
 class Slider:
     """A number that the page's user sets: an `option` of `Conversation.ask` and where it starts.
 
-    With a whole `step` the number is a whole one.
+    With a whole `step` the number is a whole one; a `note` helps.
     """
 
     option: str
@@ -25,10 +29,24 @@ class Slider:
     high: float
     value: float
     step: float
+    note: str = ""
 
-    def component(self) -> gr.Slider:
+    @property
+    def names(self) -> set[str]:
+        """The options that it can set."""
+        return {self.option}
+
+    def component(self, interactive: bool = True) -> gr.Slider:
         """Return what the page shows; to be called where it belongs."""
-        component = gr.Slider(self.low, self.high, self.value, step=self.step, label=self.label)
+        component = gr.Slider(
+            self.low,
+            self.high,
+            self.value,
+            step=self.step,
+            label=self.label,
+            info=self.note,
+            interactive=interactive,
+        )
         component.preprocess = _as_it_is  # type: ignore[method-assign]
         return component
 
@@ -55,9 +73,14 @@ class Tick:
     label: str
     value: bool = False
 
-    def component(self) -> gr.Checkbox:
+    @property
+    def names(self) -> set[str]:
+        """The options that it can set."""
+        return {self.option}
+
+    def component(self, interactive: bool = True) -> gr.Checkbox:
         """Return what the page shows; to be called where it belongs."""
-        return gr.Checkbox(self.value, label=self.label)
+        return gr.Checkbox(self.value, label=self.label, interactive=interactive)
 
     def options(self, value: bool | None) -> dict[str, Any]:
         """Return what a value means to `Conversation.ask`."""
@@ -75,10 +98,25 @@ class Radio:
     choices: Mapping[str, Mapping[str, Any]]
     note: str = ""
 
-    def component(self) -> gr.Radio:
+    @property
+    def value(self) -> str:
+        """The choice where it starts."""
+        return next(iter(self.choices))
+
+    @property
+    def names(self) -> set[str]:
+        """The options that it can set."""
+        return set().union(*self.choices.values())
+
+    def component(self, interactive: bool = True) -> gr.Radio:
         """Return what the page shows; to be called where it belongs."""
-        names = list(self.choices)
-        return gr.Radio(names, value=names[0], label=self.label, info=self.note)
+        return gr.Radio(
+            list(self.choices),
+            value=self.value,
+            label=self.label,
+            info=self.note,
+            interactive=interactive,
+        )
 
     def options(self, value: str) -> dict[str, Any]:
         """Return what a value means to `Conversation.ask`."""
@@ -87,11 +125,11 @@ class Radio:
 
 Control = Slider | Tick | Radio
 
-
+WHILE_SAMPLING = "Used while Sample is on"
 SAMPLING: tuple[Control, ...] = (
     Tick("do_sample", "Sample (otherwise the most probable token)"),
-    Slider("temperature", "Temperature", 0.1, 2.0, value=0.7, step=0.1),
-    Slider("top_p", "Top-p", 0.1, 1.0, value=0.9, step=0.05),
+    Slider("temperature", "Temperature", 0.1, 2.0, value=0.7, step=0.1, note=WHILE_SAMPLING),
+    Slider("top_p", "Top-p", 0.1, 1.0, value=0.9, step=0.05, note=WHILE_SAMPLING),
 )
 
 
@@ -101,3 +139,17 @@ def options_of(controls: Sequence[Control], values: Sequence[Any]) -> dict[str, 
     for control, value in reversed([*zip(controls, values, strict=True)]):
         options |= control.options(value)
     return options
+
+
+def effects(controls: Sequence[Control], values: Sequence[Any]) -> list[bool]:
+    """Return for each control whether it changes answers while all are set to these values.
+
+    Of sliders only the place counts, so that one whose field is empty is no error.
+    """
+    options: dict[str, Any] = {}
+    undecided = []
+    for control, value in zip(controls, values, strict=True):
+        undecided.append(control.names - options.keys())
+        if not isinstance(control, Slider):
+            options = control.options(value) | options
+    return [any(has_effect(name, options) for name in names) for names in undecided]

@@ -18,7 +18,8 @@ from helpers.inputs.messages import EMPTY
 from helpers.inputs.questions import Question
 from helpers.models.processors import Processor
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.serve.controls import SAMPLING, Control, Slider, options_of
+from helpers.serve.controls import SAMPLING, Control, Slider, effects, options_of
+from helpers.serve.look import BUTTON, CSS, FOLDED_IF_NARROW, THEME
 from helpers.serve.reach import ways
 from helpers.serve.windows import Chat, Picture, Sessions, Window, respond, told
 from helpers.upstream.gradio import BelowAnotherServer, new_folder, uploads_in
@@ -26,15 +27,6 @@ from helpers.upstream.proxies import without_proxies
 
 MAXIMUM_UPLOAD = "20mb"
 HOUR = 3600  # seconds
-# No web fonts: they would be fetched from elsewhere.
-THEME = gr.themes.Default(
-    primary_hue="blue",
-    font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "monospace"],
-).set(body_text_color_subdued="*neutral_600")  # the default has too little contrast for WCAG
-# Gradio's button that adds to a gallery is a button around an input, which screen readers cannot
-# tell apart. Several pictures can be chosen at once instead.
-CSS = ".icon-button:has(input[type=file]) { display: none; }"
 GENERAL_NOTICE = "Answers can be wrong. Nothing leaves this computer."
 
 
@@ -43,10 +35,15 @@ def _pictures_component(processor: Processor) -> gr.Image | gr.Gallery:
     sources: list[Literal["upload", "webcam", "clipboard"]] = ["upload", "clipboard"]
     component: gr.Image | gr.Gallery
     if processor.most_pictures == 1:
-        component = gr.Image(label="Picture", sources=sources)
+        component = gr.Image(label="Picture", sources=sources, elem_classes="pictures")
     else:
         component = gr.Gallery(
-            label="Pictures", sources=sources, file_types=["image"], columns=2, height=300
+            label="Pictures",
+            sources=sources,
+            file_types=["image"],
+            columns=2,
+            height=300,
+            elem_classes="pictures",
         )
     component.preprocess = _paths_of  # type: ignore[method-assign, assignment]
     return component
@@ -92,27 +89,37 @@ class Page:
         )
         with self.blocks:
             gr.Markdown(heading)
-            with gr.Row():
-                with gr.Column(scale=1):
-                    self.pictures = _pictures_component(self.sessions.pipeline.processor)
-                    self.settings = [control.component() for control in self.controls]
-                with gr.Column(scale=2):
+            with gr.Row(elem_classes="parts"):
+                self.pictures = _pictures_component(self.sessions.pipeline.processor)
+                with gr.Column(elem_classes="chat"):
                     self._lay_out_chat()
+                with gr.Accordion("Settings") as self.fold:
+                    self._lay_out_settings()
             if examples:
                 self._lay_out_examples(examples)
             self._connect()
 
     def _lay_out_chat(self) -> None:
         """Create the conversation, the field of the next question, and the buttons under it."""
-        self.chat = gr.Chatbot(label="Conversation", height=380, buttons=["copy"])
+        self.chat = gr.Chatbot(
+            label="Conversation", height=380, buttons=["copy"], elem_classes="conversation"
+        )
         self.question = gr.Textbox(
             label="Question", placeholder="Ask about the picture", lines=1, max_lines=4
         )
         with gr.Row():
-            self.ask_button = gr.Button("Ask", variant="primary", min_width=90)
-            self.stop_button = gr.Button("Stop", min_width=90)
-            self.regenerate_button = gr.Button("Regenerate", min_width=90)
-            self.clear_button = gr.Button("Clear", min_width=90)
+            self.ask_button = gr.Button("Ask", variant="primary", min_width=BUTTON)
+            self.stop_button = gr.Button("Stop", min_width=BUTTON)
+            self.regenerate_button = gr.Button("Regenerate", min_width=BUTTON)
+            self.clear_button = gr.Button("Clear", min_width=BUTTON)
+
+    def _lay_out_settings(self) -> None:
+        """Create what can be set; what changes nothing at first is greyed."""
+        values = [control.value for control in self.controls]
+        self.settings = [
+            control.component(effect)
+            for control, effect in zip(self.controls, effects(self.controls, values), strict=True)
+        ]
 
     def _lay_out_examples(self, examples: Sequence[tuple[str, str]]) -> None:
         single = isinstance(self.pictures, gr.Image)
@@ -137,6 +144,16 @@ class Page:
         clearing = [self.clear_button.click, self.chat.clear]  # the chat has its own
         gr.on(clearing, self.forget, None, self.chat, queue=False)
         self.pictures.upload(self.keep, self.pictures, queue=False, api_visibility="private")
+        gr.on(
+            [setting.change for setting in self.settings if not isinstance(setting, gr.Slider)],
+            self.grey,
+            self.settings,
+            self.settings,
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        self.blocks.load(None, None, self.fold, js=FOLDED_IF_NARROW)
         self.blocks.unload(self.leave)
 
     # What the events call. Gradio hands the request to a positional parameter of this type only,
@@ -183,6 +200,10 @@ class Page:
     def leave(self, request: gr.Request) -> None:
         """Drop everything of a window that is closed."""
         self.sessions.close(_session(request))
+
+    def grey(self, *values: Any) -> list[dict[str, Any]]:
+        """Return what greys the settings that change nothing, as all are set now."""
+        return [gr.update(interactive=effect) for effect in effects(self.controls, values)]
 
     def keep(self, request: gr.Request, paths: list[str]) -> None:
         """Remember which files a window brought."""

@@ -7,7 +7,7 @@ from helpers.measure.benchmark import figure_rows
 from helpers.measure.figures import Conversion, Figures, Run, Running
 from helpers.measure.full_size import Measurement, newest_by_kind
 from helpers.measure.tasks import QUESTION, TOKENS
-from helpers.resources import in_words
+from helpers.resources import in_words, time_in_words
 from helpers.show.tables import format_table
 
 
@@ -18,17 +18,24 @@ def full_size_text(models: Sequence[Sequence[Measurement]]) -> str:
         "<!-- made by: python -m helpers.workshop.readme (a test compares) -->\n",
         "The checkpoints have the originals' sizes and random weights: time, memory and disk do "
         "not depend on what weights have learned. Compare figures of one processor only.\n",
-        "*Memory* is anonymous memory, sampled: what a process allocates, without the files that "
-        "it maps. *Floor* is the time that reading the language model's weights once takes at the "
-        "memory's bandwidth, measured after each round: no token can take less. "
-        f'*First token* is that of the question "{QUESTION}" about a picture, after the image '
-        f"encoder; *next token* is the median over {TOKENS}.\n",
+        "- *Image encoder* is its time for the picture, *first token* that of the question "
+        f'"{QUESTION}" after it, *next token* the median over {TOKENS}.\n'
+        "- *Memory* is what the process allocates at most. PyTorch in bfloat16 computes with the "
+        "checkpoint's file, mapped into memory, which comes on top; OpenVINO packs the weights "
+        "anew, so they are in it.\n"
+        "- *Floor* is the time that reading the language model's weights once takes at the "
+        "memory's bandwidth, measured after each round: no token can take less.\n",
     ]
     for measurements in models:
         for newest in newest_by_kind(measurements):
             sections += _sections(newest.figures)
-        sections.append(f"Times floor, run by run:\n\n```\n{_times(measurements)}\n```\n")
+        sections.append(_folded("Times floor, run by run", _times(measurements)))
     return "\n".join(sections)
+
+
+def _folded(summary: str, table: str) -> str:
+    """Return a table that a reader unfolds."""
+    return f"<details><summary>{summary}</summary>\n\n```\n{table}\n```\n\n</details>\n"
 
 
 def _times(measurements: Sequence[Measurement]) -> str:
@@ -55,7 +62,7 @@ def _sections(figures: Figures) -> list[str]:
     for precision, run in figures.runs.items():
         if run.conversion is not None and isinstance(run.running, Running):
             rows = _part_rows(run.conversion) + _detail_rows(run, figures.parameters)
-            sections.append(f"{precision}:\n\n```\n{format_table(rows)}\n```\n")
+            sections.append(_folded(f"{precision}, part by part", format_table(rows)))
     return sections
 
 
@@ -84,14 +91,14 @@ def _detail_rows(run: Run, parameters: dict[str, int]) -> list[dict[str, str]]:
             f"{width.type} {width.layers} ({width.share:.0%})" for width in widths
         ),
         "on disk": f"{conversion.bytes / sum(parameters.values()):.2f} bytes a parameter",
-        "first question, first token": f"{running.first_question * 1000:.0f} ms",
-        "second question, first token": f"{running.second_question * 1000:.0f} ms",
-        "stopping while the prompt is read": f"{running.stop * 1000:.0f} ms",
+        "first question, first token": time_in_words(running.first_question),
+        "second question, first token": time_in_words(running.second_question),
+        "stopping while the prompt is read": time_in_words(running.stop),
     }
     if run.profile is not None:
         share = run.profile.kernels / run.profile.step
-        details["a token with profiling"] = f"{run.profile.step * 1000:.1f} ms"
+        details["a token with profiling"] = time_in_words(run.profile.step)
         details["in OpenVINO's own kernels"] = f"{share:.0%}"
         for kernel, kernel_seconds in run.profile.largest.items():
-            details[f"in {kernel}"] = f"{kernel_seconds * 1000:.1f} ms"
+            details[f"in {kernel}"] = time_in_words(kernel_seconds)
     return [{"what": what, "figure": figure} for what, figure in details.items()]

@@ -37,10 +37,14 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# nbconvert's page without the scripts that it would load from the network, and with the
-# description of a picture that stands in its cell's metadata.
+# nbconvert's page without the scripts that it would load from the network, with the description of
+# a picture that stands in its cell's metadata, and with long lines cut between words.
 PAGE = """\
 {%- extends 'index.html.j2' -%}
+{%- block html_head_css -%}
+{{ super() }}
+<style>.jp-OutputArea-output pre { word-break: normal; }</style>
+{%- endblock -%}
 {%- macro picture(kind, data, cell) -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
 <img src="data:{{ kind }};base64,{{ data }}" alt="{{ cell.metadata.get('alt', '') | escape_html }}">

@@ -18,14 +18,15 @@ FILLED = ("README.md", "CONTRIBUTING.md", "helpers/README.md")  # pages with pla
 
 
 def notebooks_table() -> str:
-    """Return the table of notebooks: picture, idea, and the costs that were measured."""
+    """Return the table of notebooks: idea, and the costs that were measured; pictures below it."""
     costs = read_json(ROOT / "notebooks" / "costs.json")
     lines = ["| notebook | what is new in it | size | memory | time |", "|---|---|---|---|---|"]
     for stem, cost in costs.items():
-        picture = f"![{cost['alt']}](notebooks/images/{stem}.svg)"
-        cells = [f"[{stem}](notebooks/{stem}.ipynb) {picture}"]
+        cells = [f"[{stem}](notebooks/{stem}.ipynb)"]
         cells += [cost[name] for name in ("idea", "disk", "memory", "time")]
         lines.append(f"| {' | '.join(cells)} |")
+    for stem, cost in costs.items():
+        lines += ["", f"`{stem}`:", "", f"![{cost['alt']}](notebooks/images/{stem}.svg)"]
     return "\n".join(lines)
 
 
