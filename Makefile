@@ -5,6 +5,7 @@ OUTPUT   ?= output
 MODEL    ?= internvl2-1b
 WORKERS  ?= auto
 TORCH    ?= cpu
+USERS    ?= 10
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -13,18 +14,24 @@ else
 BIN := $(VENV)/bin
 endif
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-input
+# A folder of wheels that `make wheelhouse` made is all that pip asks then.
+INSTALL += $(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)")
 
 # The environment's own Python first, so that an existing environment is used as it is.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),$(BIN)/python python3 python3.13 python3.12 python3.11 python)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+NONE := No Python 3.11 to 3.13 with its venv module was found; install one, or name it with make PYTHON=/path/to/python.
+ifdef WHEELHOUSE
+SUITABLE := import glob, platform, sys, venv, ensurepip; \
+	kind = '/torch-*-cp%d%d-*%s.whl' % (*sys.version_info[:2], platform.machine().lower()); \
+	sys.exit(not glob.glob('$(WHEELHOUSE)' + kind))
+NONE := The wheels in $(WHEELHOUSE) are for another Python or another kind of computer, or are not there; name the right Python with make PYTHON=/path/to/python.
+endif
 # `make PYTHON=python3.12` chooses another.
 FIND_PYTHON = for candidate in $(CANDIDATES); do \
 		if "$$candidate" -c "$(SUITABLE)" 2>/dev/null; then python="$$candidate"; break; fi; \
 	done; \
-	if [ -z "$$python" ]; then \
-		echo "No Python 3.11 to 3.13 with its venv module was found; install one, or name it with make PYTHON=/path/to/python." >&2; \
-		exit 1; \
-	fi
+	if [ -z "$$python" ]; then echo "$(NONE)" >&2; exit 1; fi
 
 # These libraries call home unless told not to; `helpers` sets the same for the programs it starts.
 export GRADIO_ANALYTICS_ENABLED = False
@@ -33,7 +40,7 @@ export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
 .PHONY: help run lab test check integration shuffled torture soak browser screenshots full-size \
-	release lint format clean constraints
+	release handouts wheelhouse classroom lint format clean constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -87,6 +94,20 @@ release: $(VENV)/.installed  ## Build the archive of a release, with all noteboo
 	@$(BIN)/python -m helpers.workshop.release $(if $(TAG),--tag $(TAG)) \
 		--output $(OUTPUT)/release
 
+handouts: $(VENV)/.installed  ## Write students' and teachers' copies of the notebooks
+	@$(BIN)/python -m helpers.workshop.handouts --output $(OUTPUT)/handouts
+
+wheelhouse: $(VENV)/.installed  ## Collect all packages, to install from without a network
+	@if $(CPU_BUILD) && "$(BIN)/python" -c "$(ANSWERS)" 2>/dev/null; then \
+		set -- --torch-index $(TORCH_INDEX); \
+	fi; \
+	$(BIN)/python -m helpers.workshop.wheelhouse --output $(OUTPUT)/wheelhouse "$$@"
+
+classroom: $(VENV)/.installed  ## Measure the memory of USERS who execute a notebook at once
+	@$(BIN)/python -m helpers.workshop.classroom $(NOTEBOOK) --users $(USERS) \
+		--output notebooks/classroom.json
+	@$(BIN)/python -m helpers.workshop.readme
+
 lint: $(VENV)/.checks  ## Check style and types
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
@@ -119,9 +140,10 @@ constraints:  ## Lock anew what requirements.txt and tests/requirements.txt pull
 # `make TORCH=default` takes it all the same. The index has ten seconds to answer.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 ANSWERS := import signal, urllib.request; signal.alarm(10); urllib.request.urlopen('$(TORCH_INDEX)/torch/')
+CPU_BUILD = [ "$(TORCH)" = cpu ] && [ "$$(uname -s)" = Linux ] && [ -z "$(WHEELHOUSE)" ]
 CPU_TORCH = if "$(BIN)/python" -c "import torch" 2>/dev/null; then \
 		echo "PyTorch is there already."; \
-	elif [ "$(TORCH)" = cpu ] && [ "$$(uname -s)" = Linux ]; then \
+	elif $(CPU_BUILD); then \
 		if "$(BIN)/python" -c "$(ANSWERS)" 2>/dev/null; then \
 			$(INSTALL) "$$(grep '^torch==' requirements.txt)" --index-url $(TORCH_INDEX); \
 		else \

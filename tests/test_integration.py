@@ -1,17 +1,25 @@
-"""The README from nothing: an environment of its own, an installation, its commands.
+"""From nothing: an environment of its own, an installation, what the README tells to type.
 
-Only `make integration` runs it; it needs a network for the installation.
+Only `make integration` runs it; it needs a network for the installation, and to make a wheelhouse,
+from which an installation needs none.
 """
 
 import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
+import nbformat
 import pytest
 
-from helpers.workshop import release
+from helpers.workshop import release, wheelhouse
+from helpers.workshop.notebooks import SHOW
+from helpers.workshop.wheelhouse import COLLECTION, WHEELS
+from tests.offline import run_offline
 from tests.readme import readme_commands
 
 # What does not end by itself, or takes as long as a full-size model does.
@@ -60,3 +68,46 @@ def test_the_commands_of_the_readme(environment, tmp_path):
     assert outputs.keys() == {"convert", "ask", "evaluate", "info", "verify", "clean"}
     assert outputs["ask"].strip()
     assert re.search(r"\b9\d\.\d%", outputs["evaluate"])
+
+
+@pytest.fixture(scope="module")
+def stick(request, tmp_path_factory) -> Path:
+    """Return a wheelhouse that was carried elsewhere: PyTorch's CPU build on Linux, as by make."""
+    if not request.config.getoption("integration"):
+        pytest.skip("in `make integration`")
+    makefile = (release.ROOT / "Makefile").read_text(encoding="utf-8")
+    index = re.search(r"^TORCH_INDEX := (.+)$", makefile, flags=re.MULTILINE)[1]
+    arguments = []
+    if sys.platform == "linux":
+        with suppress(OSError):  # it does not answer, so pip's own index is asked
+            urllib.request.urlopen(f"{index}/torch/", timeout=10).close()
+            arguments = ["--torch-index", index]
+    place = tmp_path_factory.mktemp("wheelhouse")
+    assert wheelhouse.main(["--output", str(place), *arguments]) == 0
+    (made,) = place.iterdir()
+    return made.rename(tmp_path_factory.mktemp("somebody's") / "my stick")
+
+
+def answers() -> list[str]:
+    """Return what the first notebook should show in the terminal, times left out."""
+    notebook = nbformat.read(release.ROOT / "notebooks" / "01-llava-mpt.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if SHOW in cell.metadata.get("tags", [])]
+    compared = [cell for cell in cells if "NBVAL_IGNORE_OUTPUT" not in cell.source]
+    outputs = [output for cell in compared for output in cell.outputs]
+    return [output.text for output in outputs if output.output_type == "stream"]
+
+
+@pytest.mark.timeout(3600)
+def test_an_installation_without_a_network(stick, capsys, monkeypatch):
+    """One command installs from the wheelhouse and ends with an answer; nobody is asked."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # this copy's `helpers` would be taken
+    command = ["make", "run", f"WHEELHOUSE=../{WHEELS}", f"PYTHON={sys.executable}"]
+    begin = time.monotonic()
+    code, output, attempts = run_offline(command, cwd=stick / COLLECTION, timeout=3000)
+    seconds = time.monotonic() - begin
+    assert code == 0, output
+    assert attempts == []
+    assert len(answers()) >= 2 and all(answer in output for answer in answers())
+    assert (stick / COLLECTION / "output" / "01-llava-mpt.html").exists()
+    with capsys.disabled():
+        print(f"\nfrom a wheelhouse to the first notebook's last cell: {seconds:.0f} seconds")

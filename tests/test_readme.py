@@ -20,6 +20,7 @@ from tests.readme import README, readme_commands
 
 NEXT_STEPS = (ROOT / "docs" / "next-steps.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+WORKSHOP = (ROOT / "docs" / "workshop.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -131,7 +132,9 @@ def test_the_page(place):
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+@pytest.mark.parametrize(
+    "text", [README, CONTRIBUTING, WORKSHOP], ids=["README", "CONTRIBUTING", "workshop"]
+)
 def test_targets_of_make(text):
     lines = set(re.findall(r"^make [^#\n]*|`(make [^`\n]*)`", text, flags=re.MULTILINE))
     for line in filter(None, lines):

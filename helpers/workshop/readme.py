@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from helpers.measure.full_size import histories, newest_by_kind, processor_kind
@@ -9,12 +10,13 @@ from helpers.models.families import families
 from helpers.resources import in_words
 from helpers.show.tables import format_table
 from helpers.sources.checkpoints import read_json
-from helpers.workshop import rooms
+from helpers.workshop import classroom, lessons, rooms
 from helpers.workshop.full_size_page import full_size_text
 from helpers.workshop.rooms import ROOMS
 
 ROOT = Path(__file__).parent.parent.parent
-FILLED = ("README.md", "CONTRIBUTING.md", "helpers/README.md")  # pages with places to fill
+# Pages with places to fill.
+FILLED = ("README.md", "CONTRIBUTING.md", "helpers/README.md", "docs/workshop.md")
 
 
 def notebooks_table() -> str:
@@ -83,6 +85,10 @@ def filled(text: str) -> str:
         "accuracy": accuracy_table,
         "rooms": room_list,
         "tree": lambda: f"```\n{rooms.tree()}\n```",
+        "times": lessons.times_table,
+        "sections": lessons.sections_table,
+        **{name: partial(lessons.plan_table, name) for name in lessons.PLANS},
+        "classroom": classroom.sentence,
     }
     for name, content in contents.items():
         if f"<!-- {name} -->" in text:

@@ -40,9 +40,14 @@ def check_tag(tag: str) -> None:
 
 
 def files() -> list[Path]:
-    """Return the files of the repository, in order."""
+    """Return the files of the repository, in order; raise `ReleaseError` where it is none."""
     command = ["git", "ls-files", "-z"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    try:
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise ReleaseError(
+            "Which files belong to this collection only git knows; do this in a clone of it."
+        ) from None
     return [Path(name) for name in sorted(filter(None, names.decode("utf-8").split("\0")))]
 
 
