@@ -224,6 +224,17 @@ def test_the_settings_of_a_narrow_window_are_folded_below_the_chat(new_page, ser
         assert button.evaluate("button => button.scrollWidth <= button.clientWidth"), name
 
 
+def test_a_picture_is_whole_in_a_narrow_window(new_page, server, picture_files):
+    page = new_page()
+    page.set_viewport_size({"width": 390, "height": 844})
+    Chat(page, server.address).show(picture_files["circle"])
+    frame, picture = page.locator(".pictures").first, page.locator("img[src*='file=']").first
+    outer, inner = frame.bounding_box(), picture.bounding_box()
+    assert outer["y"] <= inner["y"]
+    assert inner["y"] + inner["height"] <= outer["y"] + outer["height"]
+    assert picture.evaluate("img => getComputedStyle(img).objectFit") in ("contain", "scale-down")
+
+
 @WHICHEVER
 def test_a_long_answer_breaks_between_words(new_page, server, picture_files):
     page = new_page()

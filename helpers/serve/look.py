@@ -23,6 +23,8 @@ CSS = """
 }
 @media (max-width: 767px) {
   .pictures { height: 200px !important; }
+  .pictures .thumbnail-item { height: 180px; aspect-ratio: auto; }
+  .pictures img { height: 100%; object-fit: contain; }
   .conversation { height: 280px !important; }
 }
 """
