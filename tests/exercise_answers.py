@@ -42,7 +42,7 @@ WRONG_ANSWERS = {
     "01-5": WrongAnswers(
         (),
         ('"int4"', "0.5", "Weights"),
-        ('Weights("int4-asym", ratio=1.0)', 'Weights("int8")', 'Weights("fp16")'),
+        ('Weights("int4-asym")', 'Weights("int8")'),
     ),
     "01-6": WrongAnswers(
         ("lambda reply, event: 1 / 0",),

@@ -20,6 +20,7 @@ from helpers.show.answers import NOT_YET, RIGHT, Exercise
 from tests.exercise_answers import WRONG_ANSWERS
 
 WRONG = "Not right yet"
+KINDS = ("value", "form", "mistake")  # of wrong answers
 CALL = re.compile(r'^check\("(\d\d-\d)", (\w+)', re.M)
 SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)\n```.*?</details>", re.S)
 # In the kernel: what each source prints, as the last line. A traceback counts as printed.
@@ -66,26 +67,20 @@ def exercise_problems(item: IPyNbCell, name: str, variable: str) -> list[str]:
         return [f"Exercise {name} has no solution below it that could be pasted."]
     if blank not in item.cell.source.splitlines():
         return [f"Exercise {name} has no line {blank!r}."]
-    wrong = WRONG_ANSWERS[name]
     cases = [("blank", blank), ("solution", solution)]
-    cases += [("value", source) for source in wrong.values]
-    cases += [("form", source) for source in wrong.forms]
-    cases += [("mistake", source) for source in wrong.mistakes]
-    answers = [
-        answer if variable_set(answer, variable) else f"{variable} = {answer}"
-        for _, answer in cases
-    ]
-    outputs = printed(item, [item.cell.source.replace(blank, answer) for answer in answers])
+    for kind, sources in zip(KINDS, WRONG_ANSWERS[name], strict=True):
+        cases += [(kind, with_variable(source, variable)) for source in sources]
+    outputs = printed(item, [item.cell.source.replace(blank, answer) for _, answer in cases])
     problems = []
-    for (kind, _), answer, output in zip(cases, answers, outputs, strict=True):
+    for (kind, answer), output in zip(cases, outputs, strict=True):
         if not is_expected(kind, EXERCISES[name], output):
             problems.append(f"Exercise {name}, {kind}:\n{answer}\ngets\n{output}")
     return problems
 
 
-def variable_set(source: str, variable: str) -> bool:
-    """Return whether lines give the variable a value, or define a function of its name."""
-    return re.search(rf"^(?:{variable} =|def {variable}\()", source, re.M) is not None
+def with_variable(source: str, variable: str) -> str:
+    """Return lines that give the variable a value, for lines that do or for an expression."""
+    return source if re.search(rf"^{variable} =", source, re.M) else f"{variable} = {source}"
 
 
 def solution_below(cells: list[NotebookNode], cell: NotebookNode) -> str | None:
