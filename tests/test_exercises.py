@@ -91,6 +91,7 @@ class TestResponses:
             (lambda number: number, "a function with 1 argument."),
             (lambda: 1, "a function with 0 arguments."),
             (int, "the class int, which () behind it makes an object of."),
+            (max, "of type builtin_function_or_method."),  # which says nothing of its arguments
         ],
     )
     def test_of_functions_with_other_arguments(self, answer, kind):

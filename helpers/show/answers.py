@@ -88,7 +88,7 @@ def kind_of(answer: object) -> str:
         return f'the text "{answer[:40]}"'
     if isinstance(answer, type):
         return f"the class {answer.__name__}, which () behind it makes an object of"
-    if inspect.isroutine(answer):
+    if inspect.isfunction(answer):
         number = len(inspect.signature(answer).parameters)
         return f"a function with {number} argument{'' if number == 1 else 's'}"
     return f"of type {type(answer).__name__}"
@@ -116,7 +116,7 @@ def function(*arguments: str) -> Form:
             return False
         try:
             inspect.signature(answer).bind(*arguments)
-        except TypeError:
+        except (TypeError, ValueError):  # a built-in function may not say what it takes
             return False
         return True
 
