@@ -20,6 +20,9 @@ STAR = 'world.Item("star", "red")'
 ONE_SHAPE = f"world.Scene((2, 2), ({STAR}, None, None, None))"
 TWINS = f"world.Scene((2, 2), ({STAR}, {STAR}, None, None))"
 SHAPES_WITHOUT_PLACES = f"world.Scene((2, 2), ({STAR}, {STAR}, {STAR}))"
+OTHER_GRID = f"world.Scene((2, 3), 6 * ({STAR},))"
+OTHER_COLOUR = STAR.replace("red", "pink")
+PINK = f"world.Scene((2, 2), ({STAR}, {OTHER_COLOUR}, {STAR}, None))"
 BLOCKS = "torch.nn.Sequential(*[LdpBlock(width, stride={}) for _ in range(2)])"
 GATE = """
 class Gate(torch.nn.Module):
@@ -75,7 +78,9 @@ WRONG_ANSWERS = {
         ("features.shape[1]", "(features.shape[0] - 1) * features.shape[1]"),
     ),
     "03-3": WrongAnswers((), ("64", '"bigger"'), ('"smaller"',)),
-    "03-4": WrongAnswers((SHAPES_WITHOUT_PLACES,), ('"a red star"', STAR), (ONE_SHAPE,)),
+    "03-4": WrongAnswers(
+        (SHAPES_WITHOUT_PLACES, OTHER_GRID, PINK), ('"a red star"', STAR), (ONE_SHAPE,)
+    ),
     "04-1": WrongAnswers(
         ("3",), ('"65"', "slicing"), ("slicing.resolution", "2 * slicing.resolution")
     ),

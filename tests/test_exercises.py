@@ -15,6 +15,7 @@ import torch
 
 from helpers.errors import SettingsError
 from helpers.graphs.presets import Weights
+from helpers.shapes.world import Item, Scene
 from helpers.show.answers import NUMBER, Exercise, choice, function, instance
 from helpers.show.exercises import EXERCISES, check
 from helpers.workshop.notebooks import html_copy
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALL_NOTEBOOKS = [*NOTEBOOKS, *sorted((ROOT / "unfinished").glob("*.ipynb"))]
 
+STAR = Item("star", "red")
 SUM = Exercise(
     NUMBER,
     truth=lambda numbers: sum(numbers),
@@ -135,6 +137,20 @@ class TestTrials:
     def test_an_error_of_the_truth_is_ours(self):
         with pytest.raises(ZeroDivisionError):
             Exercise(NUMBER, truth=lambda: 1 / 0, hint="Think.").response(2)
+
+
+@pytest.mark.parametrize(
+    ("scene", "line"),
+    [
+        (Scene((2, 2), (STAR, STAR)), "4 places and the scene 2 items; put None where nothing is."),
+        (Scene((3, 3), 9 * (STAR,)), "The grid (3, 3) does not exist; use (1, 1), (2, 1)"),
+        (Scene((1, 1), (Item("star", "pink"),)), "no 'pink' here; use red, green"),
+        (Scene((1, 1), (Item("heart", "red"),)), "no 'heart' here; use circle, square"),
+    ],
+)
+def test_a_scene_that_cannot_be_drawn_is_told_in_a_sentence(scene, line):
+    assert line in EXERCISES["03-4"].response(scene, None)
+    assert line in EXERCISES["06-4"].response(scene, None)
 
 
 def test_check_prints(capsys):

@@ -6,13 +6,14 @@ What this module does not know: which result is right, and what to say to anothe
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import openvino as ov
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from helpers.errors import SettingsError
 from helpers.graphs.bit_widths import bit_widths, stored_bytes
 from helpers.graphs.compression import compress
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
@@ -20,7 +21,7 @@ from helpers.graphs.presets import INT8, Preset, Weights
 from helpers.inputs.boxes import Box, boxes_in, intersection_over_union
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
-from helpers.shapes.world import Scene, draw, item_boxes
+from helpers.shapes.world import COLOURS, PLACES, SHAPES, Scene, draw, item_boxes
 from helpers.upstream import converter
 
 PLAIN_INT4 = Weights("int4-asym")
@@ -113,9 +114,31 @@ def gate_kind(gate_module: nn.Module) -> str:
 # Drawing and asking
 
 
+def checked(scene: Scene) -> Scene:
+    """Return a scene that can be drawn; raise `SettingsError` where it cannot."""
+    if scene.grid not in PLACES:
+        raise SettingsError(f"The grid {scene.grid} does not exist; use {listed(PLACES)}.")
+    places = len(PLACES[scene.grid])
+    if len(scene.items) != places:
+        raise SettingsError(
+            f"The grid has {places} places and the scene {len(scene.items)} items; put None where "
+            "nothing is."
+        )
+    for item in scene.places.values():
+        for value, values in ((item.shape, SHAPES), (item.colour, COLOURS)):
+            if value not in values:
+                raise SettingsError(f"There is no {value!r} here; use {listed(values)}.")
+    return scene
+
+
+def listed(values: Iterable[object]) -> str:
+    """Return values in words."""
+    return ", ".join(map(str, values))
+
+
 def seen_by_model(scene: Scene, pipeline: VisionLanguagePipeline) -> str:
     """Return whether a model names the colour and the shape at every place of a drawn scene."""
-    if len(scene.places) < ENOUGH_SHAPES:
+    if len(checked(scene).places) < ENOUGH_SHAPES:
         return "few shapes"
     picture, errors = draw(scene), 0
     for place, item in scene.places.items():
@@ -128,7 +151,7 @@ def seen_by_model(scene: Scene, pipeline: VisionLanguagePipeline) -> str:
 
 def located_by_model(scene: Scene, pipeline: VisionLanguagePipeline) -> str:
     """Return whether a model's box of each shape of a drawn scene is near the one it has."""
-    items = list(scene.places.values())
+    items = list(checked(scene).places.values())
     if len(set(items)) < len(items):
         return "twins"
     if len(items) < ENOUGH_SHAPES - 1:
