@@ -123,7 +123,7 @@ class TestTrials:
         [
             (SettingsError("The ratio is 50."), "Not right yet. The ratio is 50."),
             (
-                ValueError("two\nlines"),
+                ValueError("two.\nlines"),
                 "Not right yet: with this answer Python raises ValueError: two.",
             ),
         ],
@@ -151,6 +151,15 @@ class TestTrials:
 def test_a_scene_that_cannot_be_drawn_is_told_in_a_sentence(scene, line):
     assert line in EXERCISES["03-4"].response(scene, None)
     assert line in EXERCISES["06-4"].response(scene, None)
+
+
+def test_a_module_is_traced_with_what_was_computed_in_inference_mode(capsys):
+    with torch.inference_mode():
+        grid = torch.rand(8, 8, 8) + 1
+    blocks = torch.nn.Sequential(*[torch.nn.Conv2d(8, 8, 2, stride=2) for _ in range(2)])
+    assert EXERCISES["02-2"].response(blocks, grid) == "Right."
+    assert EXERCISES["02-2"].response(blocks[0], grid).endswith("both blocks need stride 2.")
+    assert capsys.readouterr().out.count("in OpenVINO as in PyTorch: True") == 2
 
 
 def test_check_prints(capsys):

@@ -56,7 +56,7 @@ class Exercise:
         except UserError as error:
             return f"Not right yet. {error}"
         except Exception as error:  # a reader's own function or module may raise anything
-            return f"Not right yet: with this answer Python raises {reason_of(error)}."
+            return f"Not right yet: with this answer Python raises {reason_of(error).rstrip('.')}."
         if self._same(outcome, truth):
             return RIGHT
         for mistake, next_step in (mistakes or {}).items():

@@ -59,6 +59,9 @@ def smaller_with_16_bit_encoder(
     preset: Preset, graphs: Mapping[str, ov.Model], other: Preset
 ) -> str:
     """Return whether a preset leaves the image encoder alone and stores less than `other`."""
+    for settings in (preset.language_model, preset.others):
+        if not isinstance(settings, Weights):
+            raise SettingsError(f"A preset holds Weights(...), and {settings!r} is none.")
     encoder = preset.weights_of(IMAGE_ENCODER)
     print("image encoder:", encoder)
     if encoder.bits != 16:
@@ -76,6 +79,7 @@ def smaller_with_16_bit_encoder(
 def in_both(module: nn.Module, *inputs: Tensor) -> Tensor:
     """Return what a module gives in PyTorch; print whether OpenVINO gives the same."""
     module = module.eval()
+    inputs = tuple(value.clone() for value in inputs)  # inference tensors cannot be traced
     with torch.inference_mode():
         expected: Tensor = module(*inputs)
     with converter.quiet():
