@@ -26,7 +26,7 @@ BY_FUNCTION = SOLUTION.format("factor = 0.46\nmy_factor = factor")
 BROKEN = {
     "solution": ({}, SOLUTION.format("my_factor = 0.48"), "05-3, solution"),
     "no_solution": ({}, "Think.", "no solution below it"),
-    "other_name": ({}, SOLUTION.format("my_answer = 0.46"), "NameError"),
+    "other_name": ({}, SOLUTION.format("my_answer = 0.46"), "05-3, solution"),
     "value": ({"0.48": "Right."}, USUAL, "05-3, value"),
     "form": ({"'0.46'": HINT}, USUAL, "05-3, form"),
     "mistake": ({"0.5": HINT}, USUAL, "05-3, mistake"),
