@@ -7,7 +7,7 @@ from hypothesis import settings
 
 import helpers  # noqa: F401  (switches the telemetry of other libraries off)
 
-pytest_plugins = ["tests.counts", "tests.nbval_repairs", "tests.workers"]
+pytest_plugins = ["tests.counts", "tests.nbval_repairs", "tests.nbval_exercises", "tests.workers"]
 
 # The kernels of notebooks inherit these. What a reader has chosen for themselves is not tested.
 for name in [name for name in os.environ if name.startswith("VLM_")]:

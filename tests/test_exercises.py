@@ -1,40 +1,215 @@
-"""Check cells of exercises, and the solutions under them."""
+"""Exercises: what answers are told, and how notebooks print their solutions.
+
+tests/nbval_exercises.py pastes the solutions, and wrong answers, into the running notebooks.
+"""
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 
-from helpers.show.exercises import check
+from helpers.errors import SettingsError
+from helpers.graphs.presets import Weights
+from helpers.shapes.world import Item, Scene
+from helpers.show.answers import NUMBER, Exercise, choice, function, instance
+from helpers.show.exercises import EXERCISES, check
 from helpers.workshop.notebooks import html_copy
+from tests.exercise_answers import WRONG_ANSWERS
+from tests.nbval_exercises import CALL, solution_below
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ALL_NOTEBOOKS = [*NOTEBOOKS, *sorted((ROOT / "unfinished").glob("*.ipynb"))]
+
+STAR = Item("star", "red")
+SUM = Exercise(
+    NUMBER,
+    truth=lambda numbers: sum(numbers),
+    hint="Add them.",
+    mistakes=lambda truth, numbers: {len(numbers): "That is how many there are.", -truth: "Sign!"},
+)
+TWO_DIGITS = Exercise(NUMBER, truth=math.tanh(0.5), hint="Think.", digits=2)
+COLOUR = Exercise(choice("red", "blue"), truth="red", hint="Look.", mistakes={"blue": "Warmer."})
+
+
+class TestResponses:
+    @pytest.mark.parametrize(
+        ("answer", "line"),
+        [
+            (None, "Not answered yet: replace None in this cell and run it again."),
+            (6, "Right."),
+            (0.6 * 4 + 0.4 * 9, "Right."),  # 5.999999999999999 or so
+            (np.int64(6), "Right."),
+            (torch.tensor(6), "Right."),
+            (7, "Not right yet. Add them."),
+            (6.0001, "Not right yet. Add them."),
+            (math.nan, "Not right yet. Add them."),
+            (2, "Not right yet. That is how many there are."),
+            (-6, "Not right yet. Sign!"),
+            ("6", 'Not right yet: the answer is a number, and this is the text "6".'),
+            (True, "Not right yet: the answer is a number, and this is True or False."),
+            ([6], "Not right yet: the answer is a number, and this is of type list."),
+        ],
+    )
+    def test_of_numbers(self, answer, line):
+        assert SUM.response(answer, [2, 4]) == line
+
+    @pytest.mark.parametrize("answer", [0.46, 0.462, 0.4621, math.tanh(0.5), 0.465])
+    def test_of_rounded_numbers(self, answer):
+        assert TWO_DIGITS.response(answer) == "Right."
+
+    @pytest.mark.parametrize("answer", [0.45, 0.47, 0.5])
+    def test_of_numbers_that_are_not_rounded_so(self, answer):
+        assert TWO_DIGITS.response(answer) == "Not right yet. Think."
+
+    @pytest.mark.parametrize(
+        ("answer", "line"),
+        [
+            (" Red", "Right."),
+            ("blue", "Not right yet. Warmer."),
+            ("pink", 'Not right yet: the answer is "red" or "blue", and this is the text "pink".'),
+            (3, 'Not right yet: the answer is "red" or "blue", and this is a number.'),
+        ],
+    )
+    def test_of_choices(self, answer, line):
+        assert COLOUR.response(answer) == line
+
+    def test_of_objects(self):
+        exercise = Exercise(instance(Weights, "weights"), truth=Weights("int8"), hint="Think.")
+        assert exercise.response(Weights("int8")) == "Right."
+        assert exercise.response(Weights).endswith(
+            "the answer is weights, and this is the class Weights, which () behind it makes an "
+            "object of."
+        )
+
+    @pytest.mark.parametrize(
+        ("answer", "kind"),
+        [
+            (lambda number: number, "a function with 1 argument."),
+            (lambda: 1, "a function with 0 arguments."),
+            (int, "the class int, which () behind it makes an object of."),
+            (max, "of type builtin_function_or_method."),  # which says nothing of its arguments
+        ],
+    )
+    def test_of_functions_with_other_arguments(self, answer, kind):
+        exercise = Exercise(function("this", "that"), truth=3, hint="Add.", trial=lambda f: f(1, 2))
+        line = (
+            "Not right yet: the answer is a function with 2 arguments, this and that, and this is"
+        )
+        assert exercise.response(answer) == f"{line} {kind}"
+        assert exercise.response(lambda a, b: a + b) == "Right."
+        assert exercise.response(lambda *numbers: sum(numbers)) == "Right."
+
+
+class TestTrials:
+    def test_what_comes_of_an_answer_is_compared(self):
+        exercise = Exercise(
+            NUMBER,
+            truth="even",
+            hint="Think.",
+            mistakes={"odd": "Add 1."},
+            trial=lambda answer: "odd" if answer % 2 else "even",
+        )
+        assert exercise.response(4) == "Right."
+        assert exercise.response(3) == "Not right yet. Add 1."
+
+    @pytest.mark.parametrize(
+        ("error", "line"),
+        [
+            (SettingsError("The ratio is 50."), "Not right yet. The ratio is 50."),
+            (
+                ValueError("two.\nlines"),
+                "Not right yet: with this answer Python raises ValueError: two.",
+            ),
+        ],
+    )
+    def test_errors_are_told_in_a_sentence(self, error, line):
+        def fail(answer):
+            raise error
+
+        assert Exercise(NUMBER, truth=1, hint="Think.", trial=fail).response(2) == line
+
+    def test_an_error_of_the_truth_is_ours(self):
+        with pytest.raises(ZeroDivisionError):
+            Exercise(NUMBER, truth=lambda: 1 / 0, hint="Think.").response(2)
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "line"),
+    ("scene", "line"),
     [
-        (None, 3, "Not answered yet: replace None in this cell and run it again."),
-        (0.8 * 4 + 0.2 * 8, 4.8, "Right."),  # 4.800000000000001
-        (256.0, 256, "Right."),
-        (" Red", "red", "Right."),
-        (True, True, "Right."),
-        ([1, 2], [1, 2], "Right."),
-        (4.81, 4.8, "Not right yet. Think."),
-        (math.nan, 4.8, "Not right yet. Think."),
-        ("blue", "red", "Not right yet. Think."),
-        (False, True, "Not right yet. Think."),
-        ("256", 256, "Not right yet: the answer is a number, and this is a text in quotes."),
-        (3, "red", "Not right yet: the answer is a text in quotes, and this is a number."),
-        (1, True, "Not right yet: the answer is True or False, and this is a number."),
-        ([3], 3, "Not right yet: the answer is a number, and this is of type list."),
+        (Scene((2, 2), (STAR, STAR)), "4 places and the scene 2 items; put None where nothing is."),
+        (Scene((3, 3), 9 * (STAR,)), "The grid (3, 3) does not exist; use (1, 1), (2, 1)"),
+        (Scene((1, 1), (Item("star", "pink"),)), "no 'pink' here; use red, green"),
+        (Scene((1, 1), (Item("heart", "red"),)), "no 'heart' here; use circle, square"),
     ],
 )
-def test_what_an_answer_is_told(capsys, answer, right, line):
-    check(answer, right, "Think.")
-    assert capsys.readouterr().out == f"{line}\n"
+def test_a_scene_that_cannot_be_drawn_is_told_in_a_sentence(scene, line):
+    assert line in EXERCISES["03-4"].response(scene, None)
+    assert line in EXERCISES["06-4"].response(scene, None)
+
+
+def test_a_module_is_traced_with_what_was_computed_in_inference_mode(capsys):
+    with torch.inference_mode():
+        grid = torch.rand(8, 8, 8) + 1
+    blocks = torch.nn.Sequential(*[torch.nn.Conv2d(8, 8, 2, stride=2) for _ in range(2)])
+    assert EXERCISES["02-2"].response(blocks, grid) == "Right."
+    assert EXERCISES["02-2"].response(blocks[0], grid).endswith("both blocks need stride 2.")
+    assert capsys.readouterr().out.count("in OpenVINO as in PyTorch: True") == 2
+
+
+def test_check_prints(capsys):
+    check("01-1", None)
+    check("01-1", 16)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Not answered yet") and lines[1].startswith("Not right yet. That is")
+
+
+# The notebooks
+
+
+def exercise_cells(path):
+    """Return the exercises' cells of a notebook by name, and all its cells."""
+    cells = nbformat.read(path, as_version=4).cells
+    calls = {cell.id: CALL.search(cell.source) for cell in cells if cell.cell_type == "code"}
+    return {calls[cell.id][1]: cell for cell in cells if calls.get(cell.id)}, cells
+
+
+def test_every_exercise_is_asked_once_and_answered_wrongly():
+    names = Counter(name for path in ALL_NOTEBOOKS for name in exercise_cells(path)[0])
+    assert names == Counter(EXERCISES.keys()) == Counter(WRONG_ANSWERS.keys())
+
+
+@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_belong_to_their_notebook_and_count_up(path):
+    names = list(exercise_cells(path)[0])
+    assert names == [f"{path.stem[:2]}-{number}" for number in range(1, len(names) + 1)]
+
+
+@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_cell_shows_the_variable_and_the_check_only(path):
+    for name, cell in exercise_cells(path)[0].items():
+        lines = [line for line in cell.source.splitlines() if line]
+        lines = [line for line in lines if not line.startswith(("from ", "    ", ")"))]
+        variable = CALL.search(cell.source)[2]
+        assert lines[0] == f"{variable} = None" and len(lines) == 2, name
+
+
+@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+def test_below_each_exercise_stands_a_solution_to_paste(path):
+    exercises, cells = exercise_cells(path)
+    assert all(solution_below(cells, cell) for cell in exercises.values())
+
+
+@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_an_exercise_that_changes_something(path):
+    """Its answer is weights, a preset, a scene or a module, which the check then uses."""
+    forms = [EXERCISES[name].form.name for name in exercise_cells(path)[0]]
+    assert any("(...)" in form or "module" in form for form in forms)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -44,4 +219,4 @@ def test_solutions_are_folded_in_the_page_too(path):
     page = html_copy(notebook, path)
     solutions = re.findall(r"<details><summary>Solution</summary>(.*?)</details>", page, re.DOTALL)
     assert len(solutions) == "".join(texts).count("<summary>Solution") >= 3
-    assert all(re.sub("<[^>]*>", "", solution).strip() for solution in solutions)
+    assert all("my_" in re.sub("<[^>]*>", "", solution) for solution in solutions)

@@ -1,37 +1,287 @@
-"""Check cells for the exercises: they tell a right answer from a wrong one and from none."""
+"""The exercises of the notebooks, and the check of an answer: `check("01-1", my_picture_tokens)`.
+
+Each entry is one exercise, by notebook and number. Its truth does not stand in the cell, and is
+computed from what the cell hands over where it depends on the checkpoint.
+
+What this module does not know: how an answer is compared, and what trials do with it.
+"""
 
 import math
-from numbers import Real
+
+from torch import nn
+
+from helpers.graphs.presets import Preset, Weights
+from helpers.shapes.world import Scene
+from helpers.show import trials, truths
+from helpers.show.answers import NUMBER, Exercise, choice, function, instance
+
+WEIGHTS = instance(Weights, "weights, Weights(...)")
+SCENE = instance(Scene, "a scene, world.Scene(...)")
+MODULE = instance(nn.Module, "a module of PyTorch")
 
 
-def check(answer: object, right: object, hint: str) -> None:
-    """Print whether `answer` is `right`, and what to do next if it is not.
-
-    None counts as not answered yet. Numbers may differ by rounding; an answer of another kind than
-    the right one gets a word on its form instead of the hint.
-    """
-    if answer is None:
-        print("Not answered yet: replace None in this cell and run it again.")
-    elif kind_of(answer) != kind_of(right):
-        print(f"Not right yet: the answer is {kind_of(right)}, and this is {kind_of(answer)}.")
-    elif _same(answer, right):
-        print("Right.")
-    else:
-        print(f"Not right yet. {hint}")
+def check(name: str, answer: object, *data: object) -> None:
+    """Print what is to be said of an answer to the exercise `name`; `data` is what it needs."""
+    print(EXERCISES[name].response(answer, *data))
 
 
-def kind_of(answer: object) -> str:
-    """Return in words what kind of answer this is."""
-    if isinstance(answer, bool):
-        return "True or False"
-    if isinstance(answer, Real):
-        return "a number"
-    return "a text in quotes" if isinstance(answer, str) else f"of type {type(answer).__name__}"
-
-
-def _same(answer: object, right: object) -> bool:
-    if isinstance(answer, Real) and isinstance(right, Real):
-        return math.isclose(answer, right, rel_tol=1e-6)
-    if isinstance(answer, str) and isinstance(right, str):
-        return answer.strip().lower() == right.strip().lower()
-    return answer == right
+EXERCISES = {
+    "01-1": Exercise(
+        NUMBER,
+        truth=(224 // 14) ** 2,
+        hint="Count the patches across and the patches down.",
+        mistakes={
+            224 // 14: "That is one side of the square; the picture has rows and columns.",
+            (224 // 14) ** 2 + 1: "The CLS vector is cut off before the projector.",
+            224 * 224 // 14: "A patch is 14 pixels wide and 14 high.",
+        },
+    ),
+    "01-2": Exercise(
+        NUMBER,
+        truth=truths.cache_bytes,
+        hint="A key and a value in every layer, each of the model's width, 2 bytes a number.",
+        mistakes=lambda truth, part: {
+            truth // 2: "Half of it is missing: is there a key and a value, in 2 bytes?",
+            2 * truth: "16 bits are 2 bytes, not 4.",
+            2 * truth // len(part.cache): "That is one layer.",
+        },
+    ),
+    "01-3": Exercise(
+        NUMBER,
+        truth=lambda slopes: math.ceil(8 / slopes[0]),
+        hint="The bias is minus the slope times the distance; the steepest slope is slopes[0].",
+        mistakes=lambda truth, slopes: {
+            math.ceil(8 / slopes[-1]): "That is the flattest head; the steepest is slopes[0].",
+            -truth: "A distance is positive; the minus is the bias's.",
+            truth + 1: "One token nearer will do already.",
+        },
+    ),
+    "01-4": Exercise(
+        NUMBER,
+        truth=lambda weights: weights.bits,
+        hint="Multiply each share of the weights by its bits, and add.",
+        mistakes=lambda truth, weights: {
+            12 - truth: "The ratio is the share in 4 bits, not that in 8.",
+            6: "That is the mean of 4 and 8; the shares are not halves.",
+            4 * weights.ratio: "Eight tenths have 4 bits; and the rest?",
+        },
+    ),
+    "01-5": Exercise(
+        WEIGHTS,
+        truth="between",
+        hint="Between 4 and 8 bits lie mixtures: choose the ratio.",
+        mistakes={
+            "too small": "More layers have to keep 8 bits: lower the ratio.",
+            "too large": "More layers have to get 4 bits: raise the ratio of an int4 mode.",
+        },
+        trial=trials.size_between,
+    ),
+    "01-6": Exercise(
+        function("the reply", "its event"),
+        truth="stopped",
+        hint="Take one piece with next(iter(reply)), then set the event.",
+        mistakes={
+            "nothing read": "The answer stopped, but no piece was read: take one with "
+            "next(iter(reply)) first.",
+            "not set": "A piece was read; now set the event with event.set().",
+            "more read": "More than the first piece was read: stop after one.",
+        },
+        trial=trials.stopped,
+    ),
+    "02-1": Exercise(
+        NUMBER,
+        truth=lambda model: model.processor.patches_per_side // 2,
+        hint="Which share of the square's height is border? And how many rows are there?",
+        mistakes=lambda truth, model: {
+            truth // 2: "That is one border; the other is as high.",
+            2 * truth: "Those are all rows; the picture has some of them.",
+        },
+    ),
+    "02-2": Exercise(
+        MODULE,
+        truth=lambda grid: (grid.shape[1] // 4) ** 2,
+        hint="Each block halves the grid's sides where its stride is 2.",
+        mistakes=lambda truth, grid: {
+            4 * truth: "The sides are halved once only: both blocks need stride 2.",
+            grid[0].numel(): "The grid is as before: stride=2 halves its sides.",
+        },
+        trial=trials.tokens_left,
+    ),
+    "02-3": Exercise(
+        NUMBER,
+        truth="within",
+        hint="The ratio is a share, from 0 to 1.",
+        mistakes={
+            "too few": "Too few weights are in 4 bits: raise the ratio.",
+            "too many": "Too many weights are in 4 bits: lower the ratio.",
+        },
+        trial=trials.share_in_4_bits,
+    ),
+    "02-4": Exercise(
+        NUMBER,
+        truth=truths.likeliest_temperature,
+        hint="The answer is one of 0.3, 1 and 3.",
+        mistakes={
+            1: "1 leaves the logits as they are; can the best token get a larger share?",
+            3: "Dividing by 3 brings the logits together: other tokens are drawn more often.",
+        },
+    ),
+    "03-1": Exercise(
+        NUMBER,
+        truth=truths.banner_pieces,
+        hint="Which grid of tiles is three times as wide as high? The thumbnail comes on top.",
+        mistakes=lambda truth, model: {truth - 1: "The thumbnail counts too."},
+    ),
+    "03-2": Exercise(
+        NUMBER,
+        truth=lambda features: features.shape[0] * features.shape[1],
+        hint="Multiply tiles by tokens in the table of shapes.",
+        mistakes=lambda truth, features: {
+            features.shape[1]: "Those are the tokens of one tile.",
+            truth - features.shape[1]: "The thumbnail has tokens too.",
+            4 * truth: "Those are patches; the pixel shuffle makes four of them a token.",
+        },
+    ),
+    "03-3": Exercise(
+        choice("smaller", "larger"),
+        truth=truths.size_of_smaller_groups,
+        hint="Count the bits that a group stores beside its weights, for both.",
+        mistakes={
+            "smaller": "A group saves its zero point of 4 bits, but there are twice as many scales "
+            "of 16 bits."
+        },
+    ),
+    "03-4": Exercise(
+        SCENE,
+        truth="seen",
+        hint="Look for the line above that differs, and draw that scene with another style.",
+        mistakes={"few shapes": "Draw at least three shapes, so that there is something to see."},
+        trial=trials.seen_by_model,
+    ),
+    "04-1": Exercise(
+        NUMBER,
+        truth=truths.least_side,
+        hint="Compare the square's area with that of one slice.",
+        mistakes=lambda truth, slicing: {
+            slicing.resolution: "A picture of exactly one slice's area needs no cutting.",
+            2 * slicing.resolution: "That is cut, and so is a smaller one.",
+        },
+    ),
+    "04-2": Exercise(
+        choice("first", "second"),
+        truth=truths.row_half,
+        hint="Look at the order in which tables_as_defined takes across and down.",
+        mistakes={"first": "The first half tells the column, and that is the same here."},
+    ),
+    "04-3": Exercise(
+        NUMBER,
+        truth=4**-0.5,
+        hint="What is divided by the root of the number of layers?",
+        mistakes={
+            4**0.5: "It is divided by the root, so more layers make it smaller.",
+            1 / 4: "It is divided by the root of the number of layers, not by the number.",
+            4: "It is divided by the root of the number of layers.",
+        },
+    ),
+    "04-4": Exercise(
+        choice("greedy search", "beam search"),
+        truth=truths.way_of_one_token,
+        hint="How many tokens are left to draw from?",
+        mistakes={
+            "beam search": "Beams keep several beginnings; here one token is left at a time."
+        },
+    ),
+    "04-5": Exercise(
+        instance(Preset, "a preset, Preset(...)"),
+        truth="smaller",
+        hint="Change one field of the preset at a time.",
+        mistakes={
+            "fewer bits": "The image encoder should keep its 16 bits: image_encoder=FP16.",
+            "not smaller": "The language model is not smaller: raise the ratio, or enlarge groups.",
+        },
+        trial=trials.smaller_with_16_bit_encoder,
+    ),
+    "05-1": Exercise(
+        NUMBER,
+        truth=truths.tile_number,
+        hint="Which canvas of at most four tiles is most like a picture three times as wide?",
+        mistakes=lambda truth, model: {
+            model.image_encoder.config.max_num_tiles: "Those are all tiles that there is room for.",
+            1: "On one tile the picture would be made smaller than it has to be.",
+        },
+    ),
+    "05-2": Exercise(
+        NUMBER,
+        truth=truths.picture_bytes,
+        hint="A key and a value, of 2 bytes a number, for each vector, head and layer.",
+        mistakes=lambda truth, original: {
+            truth // 2: "Half is missing: a key and a value, of 2 bytes each.",
+            truth // 4: "That is one tile.",
+            truths.picture_bytes(
+                original, summaries=0
+            ): "Each tile has a vector for all of it too.",
+        },
+    ),
+    "05-3": Exercise(
+        NUMBER,
+        truth=math.tanh(0.5),
+        hint="The gate goes through a function that never reaches 1.",
+        mistakes={0.5: "Not by the gate itself, but by its hyperbolic tangent."},
+        digits=2,
+    ),
+    "05-4": Exercise(
+        choice("nearer", "farther"),
+        truth=truths.nearer_in_small_groups,
+        hint="Round the trial layer in both, and compare the errors.",
+        mistakes={"farther": "A smaller group has its ends closer together."},
+    ),
+    "05-5": Exercise(
+        MODULE,
+        truth="gated",
+        hint="Return the words plus what the gate lets through of the picture's share.",
+        mistakes={
+            "gate as it is": "Not the gate itself, but its hyperbolic tangent opens it.",
+            "without words": "The words are missing: the layer adds to them.",
+            "all gated": "The gate is for the picture's share alone; the words pass.",
+        },
+        trial=trials.gate_kind,
+    ),
+    "06-1": Exercise(
+        NUMBER,
+        truth=truths.banner_tokens,
+        hint="A token covers 32 x 32 pixels.",
+        mistakes=lambda truth, processor: {
+            4 * truth: "Those are patches of 16 pixels; four of them become a token.",
+            640 // 32: "That is one row of them.",
+        },
+    ),
+    "06-2": Exercise(
+        NUMBER,
+        truth=truths.banner_rise,
+        hint="The picture takes as many positions as its longer side has tokens.",
+        mistakes=lambda truth, processor: {
+            truth - 1: "Those are the banner's; and the step behind it?",
+            truths.banner_tokens(processor) + 1: "All tokens of a row share their position down.",
+        },
+    ),
+    "06-3": Exercise(
+        WEIGHTS,
+        truth="between",
+        hint="Change the size of the groups.",
+        mistakes={
+            "too small": "The scales and zero points have to become more: make the groups smaller.",
+            "too large": "That is 8 bits or more: use a mode of 4 bits.",
+        },
+        trial=trials.size_between,
+    ),
+    "06-4": Exercise(
+        SCENE,
+        truth="located",
+        hint="Look for the overlap above that is small, and draw that scene with another style.",
+        mistakes={
+            "twins": "Two shapes are the same, so the question for one has two answers.",
+            "few shapes": "Draw at least two shapes.",
+        },
+        trial=trials.located_by_model,
+    ),
+}

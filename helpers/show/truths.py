@@ -1,0 +1,117 @@
+"""What is right in exercises, where that depends on the checkpoint or on the notebook.
+
+What this module does not know: which exercise asks for it.
+"""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import openvino as ov
+import torch
+from PIL import Image
+from torch import Tensor
+
+from helpers.graphs.parts import Part
+from helpers.graphs.presets import Weights
+from helpers.inputs.messages import user_message
+from helpers.measure.evaluation import Answers
+from helpers.models import slices
+from helpers.models.slices import Slicing
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.show.trials import stored_size
+
+BANNER = Image.new("RGB", (900, 300))  # of 03-1 and 05-1
+TOKEN_BANNER = Image.new("RGB", (640, 96))  # of 06-1 and 06-2
+TEMPERATURES = (0.3, 1, 3)  # of 02-4
+
+
+def banner_pieces(model: Any) -> int:
+    """Return how many tiles a model cuts the banner into, the thumbnail included."""
+    cutter = model.processor.image_processor
+    return int(cutter.get_number_of_image_patches(BANNER.height, BANNER.width))
+
+
+def cache_bytes(part: Part) -> int:
+    """Return the bytes of one token's keys and values in 16 bits, in a traced language model."""
+    shapes = [part.example_inputs[name].shape for name in part.cache]
+    return sum(2 * heads * size for _, heads, _, size in shapes)
+
+
+def tile_number(model: Any) -> int:
+    """Return how many tiles of its canvas a model uses for the banner."""
+    return int(model.image_inputs([BANNER])["aspect_ratio_mask"].sum())
+
+
+def picture_bytes(original: Any, *, summaries: int = 1) -> int:
+    """Return the bytes of a picture's keys and values in 16 bits, for cross-attention.
+
+    A tile has a vector for each patch, and `summaries` for all of it.
+    """
+    texts, vision = original.config["text_config"], original.config["vision_config"]
+    vectors = (vision["image_size"] // vision["patch_size"]) ** 2 + summaries
+    head_size = texts["hidden_size"] // texts["num_attention_heads"]
+    width = texts["num_key_value_heads"] * head_size
+    layers = len(texts["cross_attention_layers"])
+    tokens: int = vision["max_num_tiles"] * vectors
+    return 2 * 2 * int(width) * tokens * layers
+
+
+def nearer_in_small_groups(activations: Tensor, weight: Tensor, rounded: Callable[..., Any]) -> str:
+    """Return whether a layer rounded in groups of 32 is nearer to itself than in groups of 64."""
+    errors = [(activations @ (rounded(weight, size) - weight).T).norm() for size in (32, 64)]
+    return "nearer" if errors[0] < errors[1] else "farther"
+
+
+def likeliest_temperature(answers: Answers) -> float:
+    """Return the temperature at which the best token of a first answer is most probable."""
+    logits = answers.first_logits[0]
+    return max(TEMPERATURES, key=lambda value: (logits / value).softmax(-1).max().item())
+
+
+def size_of_smaller_groups(graph: ov.Model) -> str:
+    """Return what symmetric groups of 64 are beside asymmetric ones of 128."""
+    sizes = [
+        stored_size(weights, graph)
+        for weights in (Weights("int4-sym", group_size=64), Weights("int4-asym", group_size=128))
+    ]
+    return "smaller" if sizes[0] < sizes[1] else "larger"
+
+
+def least_side(slicing: Slicing) -> int:
+    """Return the side of the smallest square that is cut into slices."""
+    return next(side for side in count(1) if slices.best_grid(side, side, slicing))
+
+
+def row_half(encoder: Any) -> str:
+    """Return which half of the positions' waves tells two rows of a column apart."""
+    upper, lower = encoder.resampler.positions(2, 1)
+    half = len(upper) // 2
+    return "second" if torch.equal(upper[:half], lower[:half]) else "first"
+
+
+def way_of_one_token(pipeline: VisionLanguagePipeline, picture: Image.Image) -> str:
+    """Return which way of decoding gives what sampling from one token gives."""
+    question = ("What do you see?", [picture])
+    sampled = pipeline.ask(*question, do_sample=True, top_k=1, temperature=2.0, seed=1)
+    same = sampled.text == pipeline.ask(*question).text
+    return "greedy search" if same else "beam search"
+
+
+def banner_places(processor: Any) -> tuple[Tensor, Tensor]:
+    """Return which tokens of a question are the banner's, and the positions of all tokens."""
+    inputs = processor.image_inputs([TOKEN_BANNER])
+    ids = processor.input_ids([user_message("Read it.", 1)], inputs)
+    return processor.picture_positions(ids)[0], processor.position_ids(ids, inputs)[0, 0]
+
+
+def banner_tokens(processor: Any) -> int:
+    """Return how many tokens the banner has."""
+    return int(banner_places(processor)[0].sum())
+
+
+def banner_rise(processor: Any) -> int:
+    """Return how far positions rise from the token before the banner to the one behind it."""
+    is_picture, positions = banner_places(processor)
+    indices = is_picture.nonzero()
+    return int(positions[indices.max() + 1] - positions[indices.min() - 1])

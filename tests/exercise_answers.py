@@ -1,0 +1,124 @@
+"""Wrong answers to the notebooks' exercises, as a reader would write them into the cell.
+
+For each exercise: a value that is wrong and no known mistake, answers of a wrong form, and answers
+of known mistakes, which get sentences of their own. An exercise with two choices has no other
+values. `NAME = ` is left out where an answer is one expression.
+"""
+
+from typing import NamedTuple
+
+
+class WrongAnswers(NamedTuple):
+    """Sources of wrong answers; each is what replaces the None, or lines that set the variable."""
+
+    values: tuple[str, ...]
+    forms: tuple[str, ...]
+    mistakes: tuple[str, ...]
+
+
+STAR = 'world.Item("star", "red")'
+ONE_SHAPE = f"world.Scene((2, 2), ({STAR}, None, None, None))"
+TWINS = f"world.Scene((2, 2), ({STAR}, {STAR}, None, None))"
+SHAPES_WITHOUT_PLACES = f"world.Scene((2, 2), ({STAR}, {STAR}, {STAR}))"
+OTHER_GRID = f"world.Scene((2, 3), 6 * ({STAR},))"
+OTHER_COLOUR = STAR.replace("red", "pink")
+PINK = f"world.Scene((2, 2), ({STAR}, {OTHER_COLOUR}, {STAR}, None))"
+BLOCKS = "torch.nn.Sequential(*[LdpBlock(width, stride={}) for _ in range(2)])"
+GATE = """
+class Gate(torch.nn.Module):
+    def forward(self, words, attended, gate):
+        return {}
+
+my_gate = Gate()
+"""
+IMPORT = "from helpers.models.mobilevlm import LdpBlock\n"
+
+WRONG_ANSWERS = {
+    "01-1": WrongAnswers(("255",), ('"256"', "[256]", "True"), ("16", "257")),
+    "01-2": WrongAnswers(
+        ("7",),
+        ('"2048"', "settings"),
+        ("settings.n_layers * settings.d_model * 2", "2 * settings.d_model * 2"),
+    ),
+    "01-3": WrongAnswers(("3",), ('"32"', "slopes"), ("8 / slopes[-1]", "-8 / slopes[0]")),
+    "01-4": WrongAnswers(("5",), ('"4.8"',), ("0.2 * 4 + 0.8 * 8", "6", "0.8 * 4")),
+    "01-5": WrongAnswers(
+        (),
+        ('"int4"', "0.5", "Weights"),
+        ('Weights("int4-asym")', 'Weights("int8")'),
+    ),
+    "01-6": WrongAnswers(
+        ("lambda reply, event: 1 / 0",),
+        ("lambda reply: reply", '"stop"', "50"),
+        (
+            "lambda reply, event: event.set()",
+            "lambda reply, event: next(iter(reply))",
+            "lambda reply, event: (list(reply), event.set())",
+        ),
+    ),
+    "02-1": WrongAnswers(
+        ("1",),
+        ('"8"',),
+        ("reference.processor.patches_per_side", "reference.processor.patches_per_side // 4"),
+    ),
+    "02-2": WrongAnswers(
+        ("torch.nn.Conv2d(width, width, 4, stride=4, padding=4)", "torch.nn.Linear(3, 3)"),
+        ("16", "torch.nn.Sequential", "lambda grid: grid"),
+        (
+            f"{IMPORT}my_blocks = {BLOCKS.format(1)}",
+            f"{IMPORT}my_blocks = LdpBlock(width, stride=2)",
+        ),
+    ),
+    "02-3": WrongAnswers(("50", "-0.5"), ('"0.5"', "[0.5]"), ("0", "1")),
+    "02-4": WrongAnswers(("2",), ('"0.3"',), ("1", "3")),
+    "03-1": WrongAnswers(("7",), ('"4"',), ("3",)),
+    "03-2": WrongAnswers(
+        ("7",),
+        ("features.shape", '"80"'),
+        ("features.shape[1]", "(features.shape[0] - 1) * features.shape[1]"),
+    ),
+    "03-3": WrongAnswers((), ("64", '"bigger"'), ('"smaller"',)),
+    "03-4": WrongAnswers(
+        (SHAPES_WITHOUT_PLACES, OTHER_GRID, PINK), ('"a red star"', STAR), (ONE_SHAPE,)
+    ),
+    "04-1": WrongAnswers(
+        ("3",), ('"65"', "slicing"), ("slicing.resolution", "2 * slicing.resolution")
+    ),
+    "04-2": WrongAnswers((), ("1", '"third"'), ('"first"',)),
+    "04-3": WrongAnswers(("3",), ('"0.5"',), ("2", "0.25", "4")),
+    "04-4": WrongAnswers((), ("1", '"greedy"'), ('"beam search"',)),
+    "04-5": WrongAnswers(
+        ('Preset("mine", "int4", INT8, "no weights", FP16)',),
+        ('"int4"', 'Weights("int8")'),
+        (
+            'Preset("mine", Weights("int4-sym", group_size=64), INT8, why="all parts")',
+            'Preset("mine", INT8, INT8, why="larger", image_encoder=FP16)',
+        ),
+    ),
+    "05-1": WrongAnswers(("7",), ('"3"',), ("4", "1")),
+    "05-2": WrongAnswers(
+        ("3",),
+        ('"209846272"', "original"),
+        (
+            "cross_layers * vectors * key_value_bytes // 2",
+            "cross_layers * per_tile * key_value_bytes",
+        ),
+    ),
+    "05-3": WrongAnswers(("0.48",), ('"0.46"',), ("0.5",)),
+    "05-4": WrongAnswers((), ("2", '"closer"'), ('"farther"',)),
+    "05-5": WrongAnswers(
+        (GATE.format("words - gate"), GATE.format("1 / 0")),
+        ("0.46", GATE.format("words").replace("Gate()", "Gate")),
+        (
+            GATE.format("words + gate * attended"),
+            GATE.format("gate.tanh() * attended"),
+            GATE.format("gate.tanh() * (words + attended)"),
+        ),
+    ),
+    "06-1": WrongAnswers(("7",), ('"60"',), ("240", "20")),
+    "06-2": WrongAnswers(("7",), ('"21"',), ("20", "61")),
+    "06-3": WrongAnswers(
+        (), ('"int4"', "64"), ('Weights("int4-asym", group_size=128)', 'Weights("int8")')
+    ),
+    "06-4": WrongAnswers((SHAPES_WITHOUT_PLACES,), ('"a red star"',), (ONE_SHAPE, TWINS)),
+}
