@@ -88,7 +88,7 @@ WRONG_ANSWERS = {
     "04-3": WrongAnswers(("3",), ('"0.5"',), ("2", "0.25", "4")),
     "04-4": WrongAnswers((), ("1", '"greedy"'), ('"beam search"',)),
     "04-5": WrongAnswers(
-        ('Preset("mine", "int4", INT8, "no weights", FP16)',),
+        ('Preset("mine", FP16, INT8, why="larger", image_encoder=FP16)',),
         ('"int4"', 'Weights("int8")'),
         (
             'Preset("mine", Weights("int4-sym", group_size=64), INT8, why="all parts")',

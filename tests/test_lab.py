@@ -146,7 +146,7 @@ def test_run_all_and_the_widgets(new_page, lab, name, screenshot):
     assert output.strip().endswith("on AUTO")
     if name == QUICKEST:
         assert output.strip() == "int8 on AUTO"
-        assert "language model: INT8" in notebook.run_cell_with("preset = find_preset(")
+        assert "int8 written: language model INT8" in notebook.run_cell_with("widths = {}")
         page.get_by_label("Precision:").scroll_into_view_if_needed()
         screenshot(page, "notebook")
 

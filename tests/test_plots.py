@@ -104,3 +104,13 @@ def test_long_texts_are_wrapped_between_words():
     assert len(lines) == 4 and max(map(len, lines)) < 100
     assert lines[2].endswith("33") and lines[3].startswith(" " * len("greedy  "))
     assert " ".join((lines[2].removesuffix("33") + lines[3]).split()[1:]) == answer
+
+
+def test_bars_have_their_numbers_and_names_that_do_not_run_together():
+    heights = {"8b": {"int4": 190.2, "PyTorch bfloat16": 1208.4, "PyTorch float32": 2416.0}}
+    (axis,) = plots.bars(heights, units={"8b": "milliseconds"}).axes
+    assert [text.get_text() for text in axis.texts] == ["190", "1,208", "2,416"]
+    assert {label.get_rotation() for label in axis.get_xticklabels()} == {35.0}
+    (axis,) = plots.bars({"8b": {"int4": 0.5, "int8": 22.94}}, units={"8b": "milliseconds"}).axes
+    assert [text.get_text() for text in axis.texts] == ["0.5", "22.9"]
+    assert {label.get_rotation() for label in axis.get_xticklabels()} == {0.0}

@@ -175,10 +175,14 @@ def _bar_chart(axis: Axes, measure: str, values: Mapping[str, float], unit: str)
         hatch=HATCHES[: len(values)],
         edgecolor="white",
     )
-    axis.bar_label(rectangles, fmt="%.3g", fontsize=8, padding=2)
+    axis.bar_label(rectangles, fmt=_in_three_digits, fontsize=8, padding=2)
     axis.set_title(measure, fontsize=10)
     axis.set_ylabel(unit, fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
-    if len(values) > 5:  # or their names would run into each other
+    if len(values) > 5 or sum(map(len, values)) > 24:  # or their names would run together
         plt.setp(axis.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axis.margins(y=0.15)
+
+
+def _in_three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
