@@ -7,6 +7,7 @@ import torch
 
 from helpers.models import load_model
 from helpers.shapes import tokenizers
+from helpers.sources.checkpoints import BUNDLED, read_json
 from helpers.workshop import beginnings, samples, training
 from helpers.workshop.recipes import RECIPES
 from tests.tiny import seeded
@@ -141,3 +142,21 @@ def clip_states(model, picture) -> torch.Tensor:
     hook.remove()
     side = encoder.config.image_size // encoder.config.patch_size
     return outputs[0][0, 1 : 1 + side**2].T.unflatten(1, (side, side))
+
+
+def test_the_table_of_places_says_where_a_patch_is():
+    config = read_json(BUNDLED / "qwen3_vl" / "config.json")
+    (table,) = beginnings.qwen3_vl_places(config).values()
+    side, hidden = 16, config["vision_config"]["hidden_size"]
+    assert table.shape == (side**2, hidden)
+    # A linear layer reads both coordinates of a patch from it.
+    down, across = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    places = torch.stack([across.flatten(), down.flatten()], dim=1).float()
+    solution = torch.linalg.lstsq(table, places, driver="gelsd", rcond=1e-5).solution
+    assert (table @ solution - places).abs().max() < 1e-3  # measured: 3e-5
+    # As large, beside new patches of pixels as large as 1, as `PLACES_TO_PATCHES` says.
+    inputs = 3 * 2 * 16 * 16
+    pixels = torch.randn(4000, inputs, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(inputs, 32, generator=torch.Generator().manual_seed(1))
+    patches = pixels @ (weights * beginnings.WEIGHT_STD)
+    assert table.std() / patches.std() == pytest.approx(0.6, rel=0.02)

@@ -111,9 +111,8 @@ def test_the_size_that_is_expected_is_about_what_comes_out(checkpoint, tmp_path,
     preset = find_preset(precision)
     expected = expected_bytes(load_model(checkpoint), preset)
     convert(checkpoint, tmp_path / "made", preset)
-    actual = sum(path.stat().st_size for path in (tmp_path / "made").glob("*.bin"))
-    # Scales take room too, the last layer stays at 8 bits; constants that are equal are kept once.
-    assert 0.85 < actual / expected < 1.4
+    actual = sum(path.stat().st_size for path in (tmp_path / "made").iterdir())
+    assert 0.95 < actual / expected < 1.2  # measured: 0.98 to 1.13
 
 
 def test_the_memory_that_looking_at_samples_takes(checkpoint):
@@ -126,13 +125,17 @@ def test_the_memory_that_looking_at_samples_takes(checkpoint):
     }
     least = conversion.expected_memory(model, plain)
     # Beside the result, at most a copy of a small model.
-    assert least == expected_bytes(model, plain) + expected_bytes(model, FP16) + 2**28
+    embeddings = model.token_embeddings.weight.numel()  # counted with the language model, too
+    copy = 2 * (sum(weight.numel() for weight in model.parameters()) + embeddings)
+    assert least == expected_bytes(model, plain) + copy + 2**28
     assert memory["awq"] - least == weights
     widest = model.language_model.model.layers[0].mlp.gate_proj.weight.numel()
     assert memory["scale_estimation"] - memory["awq"] == 48 * widest
     everywhere = find_preset("int4", scale_estimation=True, all_layers=True)
     head = model.language_model.lm_head.weight.numel()
-    assert conversion.expected_memory(model, everywhere) - memory["awq"] == 48 * head
+    smaller = expected_bytes(model, plain) - expected_bytes(model, everywhere)
+    assert smaller > 0  # its last layer has 4 bits too
+    assert conversion.expected_memory(model, everywhere) + smaller - memory["awq"] == 48 * head
     encoder = replace(plain, image_encoder=Quantization())
     assert conversion.expected_memory(model, encoder) > memory["awq"]
 

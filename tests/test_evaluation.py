@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 
 from helpers.inputs.questions import Question
 from helpers.measure import evaluation
@@ -15,6 +15,8 @@ from helpers.measure.evaluation import (
     accuracy,
     agreement,
     comparison_rows,
+    interval_of_mean,
+    interval_of_ratio,
     kind_rows,
     overlaps,
     wrong_answers,
@@ -48,9 +50,9 @@ def test_the_share_of_right_answers_by_kind():
     ("share", "text"),
     [
         (Share(12, 13), "12 of 13"),
-        (Share(49, 50), "98.0% (90% to 100%)"),
-        (Share(0, 50), "0.0% (0% to 7%)"),
-        (Share(488, 500), "97.6% (96% to 99%)"),
+        (Share(49, 50), "98.0% (90 to 100)"),
+        (Share(0, 50), "0.0% (0 to 7)"),
+        (Share(488, 500), "97.6% (96 to 99)"),
     ],
 )
 def test_a_share_is_a_count_or_has_its_interval(share, text):
@@ -63,18 +65,35 @@ def test_an_interval_as_a_library_computes_it():
     assert Share(49, 50).interval == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
+def test_intervals_of_means_and_of_ratios_as_a_library_computes_them():
+    """Both draw at random: measured, 0.5 % apart."""
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.rand(2, 200, generator=generator, dtype=torch.float64) ** 3
+    second += first / 2  # what is hard for one is hard for the other
+    options = {"n_resamples": 20_000, "method": "percentile", "rng": 0, "vectorized": True}
+    mean = bootstrap((first.numpy(),), lambda x, axis: x.mean(axis), **options)
+    assert interval_of_mean(first) == pytest.approx(mean.confidence_interval, rel=0.02)
+
+    def ratio(x, y, axis):
+        return x.mean(axis) / y.mean(axis)
+
+    pair = (first.numpy(), second.numpy())
+    paired = bootstrap(pair, ratio, paired=True, **options).confidence_interval
+    assert interval_of_ratio(first, second) == pytest.approx(paired, rel=0.02)
+
+
 def test_models_are_compared_row_by_row():
     pytorch = answers_of(["2", "2", "red", "abc"])
     int4 = answers_of(["2", "0", "red", "ABC"], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.1, 0.9])
-    answers = {"PyTorch": pytorch, "int4": int4}
+    answers, moved = {"PyTorch": pytorch, "int4": int4}, -1000 * math.log(4 * 0.1 * 0.9) / 2
     sizes = {"PyTorch": 3_000_000, "int4": 1_000_000}
     assert comparison_rows(answers, QUESTIONS, sizes)[1] == {
         "model": "int4",
         "size": "1.0 MB",
         "right": "4 of 4",
-        "same first token": "3 of 4",
         "same text": "2 of 4",
-        "KL": f"{-math.log(4 * 0.1 * 0.9) / 8:.4f}",
+        # One question of four has moved, and 1 in 256 draws of four lack it or have it four times.
+        "1000 KL": f"{moved / 4:.2f} (0.00 to {moved * 3 / 4:.2f})",
     }
     rows = comparison_rows(answers, QUESTIONS, sizes, exact=False)
     assert [row["right"] for row in rows] == ["-", "-"]

@@ -1,5 +1,6 @@
 """The repairs of nbval, each seen to be needed and to work, on toy notebooks in a real kernel."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,11 +45,14 @@ def cells(tmp_path_factory):
     (folder / "sanitize.cfg").write_text(f"{usual}\n{SWALLOWS}", encoding="utf-8")
     plain = (f"--nbval-cell-timeout={TIMEOUT}", "--nbval-sanitize-with=sanitize.cfg")
     longer = (f"--nbval-cell-timeout={2 * TIMEOUT}", "--nbval-sanitize-with=sanitize.cfg")
-    return SimpleNamespace(
-        plain=validate([path for path in paths if path.stem in HABITS], *plain),
-        repaired=validate(paths, *longer, *REPAIRED),
-        exact=validate([folder / "address.ipynb"], *REPAIRED),
-    )
+    habits = [path for path in paths if path.stem in HABITS]
+    with ThreadPoolExecutor() as pool:  # they wait for timeouts most of the time
+        runs = SimpleNamespace(
+            plain=pool.submit(validate, habits, *plain),
+            repaired=pool.submit(validate, paths, *longer, *REPAIRED),
+            exact=pool.submit(validate, [folder / "address.ipynb"], *REPAIRED),
+        )
+        return SimpleNamespace(**{name: run.result() for name, run in vars(runs).items()})
 
 
 def write_notebook(folder: Path, name: str, sources: list[str], printed: str | None) -> Path:

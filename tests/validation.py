@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -25,17 +26,20 @@ def validate(notebooks: Sequence[Path], *options: str) -> dict[str, list[Cell]]:
     folder = notebooks[0].parent
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")  # not this project's
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env"]
-    command += ["-p", "no:cacheprovider", "--junitxml=report.xml", *options]
-    subprocess.run(
-        [*command, *(path.name for path in notebooks)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
-        capture_output=True,
-        timeout=600,
-        check=False,
-    )
+    with TemporaryDirectory() as reports:
+        report = Path(reports) / "report.xml"
+        command += ["-p", "no:cacheprovider", f"--junitxml={report}", *options]
+        subprocess.run(
+            [*command, *(path.name for path in notebooks)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
+            capture_output=True,
+            timeout=600,
+            check=False,
+        )
+        cases = list(ElementTree.parse(report).iter("testcase"))
     cells: dict[str, list[Cell]] = {path.stem: [] for path in notebooks}
-    for case in ElementTree.parse(folder / "report.xml").iter("testcase"):
+    for case in cases:
         name = case.get("classname", "").rpartition(".")[0]
         cells[name].append(cell_of(case))
     return cells

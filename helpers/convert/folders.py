@@ -295,8 +295,21 @@ def _inside(folder: Path) -> list[Path]:
 
 def folder_bytes(folder: Path) -> dict[str, int]:
     """Return the size on disk in bytes of each part of a finished conversion."""
+    return _bytes_by_part(folder, (".bin", ".xml"))
+
+
+def weight_bytes(folder: Path) -> dict[str, int]:
+    """Return the size on disk in bytes of the weights of each part of a finished conversion."""
+    return _bytes_by_part(folder, (".bin",))
+
+
+def _bytes_by_part(folder: Path, endings: tuple[str, ...]) -> dict[str, int]:
     manifest = read_manifest(folder)
     return {
-        part: sum(manifest["files"][name]["bytes"] for name in part_files(manifest, part))
+        part: sum(
+            manifest["files"][name]["bytes"]
+            for name in part_files(manifest, part)
+            if name.endswith(endings)
+        )
         for part in manifest["parts"]
     }

@@ -80,6 +80,18 @@ class Weights:
             return 4 * self.ratio + 8 * (1 - self.ratio)
         return 16 if self.mode == "fp16" else 8
 
+    def bits_of(self, *, last_layer: bool) -> float:
+        """How many bits a weight of a layer takes on average.
+
+        In 4 bits, a group's scale is counted (16 bits), and its zero point (4 bits).
+        """
+        if not self.mode.startswith("int4"):
+            return self.bits
+        if last_layer and not self.all_layers:
+            return 8
+        beside = 20 if self.mode == "int4-asym" else 16
+        return self.bits + self.ratio * (beside / self.group_size if self.group_size > 0 else 0)
+
     def __str__(self) -> str:
         if not self.mode.startswith("int4"):
             return self.mode.upper()
@@ -121,6 +133,10 @@ class Quantization:
     def bits(self) -> float:
         """How many bits a weight takes, scales aside."""
         return 8
+
+    def bits_of(self, *, last_layer: bool) -> float:
+        """How many bits a weight of a layer takes: the last one is like the others."""
+        return self.bits
 
     def __str__(self) -> str:
         return f"INT8 with activations, SmoothQuant {self.smooth_quant:g}"

@@ -100,12 +100,13 @@ def comparison_rows(
     for name, model_answers in answers.items():
         right = str(accuracy(model_answers, pairs)["all"]) if exact else "-"
         row = {"model": name, "size": in_words(bytes_of[name]), "right": right}
-        row |= dict.fromkeys(("same first token", "same text", "KL"), "-")
+        row |= dict.fromkeys(("same text", "1000 KL"), "-")
         if name != reference:
-            same = agreement(answers[reference], model_answers)
-            row["same first token"] = str(_share_of(same.top_token, len(pairs)))
-            row["same text"] = str(_share_of(same.same_text, len(pairs)))
-            row["KL"] = f"{same.divergence:.4f}"
+            same_texts = map(str.__eq__, answers[reference].texts, model_answers.texts)
+            row["same text"] = str(Share(sum(same_texts), len(pairs)))
+            values = 1000 * divergences(answers[reference], model_answers)
+            low, high = interval_of_mean(values)
+            row["1000 KL"] = f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
         rows.append(row)
     return rows
 
@@ -187,11 +188,7 @@ class Share:
         if self.total < 50:
             return self.count
         low, high = self.interval
-        return f"{self.value:.1%} ({low:.0%} to {high:.0%})"
-
-
-def _share_of(value: float, total: int) -> Share:
-    return Share(round(value * total), total)
+        return f"{self.value:.1%} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def accuracy(answers: Answers, pairs: Sequence[VisualQuestion]) -> dict[str, Share]:
@@ -236,16 +233,53 @@ class Agreement:
     same_text: float
 
 
+def divergences(reference: Answers, other: Answers) -> Tensor:
+    """Return how far the first token's distribution has moved, in nats, by question (questions,).
+
+    The Kullback-Leibler divergence, sum p log(p / q), of `other`'s q from the reference's p.
+    """
+    log_p = reference.first_logits.double().log_softmax(-1)
+    log_q = other.first_logits.double().log_softmax(-1)
+    # Not below 0 but for rounding
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+
+
+def interval_of_mean(values: Tensor) -> tuple[float, float]:
+    """Return where the mean of such values (questions,) lies with a probability of 95 %."""
+    return _interval(_resampled_means(values))
+
+
+def interval_of_ratio(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Return where the ratio of two means lies with a probability of 95 %.
+
+    Both are values of the same questions (questions,), which are drawn in pairs: a question that is
+    hard for one is hard for the other.
+    """
+    return _interval(_resampled_means(first) / _resampled_means(second))
+
+
+def _resampled_means(values: Tensor, draws: int = 2000) -> Tensor:
+    """Return the means (draws,) of values drawn with replacement: the bootstrap.
+
+    B. Efron, 1979, doi:10.1214/aos/1176344552. The draws are the same each time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(len(values), (draws, len(values)), generator=generator)
+    return values[places].mean(1)
+
+
+def _interval(values: Tensor) -> tuple[float, float]:
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
 def agreement(reference: Answers, other: Answers) -> Agreement:
     """Return how close `other` is to `reference`."""
     same_top = reference.first_logits.argmax(-1) == other.first_logits.argmax(-1)
-    log_p = reference.first_logits.double().log_softmax(-1)
-    log_q = other.first_logits.double().log_softmax(-1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     same_text = [a == b for a, b in zip(reference.texts, other.texts, strict=True)]
     return Agreement(
         top_token=same_top.double().mean().item(),
-        divergence=divergence.mean().clamp(min=0).item(),
+        divergence=divergences(reference, other).mean().item(),
         same_text=sum(same_text) / len(same_text),
     )
 

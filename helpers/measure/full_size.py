@@ -60,21 +60,32 @@ def newest_by_kind(measurements: Sequence[Measurement]) -> list[Measurement]:
     return list({measurement.kind: measurement for measurement in measurements}.values())
 
 
-def figures_of_family(name: str) -> list[Figures]:
-    """Return the newest figures of each original of a family that was measured, by size."""
+def measurements_of_family(name: str) -> list[Measurement]:
+    """Return the newest measurement of each original of a family, by size.
+
+    Times are compared on one kind of processor only: the one that was measured last.
+    """
     originals = {original.name for original in find_family_by_name(name).originals}
-    return [
-        measurements[-1].figures
+    newest = [
+        measurement
         for measurements in histories()
-        if measurements[-1].figures.model in originals
+        for measurement in newest_by_kind(measurements)
+        if measurement.figures.model in originals
     ]
+    kind = max(newest, key=lambda measurement: measurement.date).kind
+    return [measurement for measurement in newest if measurement.kind == kind]
+
+
+def processor_of(family: str) -> str:
+    """Return the kind of processor that a family's rows were measured on."""
+    return measurements_of_family(family)[-1].kind
 
 
 def full_size_rows(family: str) -> list[dict[str, str]]:
     """Return a row for each run of a family's originals: their size, and their times."""
     return [
         {"original": figures.model, "in": name} | _row(figures, name, run)
-        for figures in figures_of_family(family)
+        for figures in (measurement.figures for measurement in measurements_of_family(family))
         for name, run in figures.runs.items()
     ]
 
@@ -95,7 +106,7 @@ def _row(figures: Figures, name: str, run: Run) -> dict[str, str]:
 
 def next_tokens(family: str) -> dict[str, dict[str, float]]:
     """Return the milliseconds of a next token: of the smallest and the largest original, by run."""
-    measured = figures_of_family(family)
+    measured = [measurement.figures for measurement in measurements_of_family(family)]
     ends = {figures.model: figures for figures in (*measured[:1], *measured[-1:])}
     return {
         model: {name: run.running.speed.next_token * 1000 for name, run in figures.runs.items()}

@@ -55,7 +55,7 @@ def compare(
     text: str,
     *,
     tokens: int = 32,
-    rounds: tuple[int, int] = (5, 15),
+    rounds: tuple[int, int] = (5, 9),
     spread: float = 0.2,
 ) -> dict[str, list[Speed]]:
     """Return what each model, by its name, took for one question in each round.

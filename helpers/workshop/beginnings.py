@@ -26,6 +26,8 @@ from helpers.sources.key_mapping import original_tensors
 Tensors = dict[str, Tensor]
 Beginning = Callable[[Tensors, Config, Config], Tensors]
 
+WEIGHT_STD = 0.04  # of new matrices
+
 LANGUAGE_NAMES = "language_model."  # InternVL2's name of its language model
 _VOCABULARY = ("embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 
@@ -52,6 +54,11 @@ def start_from(model: VisionLanguageModel[Any], family: str, beginning: Beginnin
                 new_tensor[new_rows] = part[trained_rows]
             else:
                 new_tensor.copy_(resized(part, new_tensor.shape))
+
+
+def none(_config: Config) -> Tensors:
+    """Return nothing: all tensors that are not of another model begin at random."""
+    return {}
 
 
 def _same_tokens(
@@ -183,18 +190,50 @@ def queries_on_a_grid(new_config: Config) -> Tensors:
     hidden, side = new_config["hidden_size"], math.isqrt(new_config["query_num"])
     patches = new_config["scale_resolution"] // new_config["patch_size"]
     middles = (torch.arange(side) + 0.5) * patches / side - 0.5
-    angles = middles[:, None] * 10000 ** -(torch.arange(hidden // 4) / (hidden // 4))
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)
-    across, down = (line.expand(side, -1, -1), line[:, None].expand(-1, side, -1))
+    places = waves_of_places(middles, 10000 ** -(torch.arange(hidden // 4) / (hidden // 4)))
     same = torch.eye(hidden)
     # Places count for more than what is there, and those nearby for more than those far away.
     return {
-        "resampler.pos_embed": torch.cat([across, down], dim=-1).flatten(0, 1),
+        "resampler.pos_embed": places,
         "resampler.ln_q.weight": torch.full((hidden,), 0.1),
         "resampler.ln_kv.weight": torch.full((hidden,), 0.3),
         "resampler.attn.in_proj_weight": torch.cat([3 * same, same, same]),
         "resampler.attn.out_proj.weight": same,
     }
+
+
+def waves_of_places(line: Tensor, frequencies: Tensor) -> Tensor:
+    """Return sines and cosines of the places on a square grid, (side ** 2, 4 * frequencies).
+
+    `line` holds the places of a column or a row. Those across come before those down.
+    """
+    angles = line[:, None] * frequencies
+    waves, side = torch.cat([angles.sin(), angles.cos()], dim=1), len(line)
+    across, down = (waves.expand(side, -1, -1), waves[:, None].expand(-1, side, -1))
+    return torch.cat([across, down], dim=-1).flatten(0, 1)
+
+
+WAVE_LENGTHS = (
+    64,
+    4,
+)  # places in the table: the longest, four times a usual side, and the shortest
+PLACES_TO_PATCHES = 0.6  # how large the waves are beside the patches: less, and boxes stay coarse
+
+
+def qwen3_vl_places(config: Config) -> Tensors:
+    """Return a table of positions that says where a patch is, from the first step on.
+
+    Rotations tell patches how far they are from each other, and a random table is learned slowly
+    beside patches that are forty times as large: boxes fail for want of a place.
+    """
+    vision = config["vision_config"]
+    side, count = math.isqrt(vision["num_position_embeddings"]), vision["hidden_size"] // 4
+    longest, shortest = WAVE_LENGTHS
+    frequencies = 2 * math.pi / longest * (longest / shortest) ** torch.linspace(0, 1, count)
+    waves = waves_of_places(torch.arange(side), frequencies)
+    inputs = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    patches = WEIGHT_STD * inputs**0.5  # of pixels about as large as 1
+    return {"image_encoder.pos_embed.weight": waves * (PLACES_TO_PATCHES * patches / waves.std())}
 
 
 # Language models

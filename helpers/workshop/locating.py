@@ -14,7 +14,7 @@ from helpers.shapes.world import Box
 
 GRID = 1000  # a picture's sides, in the numbers of a box
 SIDES, DIGITS = 4, 2  # left, top, right, bottom; hundreds and tens
-IGNORED = -100  # a token that shows no shape (PyTorch's cross-entropy default)
+IGNORED = -100  # what is not to be learned (PyTorch's cross-entropy default)
 
 
 def sides_of_boxes(boxes: list[Box], rows: int, columns: int) -> Tensor:

@@ -6,7 +6,7 @@ multiples of 128, the usual group size of INT4 weights.
 
 import copy
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from helpers.models import mobilevlm
 from helpers.models.families import Family, families
 from helpers.shapes import tokenizers
 from helpers.shapes.questions import BOX_KINDS, KINDS
-from helpers.sources.checkpoints import BUNDLED, read_json, write_json
+from helpers.sources.checkpoints import BUNDLED, Config, read_json, write_json
 from helpers.workshop import beginnings
-from helpers.workshop.beginnings import Beginning
+from helpers.workshop.beginnings import Beginning, Tensors
 from helpers.workshop.stages import FROM_NOTHING, FROM_PARTS, Stage
 
 # Pictures in a batch of each sort: the work goes with tiles and questions.
@@ -33,8 +33,9 @@ class Recipe:
     image encoder sees tiles as one picture, small pictures are drawn at several `scales`.
     `instruction` is what the authors' training put behind questions that a word answers. Training
     begins with parts of the bundled models of the families in `begins_with`, each with what becomes
-    of them here, and has `stages`, in which the model learns `kinds` of question, and `clips` too.
-    `int4` is how its notebook stores the language model in 4 bits.
+    of them here, and with `first_tensors` of the new model's config. It has `stages`, in which the
+    model learns `kinds` of question, and `clips` too. `int4` is how its notebook stores the
+    language model in 4 bits.
     """
 
     bundled: str
@@ -43,6 +44,7 @@ class Recipe:
     scales: tuple[int, ...] = (1,)
     instruction: str = ""
     begins_with: dict[str, Beginning] = field(default_factory=dict)
+    first_tensors: Callable[[Config], Tensors] = beginnings.none
     stages: tuple[Stage, ...] = FROM_NOTHING
     kinds: tuple[str, ...] = tuple(KINDS)
     clips: bool = False

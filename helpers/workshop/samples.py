@@ -20,7 +20,7 @@ from helpers.models.exported import ImageInputs
 from helpers.models.processors import Processor
 from helpers.shapes import clips, world
 from helpers.shapes.questions import BOX_KINDS, KINDS, word
-from helpers.workshop.locating import sides_of_boxes
+from helpers.workshop.locating import IGNORED, sides_of_boxes
 from helpers.workshop.naming import shown_words
 from helpers.workshop.recipes import Recipe
 
@@ -33,7 +33,6 @@ INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruc
 NO_SQUARES = ("strip", "large", "wide", "clip")
 LONGEST_SHAPE = 8  # times as long as it is wide, a place of a `wide` picture
 SHORTEST_PLACE, LONGEST_PLACE = 32, 256  # its sides in pixels
-IGNORED = -100  # the label of a token that is not learned (PyTorch's cross-entropy default)
 
 
 def sample_scene(

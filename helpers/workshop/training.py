@@ -37,12 +37,11 @@ from helpers.shapes.questions import BOX_KINDS, sample_questions
 from helpers.shapes.tokenizers import corpus
 from helpers.sources.checkpoints import BUNDLED, CARD, read_config, write_json
 from helpers.sources.saving import in_shards, save_tensors
-from helpers.workshop.beginnings import start_from
-from helpers.workshop.locating import locating_loss, new_locator
+from helpers.workshop.beginnings import WEIGHT_STD, start_from
+from helpers.workshop.locating import IGNORED, locating_loss, new_locator
 from helpers.workshop.naming import naming_loss
 from helpers.workshop.recipes import RECIPES, Recipe
 from helpers.workshop.samples import (
-    IGNORED,
     Batch,
     Batches,
     collate,
@@ -55,7 +54,7 @@ Model = VisionLanguageModel[Any]
 WARM_UP = 200  # steps of rising learning rate
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
 NAMING = 0.3  # the weight of the loss of naming, beside that of answers
-LOCATING = 0.3  # the same of locating
+LOCATING = 1.0  # the same of locating
 EMBEDDING_STD = 0.1  # of new embeddings: with small ones, words that are not told apart collapse
 STATE = "state.pt"  # the file of an unfinished run: weights, optimizer, schedule and step
 
@@ -226,6 +225,8 @@ def _first_model(family: str, run: Path, seed: int) -> Model:
     model = new_model(run)
     for other, beginning in recipe.begins_with.items():
         start_from(model, other, beginning)
+    for name, tensor in recipe.first_tensors(model.config).items():
+        model.state_dict()[name].copy_(tensor)
     return model
 
 
@@ -252,7 +253,7 @@ def new_model(folder: Path) -> Model:
     model = family(config, family.processor_class(folder, config))
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.04)
+            nn.init.normal_(parameter, std=WEIGHT_STD)
     nn.init.normal_(model.token_embeddings.weight, std=EMBEDDING_STD)
     return model
 
