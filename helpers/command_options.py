@@ -34,7 +34,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         "--group-size", type=int, help="weights that share a scale in 4 bits (default: 128)"
     )
     parser.add_argument(
-        "--ratio", type=float, help="share of the layers in 4 bits, 0 to 1 (default: 1)"
+        "--ratio", type=float, help="share of the weights in 4 bits, 0 to 1 (default: 1)"
     )
     parser.add_argument("--output", type=path_of, required=True, help="the folder to write")
 

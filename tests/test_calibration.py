@@ -11,7 +11,7 @@ from PIL import Image
 
 from helpers.convert.calibration import PROMPT, find_samples, inputs_by_part
 from helpers.errors import PictureError, SettingsError
-from helpers.graphs.core import compiled
+from helpers.graphs.core import compile_model
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.inputs.messages import user_message
 from helpers.models import load_processor
@@ -112,7 +112,7 @@ def test_inputs_of_the_parts(converted, parts, tmp_path):
     assert set(inputs) == {IMAGE_ENCODER, LANGUAGE_MODEL}
     images, prompts = (list(inputs[part]) for part in inputs)
     assert [list(feed) for feed in images] == [["pixel_values"]] * 2
-    language_model = compiled(parts[LANGUAGE_MODEL], "CPU")
+    language_model = compile_model(parts[LANGUAGE_MODEL], "CPU")
     for feed, image in zip(prompts, images, strict=True):
         assert feed.keys() == {name for port in language_model.inputs for name in port.get_names()}
         length = feed["inputs_embeds"].shape[1]

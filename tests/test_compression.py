@@ -222,7 +222,7 @@ def test_looking_at_samples_brings_their_logits_closer(language_model, inputs):
 
 def logits_of(model: ov.Model, feeds: compression.Inputs) -> np.ndarray:
     """Return the logits (samples, vocabulary) of prompts, each from an empty cache."""
-    language_model = core.compiled(model, "CPU", EXECUTION_MODE_HINT="ACCURACY")
+    language_model = core.compile_model(model, "CPU", EXECUTION_MODE_HINT="ACCURACY")
     return np.stack(
         [language_model.create_infer_request().infer(feed)["logits"][0, 0].copy() for feed in feeds]
     )
@@ -246,7 +246,7 @@ def test_activations_of_the_image_encoder_in_8_bits(converted, inputs):
     assert stored_bytes(quantized) < 0.75 * stored_bytes(model)
     kinds = Counter(node.get_type_name() for node in quantized.get_ops())
     assert kinds["FakeQuantize"] > ENCODER // 2
-    exact, rounded = (core.compiled(part, "CPU") for part in (model, quantized))
+    exact, rounded = (core.compile_model(part, "CPU") for part in (model, quantized))
     for feed in samples:
         expected, actual = exact(feed)[0], rounded(feed)[0]
         assert 0 < np.abs(actual - expected).mean() < 0.2 * np.abs(expected).mean()

@@ -223,7 +223,7 @@ def test_exported_embeddings_are_scaled_and_keep_their_type(dtype, stored):
     exported = trace(model.text_embeddings_part())
     assert [width.type for width in bit_widths(exported)] == [stored]
     ids = torch.tensor([[5, 1, 8]])
-    embeddings = torch.from_numpy(core.compiled(exported, "CPU")(ids.numpy())[0])
+    embeddings = torch.from_numpy(core.compile_model(exported, "CPU")(ids.numpy())[0])
     rows = model.language_model.get_input_embeddings().weight.detach()[ids].float()
     assert torch.equal(embeddings, rows * model.config["scale_emb"])
 

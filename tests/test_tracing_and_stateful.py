@@ -249,7 +249,7 @@ def test_a_long_prompt_computes_one_row_of_logits(compiled):
 
 @pytest.mark.parametrize("hint", ["ACCURACY", "PERFORMANCE"])
 def test_attention_is_fused(stateful, hint):
-    compiled = core.compiled(stateful, "CPU", EXECUTION_MODE_HINT=hint)
+    compiled = core.compile_model(stateful, "CPU", EXECUTION_MODE_HINT=hint)
     kinds = [layer_type(node) for node in compiled.get_runtime_model().get_ops()]
     assert kinds.count("ScaledDotProductAttention") == 2
     assert "Softmax" not in kinds

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.errors import PictureError, SettingsError
-from helpers.graphs.core import compiled, feed_of, run_model
+from helpers.graphs.core import compile_model, feed_of, run_model
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import BEAM_INPUT
 from helpers.inputs.messages import user_message
@@ -120,7 +120,7 @@ class _SampleInputs:
     def __init__(self, parts: Mapping[str, ov.Model], processor: Processor) -> None:
         self.processor = processor
         self.compiled = {
-            name: compiled(part, "CPU", **_ACCURATE)
+            name: compile_model(part, "CPU", **_ACCURATE)
             for name, part in parts.items()
             if name != LANGUAGE_MODEL
         }

@@ -38,7 +38,7 @@ def safe_options(model: ov.Model, options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def compiled(model: ov.Model, device: str, **options: Any) -> ov.CompiledModel:
+def compile_model(model: ov.Model, device: str, **options: Any) -> ov.CompiledModel:
     """Return `model` compiled by this process's `Core`, with `options` that are safe for it."""
     return core().compile_model(model, device, safe_options(model, options))
 

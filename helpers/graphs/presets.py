@@ -26,8 +26,9 @@ SENSITIVITIES = (
 class Weights:
     """How the weights of one part are stored: `mode` is fp16, int8, int4-asym or int4-sym.
 
-    In 4 bits, `group_size` weights share a scale, and `ratio` is the share of the layers that get
-    4 bits (the others get 8); `all_layers` includes the embeddings and the last layer.
+    In 4 bits, `group_size` weights share a scale (-1: a row), and `ratio` is the share of the
+    weights that get 4 bits, in whole layers (the others get 8); `all_layers` includes the
+    embeddings and the last layer.
 
     The rest is for 4 bits and looks at sample inputs, the first `samples` of them: `awq` enlarges
     the weights that meet large activations before they are rounded; `scale_estimation` chooses each

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError, UserError, reason_of
-from helpers.graphs.core import compiled, core, run_model
+from helpers.graphs.core import compile_model, core, run_model
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Message, Pictures
@@ -111,7 +111,7 @@ class VisionLanguagePipeline:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.")
         keep_inputs(model, constant_inputs)
         try:
-            return compiled(model, self.device, **options)
+            return compile_model(model, self.device, **options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"{self.device} cannot run {path.name}: {reason}") from None

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from helpers.measure.full_size import histories, newest_by_kind, processor_kind
+from helpers.measure.figures import Figures
+from helpers.measure.full_size import Measurement, histories, newest_by_kind
 from helpers.models.families import families
 from helpers.resources import in_words
 from helpers.show.tables import format_table
@@ -37,27 +38,34 @@ GAINS = ("internvl2-1b", "internvl2-8b", "llama-3.2-vision")  # a small, a middl
 
 def gains_table() -> str:
     """Return what originals take in PyTorch and as INT4, and which computer measured it."""
-    rows, computers = [], set()
+    by_kind: dict[str, list[Measurement]] = {}
     for measurements in histories():
-        figures = newest_by_kind(measurements)[0].figures
-        if figures.model not in GAINS:
-            continue
-        int4, pytorch = figures.runs["int4"], figures.runs["PyTorch bfloat16"]
-        assert int4.conversion and int4.running and pytorch.running
-        before, now = (run.running.speed.next_token for run in (pytorch, int4) if run.running)
-        rows.append(
-            {
-                "original": figures.model,
-                "16 bits": in_words(2 * sum(figures.parameters.values())),
-                "INT4": in_words(int4.conversion.bytes),
-                "a token in PyTorch": f"{before * 1000:.0f} ms",
-                "in OpenVINO": f"{now * 1000:.0f} ms",
-                "times as fast": f"{before / now:.1f}",
-            }
-        )
-        computers.add(f"{processor_kind(figures.computer)}, {figures.computer.cores} cores")
-    (computer,) = computers
-    return f"```\n{format_table(rows)}\n```\n\nMeasured with random weights on: {computer}."
+        for measurement in newest_by_kind(measurements):
+            if measurement.figures.model in GAINS:
+                by_kind.setdefault(measurement.kind, []).append(measurement)
+    # The processor on which all of them were measured, and of several the last.
+    whole = [measured for measured in by_kind.values() if len(measured) == len(GAINS)]
+    newest = max(whole, key=lambda measured: min(measurement.date for measurement in measured))
+    rows = [_gains(measurement.figures) for measurement in newest]
+    cores = newest[0].figures.computer.cores
+    return f"```\n{format_table(rows)}\n```\n\nRandom weights, {newest[0].kind}, {cores} cores."
+
+
+def _gains(figures: Figures) -> dict[str, str]:
+    """Return the sizes and the times of an original, in PyTorch and as INT4."""
+    int4, pytorch = figures.runs["int4"], figures.runs["PyTorch bfloat16"]
+    assert int4.conversion is not None
+    row = {
+        "original": figures.model,
+        "16 bits": in_words(2 * sum(figures.parameters.values())),
+        "INT4": in_words(int4.conversion.bytes),
+    }
+    speeds = {"PyTorch": pytorch.running.speed, "INT4": int4.running.speed}
+    for name, speed in speeds.items():
+        row[f"first word, {name}"] = f"{speed.image_encoder + speed.first_token:.1f} s"
+    for name, speed in speeds.items():
+        row[f"token, {name}"] = f"{speed.next_token * 1000:.0f} ms"
+    return row
 
 
 def accuracy_table() -> str:
