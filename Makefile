@@ -1,11 +1,12 @@
 # `make` lists what can be made. Needs Python 3.11 to 3.13 with venv, nothing else.
 
-NOTEBOOK ?= notebooks/01-llava-mpt.ipynb
-OUTPUT   ?= output
-MODEL    ?= internvl2-1b
-WORKERS  ?= auto
-TORCH    ?= cpu
-USERS    ?= 10
+NOTEBOOK  ?= notebooks/01-llava-mpt.ipynb
+OUTPUT    ?= output
+MODEL     ?= internvl2-1b
+PRECISION ?= fp16,int8,int4
+WORKERS   ?= auto
+TORCH     ?= cpu
+USERS     ?= 10
 
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -86,7 +87,7 @@ screenshots: $(VENV)/.checks  ## Take the README's pictures of them anew
 full-size: $(VENV)/.installed  ## Measure MODEL at full size, with random weights; needs time and disk
 	@mkdir -p notebooks/full-size
 	@$(BIN)/python -m helpers benchmark $(MODEL) --full-size --against pytorch \
-		--output $(OUTPUT)/$(MODEL).json
+		--precision $(PRECISION) --output $(OUTPUT)/$(MODEL).json
 	@$(BIN)/python -m helpers.workshop.history $(OUTPUT)/$(MODEL).json
 	@$(BIN)/python -m helpers.workshop.readme
 
