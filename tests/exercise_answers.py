@@ -74,10 +74,10 @@ WRONG_ANSWERS = {
     "03-1": WrongAnswers(("7",), ('"4"',), ("3",)),
     "03-2": WrongAnswers(
         ("7",),
-        ("features.shape", '"80"'),
-        ("features.shape[1]", "(features.shape[0] - 1) * features.shape[1]"),
+        ("features.shape", '"64"'),
+        ("features.shape[1]", "3 * features.shape[1]", "5 * features.shape[1]"),
     ),
-    "03-3": WrongAnswers((), ("64", '"bigger"'), ('"smaller"',)),
+    "03-3": WrongAnswers(("7",), ('"4.25"', "[4, 16]"), ("4", "4 + 16 / 128", "4 + 20 / 64")),
     "03-4": WrongAnswers(
         (SHAPES_WITHOUT_PLACES, OTHER_GRID, PINK), ('"a red star"', STAR), (ONE_SHAPE,)
     ),

@@ -134,21 +134,26 @@ EXERCISES = {
     ),
     "03-2": Exercise(
         NUMBER,
-        truth=lambda features: features.shape[0] * features.shape[1],
-        hint="Multiply tiles by tokens in the table of shapes.",
-        mistakes=lambda truth, features: {
-            features.shape[1]: "Those are the tokens of one tile.",
-            truth - features.shape[1]: "The thumbnail has tokens too.",
+        truth=lambda model, features: truths.banner_picture_tokens(model),
+        hint="Multiply the tiles of exercise 1 by the tokens of one, in the table of shapes.",
+        mistakes=lambda truth, model, features: {
+            features[..., 0].numel(): "That is the picture at the top of the notebook; this one "
+            "has another grid.",
+            truth - model.processor.tokens_per_tile: "The thumbnail has tokens too.",
+            model.processor.tokens_per_tile: "Those are the tokens of one tile.",
             4 * truth: "Those are patches; the pixel shuffle makes four of them a token.",
         },
     ),
     "03-3": Exercise(
-        choice("smaller", "larger"),
-        truth=truths.size_of_smaller_groups,
-        hint="Count the bits that a group stores beside its weights, for both.",
+        NUMBER,
+        truth=Weights("int4-sym", group_size=64).bits_of(last_layer=False),
+        hint="Divide the bits that a group stores beside its weights among these weights.",
         mistakes={
-            "smaller": "A group saves its zero point of 4 bits, but there are twice as many scales "
-            "of 16 bits."
+            4: "That is the weight alone; its share of the group's scale comes on top.",
+            4 + 16 / 128: "Those are groups of 128; here 64 weights share a scale.",
+            4 + 20 / 64: "A symmetric group has no zero point.",
+            4 + 20 / 128: "That is the INT4 above; here groups are symmetric, and of 64 weights.",
+            4 + 16: "The scale is the whole group's: divide its bits among the weights.",
         },
     ),
     "03-4": Exercise(

@@ -7,21 +7,18 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-import openvino as ov
 import torch
 from PIL import Image
 from torch import Tensor
 
 from helpers.graphs.parts import Part
-from helpers.graphs.presets import Weights
 from helpers.inputs.messages import user_message
 from helpers.measure.evaluation import Answers
 from helpers.models import slices
 from helpers.models.slices import Slicing
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.show.trials import stored_size
 
-BANNER = Image.new("RGB", (900, 300))  # of 03-1 and 05-1
+BANNER = Image.new("RGB", (900, 300))  # of 03-1, 03-2 and 05-1
 TOKEN_BANNER = Image.new("RGB", (640, 96))  # of 06-1 and 06-2
 TEMPERATURES = (0.3, 1, 3)  # of 02-4
 
@@ -30,6 +27,11 @@ def banner_pieces(model: Any) -> int:
     """Return how many tiles a model cuts the banner into, the thumbnail included."""
     cutter = model.processor.image_processor
     return int(cutter.get_number_of_image_patches(BANNER.height, BANNER.width))
+
+
+def banner_picture_tokens(model: Any) -> int:
+    """Return how many picture tokens a language model reads for the banner's tiles."""
+    return banner_pieces(model) * int(model.processor.tokens_per_tile)
 
 
 def cache_bytes(part: Part) -> int:
@@ -67,15 +69,6 @@ def likeliest_temperature(answers: Answers) -> float:
     """Return the temperature at which the best token of a first answer is most probable."""
     logits = answers.first_logits[0]
     return max(TEMPERATURES, key=lambda value: (logits / value).softmax(-1).max().item())
-
-
-def size_of_smaller_groups(graph: ov.Model) -> str:
-    """Return what symmetric groups of 64 are beside asymmetric ones of 128."""
-    sizes = [
-        stored_size(weights, graph)
-        for weights in (Weights("int4-sym", group_size=64), Weights("int4-asym", group_size=128))
-    ]
-    return "smaller" if sizes[0] < sizes[1] else "larger"
 
 
 def least_side(slicing: Slicing) -> int:
