@@ -105,7 +105,7 @@ WRONG_ANSWERS = {
         ),
     ),
     "05-3": WrongAnswers(("0.48",), ('"0.46"',), ("0.5",)),
-    "05-4": WrongAnswers((), ("2", '"closer"'), ('"farther"',)),
+    "05-4": WrongAnswers(("1", "0.3"), ('"0.2"', "mean_size"), ("0", "0.25")),
     "05-5": WrongAnswers(
         (GATE.format("words - gate"), GATE.format("1 / 0")),
         ("0.46", GATE.format("words").replace("Gate()", "Gate")),

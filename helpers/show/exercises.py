@@ -209,9 +209,11 @@ EXERCISES = {
     "05-1": Exercise(
         NUMBER,
         truth=truths.tile_number,
-        hint="Which canvas of at most four tiles is most like a picture three times as wide?",
+        hint="By which factor is it scaled to fit each canvas? The smallest factor of at least 1 "
+        "is taken, or else the largest; of equals, the fewest tiles.",
         mistakes=lambda truth, model: {
-            model.image_encoder.config.max_num_tiles: "Those are all tiles that there is room for.",
+            model.image_encoder.config.max_num_tiles: "No canvas of four tiles scales it better "
+            "than a smaller one does, which is then taken.",
             1: "On one tile the picture would be made smaller than it has to be.",
         },
     ),
@@ -235,10 +237,13 @@ EXERCISES = {
         digits=2,
     ),
     "05-4": Exercise(
-        choice("nearer", "farther"),
-        truth=truths.nearer_in_small_groups,
-        hint="Round the trial layer in both, and compare the errors.",
-        mistakes={"farther": "A smaller group has its ends closer together."},
+        NUMBER,
+        truth=truths.best_power,
+        hint="Repeat the cell with the trial layer for 11 powers, with 32 instead of 64.",
+        mistakes={
+            0: "That is the data-free rounding, which other powers improve on.",
+            0.25: "That is the best of five powers in groups of 64; here are tenths, and 32.",
+        },
     ),
     "05-5": Exercise(
         MODULE,
