@@ -19,8 +19,10 @@ from helpers.measure.full_size import (
     Measurement,
     full_size_rows,
     history,
+    measurements_of_family,
     newest_by_kind,
     next_tokens,
+    processor_of,
 )
 from helpers.measure.tasks import measure
 from helpers.models import families as register
@@ -129,6 +131,9 @@ def test_a_slower_run_is_refused_and_told(measurement, tmp_path):
 def test_what_notebooks_show_of_a_familys_originals():
     """The newest measurement of each original, the small ones first; the ends of them drawn."""
     rows = full_size_rows("internvl2")
+    measured = measurements_of_family("internvl2")
+    assert {measurement.kind for measurement in measured} == {processor_of("internvl2")}
+    assert len(measured) >= 4  # more than on any other kind
     models = list(dict.fromkeys(row["original"] for row in rows))
     assert models[0] in ("internvl2-1b", "internvl3-1b") and models[-1] == "internvl2-8b"
     figures = history(ROOT / "notebooks" / "full-size" / "internvl2-8b.jsonl")[-1].figures

@@ -63,17 +63,20 @@ def newest_by_kind(measurements: Sequence[Measurement]) -> list[Measurement]:
 def measurements_of_family(name: str) -> list[Measurement]:
     """Return the newest measurement of each original of a family, by size.
 
-    Times are compared on one kind of processor only: the one that was measured last.
+    Times are compared on one kind of processor only: the one that most of them were measured on,
+    and of two such the one that was used last.
     """
     originals = {original.name for original in find_family_by_name(name).originals}
-    newest = [
-        measurement
-        for measurements in histories()
-        for measurement in newest_by_kind(measurements)
-        if measurement.figures.model in originals
-    ]
-    kind = max(newest, key=lambda measurement: measurement.date).kind
-    return [measurement for measurement in newest if measurement.kind == kind]
+    by_kind: dict[str, list[Measurement]] = {}
+    for measurements in histories():
+        for measurement in newest_by_kind(measurements):
+            if measurement.figures.model in originals:
+                by_kind.setdefault(measurement.kind, []).append(measurement)
+    return max(by_kind.values(), key=lambda of_kind: (len(of_kind), _newest_date(of_kind)))
+
+
+def _newest_date(measurements: Sequence[Measurement]) -> str:
+    return max(measurement.date for measurement in measurements)
 
 
 def processor_of(family: str) -> str:
