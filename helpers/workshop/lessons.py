@@ -123,7 +123,7 @@ PLANS = {
         Step("01 up to Convert: a picture in a prompt, the cache", 0, FIRST, UNTIL_CONVERT),
         Step("01, Ask and Demo; everybody asks the page three questions", 5, FIRST, AN_ANSWER),
         Step("01, Compare: what fewer bits cost", 0, FIRST, ("Compare",)),
-        Step("01, exercise 1, and where to go on", 4, exercises=1),
+        Step("01, exercise 1; where to go on is written below it", exercises=1),
     ),
     "half a day": (
         Step("Installing from the wheelhouse; `make run` gives a first answer", 20),
