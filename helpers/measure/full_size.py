@@ -4,7 +4,7 @@ What this module does not know: how anything is measured, or written there.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,16 +61,20 @@ def newest_by_kind(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 
 def measurements_of_family(name: str) -> list[Measurement]:
-    """Return the newest measurement of each original of a family, by size.
+    """Return the newest measurement of each original of a family, by size, on one processor."""
+    return on_one_processor({original.name for original in find_family_by_name(name).originals})
+
+
+def on_one_processor(models: Collection[str]) -> list[Measurement]:
+    """Return the newest measurement of each of the models, by size.
 
     Times are compared on one kind of processor only: the one that most of them were measured on,
     and of two such the one that was used last.
     """
-    originals = {original.name for original in find_family_by_name(name).originals}
     by_kind: dict[str, list[Measurement]] = {}
     for measurements in histories():
         for measurement in newest_by_kind(measurements):
-            if measurement.figures.model in originals:
+            if measurement.figures.model in models:
                 by_kind.setdefault(measurement.kind, []).append(measurement)
     return max(by_kind.values(), key=lambda of_kind: (len(of_kind), _newest_date(of_kind)))
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from helpers.measure.figures import Figures
-from helpers.measure.full_size import Measurement, histories, newest_by_kind
+from helpers.measure.full_size import histories, on_one_processor
 from helpers.models.families import families
 from helpers.resources import in_words
 from helpers.show.tables import format_table
@@ -38,17 +38,10 @@ GAINS = ("internvl2-1b", "internvl2-8b", "llama-3.2-vision")  # a small, a middl
 
 def gains_table() -> str:
     """Return what originals take in PyTorch and as INT4, and which computer measured it."""
-    by_kind: dict[str, list[Measurement]] = {}
-    for measurements in histories():
-        for measurement in newest_by_kind(measurements):
-            if measurement.figures.model in GAINS:
-                by_kind.setdefault(measurement.kind, []).append(measurement)
-    # The processor on which all of them were measured, and of several the last.
-    whole = [measured for measured in by_kind.values() if len(measured) == len(GAINS)]
-    newest = max(whole, key=lambda measured: min(measurement.date for measurement in measured))
-    rows = [_gains(measurement.figures) for measurement in newest]
-    cores = newest[0].figures.computer.cores
-    return f"```\n{format_table(rows)}\n```\n\nRandom weights, {newest[0].kind}, {cores} cores."
+    measurements = on_one_processor(GAINS)
+    rows = [_gains(measurement.figures) for measurement in measurements]
+    kind, cores = measurements[0].kind, measurements[0].figures.computer.cores
+    return f"```\n{format_table(rows)}\n```\n\nRandom weights, {kind}, {cores} cores."
 
 
 def _gains(figures: Figures) -> dict[str, str]:
