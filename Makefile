@@ -85,7 +85,7 @@ screenshots: $(VENV)/.checks  ## Take the README's pictures of them anew
 	@$(BIN)/python -m pytest --screenshots tests/test_browser.py tests/test_lab.py
 
 full-size: $(VENV)/.installed  ## Measure MODEL at full size, with random weights; needs time and disk
-	@mkdir -p notebooks/full-size
+	@mkdir -p notebooks/full-size $(OUTPUT)
 	@$(BIN)/python -m helpers benchmark $(MODEL) --full-size --against pytorch \
 		--precision $(PRECISION) --output $(OUTPUT)/$(MODEL).json
 	@$(BIN)/python -m helpers.workshop.history $(OUTPUT)/$(MODEL).json

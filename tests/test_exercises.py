@@ -24,7 +24,6 @@ from tests.nbval_exercises import CALL, solution_below
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-ALL_NOTEBOOKS = [*NOTEBOOKS, *sorted((ROOT / "unfinished").glob("*.ipynb"))]
 
 STAR = Item("star", "red")
 SUM = Exercise(
@@ -180,17 +179,17 @@ def exercise_cells(path):
 
 
 def test_every_exercise_is_asked_once_and_answered_wrongly():
-    names = Counter(name for path in ALL_NOTEBOOKS for name in exercise_cells(path)[0])
+    names = Counter(name for path in NOTEBOOKS for name in exercise_cells(path)[0])
     assert names == Counter(EXERCISES.keys()) == Counter(WRONG_ANSWERS.keys())
 
 
-@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_exercises_belong_to_their_notebook_and_count_up(path):
     names = list(exercise_cells(path)[0])
     assert names == [f"{path.stem[:2]}-{number}" for number in range(1, len(names) + 1)]
 
 
-@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_cell_shows_the_variable_and_the_check_only(path):
     for name, cell in exercise_cells(path)[0].items():
         lines = [line for line in cell.source.splitlines() if line]
@@ -199,13 +198,13 @@ def test_a_cell_shows_the_variable_and_the_check_only(path):
         assert lines[0] == f"{variable} = None" and len(lines) == 2, name
 
 
-@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_below_each_exercise_stands_a_solution_to_paste(path):
     exercises, cells = exercise_cells(path)
     assert all(solution_below(cells, cell) for cell in exercises.values())
 
 
-@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_has_an_exercise_that_changes_something(path):
     """Its answer is weights, a preset, a scene or a module, which the check then uses."""
     forms = [EXERCISES[name].form.name for name in exercise_cells(path)[0]]

@@ -19,7 +19,7 @@ from helpers.shapes.questions import BOX_KINDS, KINDS
 from helpers.sources.checkpoints import BUNDLED, Config, read_json, write_json
 from helpers.workshop import beginnings
 from helpers.workshop.beginnings import Beginning, Tensors
-from helpers.workshop.stages import FROM_NOTHING, FROM_PARTS, Stage
+from helpers.workshop.stages import AT_OWN_SIZE, FROM_NOTHING, FROM_PARTS, Stage
 
 # Pictures in a batch of each sort: the work goes with tiles and questions.
 BATCHES = {"name": 64, "word": 32, "strip": 32, "small": 16, "large": 16, "wide": 16, "clip": 16}
@@ -143,6 +143,18 @@ RECIPES = {
                 sensitivity="max_activation_variance",
                 samples=24,
             ),
+        ),
+        Recipe(
+            "qwen3_vl",
+            scales=(1, 1, 2),
+            word_grids=((2, 2),),
+            first_tensors=beginnings.qwen3_vl_places,
+            batches=BATCHES | {"word": 24, "strip": 24, "large": 14, "wide": 14},
+            stages=AT_OWN_SIZE,
+            kinds=(*KINDS, *BOX_KINDS),
+            clips=True,
+            steps=12_000,
+            learning_rate=6e-4,
         ),
     )
 }
