@@ -1,4 +1,4 @@
-"""The command line: `vlm convert | ask | chat | evaluate | benchmark | ...`.
+"""The command line: `vlm convert | ask | chat | serve | ...`.
 
 Errors that a user can cause are one sentence on the error stream and exit code 1; a wrong command
 line is exit code 2; Ctrl-C is exit code 130. `--debug` shows where an error comes from.
@@ -31,6 +31,7 @@ EXAMPLES = {
     "evaluate": "vlm evaluate models/internvl2 --questions 100 --seed 1",
     "benchmark": "vlm benchmark internvl2-1b --full-size --against pytorch",
     "demo": "vlm demo models/internvl2",
+    "serve": "vlm serve models/internvl2 --port 8000",
     "info": "vlm info models/internvl2 --json",
     "verify": "vlm verify models/internvl2",
     "clean": "vlm clean models",
@@ -50,6 +51,7 @@ SUMMARIES = {
     "evaluate": "count right answers about drawn shapes, which bundled models know",
     "benchmark": "measure what a model costs on this computer",
     "demo": "serve the chat page on this computer",
+    "serve": "answer other programs in OpenAI's protocols",
     "info": "say what a converted folder holds",
     "verify": "read every file of a converted folder",
     "clean": "remove what interrupted conversions left",

@@ -116,6 +116,48 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="default: a free one from 7860 on")
 
 
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `serve`."""
+    parser.add_argument(
+        "folders", type=path_of, nargs="+", metavar="folder", help="what `convert` wrote"
+    )
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="what clients call the model; once for each folder (default: the folder's name)",
+    )
+    parser.add_argument("--device", default="CPU", help="CPU (default), GPU, AUTO")
+    parser.add_argument(
+        "--picture-tokens", type=int, help="the most tokens of one picture, unless a client says"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="another address to serve than this computer's own, which needs a key",
+    )
+    parser.add_argument(
+        "--key-file",
+        type=path_of,
+        help="a file with the key that clients send (or the variable VLM_KEY)",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of this origin ask, such as http://localhost:3000; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-picture-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch pictures by https from this host; may be repeated (default: none)",
+    )
+
+
 def add_clean(parser: argparse.ArgumentParser) -> None:
     """Add the options of `clean`."""
     parser.add_argument(

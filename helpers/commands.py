@@ -6,7 +6,9 @@ What is slow to import is imported where it is used.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -263,6 +265,58 @@ def demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def serve(options: argparse.Namespace) -> int:
+    """Answer programs in OpenAI's protocols until the process is told to end."""
+    from helpers.convert.folders import read_manifest
+    from helpers.run.devices import check_device
+    from helpers.run.pipeline import VisionLanguagePipeline
+    from helpers.serve import server
+    from helpers.serve.ports import free_port
+
+    key = _read_key(options.key_file)
+    if options.host not in server.LOOPBACK and key is None:
+        raise SettingsError(
+            f"Serving {options.host} needs a key, which everybody who asks has to send; give a "
+            "file with --key-file."
+        )
+    names = options.name or [folder.resolve().name for folder in options.folders]
+    if len(set(names)) != len(options.folders):
+        raise SettingsError("Give each folder a --name of its own, in their order.")
+    for folder in options.folders:
+        read_manifest(folder)  # or it is an error before the server begins
+    device = check_device(options.device)
+    port = free_port(options.port, options.host)
+
+    def make_pipeline(folder: Path) -> VisionLanguagePipeline:
+        return VisionLanguagePipeline(folder, device, picture_tokens=options.picture_tokens)
+
+    folders = {
+        name: functools.partial(make_pipeline, folder)
+        for name, folder in zip(names, options.folders, strict=True)
+    }
+    address = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}/v1"
+    show(
+        Result({"address": address, "models": names}, [f"{address} (Ctrl-C ends it)"]), options
+    )
+    sys.stdout.flush()
+    access = server.Access(key, options.allow_origin, options.allow_picture_host)
+    server.serve(folders, access, host=options.host, port=port, report=report)
+    return 0
+
+
+def _read_key(path: Path | None) -> str | None:
+    """Return the key that clients send: of a file, else of the environment, if there is one."""
+    if path is None:
+        return os.environ.get("VLM_KEY") or None
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        key = ""
+    if not key:
+        raise SettingsError(f"{path} holds no key; write one line of text into it.")
+    return key
+
+
 def info(options: argparse.Namespace) -> int:
     """Print what a converted folder was made of, and its sizes."""
     from helpers.convert import folders
@@ -313,6 +367,7 @@ COMMANDS: dict[str, tuple[Add, Run]] = {
     "evaluate": (command_options.add_evaluate, evaluate),
     "benchmark": (command_options.add_benchmark, benchmark),
     "demo": (command_options.add_demo, demo),
+    "serve": (command_options.add_serve, serve),
     "info": (command_options.add_folder, info),
     "verify": (command_options.add_folder, verify),
     "clean": (command_options.add_clean, clean),

@@ -24,6 +24,14 @@ class QuestionError(UserError):
     """A question cannot be asked, for example because it is empty."""
 
 
+class ContextError(QuestionError):
+    """A conversation does not fit into the context; an answer has `room` for so many tokens."""
+
+    def __init__(self, message: str, room: int) -> None:
+        super().__init__(message)
+        self.room = max(0, room)
+
+
 class DeviceError(UserError):
     """A device does not exist here or cannot run the model."""
 

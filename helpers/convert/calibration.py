@@ -119,8 +119,8 @@ class _SampleInputs:
 
     def __init__(self, parts: Mapping[str, ov.Model], processor: Processor) -> None:
         self.processor = processor
-        self.compiled = {
-            name: compile_model(part, "CPU", **_ACCURATE)
+        self.requests = {
+            name: compile_model(part, "CPU", **_ACCURATE).create_infer_request()
             for name, part in parts.items()
             if name != LANGUAGE_MODEL
         }
@@ -133,7 +133,7 @@ class _SampleInputs:
 
         def run(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if name == IMAGE_ENCODER:
-                calls.append(feed_of(self.compiled[name], inputs))
+                calls.append(feed_of(self.requests[name], inputs))
             return self._run(name, inputs)
 
         picture, _ = sample
@@ -160,7 +160,8 @@ class _SampleInputs:
         return [feed | {BEAM_INPUT: np.zeros(1, np.int32)}]
 
     def _run(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return run_model(self.compiled[name], inputs)
+        return run_model(self.requests[name], inputs)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        return torch.from_numpy(self.compiled[TEXT_EMBEDDINGS](ids.numpy())[0].copy())
+        (embeddings,) = self._run(TEXT_EMBEDDINGS, {"input": ids}).values()
+        return embeddings

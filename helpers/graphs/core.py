@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import openvino as ov
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from helpers.errors import DeviceError
 from helpers.graphs.bit_widths import bit_widths
 from helpers.resources import instruction_sets, processors
+
+
+LOOK = 20  # milliseconds between looks whether a computation should end
 
 
 @functools.cache
@@ -43,21 +46,42 @@ def compile_model(model: ov.Model, device: str, **options: Any) -> ov.CompiledMo
     return core().compile_model(model, device, safe_options(model, options))
 
 
-def run_model(compiled: ov.CompiledModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a compiled model's outputs by name, for those of `inputs` that it takes.
+class Stoppable(Protocol):
+    """What says that a computation should end, as a `threading.Event` does."""
 
-    Raises `DeviceError` where the device fails.
+    def is_set(self) -> bool:
+        """Return whether it should."""
+
+
+class Stopped(Exception):
+    """A computation was given up at a set stop event; no caller of a pipeline sees this."""
+
+
+def run_model(
+    request: ov.InferRequest, inputs: Mapping[str, Tensor], stop: Stoppable | None = None
+) -> dict[str, Tensor]:
+    """Return a model's outputs by name, for those of `inputs` that it takes.
+
+    The model has no state, so that the request can be cancelled. Raises `Stopped` where `stop` is
+    set before it is done, and `DeviceError` where the device fails.
     """
     try:
-        results = compiled(feed_of(compiled, inputs))
+        request.start_async(feed_of(request, inputs), share_inputs=True)
+        while not request.wait_for(LOOK):
+            if stop is not None and stop.is_set():
+                request.cancel()
+                request.wait()
     except RuntimeError as error:
+        if stop is not None and stop.is_set():
+            raise Stopped from None
         raise cannot_compute(error) from error
-    return {port.any_name: torch.from_numpy(results[port].copy()) for port in compiled.outputs}
+    outputs = request.get_compiled_model().outputs
+    return {port.any_name: torch.from_numpy(request.get_tensor(port).data.copy()) for port in outputs}
 
 
-def feed_of(compiled: ov.CompiledModel, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Return those of `inputs` that a compiled model takes, as arrays."""
-    names = {port.any_name for port in compiled.inputs}
+def feed_of(request: ov.InferRequest, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Return those of `inputs` that a request takes, as arrays."""
+    names = {port.any_name for port in request.get_compiled_model().inputs}
     return {name: value.numpy() for name, value in inputs.items() if name in names}
 
 

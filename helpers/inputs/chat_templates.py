@@ -8,10 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from helpers.inputs.prompts import IMAGE, Template
+from jinja2 import TemplateError
+
+from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 
 # Private-use characters, which no template and no vocabulary of words has.
-_QUESTION, _ANSWER, _SECOND = "\ue000", "\ue001", "\ue002"
+_QUESTION, _ANSWER, _SECOND, _SYSTEM = "\ue000", "\ue001", "\ue002", "\ue003"
 
 
 def template_of(
@@ -43,7 +45,22 @@ def template_of(
         image=image,
         images=image,
         frame=frame,
+        system_form=_system_form(tokenizer, image_token, user),
     )
+
+
+def _system_form(
+    tokenizer: PreTrainedTokenizerBase, image_token: str, user: str
+) -> str | None:
+    """Return what stands for a system message before `user`, or None for a template without."""
+    system = _message("system", {"type": "text", "text": _SYSTEM})
+    question = _message("user", {"type": "image"}, {"type": "text", "text": _QUESTION})
+    try:
+        beginning, _ = _split(_render(tokenizer, [system, question]), image_token)
+    except TemplateError:  # how templates refuse a role
+        return None
+    before, mark, after = beginning.removesuffix(user).partition(_SYSTEM)
+    return f"{before}{SYSTEM_WORDS}{after}" if mark else None
 
 
 def _message(role: str, *parts: dict[str, str]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from helpers.inputs.images import Picture
 from helpers.inputs.video import Choose, Video, open_video
 
 Message = dict[str, Any]
+SYSTEM_ROLE = "system"
+ROLES = (SYSTEM_ROLE, "user", "assistant")
 EMPTY = "The question is empty; ask something about the picture."
 
 
@@ -47,13 +49,13 @@ def pictures_of(message: Message) -> list[Any]:
 
 def parts_of(message: Message) -> Sequence[Mapping[str, Any]]:
     """Return the parts of a message's content in their order; `QuestionError` if it is none."""
-    has_role = isinstance(message, Mapping) and message.get("role") in ("user", "assistant")
+    has_role = isinstance(message, Mapping) and message.get("role") in ROLES
     content = message.get("content") if has_role else None
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, Sequence) or not all(map(_is_part, content)):
         raise QuestionError(
-            "A message needs a role, user or assistant, and a content: a text, or a list of "
+            f"A message needs a role, {', '.join(ROLES)}, and a content: a text, or a list of "
             '{"type": "text", "text": ...} and {"type": "image", "image": ...}.'
         )
     return content
@@ -142,10 +144,16 @@ def message_of(
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Raise a `QuestionError` unless these are a user's and an assistant's messages in turn."""
-    for message in messages:
-        content_of(message)  # or it is an error
+    """Raise a `QuestionError` unless these are a user's and an assistant's messages in turn.
+
+    A system message, of texts only, may stand before them.
+    """
+    pictures = [content_of(message)[1] for message in messages]
     roles = [message["role"] for message in messages]
+    if roles[:1] == [SYSTEM_ROLE]:
+        if pictures[0]:
+            raise QuestionError("A system message has words only; put its pictures in a question.")
+        roles = roles[1:]
     if len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         raise QuestionError(
             "The messages before a question should be a user's and an assistant's in turn."

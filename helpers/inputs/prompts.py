@@ -11,9 +11,10 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from helpers.inputs.messages import Message, content_of, parts_of
+from helpers.inputs.messages import SYSTEM_ROLE, Message, content_of, parts_of
 
 IMAGE = "<image>"  # where a picture stands in a prompt, before a family puts its tokens there
+SYSTEM_WORDS = "{system}"  # where the words of a system message stand in a template
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Template:
     """The words around each turn of a conversation.
 
     A prompt is `system`, then for each turn `user` and its content, `user_end`, `assistant`,
-    `before_answer` and the answer, `assistant_end`; it ends after the last `assistant`. `image` is
+    `before_answer` and the answer, `assistant_end`; it ends after the last `assistant`. Where the
+    messages begin with a system message, `system_form` stands instead of `system`, with the words
+    of that message at `SYSTEM_WORDS`; where it is None, they stand before the first question. `image` is
     what stands for a picture, {i} its number; where a message has several, `images` is used
     instead. `frame` stands for each frame of a video; where it is None, the whole video is one
     picture. Template text around a picture is written in the same string.
@@ -44,13 +47,25 @@ class Template:
     images: str = "Image-{i}: " + IMAGE + "\n"
     frame: str | None = "Frame{i}: " + IMAGE + "\n"  # of a video, where a family reads one
     before_answer: str = ""  # a space that the model itself puts before its answer, say
+    system_form: str | None = None
 
     def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[Piece]:
         """Return the prompt of `messages`, whose last one is the user's.
 
         Unless the `first` of them begins the conversation, the system message is left out.
         """
-        pieces = [Piece("template", self.system)] if first else []
+        has_system = bool(messages) and messages[0]["role"] == SYSTEM_ROLE
+        if has_system:
+            words, _ = content_of(messages[0])
+            messages = messages[1:]
+            if self.system_form is None:
+                messages = [_with_text(words + "\n", messages[0]), *messages[1:]]
+        pieces: list[Piece] = []
+        if first and has_system and self.system_form is not None:
+            before, after = self.system_form.split(SYSTEM_WORDS)
+            pieces = [Piece("template", before), Piece("text", words), Piece("template", after)]
+        elif first:
+            pieces = [Piece("template", self.system)]
         for message in messages:
             if message["role"] == "user":
                 pieces += [Piece("template", self.user), *self._content(parts_of(message))]
@@ -80,6 +95,11 @@ class Template:
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt as one string, each picture as `<image>`."""
         return "".join(piece.text for piece in self.pieces(messages))
+
+
+def _with_text(text: str, message: Message) -> Message:
+    """Return a message with a text before its content."""
+    return {**message, "content": [{"type": "text", "text": text}, *parts_of(message)]}
 
 
 def _around_picture(form: str) -> tuple[Piece, ...]:

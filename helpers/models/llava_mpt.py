@@ -16,7 +16,7 @@ from transformers.models.mpt.configuration_mpt import MptAttentionConfig
 from transformers.models.mpt.modeling_mpt import MptAttention
 
 from helpers.errors import CheckpointError
-from helpers.inputs.prompts import IMAGE, Template
+from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor, tower_places
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.sources.checkpoints import Config
@@ -34,6 +34,7 @@ RELEASE_SYSTEM = (
     "with a variety of tasks using natural language.\n"
     "- You should follow the instructions carefully and explain your answers in detail."
 )
+SYSTEM_FORM = f"<|im_start|>system\n{SYSTEM_WORDS}<|im_end|>"
 # The order in which training added them, which is the order of their ids.
 IMAGE_MARKS = ("<im_patch>", "<im_start>", "<im_end>")
 
@@ -66,7 +67,8 @@ class LlavaMptProcessor(ClipProcessor):
         """MPT's chat with `system` as the system text."""
         image = (f"<im_start>{IMAGE}<im_end>" if self.has_image_marks else IMAGE) + "\n"
         return Template(
-            system=f"<|im_start|>system\n{self.system}<|im_end|>",
+            system=SYSTEM_FORM.replace(SYSTEM_WORDS, self.system),
+            system_form=SYSTEM_FORM,
             user="<|im_start|>user\n",
             user_end="<|im_end|>",
             assistant="<|im_start|>assistant\n",

@@ -12,7 +12,7 @@ from torch.nn.functional import hardsigmoid, hardswish, relu
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from helpers.errors import CheckpointError
-from helpers.inputs.prompts import IMAGE, Template
+from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor, tower_places
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.sources.checkpoints import Config
@@ -30,6 +30,7 @@ TEMPLATE = Template(
     before_answer=" ",
     assistant_end="</s>",
     images=IMAGE + "\n",
+    system_form=SYSTEM_WORDS + " ",
 )
 
 # What stands behind a question that is to be answered briefly (LLaVA-1.5's training data).

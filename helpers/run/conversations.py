@@ -20,7 +20,7 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
-from helpers.errors import QuestionError
+from helpers.errors import ContextError, QuestionError
 from helpers.inputs.messages import (
     Message,
     Pictures,
@@ -34,7 +34,17 @@ from helpers.inputs.video import Video
 from helpers.models.exported import Features
 from helpers.models.processors import Processor
 from helpers.run.generation import StateCache, StopOnEvent, Stopped
-from helpers.run.replies import Answer, AnswerStreamer, Counts, Decoder, Reply, Request
+from helpers.run.replies import (
+    CANCELLED,
+    LENGTH,
+    STOP,
+    Answer,
+    AnswerStreamer,
+    Counts,
+    Decoder,
+    Reply,
+    Request,
+)
 from helpers.run.sampling import Sampling
 from helpers.run.worker import Stop, Task
 
@@ -55,8 +65,8 @@ class Conversation:
         self.pipeline = pipeline
         self.messages: list[Message] = list(messages)
         self.ids: list[int] = []  # all tokens so far; text is never tokenised a second time
-        self.features: list[Tensor] = []
         self.turns: list[Request] = []
+        self.features: dict[Request, list[Tensor]] = {}  # of the pictures of each turn
         self.cache: StateCache | None = None
         self._infer_request: ov.InferRequest | None = None
         self._last_task: Task | None = None
@@ -77,9 +87,11 @@ class Conversation:
         `question` is a text, or a user's message with its pictures in it; `video`, for models that
         read one, is a file, frames, or a `Video` of frames with their times. Each picture has at
         most `picture_tokens` tokens (None: what the pipeline says). `stop` ends the answer when
-        set; an image encoder that runs is not interrupted, so the next answer waits for it.
+        set, in a running image encoder too.
         `sampling` are options of transformers' `generate`: do_sample, temperature,
-        top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), and `seed`.
+        top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), `seed`,
+        `stop_strings`, before the first of which the answer ends, and `schema`, a JSON schema that
+        the answer follows.
         Raises `SettingsError` for options that cannot be, `QuestionError` for an empty question or
         one that does not fit into the context, and `PictureError` for what is no picture.
         """
@@ -113,11 +125,12 @@ class Conversation:
             ids = self.ids + processor.turn_ids(message, inputs, first=not self.ids)
         limit = processor.context_length
         if len(ids) + sampling.max_new_tokens > limit:
-            raise QuestionError(
+            raise ContextError(
                 f"The conversation would need {len(ids)} tokens and {sampling.max_new_tokens} for "
-                f"the answer, but the model's context holds {limit}; ask less or start a new one."
+                f"the answer, but the model's context holds {limit}; ask less or start a new one.",
+                limit - len(ids),
             )
-        return Request(message, ids, inputs, sampling, len(self.ids), len(self.features), started)
+        return Request(message, ids, inputs, sampling, len(self.ids), started)
 
     def take_back(self, reply: "Reply") -> None:
         """Forget the last answer and its question, pictures included, if `reply` is that answer.
@@ -129,14 +142,15 @@ class Conversation:
         if self.turns and self.turns[-1] is reply.request:
             request = self.turns.pop()
             self.ids = self.ids[: request.earlier_tokens]
-            self.features = self.features[: request.earlier_features]
+            self.features.pop(request, None)
             del self.messages[-2:]
             self.cache = None
 
     def clear(self) -> None:
         """Forget everything; waits for an answer that is still being computed."""
         self._wait()
-        self.ids, self.features, self.messages, self.turns = [], [], [], []
+        self.ids, self.messages, self.turns = [], [], []
+        self.features = {}
         self.cache = None
 
     def _wait(self) -> None:
@@ -154,12 +168,15 @@ class Conversation:
             answer.token_ids = self._generate(request, answer, streamer, stop)
             answer.counts.answer = len(answer.token_ids)
             if request.sampling.num_beams > 1:
-                answer.pieces.put(decoder.add(answer.token_ids).strip())
+                streamer.add(answer.token_ids)
             streamer.end()  # `generate` has not, where it was given up
-            answer.text = decoder.text.strip()
+            answer.text = streamer.stop_strings.text.strip()
+            answer.is_cut = streamer.stop_strings.is_set()
+            answer.finish = self._finish(answer, stop)
             self._remember(request, answer)
         except BaseException:
             self.cache = None  # nobody knows what it holds
+            self.features.pop(request, None)
             raise
 
     def _generate(
@@ -167,7 +184,6 @@ class Conversation:
     ) -> list[int]:
         """Return the answer's tokens."""
         pipeline, sampling = self.pipeline, request.sampling
-        features = [*self.features, *self._encode_images(request, answer)]
         cache = self._cache_for(sampling, stop)
         answer.counts.cached = cache.length
         ids = torch.tensor([request.prompt_ids])
@@ -178,13 +194,16 @@ class Conversation:
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         try:
+            features = self._encode_images(request, answer, stop)
             output = cast(Any, pipeline.language_model).generate(
                 **pipeline.prepare(ids, features, past=cache.length),
                 past_key_values=cache,
                 generation_config=config,
                 streamer=streamer if sampling.num_beams == 1 else None,
-                stopping_criteria=StoppingCriteriaList([StopOnEvent(stop)]),
-                logits_processor=_penalties(sampling),
+                stopping_criteria=StoppingCriteriaList(
+                    [StopOnEvent(stop), StopOnEvent(streamer.stop_strings)]
+                ),
+                logits_processor=self._logits_processors(sampling),
             )
             tokens: list[int] = output[0].tolist()
         except Stopped:
@@ -192,16 +211,37 @@ class Conversation:
             tokens = streamer.decoder.token_ids
         if sampling.num_beams > 1:
             self.cache = None  # it holds the beams in their last order
-        self.features = features
         return tokens
 
-    def _encode_images(self, request: Request, answer: Answer) -> Features:
-        if request.image_inputs is None:
-            return ()
+    def _finish(self, answer: Answer, stop: Stop) -> str:
+        """Return why an answer ended; one whose end is the last token that is allowed is whole."""
+        stop_ids = self.pipeline.processor.stop_token_ids
+        if answer.is_cut or any(token in stop_ids for token in answer.token_ids[-1:]):
+            return STOP
+        return CANCELLED if stop.is_set() else LENGTH
+
+    def _logits_processors(self, sampling: Sampling) -> LogitsProcessorList:
+        """Return what changes the scores of tokens before one is chosen."""
+        processors = LogitsProcessorList()
+        # Given as an option, it would warn of each answer that the prompt is not penalised.
+        if sampling.repetition_penalty != 1:
+            processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if sampling.schema is not None:
+            processors.append(self.pipeline.grammars.follow(sampling.schema))
+        return processors
+
+    def _encode_images(self, request: Request, answer: Answer, stop: Stop) -> list[Tensor]:
+        """Return the features of all pictures; those are computed that are not there yet.
+
+        An earlier question may have been stopped before its pictures were encoded.
+        """
+        turns = [turn for turn in (*self.turns, request) if turn.image_inputs is not None]
         start = time.perf_counter()
-        features = self.pipeline.encode_images(**request.image_inputs)
-        answer.times.image_encoder = time.perf_counter() - start
-        return features
+        for turn in turns:
+            if turn not in self.features:
+                self.features[turn] = list(self.pipeline.encode_until(stop, turn.image_inputs))
+                answer.times.image_encoder = time.perf_counter() - start
+        return [feature for turn in turns for feature in self.features[turn]]
 
     def _cache_for(self, sampling: Sampling, stop: Stop) -> StateCache:
         language_model = self.pipeline.language_model
@@ -217,7 +257,8 @@ class Conversation:
 
         So the next prompt has the ids that it would have if it were made of the messages. The last
         token of an answer is not in the cache yet, so a stop token may be another. A picture's
-        token that a model wrote itself is left out: nothing would be there for it to show.
+        token that a model wrote itself is left out: nothing would be there for it to show. An
+        answer that a stop string has cut is what is left of it.
         """
         processor, tokens = self.pipeline.processor, answer.token_ids
         if tokens and tokens[-1] in processor.stop_token_ids:
@@ -225,12 +266,12 @@ class Conversation:
         if not processor.picture_token_ids.isdisjoint(tokens):
             tokens = [token for token in tokens if token not in processor.picture_token_ids]
             self.cache = None  # which holds it
+        if answer.is_cut:
+            encoding = processor.tokenizer(answer.text, add_special_tokens=False)
+            tokens = cast(list[int], encoding["input_ids"])
+            self.cache = None  # which holds what was cut
         self.ids = request.prompt_ids + tokens + processor.end_of_answer_ids
         self.turns.append(request)
         self.messages += [request.message, answer_message(answer.text)]
 
 
-def _penalties(sampling: Sampling) -> LogitsProcessorList:
-    # Given as an option, it would warn of each answer that the prompt is not penalised.
-    penalty = sampling.repetition_penalty
-    return LogitsProcessorList([] if penalty == 1 else [RepetitionPenaltyLogitsProcessor(penalty)])

@@ -7,7 +7,7 @@ neither keys nor values: they live in the state of an OpenVINO inference request
 What this module does not know: speculative decoding, and batches whose rows have different caches.
 """
 
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import openvino as ov
@@ -17,22 +17,11 @@ from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedCon
 from transformers.generation import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from helpers.graphs.core import cannot_compute
+from helpers.graphs.core import Stoppable, Stopped, cannot_compute
 from helpers.graphs.stateful import BEAM_INPUT
 from helpers.models.exported import PictureInputs
 
 PIECE = 128  # positions of a prompt after which a stop event is looked at
-
-
-class Stoppable(Protocol):
-    """What says that a computation should end, as a `threading.Event` does."""
-
-    def is_set(self) -> bool:
-        """Return whether it should."""
-
-
-class Stopped(Exception):
-    """A prompt was given up because its stop event is set; no caller of a pipeline sees this."""
 
 
 class StopOnEvent(StoppingCriteria):

@@ -6,6 +6,7 @@ What this module does not know: video, audio, and calling tools.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import GenerationConfig
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError, UserError, reason_of
-from helpers.graphs.core import compile_model, core, run_model
+from helpers.graphs.core import Stoppable, compile_model, core, run_model
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Message, Pictures
@@ -25,6 +26,7 @@ from helpers.models import load_processor
 from helpers.models.exported import Features
 from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
+from helpers.run.grammar import Grammars
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import PrefillAgainLanguageModel
 from helpers.run.replies import Reply
@@ -84,6 +86,11 @@ class VisionLanguagePipeline:
             self.language_model = PrefillAgainLanguageModel(
                 *language, generation=GenerationConfig(), limit=exported.prefill_again_beyond
             )
+        self.requests = {
+            name: part.create_infer_request()
+            for name, part in self.parts.items()
+            if name not in (TEXT_EMBEDDINGS, LANGUAGE_MODEL)
+        }
         self.worker = Worker()
         self.worker.close_with(self)
 
@@ -124,10 +131,15 @@ class VisionLanguagePipeline:
 
     def encode_images(self, **image_inputs: Any) -> Features:
         """Return picture features; iterating gives those of each tile, slice or picture."""
-        return self.processor.exported.encode_images(self._run_part, image_inputs)
+        return self.encode_until(None, image_inputs)
 
-    def _run_part(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return run_model(self.parts[name], inputs)
+    def encode_until(self, stop: Stoppable | None, image_inputs: Mapping[str, Any]) -> Features:
+        """Return picture features; raises `Stopped` where `stop` is set before they are there."""
+
+        def run_part(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return run_model(self.requests[name], inputs, stop)
+
+        return self.processor.exported.encode_images(run_part, dict(image_inputs))
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings of tokens, (batch, length, hidden)."""
@@ -141,6 +153,12 @@ class VisionLanguagePipeline:
         The first `past` positions are in its cache already.
         """
         return self.processor.exported.prepare(input_ids, self.embed_tokens, features, past=past)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars that an answer of this model can follow."""
+        vocabulary = self.language_model.config.vocab_size
+        return Grammars(self.processor.tokenizer, vocabulary, self.processor.stop_token_ids)
 
     # Asking
 

@@ -16,10 +16,14 @@ from transformers.generation.streamers import BaseStreamer
 
 from helpers.inputs.messages import Message, answer_message
 from helpers.run.sampling import Sampling
+from helpers.run.stop_strings import StopStrings
 from helpers.run.worker import LONGEST_WAIT, LOOK, Task
 
 if TYPE_CHECKING:
     from helpers.run.conversations import Conversation
+
+# Why an answer ended, in OpenAI's words and one more.
+STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
 
 UNFINISHED = "\ufffd"  # what tokenizers decode to for bytes that are no whole character
 
@@ -52,7 +56,7 @@ class Request:
     """One question of a conversation: all that its answer is computed from.
 
     `prompt_ids` are those of the whole conversation, `image_inputs` those of the question's own
-    pictures. `earlier_tokens` and `earlier_features` count what the conversation had before.
+    pictures. `earlier_tokens` counts what the conversation had before.
     """
 
     message: Message
@@ -60,15 +64,19 @@ class Request:
     image_inputs: dict[str, Any] | None
     sampling: Sampling
     earlier_tokens: int
-    earlier_features: int
     started: float  # the clock when the question was asked
 
 
 @dataclass
 class Answer:
-    """What has been computed of an answer; `pieces` are its text as it comes, then None."""
+    """What has been computed of an answer; `pieces` are its text as it comes, then None.
+
+    `finish` is why it ended: `STOP`, by itself or at a stop string, `LENGTH` or `CANCELLED`.
+    """
 
     counts: Counts
+    finish: str = CANCELLED
+    is_cut: bool = False  # before a stop string
     times: Times = field(default_factory=Times)
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -141,6 +149,12 @@ class Reply:
         return self._answer.counts
 
     @property
+    def finish(self) -> str:
+        """Why the answer ended, "stop", "length" or "cancelled"; waits until it is computed."""
+        self.wait()
+        return self._answer.finish
+
+    @property
     def is_running(self) -> bool:
         """Whether the answer waits for its turn or is being computed."""
         return not self._task.done.is_set()
@@ -152,7 +166,7 @@ class Reply:
     def __iter__(self) -> Iterator[str]:
         """Give pieces of the answer as they come; an error of the computation is raised here.
 
-        An answer that is stopped before its pictures are encoded has none, and ends at once.
+        An answer that is stopped before its turn has none, and ends at once.
         """
         try:
             while (piece := self._next_piece()) is not None:
@@ -170,22 +184,18 @@ class Reply:
             if self._task.done.is_set() and pieces.empty():  # iterated before
                 return None
             try:
-                return pieces.get(timeout=LOOK if self._is_before_prompt() else LONGEST_WAIT)
+                return pieces.get(timeout=LOOK if self._is_waiting() else LONGEST_WAIT)
             except queue.Empty:
                 continue
         return None
 
-    def _is_before_prompt(self) -> bool:
-        """Return whether it waits for its turn or for the image encoder, which cannot be stopped.
-
-        From then on the computation itself looks at the stop event.
-        """
-        encoding = self.request.image_inputs is not None and not self.times.image_encoder
-        return self.is_running and (encoding or not self._task.started.is_set())
+    def _is_waiting(self) -> bool:
+        """Return whether it waits for its turn; then the computation looks at the stop event."""
+        return self.is_running and not self._task.started.is_set()
 
     def _is_given_up(self) -> bool:
-        """Return whether it is stopped before its prompt is read."""
-        return self._is_before_prompt() and self._task.stop.is_set()
+        """Return whether it is stopped before its turn."""
+        return self._is_waiting() and self._task.stop.is_set()
 
 
 class Decoder:
@@ -238,6 +248,7 @@ class AnswerStreamer(BaseStreamer):
 
     def __init__(self, decoder: Decoder, request: Request, answer: Answer) -> None:
         self.decoder, self.started, self.answer = decoder, request.started, answer
+        self.stop_strings = StopStrings(request.sampling.stop_strings)
         self.is_prompt = True
         self.last: float | None = None
 
@@ -252,8 +263,13 @@ class AnswerStreamer(BaseStreamer):
         else:
             self.answer.times.next_tokens.append(now - self.last)
         self.last = now
-        self.answer.pieces.put(self.decoder.add(value.flatten().tolist()))
+        self.add(value.flatten().tolist())
+
+    def add(self, token_ids: list[int]) -> None:
+        """Pass on the text that tokens add, up to a stop string."""
+        self.answer.pieces.put(self.stop_strings.add(self.decoder.add(token_ids)))
 
     def end(self) -> None:
         """Pass on what is left."""
-        self.answer.pieces.put(self.decoder.end())
+        last = self.stop_strings.add(self.decoder.end())
+        self.answer.pieces.put(last + self.stop_strings.end())

@@ -36,7 +36,8 @@ class Sampling:
 
     Without `do_sample`, or with a temperature of 0, the most probable token is taken, and
     temperature, top_p and top_k do not count. Whole numbers may come as `2.0`, as sliders send
-    them. Raises `SettingsError` for a value out of its range.
+    them. An answer ends before the first of the `stop_strings` (a string, or several), and is JSON
+    that follows a JSON `schema`, if there is one. Raises `SettingsError` for a value out of its range.
     """
 
     max_new_tokens: int = 256
@@ -47,6 +48,8 @@ class Sampling:
     top_k: int | None = None
     repetition_penalty: float = 1.0
     seed: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | bool | None = None
 
     def __post_init__(self) -> None:
         if self.temperature == 0:  # most clients mean the most probable token by it
@@ -66,6 +69,9 @@ class Sampling:
                 )
             # transformers takes no whole number for a temperature, and no fraction for a length.
             object.__setattr__(self, name, int(value) if is_whole else float(value))
+        object.__setattr__(self, "stop_strings", _strings(self.stop_strings))
+        if self.schema is not None and self.num_beams > 1:
+            raise SettingsError("A schema and beams do not go together; leave num_beams at 1.")
 
     @classmethod
     def of(cls, **options: Any) -> "Sampling":
@@ -86,6 +92,16 @@ class Sampling:
             choices = {name: getattr(self, name) for name in _OF_SAMPLING}
             options |= {name: value for name, value in choices.items() if value is not None}
         return options
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    """Return the stop strings that a caller gave: one, several or none."""
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, list | tuple) or not all(
+        isinstance(string, str) and string for string in strings
+    ):
+        raise SettingsError(f"stop_strings is {value!r}; it should be texts that are not empty.")
+    return tuple(strings)
 
 
 def _is_number(value: object) -> bool:

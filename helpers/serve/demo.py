@@ -5,7 +5,6 @@ for each browser window. What its user can set is data: a sequence of `Slider`, 
 """
 
 import errno
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from helpers.models.processors import Processor
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.controls import SAMPLING, Control, Slider, effects, options_of
 from helpers.serve.look import BUTTON, CSS, FOLDED_IF_NARROW, THEME
+from helpers.serve.ports import free_port, not_free
 from helpers.serve.reach import ways
 from helpers.serve.windows import Chat, Picture, Sessions, Window, respond, told
 from helpers.upstream.gradio import BelowAnotherServer, new_folder, uploads_in
@@ -260,7 +260,6 @@ def _picture_budget(processor: Processor) -> list[Control]:
     return [Slider("picture_tokens", label, low, high, value=value, step=low)]
 
 
-FIRST_PORT = 7860
 ATTEMPTS = 5  # two pages that are opened at once may find the same port free
 
 
@@ -283,7 +282,7 @@ def open_page(
             address = _served(page, number)
         except OSError:  # another program took it just now
             if port or attempt + 1 == ATTEMPTS:
-                raise _not_free(number, errno.EADDRINUSE) from None
+                raise not_free(number, errno.EADDRINUSE) from None
         else:
             break
     for line in ways(number):
@@ -310,27 +309,6 @@ def _served(page: gr.Blocks, port: int) -> str:
             app_kwargs={"middleware": [(BelowAnotherServer, (), {})]},
         )
     return str(address)
-
-
-def free_port(port: int | None) -> int:
-    """Return `port` if it can be served, or the first one that can; any where all are taken."""
-    if port is not None and not 1 <= port <= 65535:
-        raise SettingsError(f"The port is {port}; it should be a number from 1 to 65535.")
-    for candidate in [port] if port else [*range(FIRST_PORT, FIRST_PORT + 100), 0]:
-        with socket.socket() as free_socket:
-            try:
-                free_socket.bind(("127.0.0.1", candidate))
-            except OSError as error:
-                if port or not candidate:
-                    raise _not_free(candidate, error.errno) from None
-            else:
-                return int(free_socket.getsockname()[1])
-    raise AssertionError("port 0 is any free one")
-
-
-def _not_free(port: int, number: int | None) -> SettingsError:
-    reason = "is taken" if number == errno.EADDRINUSE else "may not be used by this user"
-    return SettingsError(f"The port {port} {reason}; give another, or none for a free one.")
 
 
 def save_examples(

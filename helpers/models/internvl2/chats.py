@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from helpers.inputs.prompts import Template
+from helpers.inputs.prompts import SYSTEM_WORDS, Template
 
 # The authors' system message: "You are InternVL, a multimodal large model built by Shanghai AI
 # Laboratory and SenseTime, a helpful and harmless assistant."
@@ -33,8 +33,11 @@ class Chat:
     def template(self, system: str | None) -> Template:
         """Return the template with other words for the system, if there are any."""
         words = self.system if system is None else system
-        beginning = f"{self.before_system}{words}{self.end}"
-        return Template(beginning, self.user, self.end, self.assistant, self.end)
+        form = f"{self.before_system}{SYSTEM_WORDS}{self.end}"
+        beginning = form.replace(SYSTEM_WORDS, words)
+        return Template(
+            beginning, self.user, self.end, self.assistant, self.end, system_form=form
+        )
 
 
 _CHATML = ("<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n")

@@ -16,7 +16,7 @@ from transformers.models.mllama.processing_mllama import (
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from helpers.errors import CheckpointError
-from helpers.inputs.prompts import IMAGE, Template
+from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.budgets import Pieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.mllama.exported import MllamaExported
@@ -56,9 +56,16 @@ class MllamaProcessor(Processor):
     @property
     def template(self) -> Template:
         """Llama 3's headers; a picture's token stands right before the text."""
-        end = "<|eot_id|>"
+        begin, end = "<|begin_of_text|>", "<|eot_id|>"
         return Template(
-            "<|begin_of_text|>", _header("user"), end, _header("assistant"), end, IMAGE, IMAGE
+            begin,
+            _header("user"),
+            end,
+            _header("assistant"),
+            end,
+            image=IMAGE,
+            images=IMAGE,
+            system_form=f"{begin}{_header('system')}{SYSTEM_WORDS}{end}",
         )
 
     @property

@@ -15,7 +15,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 from helpers.errors import CheckpointError, PictureError
 from helpers.inputs.chat_templates import template_of
 from helpers.inputs.images import open_picture
-from helpers.inputs.prompts import IMAGE, Template
+from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.inputs.video import Video
 from helpers.models.budgets import Pieces
 from helpers.models.exported import Features, ImageInputs
@@ -44,6 +44,7 @@ CHATML = Template(
     image=IMAGE,
     images=IMAGE,
     frame=None,
+    system_form=f"<|im_start|>system\n{SYSTEM_WORDS}<|im_end|>\n",
 )
 
 

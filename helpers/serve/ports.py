@@ -1,0 +1,41 @@
+"""Ports of this computer that are free to be served.
+
+What this module does not know: what is served there.
+"""
+
+import errno
+import socket
+
+from helpers.errors import SettingsError
+
+FIRST_PORT = 7860
+
+
+def free_port(port: int | None, host: str = "127.0.0.1") -> int:
+    """Return `port` if it can be served at `host`, or the first one that can, or any.
+
+    Raises `SettingsError` for a port that is taken, and for a host that is not of this computer.
+    """
+    if port is not None and not 1 <= port <= 65535:
+        raise SettingsError(f"The port is {port}; it should be a number from 1 to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in [port] if port else [*range(FIRST_PORT, FIRST_PORT + 100), 0]:
+        with socket.socket(family) as free_socket:
+            try:
+                free_socket.bind((host, candidate))
+            except socket.gaierror:
+                raise SettingsError(f"{host} is no address of this computer.") from None
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    raise SettingsError(f"{host} is no address of this computer.") from None
+                if port or not candidate:
+                    raise not_free(candidate, error.errno) from None
+            else:
+                return int(free_socket.getsockname()[1])
+    raise AssertionError("port 0 is any free one")
+
+
+def not_free(port: int, number: int | None) -> SettingsError:
+    """Return the error for a port that cannot be served, with the system's error `number`."""
+    reason = "is taken" if number == errno.EADDRINUSE else "may not be used by this user"
+    return SettingsError(f"The port {port} {reason}; give another, or none for a free one.")

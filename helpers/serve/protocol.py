@@ -1,0 +1,348 @@
+"""OpenAI's chat protocol as plain dictionaries: a request read, an answer written.
+
+Source of the fields and of the error form: OpenAI's API reference, "Chat completions", and what
+its Python client expects of them.
+
+What this module does not know: the web, how a picture's address becomes a picture, and models.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from helpers.inputs.messages import SYSTEM_ROLE, Message
+
+Json = dict[str, Any]
+OpenPicture = Callable[[str], Image.Image]
+
+LOW, HIGH = "low", "high"  # how closely a picture is looked at; "auto" is as usual
+ROLES = {"system": SYSTEM_ROLE, "developer": SYSTEM_ROLE, "user": "user", "assistant": "assistant"}
+OTHER_CONTENTS = "texts and pictures are understood, as text and image_url"
+MOST_STOP_STRINGS = 16  # OpenAI allows 4
+# Fields that are understood; others are ignored and told once in the log.
+KNOWN = frozenset(
+    {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
+    | {"temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "response_format"}
+    | {"n", "logprobs", "top_logprobs", "tools", "tool_choice", "functions", "function_call"}
+    | {"audio", "modalities", "frequency_penalty", "presence_penalty", "logit_bias"}
+)
+
+
+class Refusal(Exception):
+    """A request that is not answered: what its client is told, in OpenAI's form."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        parameter: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.kind = message, status, kind
+        self.parameter, self.code, self.headers = parameter, code, dict(headers or {})
+
+    def body(self) -> Json:
+        """Return the error as OpenAI's clients read it."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.parameter,
+                "code": self.code,
+            }
+        }
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """What a client asks for: a conversation whose last message is to be answered.
+
+    `options` are those of `Conversation.ask`; without `max_new_tokens` an answer may be as long as
+    the model's context leaves room for. `detail` is how closely its pictures are looked at.
+    `ignored` are the names of fields that are not understood and change no answer.
+    """
+
+    model: str | None
+    messages: list[Message]
+    options: Json
+    is_streamed: bool = False
+    with_usage: bool = False
+    detail: str = "auto"
+    ignored: list[str] = field(default_factory=list)
+
+
+def parse_request(body: object, open_picture: OpenPicture) -> ChatRequest:
+    """Return what the body of a chat completion asks for.
+
+    `open_picture` is handed the address of each picture. Raises `Refusal` for what is missing, has
+    another type, or would change the answer and is not supported.
+    """
+    if not isinstance(body, dict):
+        raise Refusal("The body should be a JSON object.")
+    _refuse_unsupported(body)
+    details: list[str] = []
+    messages = _messages(body.get("messages"), open_picture, details)
+    is_streamed = _value(body, "stream", bool) or False
+    stream_options = _value(body, "stream_options", dict) or {}
+    return ChatRequest(
+        model=_value(body, "model", str),
+        messages=messages,
+        options=_options(body),
+        is_streamed=is_streamed,
+        with_usage=is_streamed and bool(stream_options.get("include_usage")),
+        detail=detail_of(details),
+        ignored=sorted(set(body) - KNOWN),
+    )
+
+
+def _refuse_unsupported(body: Json) -> None:
+    """Raise a `Refusal` that names a field which would change the answer."""
+    unsupported = {
+        "n": body.get("n") not in (None, 1),
+        "logprobs": bool(body.get("logprobs")),
+        "top_logprobs": bool(body.get("top_logprobs")),
+        "tool_choice": body.get("tool_choice") not in (None, "none", "auto"),
+        "function_call": body.get("function_call") not in (None, "none", "auto"),
+        "audio": body.get("audio") is not None,
+        "modalities": body.get("modalities") not in (None, ["text"]),
+        "frequency_penalty": bool(body.get("frequency_penalty")),
+        "presence_penalty": bool(body.get("presence_penalty")),
+        "logit_bias": bool(body.get("logit_bias")),
+    }
+    for name, is_asked_for in unsupported.items():
+        if is_asked_for:
+            raise Refusal(
+                f"{name} is {body[name]!r}, which is not supported; leave it out.",
+                parameter=name,
+                code="unsupported_parameter",
+            )
+
+
+def _options(body: Json) -> Json:
+    """Return the options of `Conversation.ask` that a body sets."""
+    options: Json = {}
+    limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    limit = next((value for value in limits if value is not None), None)
+    if limit is not None:
+        options["max_new_tokens"] = limit
+    temperature = _value(body, "temperature", int | float)
+    if temperature:
+        # Below 0.01 the most probable token has all of the probability.
+        options |= {"do_sample": True, "temperature": max(temperature, 0.01)}
+        top_p = _value(body, "top_p", int | float)
+        if top_p is not None:
+            options["top_p"] = max(top_p, 0.01)
+    for name in ("top_k", "seed", "repetition_penalty"):
+        if (value := _value(body, name, int | float)) is not None:
+            options[name] = value
+    if (stop := body.get("stop")) is not None:
+        options["stop_strings"] = _stop_strings(stop)
+    if (schema := _schema(_value(body, "response_format", dict))) is not None:
+        options["schema"] = schema
+    return options
+
+
+def _stop_strings(stop: object) -> list[str]:
+    strings = [stop] if isinstance(stop, str) else stop
+    if not isinstance(strings, list) or len(strings) > MOST_STOP_STRINGS:
+        raise _wrong("stop", f"a text, or a list of at most {MOST_STOP_STRINGS}")
+    if not all(isinstance(string, str) and string for string in strings):
+        raise _wrong("stop", "texts that are not empty")
+    return strings
+
+
+def _schema(form: Json | None) -> Json | None:
+    """Return the JSON schema that a `response_format` asks for, if it asks for one."""
+    kind = (form or {"type": "text"}).get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    described = (form or {}).get("json_schema")
+    if kind == "json_schema" and isinstance(described, dict):
+        schema = described.get("schema", {"type": "object"})
+        if isinstance(schema, dict):
+            return schema
+    raise _wrong("response_format", "text, json_object, or json_schema with its schema")
+
+
+def _messages(value: object, open_picture: OpenPicture, details: list[str]) -> list[Message]:
+    """Return messages as `Conversation` takes them, neighbours of one role joined.
+
+    Front ends send two questions in a row where the answer to the first was an error.
+    """
+    if not isinstance(value, list) or not value:
+        raise _wrong("messages", "a list of at least one message")
+    messages: list[Message] = []
+    for number, message in enumerate(value):
+        name = f"messages[{number}]"
+        role = ROLES.get(message.get("role")) if isinstance(message, dict) else None
+        if role is None:
+            raise _wrong(f"{name}.role", f"one of {', '.join(ROLES)}")
+        content = _content(message.get("content"), f"{name}.content", open_picture, details)
+        if role != "user" and any(part["type"] == "image" for part in content):
+            raise _wrong(f"{name}.content", "texts only, since its role is not user")
+        if messages and messages[-1]["role"] == role:
+            if role != "assistant":  # its answers are one text each
+                content = [{"type": "text", "text": "\n"}, *content]
+            messages[-1]["content"] += content
+        else:
+            messages.append({"role": role, "content": content})
+    return _in_turn(messages)
+
+
+def _in_turn(messages: list[Message]) -> list[Message]:
+    """Return messages with the system's words first; a conversation begins with a user's."""
+    system = [message for message in messages if message["role"] == SYSTEM_ROLE]
+    turns = [message for message in messages if message["role"] != SYSTEM_ROLE]
+    if not turns or turns[-1]["role"] != "user":
+        raise _wrong("messages", "a conversation whose last message is a user's")
+    if turns[0]["role"] != "user":
+        raise _wrong("messages", "a conversation that a user begins")
+    if len(system) > 1 or (system and messages[0] is not system[0]):
+        raise _wrong("messages", "a conversation whose system message is the first one")
+    return [*system, *turns]
+
+
+def _content(
+    value: object, name: str, open_picture: OpenPicture, details: list[str]
+) -> list[Json]:
+    """Return the parts of a message; the detail of each picture is added to `details`."""
+    if value is None:
+        value = ""
+    if isinstance(value, str):
+        return [{"type": "text", "text": _characters(value, name)}]
+    if not isinstance(value, list):
+        raise _wrong(name, "a text or a list of parts")
+    parts: list[Json] = []
+    for number, part in enumerate(value):
+        place = f"{name}[{number}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": _characters(part["text"], place)})
+        elif kind in ("image_url", "input_image"):
+            address, detail = _address(part, place)
+            details.append(detail)
+            parts.append({"type": "image", "image": open_picture(address)})
+        else:
+            raise Refusal(
+                f"{place} has the type {kind!r}; {OTHER_CONTENTS}.",
+                parameter=place,
+                code="unsupported_content",
+            )
+    return parts
+
+
+def _address(part: Json, place: str) -> tuple[str, str]:
+    """Return the address and the detail of a picture, in either form that there is."""
+    value = part.get("image_url")
+    detail = part.get("detail")
+    if isinstance(value, dict):
+        detail = value.get("detail", detail)
+        value = value.get("url")
+    if not isinstance(value, str):
+        raise _wrong(f"{place}.image_url", "an object with a url")
+    if detail not in (None, "auto", LOW, HIGH):
+        raise _wrong(f"{place}.detail", "auto, low or high")
+    return value, detail or "auto"
+
+
+def _characters(text: str, name: str) -> str:
+    """Return a text; halves of characters are refused, which no tokenizer takes."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _wrong(name, "a text of whole characters")
+    return text
+
+
+def detail_of(details: Sequence[str]) -> str:
+    """Return how closely all pictures of a conversation are looked at: as the closest asks."""
+    if HIGH in details:
+        return HIGH
+    return LOW if details and set(details) == {LOW} else "auto"
+
+
+def _value(body: Json, name: str, kind: Any) -> Any:
+    """Return a field of a body, None where it is absent; `Refusal` where it has another type."""
+    value = body.get(name)
+    is_wrong_bool = isinstance(value, bool) and kind is not bool
+    if value is not None and (is_wrong_bool or not isinstance(value, kind)):
+        names = {bool: "true or false", str: "a text", dict: "an object"}
+        raise _wrong(name, names.get(kind, "a number"))
+    return value
+
+
+def _wrong(name: str, right: str) -> Refusal:
+    return Refusal(f"{name} should be {right}.", parameter=name, code="invalid_value")
+
+
+# What a client is answered
+
+
+def new_id(prefix: str = "chatcmpl") -> str:
+    """Return an id that no other answer has."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that an answer took; `cached` of those of the prompt were not computed anew."""
+
+    prompt: int
+    answer: int
+    cached: int
+
+    def body(self) -> Json:
+        """Return the counts as OpenAI's clients read them."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.answer,
+            "total_tokens": self.prompt + self.answer,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What all parts of one answer have in common."""
+
+    model: str
+    id: str = field(default_factory=new_id)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def _body(self, kind: str, choices: list[Json], usage: Usage | None) -> Json:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": usage and usage.body(),
+        }
+
+    def whole(self, text: str, finish: str, usage: Usage) -> Json:
+        """Return an answer in one piece."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        return self._body("chat.completion", [choice], usage)
+
+    def chunk(self, delta: Json, finish: str | None = None) -> Json:
+        """Return a piece of a streamed answer."""
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return self._body("chat.completion.chunk", [choice], None)
+
+    def usage_chunk(self, usage: Usage) -> Json:
+        """Return the last piece of a streamed answer for a client that asked for the counts."""
+        return self._body("chat.completion.chunk", [], usage)
+
+
+def model_body(name: str, created: int) -> Json:
+    """Return a model as the list of models has it."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "vlm"}

@@ -1,0 +1,184 @@
+"""OpenAI's responses protocol, the part without state: texts and pictures in, text events out.
+
+Source: OpenAI's API reference, "Responses" and its streaming events. Nothing is stored, so that an
+earlier response cannot be named.
+
+What this module does not know: the web, and how an answer is computed.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from helpers.run.replies import Reply
+from helpers.serve.completions import event, usage_of
+from helpers.serve.protocol import (
+    ChatRequest,
+    Json,
+    OpenPicture,
+    Refusal,
+    new_id,
+    parse_request,
+)
+
+# Fields that name what is stored elsewhere, or work that goes on without the client.
+UNSUPPORTED = ("previous_response_id", "conversation", "background", "prompt", "top_logprobs")
+SAME = ("model", "temperature", "top_p", "stream", "tools", "modalities")
+# Understood or without effect on the answer.
+KNOWN = frozenset({*SAME, *UNSUPPORTED, "input", "instructions", "max_output_tokens", "text"})
+
+
+def parse_response_request(body: object, open_picture: OpenPicture) -> ChatRequest:
+    """Return what the body of a response asks for, as the chat completion that it amounts to."""
+    if not isinstance(body, dict):
+        raise Refusal("The body should be a JSON object.")
+    for name in UNSUPPORTED:
+        if body.get(name):
+            raise Refusal(
+                f"{name} is not supported, since nothing is stored here; send the whole "
+                "conversation as input.",
+                parameter=name,
+                code="unsupported_parameter",
+            )
+    chat: Json = {name: body[name] for name in SAME if name in body}
+    chat["messages"] = _messages(body)
+    if body.get("tool_choice") not in (None, "none", "auto"):
+        chat["tool_choice"] = body["tool_choice"]
+    if body.get("max_output_tokens") is not None:
+        chat["max_completion_tokens"] = body["max_output_tokens"]
+    form = (body.get("text") or {}).get("format") if isinstance(body.get("text"), dict) else None
+    if isinstance(form, dict):
+        is_schema = form.get("type") == "json_schema"
+        chat["response_format"] = form | ({"json_schema": form} if is_schema else {})
+    request = parse_request(chat, open_picture)
+    request.ignored[:] = sorted(set(body) - KNOWN)
+    return request
+
+
+def _messages(body: Json) -> list[Any]:
+    """Return the messages of a body: its instructions, and its input in any of its forms."""
+    instructions, value = body.get("instructions"), body.get("input")
+    messages: list[Any] = []
+    if isinstance(instructions, str) and instructions:
+        messages.append({"role": "system", "content": instructions})
+    if isinstance(value, str):
+        return [*messages, {"role": "user", "content": value}]
+    if not isinstance(value, list):
+        raise Refusal("input should be a text or a list of messages.", parameter="input")
+    for item in value:
+        kind = item.get("type", "message") if isinstance(item, dict) else None
+        if kind == "reasoning":  # thoughts of an earlier answer are not read again
+            continue
+        if kind != "message":
+            raise Refusal(f"input has an item of type {kind!r}; only messages are understood.")
+        messages.append(item)
+    return messages
+
+
+class ResponseWriter:
+    """Writes a response; each event has the next `sequence_number`."""
+
+    def __init__(self, request: ChatRequest, model: str) -> None:
+        self.request, self.model = request, model
+        self.id, self.item_id = new_id("resp"), new_id("msg")
+        self.created = int(time.time())
+        self.number = 0
+        self.text = ""
+
+    def _event(self, kind: str, **fields: Any) -> str:
+        body = {"type": kind, "sequence_number": self.number, **fields}
+        self.number += 1
+        return event(body, kind)
+
+    def _part_event(self, kind: str, **fields: Any) -> str:
+        place = {"item_id": self.item_id, "output_index": 0, "content_index": 0}
+        return self._event(kind, **place, **fields)
+
+    def _response(self, status: str, **fields: Any) -> Json:
+        options = self.request.options
+        body: Json = {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "model": self.model,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": None,
+            "max_output_tokens": options.get("max_new_tokens"),
+            "metadata": {},
+            "output": [],
+            "parallel_tool_calls": False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": options.get("temperature", 0),
+            "text": {"format": {"type": "text"}},
+            "tool_choice": "none",
+            "tools": [],
+            "top_p": options.get("top_p", 1),
+            "truncation": "disabled",
+            "usage": None,
+        }
+        return body | fields
+
+    def _item(self, status: str) -> Json:
+        content = [self._part()] if status != "in_progress" else []
+        return {
+            "id": self.item_id,
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": content,
+        }
+
+    def _part(self) -> Json:
+        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
+
+    def beginning(self) -> Iterator[str]:
+        """Give what begins: the response, its message, and the message's text."""
+        yield self._event("response.created", response=self._response("in_progress"))
+        yield self._event("response.in_progress", response=self._response("in_progress"))
+        item = self._item("in_progress")
+        yield self._event("response.output_item.added", output_index=0, item=item)
+        yield self._part_event("response.content_part.added", part=self._part())
+
+    def piece(self, text: str) -> str:
+        """Return the event of a piece of text."""
+        self.text += text
+        return self._part_event("response.output_text.delta", delta=text, logprobs=[])
+
+    def end(self, reply: Reply) -> Iterator[str]:
+        """Give the whole text, the message and the response."""
+        yield self._part_event("response.output_text.done", text=self.text, logprobs=[])
+        yield self._part_event("response.content_part.done", part=self._part())
+        response = self._finished(reply)
+        item = response["output"][0]
+        yield self._event("response.output_item.done", output_index=0, item=item)
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def failure(self, refusal: Refusal) -> Iterator[str]:
+        """Give the response that failed."""
+        error = {"code": "server_error", "message": refusal.message}
+        yield self._event("response.failed", response=self._response("failed", error=error))
+
+    def whole(self, reply: Reply) -> Json:
+        """Return the response."""
+        self.text = reply.text
+        return self._finished(reply)
+
+    def _finished(self, reply: Reply) -> Json:
+        is_whole = reply.finish == "stop"
+        status = "completed" if is_whole else "incomplete"
+        usage = usage_of(reply)
+        return self._response(
+            status,
+            output=[self._item(status)],
+            incomplete_details=None if is_whole else {"reason": "max_output_tokens"},
+            usage={
+                "input_tokens": usage.prompt,
+                "input_tokens_details": {"cached_tokens": usage.cached},
+                "output_tokens": usage.answer,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": usage.prompt + usage.answer,
+            },
+        )

@@ -1,0 +1,104 @@
+"""One converted folder as a service: its queue, and the conversations that it remembers.
+
+A client sends its whole conversation with each question. Where the last answers were computed here,
+their conversation goes on with its cache, and only what is new is computed.
+
+What this module does not know: the web, and any protocol.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from helpers.errors import ContextError
+from helpers.inputs.messages import Message, content_of, pictures_of
+from helpers.run.conversations import Conversation
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.replies import Reply
+
+LONGEST_QUEUE = 32  # requests that wait or are computed
+REMEMBERED = 4  # conversations, each of which keeps its cache in memory
+USUAL_TOKENS = 1024  # of an answer, where a client names no limit
+LOW_TOKENS = 256  # of a picture that is looked at in low detail
+
+
+class BusyError(Exception):
+    """So many requests wait that another one should come later."""
+
+
+class Service:
+    """A pipeline that answers several clients, at most `longest_queue` of them at once."""
+
+    def __init__(
+        self, pipeline: VisionLanguagePipeline, *, longest_queue: int = LONGEST_QUEUE
+    ) -> None:
+        self.pipeline = pipeline
+        self.longest_queue = longest_queue
+        self._lock = threading.Lock()
+        self._running = 0
+        self._conversations: OrderedDict[bytes, Conversation] = OrderedDict()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place in the queue; raises `BusyError` where all are taken."""
+        with self._lock:
+            if self._running >= self.longest_queue:
+                raise BusyError
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def start(
+        self, messages: Sequence[Message], options: dict[str, Any], *, detail: str = "auto"
+    ) -> Reply:
+        """Start the answer to the last of `messages`; its limit is cut to what the context holds.
+
+        Raises what `Conversation.ask` raises; `ContextError` where no answer has room.
+        """
+        budget = self._picture_tokens(detail)
+        with self._lock:
+            conversation = self._conversations.pop(_digest(messages[:-1], budget), None)
+        if conversation is None:
+            conversation = self.pipeline.conversation(messages[:-1])
+        options = {"max_new_tokens": USUAL_TOKENS} | options | {"picture_tokens": budget}
+        try:
+            return conversation.ask(messages[-1], **options)
+        except ContextError as error:
+            if not error.room:
+                raise
+            return conversation.ask(messages[-1], **options | {"max_new_tokens": error.room})
+
+    def remember(self, messages: Sequence[Message], reply: Reply, *, detail: str = "auto") -> None:
+        """Keep the conversation of a finished answer for the question that may follow."""
+        answered = [*messages, reply.message]
+        with self._lock:
+            self._conversations[_digest(answered, self._picture_tokens(detail))] = (
+                reply.conversation
+            )
+            while len(self._conversations) > REMEMBERED:
+                self._conversations.popitem(last=False)
+
+    def _picture_tokens(self, detail: str) -> int | None:
+        """Return the budget of a picture; None for the pipeline's own."""
+        pieces = self.pipeline.processor.pieces
+        if detail == "high":
+            return pieces.total(pieces.most)
+        return max(LOW_TOKENS, pieces.tokens) if detail == "low" else None
+
+
+def _digest(messages: Sequence[Message], budget: int | None) -> bytes:
+    """Return what tells conversations apart: roles, words and pixels, and the pictures' budget."""
+    digest = hashlib.sha256(repr(budget).encode())
+    for message in messages:
+        text, pictures = content_of(message)
+        digest.update(repr((message["role"], text.strip(), pictures)).encode())
+        for picture in pictures_of(message):
+            digest.update(repr(picture.size).encode())
+            digest.update(picture.tobytes())
+    return digest.digest()

@@ -1,0 +1,465 @@
+"""The server, as OpenAI's own client and plain HTTP see it: real requests to a real process."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+from pydantic import BaseModel
+
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve.ports import free_port
+from helpers.shapes.questions import draw_questions
+from tests.programs import new_fork
+
+KEY = "a key of the tests"
+NAME = "shapes"
+PAIRS = draw_questions(6, seed=9, kinds=("describe", "count"))
+LONG = 400  # tokens of an answer that is not waited for
+
+pytestmark = pytest.mark.slow
+
+
+def data_url(picture: Image.Image, kind: str = "PNG") -> str:
+    """Return a picture as clients send it."""
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def message(text: str, *pictures: Image.Image) -> dict:
+    """Return a user's message as clients send it."""
+    parts = [{"type": "image_url", "image_url": {"url": data_url(p)}} for p in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+@pytest.fixture(scope="module")
+def folder(bundled_folder):
+    """Return the bundled InternVL2 in INT8."""
+    return bundled_folder("internvl2", "int8")
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """Return a server's address, its process and its log."""
+    with contextlib.closing(new_fork()) as fork:
+        port = free_port(None)
+        arguments = ("-m", "helpers", "serve", folder, "--port", port, "--name", NAME)
+        program = fork.start(*arguments)
+        address = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + 120
+        statuses = set()
+        while 200 not in statuses:
+            with contextlib.suppress(httpx.TransportError):
+                statuses.add(httpx.get(f"{address}/health").status_code)
+            assert time.monotonic() < end, program.text("err")
+            time.sleep(0.05)
+        assert statuses <= {200, 503}
+        yield SimpleNamespace(address=address, program=program)
+        assert "Traceback" not in program.text("err")
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """Return OpenAI's client."""
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """Return the answers of our own pipeline to the questions of these tests."""
+    pipeline = VisionLanguagePipeline(folder)
+    return [pipeline.ask(question.text, [picture]).text for picture, question in PAIRS]
+
+
+def ask(client, text, *pictures, **options):
+    """Return a chat completion."""
+    messages = [message(text, *pictures)]
+    return client.chat.completions.create(model=NAME, messages=messages, **options)
+
+
+def test_models_are_listed(client):
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).object == "model"
+    with pytest.raises(openai.NotFoundError) as error:
+        client.models.retrieve("another")
+    assert error.value.code == "model_not_found"
+
+
+def test_answers_are_those_of_the_pipeline(client, expected):
+    for (picture, question), text in zip(PAIRS, expected, strict=True):
+        completion = ask(client, question.text, picture)
+        choice = completion.choices[0]
+        assert (choice.message.content, choice.finish_reason) == (text, "stop")
+        usage = completion.usage
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+        assert completion._request_id
+
+
+def test_a_stream_is_the_same_text_in_chunks(client, expected):
+    picture, question = PAIRS[0]
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(ask(client, question.text, picture, **options))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    *parts, last = chunks
+    texts = [chunk.choices[0].delta.content or "" for chunk in parts]
+    assert "".join(texts).strip() == expected[0]
+    assert [chunk.choices[0].finish_reason for chunk in parts][-1] == "stop"
+    assert all(chunk.usage is None for chunk in parts)
+    assert last.choices == [] and last.usage.completion_tokens > 0
+    assert len({chunk.id for chunk in chunks}) == 1
+    without = list(ask(client, question.text, picture, stream=True))
+    assert all(chunk.choices for chunk in without)
+
+
+def test_a_limit_is_told_as_length(client):
+    picture, question = PAIRS[0]
+    for name in ("max_tokens", "max_completion_tokens"):
+        completion = ask(client, question.text, picture, **{name: 2})
+        assert completion.choices[0].finish_reason == "length"
+        assert completion.usage.completion_tokens == 2
+
+
+def test_an_end_that_is_the_last_token_allowed_is_a_stop(client):
+    picture, question = PAIRS[0]
+    whole = ask(client, question.text, picture)
+    exact = ask(client, question.text, picture, max_tokens=whole.usage.completion_tokens)
+    assert exact.choices[0].finish_reason == "stop"
+    shorter = ask(client, question.text, picture, max_tokens=whole.usage.completion_tokens - 1)
+    assert shorter.choices[0].finish_reason == "length"
+
+
+def test_a_stop_string_may_span_chunks(client, expected):
+    picture, question = PAIRS[0]
+    words = expected[0].split()
+    string = f"{words[1][-1]} {words[2][:2]}"  # of two words, which no token holds
+    shown = expected[0].partition(string)[0]
+    assert string in expected[0]
+    whole = ask(client, question.text, picture, stop=string)
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (
+        shown.strip(),
+        "stop",
+    )
+    stream = ask(client, question.text, picture, stop=[string, "never"], stream=True)
+    texts = [chunk.choices[0].delta.content or "" for chunk in stream]
+    assert "".join(texts) == shown
+
+
+def test_a_resent_conversation_goes_on_from_its_cache(client):
+    (picture, _), follow_up = PAIRS[0], "How many shapes are there?"
+    first = message("What is in the picture?", picture)
+    completion = client.chat.completions.create(model=NAME, messages=[first])
+    assert completion.usage.prompt_tokens_details.cached_tokens == 0
+    answer = completion.choices[0].message.content
+    history = [first, {"role": "assistant", "content": answer}]
+    second = [*history, {"role": "user", "content": follow_up}]
+    completion = client.chat.completions.create(model=NAME, messages=second)
+    cached = completion.usage.prompt_tokens_details.cached_tokens
+    assert cached > 0.8 * completion.usage.prompt_tokens - 30
+    changed = [first, {"role": "assistant", "content": "Nothing."}, second[-1]]
+    other = client.chat.completions.create(model=NAME, messages=changed)
+    assert other.usage.prompt_tokens_details.cached_tokens == 0
+    again = client.chat.completions.create(model=NAME, messages=second)
+    assert again.choices[0].message.content == completion.choices[0].message.content
+
+
+def test_words_of_the_system_reach_the_prompt(client):
+    picture, question = PAIRS[0]
+    asked = message(question.text, picture)
+    counts = []
+    for words in ("Short.", "Short. " * 20):
+        messages = [{"role": "system", "content": words}, asked]
+        completion = client.chat.completions.create(model=NAME, messages=messages)
+        counts.append(completion.usage.prompt_tokens)
+    assert counts[1] > counts[0] + 19
+    messages[0]["role"] = "developer"
+    completion = client.chat.completions.create(model=NAME, messages=messages)
+    assert completion.usage.prompt_tokens == counts[1]
+
+
+def test_sampling_with_a_seed_repeats_itself(client):
+    picture, question = PAIRS[0]
+    options = {"temperature": 1.9, "seed": 4, "max_tokens": 20}
+    texts = {ask(client, question.text, picture, **options).choices[0].message.content} | {
+        ask(client, question.text, picture, **options).choices[0].message.content
+    }
+    assert len(texts) == 1
+    others = {
+        ask(client, question.text, picture, **options | {"seed": seed}).choices[0].message.content
+        for seed in range(5, 9)
+    }
+    assert others - texts
+
+
+class Shape(BaseModel):
+    """What a client wants to know of a picture."""
+
+    colour: str
+    number: int
+
+
+def test_an_answer_follows_a_schema(client):
+    picture, _ = PAIRS[0]
+    completion = client.chat.completions.parse(
+        model=NAME,
+        messages=[message("What is in the picture?", picture)],
+        response_format=Shape,
+        max_tokens=200,
+        temperature=0.5,
+        seed=1,
+    )
+    assert isinstance(completion.choices[0].message.parsed, Shape)
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(
+            model=NAME,
+            messages=[message("What is in the picture?", picture)],
+            response_format=Shape,
+            max_tokens=2,
+        )
+
+
+WRONG = {
+    "n": ({"n": 2}, "unsupported_parameter"),
+    "logprobs": ({"logprobs": True}, "unsupported_parameter"),
+    "logit_bias": ({"logit_bias": {"5": 1}}, "unsupported_parameter"),
+    "presence_penalty": ({"presence_penalty": 0.5}, "unsupported_parameter"),
+    "tool_choice": ({"tool_choice": "required"}, "unsupported_parameter"),
+    "stop": ({"stop": 3}, "invalid_value"),
+    "temperature": ({"temperature": "hot"}, "invalid_value"),
+    "messages[0].content[1]": (
+        {"messages": [{"role": "user", "content": [
+            {"type": "text", "text": "See"}, {"type": "video_url", "video_url": {"url": "x"}}
+        ]}]},
+        "unsupported_content",
+    ),
+    "messages": ({"messages": []}, "invalid_value"),
+    "messages[0].role": ({"messages": [{"role": "tool", "content": "3"}]}, "invalid_value"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parameter", WRONG)
+def test_what_cannot_be_done_is_named(server, parameter):
+    fields, code = WRONG[parameter]
+    body = {"model": NAME, "messages": [{"role": "user", "content": "Hello"}]} | fields
+    response = httpx.post(f"{server.address}/v1/chat/completions", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, parameter, code)
+    assert error["message"].endswith(".")
+
+
+def test_a_conversation_that_does_not_fit_has_its_code(client):
+    with pytest.raises(openai.BadRequestError) as error:
+        ask(client, "red " * 5000)
+    assert error.value.code == "context_length_exceeded"
+
+
+def test_a_limit_beyond_the_context_is_cut(client, expected):
+    picture, question = PAIRS[0]
+    completion = ask(client, question.text, picture, max_tokens=100_000)
+    assert completion.choices[0].message.content == expected[0]
+
+
+def test_unknown_fields_are_ignored(client, server, expected):
+    picture, question = PAIRS[0]
+    options = {"store": True, "metadata": {"a": "b"}, "user": "someone", "service_tier": "auto"}
+    completion = ask(client, question.text, picture, **options)
+    assert completion.choices[0].message.content == expected[0]
+    assert "metadata, service_tier, store, user" in server.program.text("err")
+
+
+def test_two_questions_in_a_row_are_one(client):
+    messages = [message("What is", PAIRS[0][0]), {"role": "user", "content": "in the picture?"}]
+    completion = client.chat.completions.create(model=NAME, messages=messages)
+    assert completion.choices[0].message.content
+
+
+def test_a_response_is_created_and_streamed(client, expected):
+    picture, question = PAIRS[0]
+    content = [
+        {"type": "input_image", "image_url": data_url(picture), "detail": "auto"},
+        {"type": "input_text", "text": question.text},
+    ]
+    asked = [{"role": "user", "content": content}]
+    response = client.responses.create(model=NAME, input=asked)
+    assert (response.output_text, response.status) == (expected[0], "completed")
+    with client.responses.stream(model=NAME, input=asked) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert final.output_text.strip() == expected[0]
+    assert [event.sequence_number for event in events if hasattr(event, "sequence_number")] == [
+        *range(len(events))
+    ]
+    assert final.usage.output_tokens == response.usage.output_tokens
+    with pytest.raises(openai.BadRequestError):
+        client.responses.create(model=NAME, input="And now?", previous_response_id="resp_1")
+
+
+def answered_within(server, seconds: float) -> float:
+    """Return how long a short question waits, behind what may still be computed."""
+    begin = time.perf_counter()
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    response = httpx.post(f"{server.address}/v1/chat/completions", json=body, timeout=60)
+    assert response.status_code == 200
+    waited = time.perf_counter() - begin
+    assert waited < seconds
+    return waited
+
+
+ENDLESS = {
+    "max_tokens": 1500,
+    "temperature": 5,
+    "seed": 1,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"schema": {"type": "string", "minLength": 1400}},
+    },
+}
+
+
+def test_a_closed_stream_ends_its_computation(client, server):
+    stream = ask(client, "Tell me more.", stream=True, extra_body=ENDLESS)
+    for _, chunk in zip(range(3), stream, strict=False):
+        assert chunk
+    stream.close()
+    answered_within(server, 1)
+
+
+def test_a_stream_that_is_closed_at_once_ends_its_computation(client, server):
+    ask(client, "Tell me more.", stream=True, extra_body=ENDLESS).close()
+    answered_within(server, 1)
+
+
+def test_a_client_that_times_out_ends_its_computation(server):
+    with (
+        openai.OpenAI(
+            base_url=f"{server.address}/v1", api_key="any", max_retries=0, timeout=0.5
+        ) as client,
+        pytest.raises(openai.APITimeoutError),
+    ):
+        ask(client, "Tell me more.", extra_body=ENDLESS)
+    answered_within(server, 1)
+
+
+def test_the_async_client_asks_several_at_once(server, expected):
+    async def ask_all():
+        client = openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="any", max_retries=0)
+        async with client:
+            asked = [
+                client.chat.completions.create(
+                    model=NAME, messages=[message(question.text, picture)]
+                )
+                for picture, question in PAIRS
+            ]
+            return await asyncio.gather(*asked)
+
+    answers = asyncio.run(ask_all())
+    assert [answer.choices[0].message.content for answer in answers] == expected
+
+
+def test_health_is_told_during_an_answer(client, server):
+    stream = ask(client, "Tell me more.", stream=True, extra_body=ENDLESS)
+    begin = time.perf_counter()
+    assert httpx.get(f"{server.address}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{server.address}/v1/models").status_code == 200
+    assert time.perf_counter() - begin < 1
+    stream.close()
+
+
+def test_a_full_queue_is_told(server):
+    body = {"messages": [{"role": "user", "content": "Hello"}], **ENDLESS, "stream": True}
+    statuses, end = [], threading.Event()
+
+    def hold() -> None:
+        with httpx.stream(
+            "POST", f"{server.address}/v1/chat/completions", json=body, timeout=60
+        ) as response:
+            statuses.append(response)
+            end.wait(60)
+
+    threads = [threading.Thread(target=hold) for _ in range(33)]
+    for thread in threads:
+        thread.start()
+    while len(statuses) < 33:
+        time.sleep(0.01)
+    refused = [response for response in statuses if response.status_code == 429]
+    assert len(refused) == 1 and int(refused[0].headers["retry-after"]) > 0
+    end.set()
+    for thread in threads:
+        thread.join()
+    answered_within(server, 5)
+
+
+@pytest.mark.parametrize(
+    ("address", "method", "status"),
+    [("/v1/nothing", "GET", 404), ("/v1/chat/completions", "GET", 405), ("/nothing", "POST", 404)],
+)
+def test_unknown_addresses_have_openais_form(server, address, method, status):
+    response = httpx.request(method, server.address + address)
+    assert response.status_code == status and response.json()["error"]["message"]
+
+
+def test_what_is_no_json_is_refused(server):
+    address = f"{server.address}/v1/chat/completions"
+    json_kind = {"content-type": "application/json"}
+    assert httpx.post(address, content=b"{", headers=json_kind).status_code == 400
+    assert httpx.post(address, content=b"[" * 100_000, headers=json_kind).status_code == 400
+    assert httpx.post(address, content=b"[]", headers=json_kind).status_code == 400
+    assert httpx.post(address, data={"model": NAME}).status_code == 415
+
+
+def test_a_page_of_another_site_is_refused(server):
+    response = httpx.get(f"{server.address}/v1/models", headers={"host": "evil.example:8000"})
+    assert response.status_code == 403
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_a_body_that_is_too_large_is_refused(server):
+    body = b'{"messages": "' + b"a" * 31_000_000 + b'"}'
+    kind = {"content-type": "application/json"}
+    response = httpx.post(f"{server.address}/v1/chat/completions", content=body, headers=kind)
+    assert response.status_code == 413
+
+
+def test_the_log_has_no_question(server, client):
+    ask(client, "a question that nobody else should read")
+    log = server.program.text("err")
+    assert "POST '/v1/chat/completions' 200" in log
+    assert "nobody else" not in log and "base64" not in log
+
+
+def test_the_server_ends_with_success(folder):
+    with contextlib.closing(new_fork()) as fork:
+        port = free_port(None)
+        environment = {"VLM_KEY": KEY}
+        import os
+
+        program = fork.start(
+            "-m", "helpers", "serve", folder, "--port", port, environment=os.environ | environment
+        )
+        program.wait_for("is loaded", "err")
+        address = f"http://127.0.0.1:{port}/v1"
+        assert httpx.get(f"{address}/models").status_code == 401
+        key = {"authorization": f"Bearer {KEY}"}
+        assert httpx.get(f"{address}/models", headers=key).status_code == 200
+        assert httpx.get(f"{address}/models", headers={"api-key": KEY}).status_code == 200
+        with openai.OpenAI(base_url=address, api_key=KEY, max_retries=0) as client:
+            stream = client.chat.completions.create(
+                model="int8", messages=[message("What is in the picture?", PAIRS[0][0])],
+                stream=True,
+            )  # fmt: skip
+            next(iter(stream))
+            os.kill(program.number, signal.SIGTERM)
+            rest = [chunk.choices[0].finish_reason for chunk in stream]
+        assert rest[-1] == "stop"
+        assert program.wait(35) == 0
+        assert json.dumps(KEY) not in program.text("err")
