@@ -295,9 +295,7 @@ def serve(options: argparse.Namespace) -> int:
         for name, folder in zip(names, options.folders, strict=True)
     }
     address = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}/v1"
-    show(
-        Result({"address": address, "models": names}, [f"{address} (Ctrl-C ends it)"]), options
-    )
+    show(Result({"address": address, "models": names}, [f"{address} (Ctrl-C ends it)"]), options)
     sys.stdout.flush()
     access = server.Access(key, options.allow_origin, options.allow_picture_host)
     server.serve(folders, access, host=options.host, port=port, report=report)

@@ -20,6 +20,10 @@ class PictureError(UserError):
     """A file or an object is not a picture that can be used."""
 
 
+class PictureSizeError(PictureError):
+    """A picture has more pixels than are worked on."""
+
+
 class QuestionError(UserError):
     """A question cannot be asked, for example because it is empty."""
 

@@ -5,16 +5,18 @@ import base64
 import contextlib
 import io
 import json
+import os
 import signal
 import threading
 import time
 from types import SimpleNamespace
+from typing import Literal
 
 import httpx
 import openai
 import pytest
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.ports import free_port
@@ -204,8 +206,8 @@ def test_sampling_with_a_seed_repeats_itself(client):
 class Shape(BaseModel):
     """What a client wants to know of a picture."""
 
-    colour: str
-    number: int
+    colours: list[Literal["red", "green", "blue", "yellow"]] = Field(max_length=3)
+    is_round: bool
 
 
 def test_an_answer_follows_a_schema(client):
@@ -441,8 +443,6 @@ def test_the_server_ends_with_success(folder):
     with contextlib.closing(new_fork()) as fork:
         port = free_port(None)
         environment = {"VLM_KEY": KEY}
-        import os
-
         program = fork.start(
             "-m", "helpers", "serve", folder, "--port", port, environment=os.environ | environment
         )

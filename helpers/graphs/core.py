@@ -13,7 +13,6 @@ from helpers.errors import DeviceError
 from helpers.graphs.bit_widths import bit_widths
 from helpers.resources import instruction_sets, processors
 
-
 LOOK = 20  # milliseconds between looks whether a computation should end
 
 
@@ -76,7 +75,9 @@ def run_model(
             raise Stopped from None
         raise cannot_compute(error) from error
     outputs = request.get_compiled_model().outputs
-    return {port.any_name: torch.from_numpy(request.get_tensor(port).data.copy()) for port in outputs}
+    return {
+        port.any_name: torch.from_numpy(request.get_tensor(port).data.copy()) for port in outputs
+    }
 
 
 def feed_of(request: ov.InferRequest, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

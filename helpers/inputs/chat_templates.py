@@ -6,9 +6,8 @@ The template is a Jinja program; what it writes around marks in a short conversa
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 
@@ -49,9 +48,7 @@ def template_of(
     )
 
 
-def _system_form(
-    tokenizer: PreTrainedTokenizerBase, image_token: str, user: str
-) -> str | None:
+def _system_form(tokenizer: PreTrainedTokenizerBase, image_token: str, user: str) -> str | None:
     """Return what stands for a system message before `user`, or None for a template without."""
     system = _message("system", {"type": "text", "text": _SYSTEM})
     question = _message("user", {"type": "image"}, {"type": "text", "text": _QUESTION})

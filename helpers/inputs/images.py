@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
-from helpers.errors import PictureError, reason_of
+from helpers.errors import PictureError, PictureSizeError, reason_of
 
 Picture = str | Path | IO[bytes] | Image.Image  # where it is, an open file, or the picture itself
 
@@ -73,7 +73,7 @@ def reading(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise PictureError(f"{name} is not a picture in a format that Pillow reads.") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"{name} is too large; reduce it first.") from None
+        raise PictureSizeError(f"{name} is too large; reduce it first.") from None
     except Exception as error:
         reason = reason_of(error)[:LONGEST_NAME]
         raise PictureError(f"{name} cannot be read as a picture ({reason}).") from None
@@ -125,9 +125,9 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _check_size(picture: Image.Image, name: str) -> None:
     size = f"{picture.width} x {picture.height} pixels"
     if picture.width * picture.height > MAXIMUM_PIXELS:
-        raise PictureError(f"{name} is too large ({size}); reduce it first.")
+        raise PictureSizeError(f"{name} is too large ({size}); reduce it first.")
     if max(picture.size) > MAXIMUM_SIDE:
-        raise PictureError(f"{name} is too long and narrow ({size}); crop it first.")
+        raise PictureSizeError(f"{name} is too long and narrow ({size}); crop it first.")
 
 
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")

@@ -32,9 +32,9 @@ class Template:
     A prompt is `system`, then for each turn `user` and its content, `user_end`, `assistant`,
     `before_answer` and the answer, `assistant_end`; it ends after the last `assistant`. Where the
     messages begin with a system message, `system_form` stands instead of `system`, with the words
-    of that message at `SYSTEM_WORDS`; where it is None, they stand before the first question. `image` is
-    what stands for a picture, {i} its number; where a message has several, `images` is used
-    instead. `frame` stands for each frame of a video; where it is None, the whole video is one
+    of that message at `SYSTEM_WORDS`; where it is None, they stand before the first question.
+    `image` is what stands for a picture, {i} its number; where a message has several, `images` is
+    used instead. `frame` stands for each frame of a video; where it is None, the whole video is one
     picture. Template text around a picture is written in the same string.
     """
 

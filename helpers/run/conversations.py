@@ -20,7 +20,7 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
-from helpers.errors import ContextError, QuestionError
+from helpers.errors import ContextError
 from helpers.inputs.messages import (
     Message,
     Pictures,
@@ -31,7 +31,6 @@ from helpers.inputs.messages import (
     with_open_videos,
 )
 from helpers.inputs.video import Video
-from helpers.models.exported import Features
 from helpers.models.processors import Processor
 from helpers.run.generation import StateCache, StopOnEvent, Stopped
 from helpers.run.replies import (
@@ -273,5 +272,3 @@ class Conversation:
         self.ids = request.prompt_ids + tokens + processor.end_of_answer_ids
         self.turns.append(request)
         self.messages += [request.message, answer_message(answer.text)]
-
-

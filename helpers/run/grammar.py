@@ -64,7 +64,7 @@ class SchemaProcessor(LogitsProcessor):
         self.taken = 0  # tokens of the answer that the matcher has been told
         self.mask = llguidance.numpy.allocate_token_bitmask(1, grammars.tokenizer.vocab_size)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the scores (1, vocabulary) with those of forbidden tokens at minus infinity.
 
         `input_ids` (1, length) are those of the answer alone, as `generate` has them for prompts

@@ -26,8 +26,8 @@ from helpers.models import load_processor
 from helpers.models.exported import Features
 from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
-from helpers.run.grammar import Grammars
 from helpers.run.generation import StatefulLanguageModel
+from helpers.run.grammar import Grammars
 from helpers.run.prefill_again import PrefillAgainLanguageModel
 from helpers.run.replies import Reply
 from helpers.run.worker import Worker

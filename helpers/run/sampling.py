@@ -37,7 +37,9 @@ class Sampling:
     Without `do_sample`, or with a temperature of 0, the most probable token is taken, and
     temperature, top_p and top_k do not count. Whole numbers may come as `2.0`, as sliders send
     them. An answer ends before the first of the `stop_strings` (a string, or several), and is JSON
-    that follows a JSON `schema`, if there is one. Raises `SettingsError` for a value out of its range.
+    that follows a JSON `schema`, if there is one.
+
+    Raises `SettingsError` for a value out of its range.
     """
 
     max_new_tokens: int = 256

@@ -19,8 +19,8 @@ from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from PIL import Image
 
-from helpers.errors import PictureError
-from helpers.inputs.images import open_picture
+from helpers.errors import PictureError, PictureSizeError
+from helpers.inputs.images import open_picture, reading
 from helpers.serve.protocol import Refusal
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # which Pillow opens; OpenAI takes the same
@@ -46,14 +46,13 @@ class Pictures:
         """
         data = _data(address) if address[:5].lower() == "data:" else self._fetched(address)
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            with reading("The picture"), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 return open_picture(picture)
+        except PictureSizeError as error:
+            raise _refusal(str(error), 413) from None
         except PictureError as error:
-            status = 413 if "too large" in str(error) else 400
-            raise _refusal(str(error), status) from None
-        except Exception:  # what Pillow raises for damaged files has nothing in common
             names = ", ".join(FORMATS)
-            raise _refusal(f"The picture is none of {names}, or it is damaged.") from None
+            raise _refusal(f"{error} Pictures are in {names}.") from None
 
     def _fetched(self, address: str) -> bytes:
         try:

@@ -212,9 +212,7 @@ def _in_turn(messages: list[Message]) -> list[Message]:
     return [*system, *turns]
 
 
-def _content(
-    value: object, name: str, open_picture: OpenPicture, details: list[str]
-) -> list[Json]:
+def _content(value: object, name: str, open_picture: OpenPicture, details: list[str]) -> list[Json]:
     """Return the parts of a message; the detail of each picture is added to `details`."""
     if value is None:
         value = ""

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -30,7 +31,14 @@ from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.serve.addresses import Pictures
 from helpers.serve.completions import ChatWriter, Writer
-from helpers.serve.protocol import ChatRequest, Json, OpenPicture, Refusal, model_body, parse_request
+from helpers.serve.protocol import (
+    ChatRequest,
+    Json,
+    OpenPicture,
+    Refusal,
+    model_body,
+    parse_request,
+)
 from helpers.serve.responses import ResponseWriter, parse_response_request
 from helpers.serve.service import BusyError, Service
 
@@ -211,7 +219,10 @@ def _tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> JSONResponse:
-        words = {404: "There is nothing at this address.", 405: "This address takes another method."}
+        words = {
+            404: "There is nothing at this address.",
+            405: "This address takes another method.",
+        }
         message = words.get(error.status_code, str(error.detail))
         return response_of(Refusal(message, status=error.status_code, code="unknown_url"))
 

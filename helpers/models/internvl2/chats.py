@@ -35,9 +35,7 @@ class Chat:
         words = self.system if system is None else system
         form = f"{self.before_system}{SYSTEM_WORDS}{self.end}"
         beginning = form.replace(SYSTEM_WORDS, words)
-        return Template(
-            beginning, self.user, self.end, self.assistant, self.end, system_form=form
-        )
+        return Template(beginning, self.user, self.end, self.assistant, self.end, system_form=form)
 
 
 _CHATML = ("<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n")
