@@ -288,7 +288,12 @@ def serve(options: argparse.Namespace) -> int:
     port = free_port(options.port, options.host)
 
     def make_pipeline(folder: Path) -> VisionLanguagePipeline:
-        return VisionLanguagePipeline(folder, device, picture_tokens=options.picture_tokens)
+        return VisionLanguagePipeline(
+            folder,
+            device,
+            picture_tokens=options.picture_tokens,
+            answers_at_once=server.ANSWERS_AT_ONCE,
+        )
 
     folders = {
         name: functools.partial(make_pipeline, folder)

@@ -62,6 +62,11 @@ class PictureInputs:
         return cls(fixed, cls.joined_along(prompts, length))
 
     @staticmethod
+    def joined_steps(steps: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what single tokens of several answers take, from what each of them takes."""
+        return {name: torch.cat([step[name] for step in steps]) for name in steps[0]}
+
+    @staticmethod
     def joined_along(prompts: "Sequence[PictureInputs]", length: int) -> dict[str, Tensor]:
         """Return what prompts have for each of their positions, padded on the left to `length`."""
         return {

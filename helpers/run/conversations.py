@@ -6,7 +6,7 @@ only its own tokens. What this module does not know: how a folder becomes a pipe
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from transformers.generation import (
 )
 
 from helpers.errors import ContextError
+from helpers.graphs.core import Stopped
 from helpers.inputs.messages import (
     Message,
     Pictures,
@@ -32,7 +33,9 @@ from helpers.inputs.messages import (
 )
 from helpers.inputs.video import Video
 from helpers.models.processors import Processor
-from helpers.run.generation import StateCache, StopOnEvent, Stopped
+from helpers.run.batches import Row
+from helpers.run.choosing import Chooser
+from helpers.run.generation import StateCache, StopOnEvent
 from helpers.run.replies import (
     CANCELLED,
     LENGTH,
@@ -97,6 +100,8 @@ class Conversation:
         choose = self.pipeline.processor.choose_frames
         message = with_open_videos(message_of(question, images, video), choose)
         settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)
+        if settings.schema is not None:
+            self.pipeline.grammars.follow(settings.schema)  # or it is an error
         self._wait()
         processor = self.pipeline.processor.within(picture_tokens)
         request = self._request(processor, message, settings)
@@ -159,16 +164,20 @@ class Conversation:
 
     # In the worker's thread, one answer at a time
 
-    def _compute(self, request: Request, answer: Answer, stop: Stop) -> None:
-        """Compute an answer, and remember it."""
+    def _compute(
+        self, request: Request, answer: Answer, stop: Stop
+    ) -> Generator[Row, Tensor, None]:
+        """Compute an answer, and remember it; yields each token but the last for its logits."""
         decoder = Decoder(self.pipeline.processor.tokenizer)
         streamer = AnswerStreamer(decoder, request, answer)
         try:
-            answer.token_ids = self._generate(request, answer, streamer, stop)
+            try:
+                answer.token_ids = yield from self._generate(request, answer, streamer, stop)
+            except Stopped:
+                self.cache = None  # a step that was given up leaves its state half-written
+                answer.token_ids = decoder.token_ids
             answer.counts.answer = len(answer.token_ids)
-            if request.sampling.num_beams > 1:
-                streamer.add(answer.token_ids)
-            streamer.end()  # `generate` has not, where it was given up
+            streamer.end()
             answer.text = streamer.stop_strings.text.strip()
             answer.is_cut = streamer.stop_strings.is_set()
             answer.finish = self._finish(answer, stop)
@@ -180,37 +189,66 @@ class Conversation:
 
     def _generate(
         self, request: Request, answer: Answer, streamer: AnswerStreamer, stop: Stop
-    ) -> list[int]:
+    ) -> Generator[Row, Tensor, list[int]]:
         """Return the answer's tokens."""
         pipeline, sampling = self.pipeline, request.sampling
         cache = self._cache_for(sampling, stop)
         answer.counts.cached = cache.length
+        features = self._encode_images(request, answer, stop)
         ids = torch.tensor([request.prompt_ids])
-        stop_ids = pipeline.processor.stop_token_ids
+        prepared = pipeline.prepare(ids, features, past=cache.length)
+        if sampling.num_beams > 1:
+            tokens = self._search(prepared, cache, sampling, stop)
+            streamer.add(tokens)
+            self.cache = None  # it holds the beams in their last order
+            return tokens
+        schema = None if sampling.schema is None else pipeline.grammars.follow(sampling.schema)
+        chooser = Chooser(sampling, schema)
+        prepared["inputs_embeds"] = prepared["inputs_embeds"][:, cache.length :]
+        logits = pipeline.language_model.forward(**prepared, past_key_values=cache).logits
+        logits, tokens = cast(Tensor, logits)[:, -1], []
+        try:
+            while True:
+                tokens.append(chooser.choose(logits, tokens))
+                streamer.put(tokens[-1])
+                if self._is_over(tokens, sampling, streamer, stop):
+                    return tokens
+                logits = yield Row(cache, prepared.get("pictures"), tokens[-1])
+        finally:
+            pipeline.batch.leave(cache)
+
+    def _is_over(
+        self, tokens: list[int], sampling: Sampling, streamer: AnswerStreamer, stop: Stop
+    ) -> bool:
+        """Return whether an answer ends with its last token."""
+        return (
+            tokens[-1] in self.pipeline.processor.stop_token_ids
+            or len(tokens) == sampling.max_new_tokens
+            or streamer.stop_strings.is_set()
+            or stop.is_set()
+        )
+
+    def _search(
+        self, prepared: dict[str, Any], cache: StateCache, sampling: Sampling, stop: Stop
+    ) -> list[int]:
+        """Return the tokens of the best beam, which is transformers' work."""
+        stop_ids = self.pipeline.processor.stop_token_ids
         config = GenerationConfig(
             **sampling.for_generate(), eos_token_id=stop_ids, pad_token_id=stop_ids[0]
         )
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
-        try:
-            features = self._encode_images(request, answer, stop)
-            output = cast(Any, pipeline.language_model).generate(
-                **pipeline.prepare(ids, features, past=cache.length),
-                past_key_values=cache,
-                generation_config=config,
-                streamer=streamer if sampling.num_beams == 1 else None,
-                stopping_criteria=StoppingCriteriaList(
-                    [StopOnEvent(stop), StopOnEvent(streamer.stop_strings)]
-                ),
-                logits_processor=self._logits_processors(sampling),
-            )
-            tokens: list[int] = output[0].tolist()
-        except Stopped:
-            self.cache = None  # a step that was given up leaves its state half-written
-            tokens = streamer.decoder.token_ids
-        if sampling.num_beams > 1:
-            self.cache = None  # it holds the beams in their last order
-        return tokens
+        # Given as an option, a penalty would warn of each answer that the prompt has none.
+        penalty = sampling.repetition_penalty
+        penalties = [] if penalty == 1 else [RepetitionPenaltyLogitsProcessor(penalty)]
+        output = cast(Any, self.pipeline.language_model).generate(
+            **prepared,
+            past_key_values=cache,
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([StopOnEvent(stop)]),
+            logits_processor=LogitsProcessorList(penalties),
+        )
+        return cast(list[int], output[0].tolist())
 
     def _finish(self, answer: Answer, stop: Stop) -> str:
         """Return why an answer ended; one whose end is the last token that is allowed is whole."""
@@ -219,28 +257,21 @@ class Conversation:
             return STOP
         return CANCELLED if stop.is_set() else LENGTH
 
-    def _logits_processors(self, sampling: Sampling) -> LogitsProcessorList:
-        """Return what changes the scores of tokens before one is chosen."""
-        processors = LogitsProcessorList()
-        # Given as an option, it would warn of each answer that the prompt is not penalised.
-        if sampling.repetition_penalty != 1:
-            processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if sampling.schema is not None:
-            processors.append(self.pipeline.grammars.follow(sampling.schema))
-        return processors
-
     def _encode_images(self, request: Request, answer: Answer, stop: Stop) -> list[Tensor]:
         """Return the features of all pictures; those are computed that are not there yet.
 
         An earlier question may have been stopped before its pictures were encoded.
         """
-        turns = [turn for turn in (*self.turns, request) if turn.image_inputs is not None]
         start = time.perf_counter()
-        for turn in turns:
+        features: list[Tensor] = []
+        for turn in (*self.turns, request):
+            if turn.image_inputs is None:
+                continue
             if turn not in self.features:
                 self.features[turn] = list(self.pipeline.encode_until(stop, turn.image_inputs))
                 answer.times.image_encoder = time.perf_counter() - start
-        return [feature for turn in turns for feature in self.features[turn]]
+            features += self.features[turn]
+        return features
 
     def _cache_for(self, sampling: Sampling, stop: Stop) -> StateCache:
         language_model = self.pipeline.language_model

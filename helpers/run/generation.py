@@ -4,7 +4,7 @@
 it needs is a model whose `forward` gives logits and a cache object. The cache object here holds
 neither keys nor values: they live in the state of an OpenVINO inference request.
 
-What this module does not know: speculative decoding, and batches whose rows have different caches.
+What this module does not know: speculative decoding, and how caches that began apart are joined.
 """
 
 from typing import Any, cast
@@ -77,6 +77,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
 
     config_class = PreTrainedConfig
     main_input_name = "input_ids"
+    can_be_joined = True  # whether rows of one batch may have caches that began apart
     _supports_sdpa = True
 
     def __init__(

@@ -17,9 +17,6 @@ from transformers.generation import LogitsProcessor
 
 from helpers.errors import SettingsError
 
-# Small models would write spaces until their limit where a grammar allows any number of them.
-OPTIONS = {"whitespace_flexible": False}
-
 
 class Grammars:
     """Makes grammars for one tokenizer and the `vocabulary` of its model's logits.
@@ -43,8 +40,9 @@ class Grammars:
         Raises `SettingsError` for a schema that llguidance cannot follow.
         """
         try:
+            # Small models would write spaces until their limit, where they may stand anywhere.
             grammar = llguidance.LLMatcher.grammar_from_json_schema(
-                json.dumps(schema), overrides=OPTIONS
+                json.dumps(schema), overrides={"whitespace_flexible": False}
             )
             matcher = llguidance.LLMatcher(self.tokenizer, grammar)
             reason = matcher.get_error() if matcher.is_error() else ""

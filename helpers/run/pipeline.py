@@ -1,6 +1,6 @@
 """A converted model on a device: pictures and questions in, streamed answers out.
 
-Answers of several conversations are computed one after another, by one thread.
+Answers of several conversations are computed by one thread, one after another or together.
 
 What this module does not know: video, audio, and calling tools.
 """
@@ -8,7 +8,7 @@ What this module does not know: video, audio, and calling tools.
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openvino as ov
 from PIL import Image
@@ -24,14 +24,17 @@ from helpers.inputs.messages import Message, Pictures
 from helpers.inputs.video import Video
 from helpers.models import load_processor
 from helpers.models.exported import Features
+from helpers.run.batches import Batch
 from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
 from helpers.run.generation import StatefulLanguageModel
-from helpers.run.grammar import Grammars
 from helpers.run.prefill_again import PrefillAgainLanguageModel
 from helpers.run.replies import Reply
 from helpers.run.worker import Worker
 from helpers.sources.checkpoints import CARD, read_json
+
+if TYPE_CHECKING:
+    from helpers.run.grammar import Grammars
 
 # Inputs and outputs that every family's files have; what a family adds is its own.
 ALWAYS = {
@@ -45,7 +48,8 @@ class VisionLanguagePipeline:
 
     Of one picture, at most `picture_tokens` tokens reach the language model, in tiles, slices or
     pixels, as the family has them; None: as many as is usual, which the family says.
-    `properties` are further ones of OpenVINO's `compile_model`, such as INFERENCE_NUM_THREADS.
+    `properties` are further ones of OpenVINO's `compile_model`, such as INFERENCE_NUM_THREADS. So
+    many `answers_at_once` are computed together, where several people ask.
 
     Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
     that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has.
@@ -59,6 +63,7 @@ class VisionLanguagePipeline:
         accuracy: bool = False,
         picture_tokens: int | None = None,
         properties: Mapping[str, Any] | None = None,
+        answers_at_once: int = 1,
     ) -> None:
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
@@ -91,7 +96,8 @@ class VisionLanguagePipeline:
             for name, part in self.parts.items()
             if name not in (TEXT_EMBEDDINGS, LANGUAGE_MODEL)
         }
-        self.worker = Worker()
+        self.batch = Batch(self.language_model)
+        self.worker = Worker(self.batch.compute, at_once=answers_at_once)
         self.worker.close_with(self)
 
     def _check_tokenizer(self) -> None:
@@ -155,8 +161,10 @@ class VisionLanguagePipeline:
         return self.processor.exported.prepare(input_ids, self.embed_tokens, features, past=past)
 
     @cached_property
-    def grammars(self) -> Grammars:
+    def grammars(self) -> "Grammars":
         """Grammars that an answer of this model can follow."""
+        from helpers.run.grammar import Grammars
+
         vocabulary = self.language_model.config.vocab_size
         return Grammars(self.processor.tokenizer, vocabulary, self.processor.stop_token_ids)
 

@@ -40,6 +40,8 @@ class RewindableCache(StateCache):
 class PrefillAgainLanguageModel(StatefulLanguageModel):
     """A stateful language model whose sequences are prefilled again beyond `limit` positions."""
 
+    can_be_joined = False  # each sequence outgrows the limit at a time of its own
+
     def __init__(self, *models: ov.CompiledModel, limit: int, **options: Any) -> None:
         super().__init__(*models, **options)
         self.limit = limit

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
 
 from helpers.inputs.messages import Message, answer_message
 from helpers.run.sampling import Sampling
@@ -243,27 +241,23 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
     return decoder.text.strip()
 
 
-class AnswerStreamer(BaseStreamer):
+class AnswerStreamer:
     """Hand pieces of text to an answer as they are decoded, and note the time of each token."""
 
     def __init__(self, decoder: Decoder, request: Request, answer: Answer) -> None:
         self.decoder, self.started, self.answer = decoder, request.started, answer
         self.stop_strings = StopStrings(request.sampling.stop_strings)
-        self.is_prompt = True
         self.last: float | None = None
 
-    def put(self, value: Tensor) -> None:
-        """Take the prompt first, then one token at a time."""
-        if self.is_prompt:
-            self.is_prompt = False
-            return
+    def put(self, token: int) -> None:
+        """Take the next token."""
         now = time.perf_counter()
         if self.last is None:
             self.answer.times.first_token = now - self.started
         else:
             self.answer.times.next_tokens.append(now - self.last)
         self.last = now
-        self.add(value.flatten().tolist())
+        self.add([token])
 
     def add(self, token_ids: list[int]) -> None:
         """Pass on the text that tokens add, up to a stop string."""

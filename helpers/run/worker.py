@@ -1,4 +1,6 @@
-"""The one thread of a pipeline, which computes one task after another in the order they came.
+"""The one thread of a pipeline, which computes tasks in the order they came, a few at once.
+
+A task may yield what it wants computed together with what others want, and goes on with the result.
 
 A task is stopped by its caller's event, or because nobody waits for its result any more: an
 interrupt, a loop that is left, a program that ends. What is stopped before it began is withdrawn.
@@ -6,11 +8,13 @@ interrupt, a loop that is left, a program that ends. What is stopped before it b
 What this module does not know: what a task computes.
 """
 
+import itertools
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 # A caller's event calls nobody when it is set, so whoever waits for a task that has not begun
 # looks at it this often, in seconds.
@@ -38,48 +42,74 @@ class Stop:
 class Task:
     """Something to compute: `work` is called by the worker's thread, and ends soon after `stop`.
 
-    An exception of `work` is kept in `error`. `at_end` is called once, also for a task that was
-    stopped before it began.
+    `work` may be a generator of what it wants computed. An exception of it is kept in `error`.
+    `at_end` is called once, also for a task that was stopped before it began.
     """
 
     def __init__(
         self,
-        work: Callable[[], None],
+        work: Callable[[], Generator[Any, Any, None] | None],
         stop: Stop,
         *,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self.work: Callable[[], None] | None = work
+        self.work: Callable[[], Generator[Any, Any, None] | None] | None = work
+        self.steps: Generator[Any, Any, None] | None = None
         self.at_end = at_end
         self.stop = stop
         self.started = threading.Event()
         self.done = threading.Event()
         self.error: BaseException | None = None
 
-    def run(self) -> None:
-        """Compute, unless it is stopped already."""
+    def begin(self) -> Any:
+        """Compute, unless it is stopped already; return what is wanted next, None at the end."""
+        return self._advance(self._begin)
+
+    def go_on(self, result: Any) -> Any:
+        """Go on with what was wanted, or raise it there; return what is wanted next, or None."""
+        assert self.steps is not None
+        step = self.steps.throw if isinstance(result, BaseException) else self.steps.send
+        return self._advance(lambda: step(result))
+
+    def _begin(self) -> Any:
+        if self.work is None or self.stop.is_set():
+            return None
+        self.steps = self.work()
+        return None if self.steps is None else next(self.steps)
+
+    def _advance(self, step: Callable[[], Any]) -> Any:
+        wanted = None
         try:
-            if self.work is not None and not self.stop.is_set():
-                self.work()
+            wanted = step()
+        except StopIteration:
+            pass
         except BaseException as error:  # handed to whoever waits for the task
             self.error = error
-        finally:
+        if wanted is None:
             self.finish()
+        return wanted
 
     def finish(self) -> None:
         """Let everyone know that the task is over; forget what it would have computed."""
-        self.work = None
+        self.work = self.steps = None
         self.started.set()
         self.at_end()
         self.done.set()
 
 
 class Worker:
-    """A queue of tasks and the thread that computes them, which begins with the first task."""
+    """A queue of tasks and the thread that computes them, which begins with the first task.
 
-    def __init__(self) -> None:
+    The first `at_once` of them are begun. What those want is handed to `compute` together, which
+    returns a result for each.
+    """
+
+    def __init__(
+        self, compute: Callable[[Sequence[Any]], Sequence[Any]] = list, *, at_once: int = 1
+    ) -> None:
+        self._compute, self._at_once = compute, at_once
         self._changed = threading.Condition()
-        self._queue: deque[Task] = deque()  # the first one is being computed
+        self._queue: deque[Task] = deque()  # the first ones are being computed
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -137,7 +167,8 @@ class Worker:
     def place(self, task: Task) -> int:
         """Return how many tasks are computed before this one."""
         with self._changed:
-            return self._queue.index(task) if task in self._queue else 0
+            place = self._queue.index(task) if task in self._queue else 0
+            return 0 if task.started.is_set() else place
 
     def places(self, task: Task) -> Iterator[int]:
         """Yield how many tasks are before this one, as that changes, until none is."""
@@ -160,16 +191,43 @@ class Worker:
             self._thread.join()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue and not self._closed:
-                    self._changed.wait()
-                if not self._queue:
-                    return
-                task = self._queue[0]
+        wanted: dict[Task, Any] = {}
+        while self._begin(wanted):
+            self._step(wanted)
+
+    def _begin(self, wanted: dict[Task, Any]) -> bool:
+        """Begin the tasks that there is room for; return whether the thread goes on."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            if not self._queue:
+                return False
+            first = itertools.islice(self._queue, self._at_once)
+            new = [task for task in first if not task.started.is_set()]
+            for task in new:
                 task.started.set()
-            task.run()
-            with self._changed:
-                self._queue.popleft()
-                self._changed.notify_all()
-            del task  # or it would keep what it holds until the next one comes
+        for task in new:
+            self._keep(wanted, task, task.begin())
+        return True
+
+    def _step(self, wanted: dict[Task, Any]) -> None:
+        """Compute what the tasks want, and let them go on with it."""
+        if not wanted:
+            return
+        tasks = list(wanted)
+        try:
+            results = self._compute([wanted[task] for task in tasks])
+        except BaseException as error:  # raised in each of them
+            results = [error] * len(tasks)
+        for task, result in zip(tasks, results, strict=True):
+            self._keep(wanted, task, task.go_on(result))
+
+    def _keep(self, wanted: dict[Task, Any], task: Task, step: Any) -> None:
+        """Remember what a task wants next; one that wants nothing more is over."""
+        if step is not None:
+            wanted[task] = step
+            return
+        wanted.pop(task, None)
+        with self._changed:
+            self._queue.remove(task)
+            self._changed.notify_all()

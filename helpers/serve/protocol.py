@@ -184,7 +184,7 @@ def _messages(value: object, open_picture: OpenPicture, details: list[str]) -> l
     messages: list[Message] = []
     for number, message in enumerate(value):
         name = f"messages[{number}]"
-        role = ROLES.get(message.get("role")) if isinstance(message, dict) else None
+        role = ROLES.get(str(message.get("role"))) if isinstance(message, dict) else None
         if role is None:
             raise _wrong(f"{name}.role", f"one of {', '.join(ROLES)}")
         content = _content(message.get("content"), f"{name}.content", open_picture, details)

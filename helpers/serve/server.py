@@ -47,6 +47,7 @@ ALIVE = 15.0  # seconds between signs of life while a client waits
 LOOK = 0.1  # seconds between looks whether a client is still there
 GRACE = 30  # seconds that running answers get when the server is told to end
 RETRY = "5"  # seconds after which a client should come again
+ANSWERS_AT_ONCE = 4  # that are computed together
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Parse = Callable[[object, OpenPicture], ChatRequest]

@@ -62,6 +62,17 @@ class Qwen3VLPictureInputs(PictureInputs):
         along = cls.joined_along(prompts, length)
         return cls({}, along, [rows for part in parts for rows in part.deepstack])
 
+    @staticmethod
+    def joined_steps(steps: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what single tokens behind their prompts take; none of them is a picture's."""
+        positions = [step["position_ids"] for step in steps]  # each (dimensions, 1, 1)
+        masks = [step["visual_pos_masks"] for step in steps]
+        return {
+            "position_ids": torch.cat(positions, dim=1),
+            "visual_pos_masks": torch.cat(masks),
+            "deepstack_visual_embeds": steps[0]["deepstack_visual_embeds"],
+        }
+
     def at(self, places: Tensor, batch: int) -> dict[str, Tensor]:
         """Return what the tokens at `places` take; those behind the prompts are text."""
         inputs = super().at(places, batch)
