@@ -133,6 +133,12 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument(
+        "--queue",
+        type=int,
+        default=32,
+        help="so many requests wait or are answered, and the next is refused (default: 32)",
+    )
+    parser.add_argument(
         "--host",
         default="127.0.0.1",
         help="another address to serve than this computer's own, which needs a key",

@@ -303,7 +303,10 @@ def serve(options: argparse.Namespace) -> int:
     show(Result({"address": address, "models": names}, [f"{address} (Ctrl-C ends it)"]), options)
     sys.stdout.flush()
     access = server.Access(key, options.allow_origin, options.allow_picture_host)
-    server.serve(folders, access, host=options.host, port=port, report=report)
+    if options.queue < 1:
+        raise SettingsError(f"The queue is {options.queue}; it should be 1 or more.")
+    limits = {"host": options.host, "port": port, "longest_queue": options.queue}
+    server.serve(folders, access, **limits, report=report)
     return 0
 
 

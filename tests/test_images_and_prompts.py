@@ -362,7 +362,7 @@ def test_a_later_turn_has_no_system_message():
     "message", [{"role": "user"}, {"content": [{"type": "text"}]}, {"role": "dog", "content": []}]
 )
 def test_what_is_no_message(message):
-    with pytest.raises(QuestionError, match="A message needs a role, user or assistant"):
+    with pytest.raises(QuestionError, match="A message needs a role, system, user or assistant"):
         content_of(message)
 
 

@@ -237,7 +237,7 @@ def test_counts(pipeline):
         ([], "There are no messages"),
         ([{"role": "assistant", "content": "no"}], "The last message should be a user's"),
         ([question_message("a"), question_message("b")], "a user's and an assistant's in turn"),
-        ([{"role": "system", "content": "no"}], "A message needs a role, user or assistant"),
+        ([{"role": "tool", "content": "no"}], "A message needs a role, system, user or assistant"),
         ([{"role": "user", "content": [{"type": "video"}]}], "A message needs a role"),
         ([{"role": "user", "content": [{"type": "text"}]}], "A message needs a role"),
         ([{"role": "user"}], "A message needs a role"),

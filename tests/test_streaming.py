@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from helpers.models.families import families, load_processor
 from helpers.run.replies import Answer, AnswerStreamer, Counts, Decoder
+from helpers.run.sampling import Sampling
 
 TEXTS = [
     "A red star.",
@@ -52,10 +52,10 @@ def tokenizer(request):
 def streamed(tokenizer, ids: list[int]) -> tuple[list[str], str]:
     """Return the pieces of an answer with these tokens, and its text."""
     answer, decoder = Answer(Counts(0)), Decoder(tokenizer)
-    streamer = AnswerStreamer(decoder, SimpleNamespace(started=0.0), answer)
-    streamer.put(torch.tensor([[1, 2]]))
+    request = SimpleNamespace(started=0.0, sampling=Sampling())
+    streamer = AnswerStreamer(decoder, request, answer)
     for number in ids:
-        streamer.put(torch.tensor([number]))
+        streamer.put(number)
     streamer.end()
     return [answer.pieces.get() for _ in range(answer.pieces.qsize())], decoder.text
 

@@ -55,8 +55,8 @@ def parts_of(message: Message) -> Sequence[Mapping[str, Any]]:
         return [{"type": "text", "text": content}]
     if not isinstance(content, Sequence) or not all(map(_is_part, content)):
         raise QuestionError(
-            f"A message needs a role, {', '.join(ROLES)}, and a content: a text, or a list of "
-            '{"type": "text", "text": ...} and {"type": "image", "image": ...}.'
+            "A message needs a role, system, user or assistant, and a content: a text, or a list "
+            'of {"type": "text", "text": ...} and {"type": "image", "image": ...}.'
         )
     return content
 

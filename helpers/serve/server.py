@@ -439,12 +439,13 @@ def serve(
     *,
     host: str,
     port: int,
+    longest_queue: int,
     report: Report = print,
 ) -> None:
     """Serve models, each made by a function, until the process is told to end.
 
-    They are loaded while the server answers already that they are not there yet. Raises what keeps
-    one of them from being loaded.
+    They are loaded while the server answers already that they are not there yet. So many requests
+    of a model, its `longest_queue`, wait or are answered. Raises what keeps one from being loaded.
     """
     models = Models(dict.fromkeys(folders))
     config = uvicorn.Config(
@@ -462,7 +463,7 @@ def serve(
     def load() -> None:
         try:
             for name, make_pipeline in folders.items():
-                models.services[name] = Service(make_pipeline())
+                models.services[name] = Service(make_pipeline(), longest_queue=longest_queue)
                 report(f"{name} is loaded")
         except Exception as error:  # raised below, in the main thread
             errors.append(error)

@@ -19,7 +19,6 @@ from helpers.run.conversations import Conversation
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 
-LONGEST_QUEUE = 32  # requests that wait or are computed
 REMEMBERED = 4  # conversations, each of which keeps its cache in memory
 USUAL_TOKENS = 1024  # of an answer, where a client names no limit
 LOW_TOKENS = 256  # of a picture that is looked at in low detail
@@ -32,9 +31,7 @@ class BusyError(Exception):
 class Service:
     """A pipeline that answers several clients, at most `longest_queue` of them at once."""
 
-    def __init__(
-        self, pipeline: VisionLanguagePipeline, *, longest_queue: int = LONGEST_QUEUE
-    ) -> None:
+    def __init__(self, pipeline: VisionLanguagePipeline, *, longest_queue: int) -> None:
         self.pipeline = pipeline
         self.longest_queue = longest_queue
         self._lock = threading.Lock()
