@@ -1,5 +1,6 @@
 """Convert all parts of a checkpoint into one folder that a pipeline can run."""
 
+import functools
 import hashlib
 import json
 import platform
@@ -21,10 +22,12 @@ from helpers.convert.folders import (
     absolute,
     complete,
     read_manifest,
+    write_beside,
     written_aside,
 )
 from helpers.convert.manifests import bit_widths_of
 from helpers.convert.places import COPIED, holds_conversion
+from helpers.convert.runtime_files import has_runtime_files, write_runtime_files
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
 from helpers.graphs.compression import compress
@@ -77,6 +80,9 @@ def convert(
         manifest = read_manifest(output)
         if all(manifest[entry] == made_of[entry] for entry in ("source", "preset")):
             report(f"{output} is there already, made of the same checkpoint and settings.")
+            if not has_runtime_files(load_processor(checkpoint), manifest["files"]):
+                report("files for OpenVINO GenAI and Model Server are added")
+                write_beside(output, functools.partial(_write_small_files, checkpoint))
             return bit_widths_of(manifest)
     model = load_model(checkpoint)
     model.processor.check()
@@ -92,7 +98,7 @@ def convert(
                     report(f"{part.name}: converting ({done / sum(weights.values()):.0%} done)")
                     _store(work, part.name, _converted(model, part, checkpoint), preset, report)
                 done += weights.get(part.name, 0)  # a small part is counted with its whole
-        _copy_small_files(checkpoint, work.folder)
+        _write_small_files(checkpoint, work.folder)
     report(f"{output} is complete; it took at most {in_words(growth.bytes)} of memory.")
     return work.bit_widths
 
@@ -244,7 +250,7 @@ def write(
                 _save(work, name, model)
             else:
                 _store(work, name, model, preset, report)
-        _copy_small_files(checkpoint, work.folder)
+        _write_small_files(checkpoint, work.folder)
     report(f"{output} is complete.")
     return work.bit_widths
 
@@ -288,14 +294,16 @@ def _name_by_order(model: ov.Model, name: str) -> None:
             node.set_friendly_name(f"{node.get_type_name()}_{number}{rest}")
 
 
-def _copy_small_files(checkpoint: Path, folder: Path) -> None:
-    """Copy configs, tokenizer and the like beside the parts."""
+def _write_small_files(checkpoint: Path, folder: Path) -> None:
+    """Copy configs, tokenizer and the like beside the parts, and write what other runtimes read."""
     for path in sorted(Path(checkpoint).iterdir()):
         if path.suffix in COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
     # As the processor completed it: what it read from elsewhere is not beside the parts.
-    config = json.dumps(load_processor(checkpoint).config, indent=1, ensure_ascii=False) + "\n"
+    processor = load_processor(checkpoint)
+    config = json.dumps(processor.config, indent=1, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
+    write_runtime_files(processor, folder)
 
 
 def _made_of(checkpoint: Path, preset: Preset) -> Config:

@@ -4,6 +4,7 @@ The template is a Jinja program; what it writes around marks in a short conversa
 `Template` holds. What this module does not know: templates whose words depend on what is said.
 """
 
+import json
 from typing import Any
 
 from jinja2 import TemplateError
@@ -58,6 +59,66 @@ def _system_form(tokenizer: PreTrainedTokenizerBase, image_token: str, user: str
         return None
     before, mark, after = beginning.removesuffix(user).partition(_SYSTEM)
     return f"{before}{SYSTEM_WORDS}{after}" if mark else None
+
+
+def jinja_of(template: Template, image_text: str) -> str:
+    """Return a chat template that writes what a `Template` says, `image_text` for a picture.
+
+    A content may be a text or a list of parts. A system message replaces the authors' words where
+    the template has a place for one.
+    """
+    before, _, after = (template.system_form or SYSTEM_WORDS).partition(SYSTEM_WORDS)
+    image = template.image.replace(IMAGE, image_text)
+    quoted = {
+        name: json.dumps(text, ensure_ascii=False)
+        for name, text in {
+            "system": template.system,
+            "before": before,
+            "after": after,
+            "user": template.user,
+            "user_end": template.user_end,
+            "assistant": template.assistant,
+            "before_answer": template.before_answer,
+            "assistant_end": template.assistant_end,
+            "image": image,
+        }.items()
+    }
+    text = _JINJA
+    for name, words in quoted.items():
+        text = text.replace(f"<{name}>", words)
+    return text
+
+
+_JINJA = """\
+{%- macro content(message) -%}
+{%- if message.content is string -%}
+{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == "image" -%}
+{{- <image> -}}
+{%- elif part.type == "text" -%}
+{{- part.text -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- if messages[0].role != "system" -%}
+{{- <system> -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == "system" -%}
+{{- <before> + content(message) + <after> -}}
+{%- elif message.role == "user" -%}
+{{- <user> + content(message) + <user_end> -}}
+{%- else -%}
+{{- <assistant> + <before_answer> + content(message) + <assistant_end> -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- <assistant> -}}
+{%- endif -%}
+"""
 
 
 def _message(role: str, *parts: dict[str, str]) -> dict[str, Any]:

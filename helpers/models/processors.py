@@ -7,6 +7,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
@@ -27,6 +28,24 @@ from helpers.sources.checkpoints import Config
 
 _SMALL = Image.new("RGB", (8, 8))
 FRAMES = 8  # of a video that a model is given, as in the examples of InternVL's model cards
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Whether OpenVINO GenAI and Model Server know a family, and `why` not.
+
+    `image_text` is what a chat template has for a picture, `pictures` what the file says by which
+    they prepare one.
+    """
+
+    why: str = ""
+    image_text: str = ""
+    pictures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def loads(self) -> bool:
+        """Whether they load a folder of the family."""
+        return not self.why
 
 
 class Processor(ABC):
@@ -69,6 +88,11 @@ class Processor(ABC):
     @abstractmethod
     def image_strings(self, image_inputs: ImageInputs) -> Sequence[str | list[int]]:
         """Return for each picture the special tokens that stand for it in a prompt, or ids."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """What OpenVINO GenAI and Model Server need of this family, unless they do not know it."""
+        return Runtime("OpenVINO GenAI does not know this family")
 
     @property
     def pieces(self) -> Pieces:

@@ -38,7 +38,7 @@ from helpers.models.internvl2.layouts import (
     refuse_variants,
 )
 from helpers.models.internvl2.originals import IMAGE_MARKS, ORIGINALS, QWEN2_TOKENIZER
-from helpers.models.processors import Processor
+from helpers.models.processors import Processor, Runtime
 from helpers.sources.checkpoints import Config, read_json
 from helpers.sources.key_mapping import Rule
 
@@ -107,6 +107,18 @@ class InternVL2Processor(Processor):
             names = ", ".join(CHATS)
             raise CheckpointError(f"The template {name!r} in config.json is none of {names}.")
         return CHATS[name].template(self.config.get("system_message"))
+
+    @property
+    def runtime(self) -> Runtime:
+        """How a tile is prepared; GenAI cuts up to 12 tiles, whatever the config says."""
+        side = self.config["vision_config"]["image_size"]
+        settings = {
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
+            "image_mean": list(IMAGE_MEAN),
+            "image_std": list(IMAGE_STD),
+        }
+        return Runtime(image_text=IMAGE_MARKS[2], pictures=settings)
 
     @cached_property
     def image_token_id(self) -> int:

@@ -19,7 +19,7 @@ from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.inputs.video import Video
 from helpers.models.budgets import Pieces
 from helpers.models.exported import Features, ImageInputs
-from helpers.models.processors import Processor
+from helpers.models.processors import Processor, Runtime
 from helpers.models.qwen3_vl.exported import PictureTokens, Qwen3VLExported
 from helpers.models.qwen3_vl.places import Grid, single_frames, token_positions
 from helpers.models.qwen3_vl.videos import VideoSettings, video_inputs
@@ -70,6 +70,20 @@ class Qwen3VLProcessor(Processor):
     def deepstack_layers(self) -> int:
         """How many layers of the language model get features of pictures added."""
         return len(self.vision.deepstack_visual_indexes)
+
+    @property
+    def runtime(self) -> Runtime:
+        """How patches are cut and which pixels they have, also where the folder's files lack it."""
+        least, most = self._files_pixels
+        settings = {
+            "patch_size": self.vision.patch_size,
+            "temporal_patch_size": self.vision.temporal_patch_size,
+            "merge_size": self.vision.spatial_merge_size,
+            "image_mean": self._picture_settings["image_mean"],
+            "image_std": self._picture_settings["image_std"],
+            "size": {"shortest_edge": least, "longest_edge": most},
+        }
+        return Runtime(image_text="".join(PICTURE_MARKS), pictures=settings)
 
     # Prompts
 

@@ -1,0 +1,82 @@
+"""What OpenVINO GenAI and Model Server read beside the parts: a folder serves them as it serves us.
+
+These are the tokenizer as two OpenVINO models, a chat template, the tokens that end an answer, how
+pictures are prepared, and a graph that Model Server runs.
+
+What this module does not know: whether a runtime knows the family, which its processor says.
+"""
+
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from helpers.inputs.chat_templates import jinja_of
+from helpers.models.processors import Processor
+from helpers.sources.checkpoints import read_json, write_json
+
+TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
+CHAT_TEMPLATE = "chat_template.jinja"
+GENERATION, PICTURES = "generation_config.json", "preprocessor_config.json"
+GRAPH = "graph.pbtxt"
+# The graph with which Model Server answers chats (its documentation, "Text generation"): requests
+# go in a loop until their answers are complete.
+GRAPH_TEXT = """\
+input_stream: "HTTP_REQUEST_PAYLOAD:input"
+output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+node {
+  name: "LLMExecutor"
+  calculator: "HttpLLMCalculator"
+  input_stream: "LOOPBACK:loopback"
+  input_stream: "HTTP_REQUEST_PAYLOAD:input"
+  input_side_packet: "LLM_NODE_RESOURCES:llm"
+  output_stream: "LOOPBACK:loopback"
+  output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+  input_stream_info { tag_index: "LOOPBACK:0" back_edge: true }
+  node_options {
+    [type.googleapis.com/mediapipe.LLMCalculatorOptions] {
+      pipeline_type: VLM_CB
+      models_path: "./"
+      device: "CPU"
+    }
+  }
+  input_stream_handler {
+    input_stream_handler: "SyncSetInputStreamHandler"
+    options {
+      [mediapipe.SyncSetInputStreamHandlerOptions.ext] { sync_set { tag_index: "LOOPBACK:0" } }
+    }
+  }
+}
+"""
+
+
+def has_runtime_files(processor: Processor, names: Container[str]) -> bool:
+    """Return whether a folder with files of these names has what a runtime reads, if any does."""
+    return not processor.runtime.loads or (TOKENIZER in names and GRAPH in names)
+
+
+def write_runtime_files(processor: Processor, folder: Path) -> None:
+    """Write the files beside the parts, if there is a runtime that knows the family.
+
+    What a checkpoint brings itself is completed, not replaced.
+    """
+    if not processor.runtime.loads:
+        return
+    from openvino_tokenizers import convert_tokenizer
+
+    tokenizers = convert_tokenizer(processor.tokenizer, with_detokenizer=True)
+    for model, name in zip(tokenizers, (TOKENIZER, DETOKENIZER), strict=True):
+        ov.save_model(model, folder / name)
+    template = folder / CHAT_TEMPLATE
+    if not template.exists():
+        text = jinja_of(processor.template, processor.runtime.image_text)
+        template.write_text(text, encoding="utf-8", newline="\n")
+    _complete(folder / GENERATION, {"eos_token_id": processor.stop_token_ids})
+    _complete(folder / PICTURES, processor.runtime.pictures)
+    (folder / GRAPH).write_text(GRAPH_TEXT, encoding="utf-8", newline="\n")
+
+
+def _complete(path: Path, settings: dict[str, Any]) -> None:
+    before = read_json(path) if path.exists() else {}
+    write_json(path, before | settings)
