@@ -40,7 +40,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test check integration shuffled torture soak browser screenshots full-size \
+.PHONY: help run lab test check integration genai shuffled torture soak browser screenshots full-size \
 	release handouts wheelhouse classroom lint format clean constraints
 .DEFAULT_GOAL := help
 
@@ -62,8 +62,14 @@ IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorde
 test: lint  ## Run all tests and notebooks
 	@$(BIN)/python -m pytest $(IN_PROCESSES)
 
-integration: $(VENV)/.checks  ## Install anew and do what the README says
-	@$(BIN)/python -m pytest --integration tests/test_integration.py
+integration: $(VENV)/.checks genai  ## Install anew and do what the README says; ask other runtimes
+	@$(BIN)/python -m pytest --integration tests/test_integration.py tests/test_genai.py
+
+genai: $(VENV)-genai/.installed  ## Install OpenVINO GenAI into an environment of its own
+$(VENV)-genai/.installed: requirements-genai.txt
+	@$(FIND_PYTHON); "$$python" -m venv $(VENV)-genai
+	$(VENV)-genai/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input -r $<
+	@touch $@
 
 shuffled: $(VENV)/.checks  ## Run the quick tests in a random order; print what they cover
 	@$(BIN)/python -m pytest -m "not slow and not notebook" --random-order-bucket=global \

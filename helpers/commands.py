@@ -326,6 +326,7 @@ def _read_key(path: Path | None) -> str | None:
 def info(options: argparse.Namespace) -> int:
     """Print what a converted folder was made of, and its sizes."""
     from helpers.convert import folders
+    from helpers.models import load_processor
 
     manifest = folders.read_manifest(options.folder)
     sizes = folders.folder_bytes(options.folder)
@@ -344,7 +345,10 @@ def info(options: argparse.Namespace) -> int:
         f"made of {manifest['source']['name']} with {versions}",
         f"precision: {name_of(manifest['preset']) or 'one of its own, which --json shows'}",
     ]
-    return show(Result(manifest | {"bytes": sizes}, lines, rows), options)
+    runtime = load_processor(options.folder).runtime
+    lines.append(f"OpenVINO GenAI and Model Server: {runtime.why or 'load this folder'}")
+    data = manifest | {"bytes": sizes, "loaded by GenAI": runtime.loads}
+    return show(Result(data, lines, rows), options)
 
 
 def verify(options: argparse.Namespace) -> int:

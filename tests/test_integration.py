@@ -23,7 +23,7 @@ from tests.offline import run_offline
 from tests.readme import readme_commands
 
 # What does not end by itself, or takes as long as a full-size model does.
-LEFT_OUT = ("chat", "demo", "benchmark")
+LEFT_OUT = ("chat", "demo", "serve", "benchmark")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from contextlib import chdir
 import httpx
 import pytest
 
+from helpers.serve.ports import free_port
 from helpers.__main__ import main, parse
 from helpers.workshop.readme import ROOT, pages
 from tests.readme import README, readme_commands
@@ -69,7 +70,7 @@ def command(name: str) -> list[str]:
 def test_commands(place, capsys, monkeypatch):
     outputs = {}
     for _, name, *arguments in readme_commands():
-        if name in ("demo", "benchmark", "clean"):  # below; as long as a full size takes; last
+        if name in ("demo", "serve", "benchmark", "clean"):  # below; as long as a full size takes; last
             continue
         monkeypatch.setattr(sys, "stdin", io.StringIO("How many shapes are there?\n"))
         assert main([name, *arguments]) == 0, capsys.readouterr().err
@@ -129,6 +130,23 @@ def test_the_page(place):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert page.count("example-4.png") and "What" in page
+
+
+@pytest.mark.slow
+def test_the_server(place):
+    """It answers, and ends with SIGTERM; on any free port, since 8000 may be taken."""
+    port = free_port(None)
+    program = [sys.executable, "-m", "helpers", *command("serve"), "--port", str(port)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while "is loaded" not in process.stderr.readline():
+            assert process.poll() is None
+        body = {"messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 2}
+        address = f"http://127.0.0.1:{port}/v1/chat/completions"
+        answer = httpx.post(address, json=body, trust_env=False).json()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert (answer["model"], answer["usage"]["completion_tokens"]) == ("internvl2-int4", 2)
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")

@@ -19,6 +19,7 @@ from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor, tower_places
 from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.models.processors import Runtime
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 
@@ -76,6 +77,11 @@ class LlavaMptProcessor(ClipProcessor):
             image=image,
             images=image,
         )
+
+    @property
+    def runtime(self) -> Runtime:
+        """Why others do not load it."""
+        return Runtime("OpenVINO GenAI leaves out the biases by which MPT knows positions")
 
     @property
     def context_length(self) -> int:

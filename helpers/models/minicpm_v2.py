@@ -37,7 +37,7 @@ from helpers.models.minicpm_v2_vision import (
     bicubic_weights,
     vision_config,
 )
-from helpers.models.processors import Processor, set_bos
+from helpers.models.processors import Processor, Runtime, set_bos
 from helpers.models.slices import Slicing, slice_picture
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
@@ -115,6 +115,11 @@ class MiniCPMV2Processor(Processor):
     def image_token_id(self) -> int:
         """The id of `<unk>`, which fills the places of a slice's features."""
         return self.mark_id("<unk>")
+
+    @property
+    def runtime(self) -> Runtime:
+        """Why others do not load it."""
+        return Runtime("OpenVINO GenAI knows later models of this name, with other numbers")
 
     @property
     def context_length(self) -> int:

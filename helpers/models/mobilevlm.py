@@ -15,6 +15,7 @@ from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor, tower_places
 from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.models.processors import Runtime
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 
@@ -55,6 +56,11 @@ class MobileVLMProcessor(ClipProcessor):
     def template(self) -> Template:
         """The authors' `v1`."""
         return TEMPLATE
+
+    @property
+    def runtime(self) -> Runtime:
+        """Why others do not load it."""
+        return Runtime("OpenVINO GenAI cuts a picture to a square, which this family pads")
 
     @property
     def context_length(self) -> int:

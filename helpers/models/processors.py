@@ -92,7 +92,7 @@ class Processor(ABC):
     @property
     def runtime(self) -> Runtime:
         """What OpenVINO GenAI and Model Server need of this family, unless they do not know it."""
-        return Runtime("OpenVINO GenAI does not know this family")
+        return Runtime("OpenVINO GenAI has no class for this family")
 
     @property
     def pieces(self) -> Pieces:

@@ -1,4 +1,4 @@
-"""A model for others to use: the chat page.
+"""A model for others to use: the chat page, and a server in OpenAI's protocols.
 
 Knows windows, uploads and streaming. Does not know how an answer is computed.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from helpers.measure.figures import Figures
 from helpers.measure.full_size import histories, on_one_processor
+from helpers.models import load_processor
 from helpers.models.families import families
 from helpers.resources import in_words
 from helpers.show.tables import format_table
@@ -73,6 +74,16 @@ def accuracy_table() -> str:
     return f"```\n{format_table(rows)}\n```"
 
 
+def runtimes_table() -> str:
+    """Return which folders OpenVINO GenAI and Model Server load, and why not the others."""
+    lines = ["| model | OpenVINO GenAI and Model Server |", "|---|---|"]
+    for family in families():
+        if family.checkpoint is not None:
+            runtime = load_processor(family.checkpoint).runtime
+            lines.append(f"| {family.name} | {'load it' if runtime.loads else runtime.why} |")
+    return "\n".join(lines)
+
+
 def room_list() -> str:
     """Return the rooms from the top, each with the first sentence of its docstring."""
     return "\n".join(f"- `{room}/`: {rooms.first_sentence(rooms.HELPERS / room)}" for room in ROOMS)
@@ -84,6 +95,7 @@ def filled(text: str) -> str:
         "notebooks": notebooks_table,
         "gains": gains_table,
         "accuracy": accuracy_table,
+        "runtimes": runtimes_table,
         "rooms": room_list,
         "tree": lambda: f"```\n{rooms.tree()}\n```",
         "times": lessons.times_table,
