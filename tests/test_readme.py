@@ -14,8 +14,8 @@ from contextlib import chdir
 import httpx
 import pytest
 
-from helpers.serve.ports import free_port
 from helpers.__main__ import main, parse
+from helpers.serve.ports import free_port
 from helpers.workshop.readme import ROOT, pages
 from tests.readme import README, readme_commands
 
@@ -70,7 +70,12 @@ def command(name: str) -> list[str]:
 def test_commands(place, capsys, monkeypatch):
     outputs = {}
     for _, name, *arguments in readme_commands():
-        if name in ("demo", "serve", "benchmark", "clean"):  # below; as long as a full size takes; last
+        if name in (
+            "demo",
+            "serve",
+            "benchmark",
+            "clean",
+        ):  # below; as long as a full size takes; last
             continue
         monkeypatch.setattr(sys, "stdin", io.StringIO("How many shapes are there?\n"))
         assert main([name, *arguments]) == 0, capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Answers that are computed together are those that are computed one after another."""
+
+import threading
+
+import pytest
+
+from helpers.models.families import families
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.shapes.questions import draw_questions
+from tests.workers import in_groups
+
+NAMES = [family.bundled for family in families() if family.checkpoint]
+PAIRS = draw_questions(9, seed=9)
+FOLLOW_UP = "How many shapes are there?"
+SAMPLED = {"do_sample": True, "temperature": 1.5, "seed": 3, "max_new_tokens": 20}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=in_groups(NAMES, "batches"))
+def pipelines(request, bundled_folder):
+    """Return one pipeline that answers one after another, and one that answers four at once."""
+    folder = bundled_folder(request.param, "int8")
+    return [
+        VisionLanguagePipeline(folder, accuracy=True, answers_at_once=number) for number in (1, 4)
+    ]
+
+
+def test_answers_and_those_that_follow_are_the_same(pipelines):
+    texts, cached = [], []
+    for pipeline in pipelines:
+        replies = [pipeline.ask(question.text, [picture]) for picture, question in PAIRS]
+        follow_ups = [reply.conversation.ask(FOLLOW_UP) for reply in replies]
+        samples = [reply.conversation.ask("Describe it.", **SAMPLED) for reply in follow_ups]
+        texts.append([reply.text for reply in (*replies, *follow_ups, *samples)])
+        cached.append([reply.counts.cached for reply in follow_ups])
+    assert texts[0] == texts[1] and len(set(texts[0])) > 9
+    assert cached[0] == cached[1] and all(cached[0])
+
+
+def test_one_that_is_stopped_leaves_the_others_as_they_are(pipelines):
+    alone, together = pipelines
+    stop = threading.Event()
+    options = SAMPLED | {"max_new_tokens": 60}
+    pairs = PAIRS[:3]
+    expected = [alone.ask(q.text, [p], **options).text for p, q in pairs]
+    stopped = together.ask("Describe it.", stop=stop, **options | {"max_new_tokens": 900})
+    replies = [together.ask(q.text, [p], **options) for p, q in pairs]
+    for _, _ in zip(range(4), stopped, strict=False):
+        pass
+    stop.set()
+    assert [reply.text for reply in replies] == expected
+    assert stopped.wait(5) and len(stopped.token_ids) < 900
+
+
+def test_they_take_fewer_steps_than_one_after_another(pipelines):
+    """A finished answer leaves, and one that waits takes its place."""
+    _, together = pipelines
+    sizes = []
+    compute = together.batch.compute
+    together.worker._compute = lambda rows: sizes.append(len(rows)) or compute(rows)
+    lengths = (3, 12, 6, 9, 5, 7)
+    replies = [
+        together.ask(FOLLOW_UP, schema={"type": "string", "minLength": 200}, max_new_tokens=length)
+        for length in lengths
+    ]
+    assert [len(reply.token_ids) for reply in replies] == list(lengths)
+    assert max(sizes) == 4 and sum(sizes) == sum(lengths) - len(lengths)
+    together.worker._compute = compute
