@@ -40,7 +40,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test check integration genai shuffled torture soak browser screenshots full-size \
+.PHONY: help run lab test check integration genai clients shuffled torture soak browser screenshots full-size \
 	release handouts wheelhouse classroom lint format clean constraints
 .DEFAULT_GOAL := help
 
@@ -62,13 +62,14 @@ IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorde
 test: lint  ## Run all tests and notebooks
 	@$(BIN)/python -m pytest $(IN_PROCESSES)
 
-integration: $(VENV)/.checks genai  ## Install anew and do what the README says; ask other runtimes
-	@$(BIN)/python -m pytest --integration tests/test_integration.py tests/test_genai.py
+integration: $(VENV)/.checks genai clients  ## Install anew and do what the README says; ask other runtimes
+	@$(BIN)/python -m pytest --integration tests/test_integration.py tests/test_genai.py tests/test_clients.py
 
 genai: $(VENV)-genai/.installed  ## Install OpenVINO GenAI into an environment of its own
-$(VENV)-genai/.installed: requirements-genai.txt
-	@$(FIND_PYTHON); "$$python" -m venv $(VENV)-genai
-	$(VENV)-genai/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input -r $<
+clients: $(VENV)-clients/.installed  ## Install other programs' clients into one of their own
+$(VENV)-%/.installed: requirements-%.txt
+	@$(FIND_PYTHON); "$$python" -m venv $(VENV)-$*
+	$(VENV)-$*/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input -r $<
 	@touch $@
 
 shuffled: $(VENV)/.checks  ## Run the quick tests in a random order; print what they cover
@@ -81,8 +82,8 @@ TORTURE := $(addprefix tests/test_,kills.py untrusted.py conversion.py recipes.p
 torture: $(VENV)/.checks  ## Break things on purpose, many times, and run what is long
 	@$(BIN)/python -m pytest --torture $(TORTURE)
 
-soak: $(VENV)/.checks  ## Use the chat page for three minutes, four people at once
-	@$(BIN)/python -m pytest --soak tests/test_soak.py
+soak: $(VENV)/.checks  ## Use the chat page and the server for three minutes, four people at once
+	@$(BIN)/python -m pytest --soak tests/test_soak.py tests/test_server_soak.py
 
 browser: $(VENV)/.checks  ## Use the chat page and every notebook in a real browser
 	@$(BIN)/python -m pytest --browser tests/test_browser.py tests/test_lab.py

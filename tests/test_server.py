@@ -1,27 +1,21 @@
 """The server, as OpenAI's own client and plain HTTP see it: real requests to a real process."""
 
 import asyncio
-import base64
-import contextlib
-import io
-import json
 import os
 import signal
 import threading
 import time
-from types import SimpleNamespace
 from typing import Literal
 
 import httpx
 import openai
 import pytest
-from PIL import Image
+from openai._streaming import SSEDecoder
 from pydantic import BaseModel, Field
 
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.serve.ports import free_port
 from helpers.shapes.questions import draw_questions
-from tests.programs import new_fork
+from tests.servers import data_url, message, serving
 
 KEY = "a key of the tests"
 NAME = "shapes"
@@ -30,19 +24,6 @@ PAIRS = draw_questions(6, seed=9, kinds=("describe", "count"))
 
 
 pytestmark = pytest.mark.slow
-
-
-def data_url(picture: Image.Image, kind: str = "PNG") -> str:
-    """Return a picture as clients send it."""
-    file = io.BytesIO()
-    picture.save(file, kind)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def message(text: str, *pictures: Image.Image) -> dict:
-    """Return a user's message as clients send it."""
-    parts = [{"type": "image_url", "image_url": {"url": data_url(p)}} for p in pictures]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +35,8 @@ def folder(bundled_folder):
 @pytest.fixture(scope="module")
 def server(folder):
     """Return a server's address, its process and its log."""
-    with contextlib.closing(new_fork()) as fork:
-        port = free_port(None)
-        arguments = ("-m", "helpers", "serve", folder, "--port", port, "--name", NAME)
-        arguments += ("--queue", QUEUE)
-        program = fork.start(*arguments)
-        address = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 120
-        statuses = set()
-        while 200 not in statuses:
-            with contextlib.suppress(httpx.TransportError):
-                statuses.add(httpx.get(f"{address}/health").status_code)
-            assert time.monotonic() < end, program.text("err")
-            time.sleep(0.05)
-        assert statuses <= {200, 503}
-        yield SimpleNamespace(address=address, program=program)
-        assert "Traceback" not in program.text("err")
+    with serving(folder, "--name", NAME, "--queue", QUEUE) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -442,27 +409,56 @@ def test_the_log_has_no_question(server, client):
     assert "nobody else" not in log and "base64" not in log
 
 
-def test_the_server_ends_with_success(folder):
-    with contextlib.closing(new_fork()) as fork:
-        port = free_port(None)
-        environment = {"VLM_KEY": KEY}
-        program = fork.start(
-            "-m", "helpers", "serve", folder, "--port", port, environment=os.environ | environment
-        )
-        program.wait_for("is loaded", "err")
-        address = f"http://127.0.0.1:{port}/v1"
+def test_a_server_with_a_key_ends_with_success(folder):
+    environment = os.environ | {"VLM_KEY": KEY}
+    with serving(folder, environment=environment) as server:
+        address = f"{server.address}/v1"
         assert httpx.get(f"{address}/models").status_code == 401
-        key = {"authorization": f"Bearer {KEY}"}
+        wrong = {"authorization": f"Bearer {KEY}er"}
+        assert httpx.get(f"{address}/models", headers=wrong).status_code == 401
+        key = {"authorization": f"Bearer {KEY}", "host": "vlm.example"}
         assert httpx.get(f"{address}/models", headers=key).status_code == 200
         assert httpx.get(f"{address}/models", headers={"api-key": KEY}).status_code == 200
         with openai.OpenAI(base_url=address, api_key=KEY, max_retries=0) as client:
-            stream = client.chat.completions.create(
-                model="int8", messages=[message("What is in the picture?", PAIRS[0][0])],
-                stream=True,
-            )  # fmt: skip
+            messages = [message("What is in the picture?", PAIRS[0][0])]
+            stream = client.chat.completions.create(model="int8", messages=messages, stream=True)
             next(iter(stream))
-            os.kill(program.number, signal.SIGTERM)
+            os.kill(server.program.number, signal.SIGTERM)
             rest = [chunk.choices[0].finish_reason for chunk in stream]
         assert rest[-1] == "stop"
-        assert program.wait(35) == 0
-        assert json.dumps(KEY) not in program.text("err")
+        assert server.program.wait(35) == 0
+        assert KEY not in server.program.text("err")
+
+
+def test_events_are_read_wherever_they_are_cut(server):
+    picture, question = PAIRS[0]
+    body = {"messages": [message(question.text, picture)], "stream": True, "max_tokens": 4}
+    response = httpx.post(f"{server.address}/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    data = response.content
+
+    def read(*parts: bytes) -> list[str]:
+        return [event.data for event in SSEDecoder().iter_bytes(iter(parts))]
+
+    whole = read(data)
+    assert whole[-1] == "[DONE]" and len(whole) > 5
+    for place in range(len(data)):
+        assert read(data[:place], data[place:]) == whole
+
+
+def test_a_client_retries_where_it_may_help(server):
+    """A full queue says when to come again; a wrong request is not sent again."""
+    sent = []
+
+    def count(request: httpx.Request) -> None:
+        sent.append(request.url.path)
+
+    hooks = httpx.Client(event_hooks={"request": [count]})
+    with (
+        openai.OpenAI(
+            base_url=f"{server.address}/v1", api_key="any", max_retries=2, http_client=hooks
+        ) as client,
+        pytest.raises(openai.BadRequestError),
+    ):
+        client.chat.completions.create(model=NAME, messages=[message("Hello")], n=3)
+    assert len(sent) == 1

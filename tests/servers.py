@@ -1,0 +1,50 @@
+"""A server of its own process for tests, and what clients send to it."""
+
+import base64
+import contextlib
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+from PIL import Image
+
+from helpers.serve.ports import free_port
+from tests.programs import new_fork
+
+START = 120  # seconds that a server has to load its model
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *options: object, **started: object) -> Iterator[SimpleNamespace]:
+    """Serve a folder; gives the server's `address` and its `program`."""
+    with contextlib.closing(new_fork()) as fork:
+        port = free_port(None)
+        arguments = ("-m", "helpers", "serve", folder, "--port", port, *options)
+        program = fork.start(*arguments, **started)
+        address = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + START
+        statuses = set()
+        while 200 not in statuses:
+            with contextlib.suppress(httpx.TransportError):
+                statuses.add(httpx.get(f"{address}/health").status_code)
+            assert time.monotonic() < end, program.text("err")
+            time.sleep(0.05)
+        assert statuses <= {200, 503}
+        yield SimpleNamespace(address=address, program=program)
+        assert "Traceback" not in program.text("err") + program.text("out")
+
+
+def data_url(picture: Image.Image, kind: str = "PNG") -> str:
+    """Return a picture as clients send it."""
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def message(text: str, *pictures: Image.Image) -> dict:
+    """Return a user's message as clients send it."""
+    parts = [{"type": "image_url", "image_url": {"url": data_url(p)}} for p in pictures]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}

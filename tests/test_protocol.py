@@ -1,0 +1,132 @@
+"""OpenAI's protocol as plain dictionaries: what a request asks for, and what is refused."""
+
+import pytest
+from PIL import Image
+
+from helpers.serve.protocol import Refusal, parse_request
+from helpers.serve.responses import parse_response_request
+
+RED = Image.new("RGB", (4, 4), "red")
+
+
+def opened(address: str) -> Image.Image:
+    """Return a picture for an address that the tests use."""
+    assert address == "data:red"
+    return RED
+
+
+def parsed(**body):
+    """Return what a body asks for."""
+    return parse_request({"messages": [{"role": "user", "content": "What?"}]} | body, opened)
+
+
+def test_a_plain_question():
+    request = parsed()
+    assert request.messages == [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
+    assert (request.options, request.is_streamed, request.detail) == ({}, False, "auto")
+
+
+@pytest.mark.parametrize(
+    ("body", "options"),
+    [
+        ({"temperature": 0}, {}),
+        ({"temperature": 0.0, "top_p": 0.5}, {}),
+        ({"temperature": 0.7}, {"do_sample": True, "temperature": 0.7}),
+        ({"temperature": 1e-9}, {"do_sample": True, "temperature": 0.01}),
+        (
+            {"temperature": 1, "top_p": 0, "top_k": 5, "seed": 3},
+            {"do_sample": True, "temperature": 1, "top_p": 0.01, "top_k": 5, "seed": 3},
+        ),
+        ({"max_tokens": 3}, {"max_new_tokens": 3}),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, {"max_new_tokens": 4}),
+        ({"stop": "x"}, {"stop_strings": ["x"]}),
+        ({"response_format": {"type": "text"}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"schema": {"type": "object"}}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"a": 1}}}},
+            {"schema": {"a": 1}},
+        ),
+    ],
+)
+def test_options(body, options):
+    assert parsed(**body).options == options
+
+
+def test_parts_and_details():
+    part = {"type": "image_url", "image_url": {"url": "data:red", "detail": "low"}}
+    content = [part, {"type": "text", "text": "What?"}, part]
+    request = parsed(messages=[{"role": "user", "content": content}])
+    kinds = [part["type"] for part in request.messages[0]["content"]]
+    assert kinds == ["image", "text", "image"] and request.detail == "low"
+    high = {"type": "image_url", "image_url": {"url": "data:red", "detail": "high"}}
+    request = parsed(messages=[{"role": "user", "content": [*content, high]}])
+    assert request.detail == "high"
+
+
+def test_neighbours_of_one_role_are_joined():
+    messages = [
+        {"role": "system", "content": "Short."},
+        {"role": "developer", "content": "And clear."},
+        {"role": "user", "content": "What?"},
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": "Here."},
+        {"role": "user", "content": "Why?"},
+    ]
+    texts = [
+        (message["role"], "".join(part["text"] for part in message["content"]))
+        for message in parsed(messages=messages).messages
+    ]
+    assert texts == [
+        ("system", "Short.\nAnd clear."),
+        ("user", "What?\nWhere?"),
+        ("assistant", "Here."),
+        ("user", "Why?"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "parameter"),
+    [
+        ([{"role": "assistant", "content": "A"}, {"role": "user", "content": "B"}], "messages"),
+        ([{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}], "messages"),
+        ([{"role": "system", "content": "A"}], "messages"),
+        ([{"role": "user", "content": 3}], "messages[0].content"),
+        ([{"role": "user", "content": "\ud800"}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            "messages[0].content[0].image_url",
+        ),
+        ([3], "messages[0].role"),
+        ("What?", "messages"),
+    ],
+)
+def test_what_is_no_conversation(messages, parameter):
+    with pytest.raises(Refusal) as refusal:
+        parsed(messages=messages)
+    assert (refusal.value.parameter, refusal.value.status) == (parameter, 400)
+
+
+def test_fields_of_no_effect_are_told():
+    assert parsed(store=True, user="me", top_p=1).ignored == ["store", "user"]
+
+
+def test_a_response_is_the_same_question():
+    content = [
+        {"type": "input_image", "image_url": "data:red"},
+        {"type": "input_text", "text": "What?"},
+    ]
+    body = {
+        "instructions": "Short.",
+        "input": [{"role": "user", "content": content}],
+        "max_output_tokens": 5,
+        "store": False,
+        "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "string"}}},
+    }
+    request = parse_response_request(body, opened)
+    assert [message["role"] for message in request.messages] == ["system", "user"]
+    assert request.options == {"max_new_tokens": 5, "schema": {"type": "string"}}
+    assert request.ignored == ["store"]
+    with pytest.raises(Refusal, match="previous_response_id"):
+        parse_response_request(body | {"previous_response_id": "resp_1"}, opened)
