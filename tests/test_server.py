@@ -10,6 +10,7 @@ from typing import Literal
 import httpx
 import openai
 import pytest
+from gradio_client import Client, handle_file
 from openai._streaming import SSEDecoder
 from pydantic import BaseModel, Field
 
@@ -419,6 +420,8 @@ def test_a_server_with_a_key_ends_with_success(folder):
         key = {"authorization": f"Bearer {KEY}", "host": "vlm.example"}
         assert httpx.get(f"{address}/models", headers=key).status_code == 200
         assert httpx.get(f"{address}/models", headers={"api-key": KEY}).status_code == 200
+        server.program.wait_for("its page is there", "err")
+        assert httpx.get(f"{server.address}/page/int8/config").status_code == 401
         with openai.OpenAI(base_url=address, api_key=KEY, max_retries=0) as client:
             messages = [message("What is in the picture?", PAIRS[0][0])]
             stream = client.chat.completions.create(model="int8", messages=messages, stream=True)
@@ -462,3 +465,18 @@ def test_a_client_retries_where_it_may_help(server):
     ):
         client.chat.completions.create(model=NAME, messages=[message("Hello")], n=3)
     assert len(sent) == 1
+
+
+def test_the_page_answers_beside_programs(server, expected, tmp_path):
+    server.program.wait_for("its page is there", "err")
+    assert httpx.get(f"{server.address}/", follow_redirects=False).status_code == 307
+    picture, question = PAIRS[0]
+    picture.save(tmp_path / "picture.png")
+    window = Client(f"{server.address}/page/{NAME}/", verbose=False, analytics_enabled=False)
+    gallery = [{"image": handle_file(tmp_path / "picture.png"), "caption": None}]
+    settings = (64, False, 0.7, 0.9)
+    chat, _ = window.predict(question.text, gallery, [], *settings, api_name="/ask")
+    content = chat[-1]["content"]
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    assert text.partition("\n\n<small>")[0] == expected[0]
+    window.close()

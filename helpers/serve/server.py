@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import json
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -23,14 +24,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as StarletteMessage
+from starlette.types import Receive, Scope, Send
 
 from helpers.errors import ContextError, PictureError, QuestionError, SettingsError, UserError
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.serve.addresses import Pictures
 from helpers.serve.completions import ChatWriter, Writer
+from helpers.serve.pages import build_pages, mount_pages
 from helpers.serve.protocol import (
     ChatRequest,
     Json,
@@ -66,6 +68,12 @@ class Models:
     def are_ready(self) -> bool:
         """Whether all of them are loaded."""
         return all(self.services.values())
+
+    @property
+    def pipelines(self) -> dict[str, VisionLanguagePipeline]:
+        """The pipelines of the models that are loaded."""
+        services = self.services.items()
+        return {name: service.pipeline for name, service in services if service is not None}
 
     def find(self, name: str | None) -> tuple[str, Service]:
         """Return the model that a request names, the only one where it names none.
@@ -106,9 +114,14 @@ class Access:
     origins: Sequence[str] = ()
     picture_hosts: Sequence[str] = ()
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Raise a `Refusal` for a request without the key, or to another host."""
+    def check(self, headers: Mapping[str, str], path: str) -> None:
+        """Raise a `Refusal` for a request without the key, or to another host.
+
+        The page asks for the key itself.
+        """
         if self.key is not None:
+            if not path.startswith("/v1/"):
+                return
             given = headers.get("authorization", "").removeprefix("Bearer ").strip()
             given = given or headers.get("api-key", "")
             if not hmac.compare_digest(given.encode(), self.key.encode()):
@@ -176,7 +189,7 @@ def create_app(models: Models, access: Access, *, report: Report = print) -> "Ed
 class Edge:
     """What every request passes: the check of its key, a number of its own, a line in the log."""
 
-    def __init__(self, app: ASGIApp, access: Access, report: Report) -> None:
+    def __init__(self, app: FastAPI, access: Access, report: Report) -> None:
         self.app, self.access, self.report = app, access, report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,17 +207,17 @@ class Edge:
             await send(message)
 
         try:
-            if scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
-                self.access.check(Headers(scope=scope))
+            if scope["method"] != "OPTIONS":  # which a browser sends before, without the key
+                self.access.check(Headers(scope=scope), scope["path"])
             await self.app(scope, receive, send_numbered)
         except Refusal as refusal:
             await response_of(refusal)(scope, receive, send_numbered)
         except Exception as error:  # its client has been told, see `_tell_errors`
             self.report(f"{number}: a defect, {type(error).__name__} in {_place(error)}")
         finally:
-            path = ascii(scope["path"])[:100]
-            seconds = time.perf_counter() - started
-            self.report(f"{scope['method']} {path} {status} {seconds:.2f} s {number}")
+            if scope["path"].startswith("/v1/"):  # the page asks for much
+                path, seconds = ascii(scope["path"])[:100], time.perf_counter() - started
+                self.report(f"{scope['method']} {path} {status} {seconds:.2f} s {number}")
 
 
 def _tell_errors(app: FastAPI) -> None:
@@ -418,6 +431,13 @@ async def pieces_of(reply: Reply) -> AsyncIterator[str]:
 class Server(uvicorn.Server):
     """uvicorn's server, which ends with success when it is told to end."""
 
+    loop: asyncio.AbstractEventLoop
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the process is told to end."""
+        self.loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Let SIGTERM and Ctrl-C end the server; uvicorn itself would raise them once more."""
@@ -448,8 +468,9 @@ def serve(
     of a model, its `longest_queue`, wait or are answered. Raises what keeps one from being loaded.
     """
     models = Models(dict.fromkeys(folders))
+    app = create_app(models, access, report=report)
     config = uvicorn.Config(
-        create_app(models, access, report=report),
+        app,
         host=host,
         port=port,
         log_level="warning",
@@ -465,6 +486,10 @@ def serve(
             for name, make_pipeline in folders.items():
                 models.services[name] = Service(make_pipeline(), longest_queue=longest_queue)
                 report(f"{name} is loaded")
+            pages = build_pages(models.pipelines)
+            mounting = mount_pages(app.app, pages, access.key)
+            asyncio.run_coroutine_threadsafe(mounting, server.loop).result()
+            report("its page is there")
         except Exception as error:  # raised below, in the main thread
             errors.append(error)
             server.should_exit = True
