@@ -7,6 +7,7 @@ import time
 import pytest
 
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.remembered_pictures import RememberedPictures
 from helpers.shapes import world
 
 FIRST, SECOND = "Describe the picture.", "How many shapes are there?"
@@ -16,8 +17,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bundled(bundled_folder) -> VisionLanguagePipeline:
-    """Return the bundled InternVL2 in INT8."""
-    return VisionLanguagePipeline(bundled_folder("internvl2", "int8"))
+    """Return the bundled InternVL2 in INT8, which encodes a picture for each conversation."""
+    pipeline = VisionLanguagePipeline(bundled_folder("internvl2", "int8"))
+    pipeline.pictures = RememberedPictures(most_bytes=0)
+    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,32 @@ def test_a_second_question_is_three_times_faster(bundled, tiled):
             waits[text].append(reply.times.first_token)
     # What else a computer does makes a wait longer and never shorter.
     assert min(waits[FIRST]) >= 3 * min(waits[SECOND]), waits
+
+
+def test_another_conversation_about_a_picture_skips_the_image_encoder(bundled, tiled, monkeypatch):
+    monkeypatch.setattr(bundled, "pictures", RememberedPictures())
+    replies = [bundled.ask(FIRST, [tiled], max_new_tokens=4) for _ in range(3)]
+    texts, times = {reply.text for reply in replies}, [r.times.image_encoder for r in replies]
+    assert len(texts) == 1 and max(times[1:]) < times[0] / 5, times
+
+
+def test_an_image_encoder_is_stopped_while_it_runs(bundled):
+    """The tiles of a large picture take a while, and the next answer does not wait for them."""
+    large = world.draw(world.random_scene(random.Random(3), "test", grid=(2, 2)), cell=900)
+    whole = bundled.ask(FIRST, [large], max_new_tokens=2)
+    assert whole.counts.answer
+    stop = threading.Event()
+    stopped = bundled.ask(FIRST, [large], stop=stop, max_new_tokens=2)
+    while not stopped._task.started.is_set():
+        pass
+    start = time.perf_counter()
+    stop.set()
+    assert stopped.wait() and not stopped.token_ids
+    assert time.perf_counter() - start < max(0.1, whole.times.image_encoder / 2)
+    again = stopped.conversation.ask(SECOND, max_new_tokens=4)
+    first = bundled.conversation()
+    first.ask(FIRST, [large], max_new_tokens=1).wait()
+    assert again.counts.prompt and stopped.finish == "cancelled"
 
 
 def test_a_stopped_answer_lets_the_next_begin_within_a_second(bundled, tiled):

@@ -7,6 +7,7 @@ only its own tokens. What this module does not know: how a folder becomes a pipe
 import threading
 import time
 from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -268,7 +269,8 @@ class Conversation:
             if turn.image_inputs is None:
                 continue
             if turn not in self.features:
-                self.features[turn] = list(self.pipeline.encode_until(stop, turn.image_inputs))
+                encode = partial(self.pipeline.encode_until, stop, turn.image_inputs)
+                self.features[turn] = self.pipeline.pictures.find(turn.image_inputs, encode)
                 answer.times.image_encoder = time.perf_counter() - start
             features += self.features[turn]
         return features

@@ -29,6 +29,7 @@ from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import PrefillAgainLanguageModel
+from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Reply
 from helpers.run.worker import Worker
 from helpers.sources.checkpoints import CARD, read_json
@@ -96,6 +97,7 @@ class VisionLanguagePipeline:
             for name, part in self.parts.items()
             if name not in (TEXT_EMBEDDINGS, LANGUAGE_MODEL)
         }
+        self.pictures = RememberedPictures()
         self.batch = Batch(self.language_model)
         self.worker = Worker(self.batch.compute, at_once=answers_at_once)
         self.worker.close_with(self)
