@@ -32,6 +32,8 @@ EXAMPLES = {
     "benchmark": "vlm benchmark internvl2-1b --full-size --against pytorch",
     "demo": "vlm demo models/internvl2",
     "serve": "vlm serve models/internvl2 --port 8000",
+    "batch": "vlm batch models/internvl2 --input pictures --output answers.jsonl "
+    '--question "What do you see?"',
     "info": "vlm info models/internvl2 --json",
     "verify": "vlm verify models/internvl2",
     "clean": "vlm clean models",
@@ -42,7 +44,8 @@ vlm convert internvl2 --output models/internvl2
 vlm ask models/internvl2 --image notebooks/images/example.png --question "What do you see?"
 vlm demo models/internvl2
 
-Exit codes: 0, done; 1, an error that is told in a sentence; 2, a wrong command line; 130, Ctrl-C.
+Exit codes: 0, done; 1, an error that is told in a sentence; 2, a wrong command line; 3, some
+rows of a batch failed; 130, Ctrl-C.
 """
 SUMMARIES = {
     "convert": "convert a checkpoint to OpenVINO",
@@ -52,6 +55,7 @@ SUMMARIES = {
     "benchmark": "measure what a model costs on this computer",
     "demo": "serve the chat page on this computer",
     "serve": "answer other programs in OpenAI's protocols",
+    "batch": "ask about many pictures; goes on where it was interrupted",
     "info": "say what a converted folder holds",
     "verify": "read every file of a converted folder",
     "clean": "remove what interrupted conversions left",

@@ -164,6 +164,28 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `batch`."""
+    add_pipeline(parser)
+    parser.add_argument(
+        "--input",
+        type=path_of,
+        required=True,
+        help="a folder of pictures; a JSONL file with image and question; OpenAI's batch file",
+    )
+    parser.add_argument(
+        "--output", type=path_of, required=True, help="the JSONL file of answers, begun or new"
+    )
+    parser.add_argument(
+        "--question", action="append", default=[], help="asked about each picture; may be repeated"
+    )
+    parser.add_argument("--schema", type=path_of, help="a JSON schema that each answer follows")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="try the rows again that have an error"
+    )
+
+
 def add_clean(parser: argparse.ArgumentParser) -> None:
     """Add the options of `clean`."""
     parser.add_argument(

@@ -323,6 +323,48 @@ def _read_key(path: Path | None) -> str | None:
     return key
 
 
+SOME_FAILED = 3  # the exit code of a job with errors in its rows
+
+
+def batch(options: argparse.Namespace) -> int:
+    """Answer many rows; what is in the output file is done already."""
+    from helpers.run.pipeline import VisionLanguagePipeline
+    from helpers.run.sampling import Sampling
+    from helpers.serve.batch import BATCH, Job, job_of
+    from helpers.serve.results import results_in
+    from helpers.serve.rows import read_rows
+
+    rows = read_rows(options.input, options.question)
+    answer: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
+    if options.schema:
+        answer["schema"] = _read_schema(options.schema)
+    pipeline = VisionLanguagePipeline(
+        options.folder,
+        options.device,
+        picture_tokens=options.picture_tokens,
+        answers_at_once=BATCH,
+    )
+    Sampling.of(**answer)  # or it is an error
+    settings = answer | {"picture_tokens": options.picture_tokens, "device": options.device}
+    job = job_of(pipeline, settings)
+    with results_in(options.output, job, retry_errors=options.retry_errors) as results:
+        progress = Job(pipeline, answer, report).run(rows, results)
+    data = {"rows": progress.total, "new": progress.new, "failed": progress.failed}
+    line = f"{progress.total} rows in {options.output}, {progress.failed} with an error"
+    show(Result(data, [line]), options)
+    return SOME_FAILED if progress.failed else 0
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise SettingsError(f"{path} holds no JSON schema, which is an object.")
+    return schema
+
+
 def info(options: argparse.Namespace) -> int:
     """Print what a converted folder was made of, and its sizes."""
     from helpers.convert import folders
@@ -378,6 +420,7 @@ COMMANDS: dict[str, tuple[Add, Run]] = {
     "benchmark": (command_options.add_benchmark, benchmark),
     "demo": (command_options.add_demo, demo),
     "serve": (command_options.add_serve, serve),
+    "batch": (command_options.add_batch, batch),
     "info": (command_options.add_folder, info),
     "verify": (command_options.add_folder, verify),
     "clean": (command_options.add_clean, clean),

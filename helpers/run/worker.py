@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 # A caller's event calls nobody when it is set, so whoever waits for a task that has not begun
@@ -111,6 +112,7 @@ class Worker:
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()  # the first ones are being computed
         self._thread: threading.Thread | None = None
+        self._held = threading.local()
         self._closed = False
 
     def close_with(self, owner: object) -> None:
@@ -121,14 +123,28 @@ class Worker:
         """
         weakref.finalize(owner, self.close)
 
-    def submit(self, task: Task) -> None:
-        """Put a task at the end of the queue."""
+    @contextmanager
+    def held(self) -> Iterator[list[Task]]:
+        """Hold back what this thread submits; gives a list of it, to be submitted together."""
+        self._held.tasks = tasks = []
+        try:
+            yield tasks
+        finally:
+            self._held.tasks = None
+
+    def submit(self, *tasks: Task) -> None:
+        """Put tasks at the end of the queue, where nothing comes between them."""
+        held: list[Task] | None = getattr(self._held, "tasks", None)
+        if held is not None:
+            held += tasks
+            return
         with self._changed:
             if self._closed:
-                task.finish()
+                for task in tasks:
+                    task.finish()
                 return
-            self._queue.append(task)
-            if self._thread is None:
+            self._queue.extend(tasks)
+            if self._thread is None and tasks:
                 # A daemon, since the interpreter waits for all others before it lets us close.
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()

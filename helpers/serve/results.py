@@ -1,0 +1,122 @@
+"""The answers of a job, a JSONL file that is its own checkpoint: what is in it is done.
+
+Rows are appended and flushed. A line that a killed process left half written is cut off, so that
+each row is there whole, once, or not at all.
+
+What this module does not know: what is asked.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from helpers.errors import OutputError
+
+JOB, ROW, ERROR = "job", "row", "error"
+
+
+class Results:
+    """The rows of an output file; `done` are the identities of those that are there."""
+
+    def __init__(self, path: Path, job: str) -> None:
+        self.path, self.job = path, job
+        self.done: set[str] = set()
+        self.failed: set[str] = set()
+
+    def add(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Append rows, each with its identity; they are on the disk when this returns.
+
+        Raises `OutputError` where the disk is full.
+        """
+        lines = [
+            json.dumps({**columns, ROW: identity, JOB: self.job}, ensure_ascii=False, default=str)
+            for identity, columns in rows
+        ]
+        text = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+        try:
+            with self.path.open("ab") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(
+                f"{self.path} cannot be written ({reason}); the same command goes on from there."
+            ) from None
+        for identity, columns in rows:
+            self.done.add(identity)
+            if columns.get(ERROR):
+                self.failed.add(identity)
+
+
+@contextmanager
+def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[Results]:
+    """Give the results of a file while no other job writes it.
+
+    Rows with an error are taken out with `retry_errors`. Raises `OutputError` for a file that
+    another job writes, that another model, question or option began, or that is no such file.
+    """
+    lock = FileLock(f"{path}.lock", timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"Another job writes {path}; wait for it, or give another file."
+        ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
+    try:
+        results = Results(path, job)
+        _read(results, retry_errors=retry_errors)
+        yield results
+    finally:
+        lock.release()
+        Path(f"{path}.lock").unlink(missing_ok=True)
+
+
+def _read(results: Results, *, retry_errors: bool) -> None:
+    """Read what is done, and cut off a line that is not whole."""
+    if not results.path.exists():
+        return
+    length, kept = 0, []
+    with results.path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break  # the end of a process
+            length += len(line)
+            identity, is_failed = _identity(results, line)
+            if is_failed and retry_errors:
+                continue
+            kept.append(line)
+            results.done.add(identity)
+            if is_failed:
+                results.failed.add(identity)
+    if retry_errors:
+        new = results.path.with_name(f"{results.path.name}.new")
+        new.write_bytes(b"".join(kept))
+        new.replace(results.path)
+    else:
+        os.truncate(results.path, length)
+
+
+def _identity(results: Results, line: bytes) -> tuple[str, bool]:
+    """Return a line's identity, and whether it has an error."""
+    try:
+        columns = json.loads(line)
+        identity, job = columns[ROW], columns[JOB]
+    except (ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{results.path} is no file of answers to this job; give another file."
+        ) from None
+    if job != results.job:
+        raise OutputError(
+            f"{results.path} was begun with another model, question or option; give another file."
+        )
+    return str(identity), bool(columns.get(ERROR))

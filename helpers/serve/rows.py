@@ -1,0 +1,126 @@
+"""What a job asks: rows of a folder of pictures, of a JSONL file, or of OpenAI's batch file.
+
+What this module does not know: who answers, and where answers go.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from helpers.errors import SettingsError
+
+Columns = dict[str, Any]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE, QUESTION = "image", "question"
+CUSTOM_ID = "custom_id"  # which a line of OpenAI's batch file has
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question about one picture, or what is wrong with a line.
+
+    `identity` tells rows apart, also of an input that has grown: equal rows are counted. `size` is
+    the number of the picture's pixels, 0 where it cannot be told.
+    """
+
+    identity: str
+    number: int
+    columns: Columns
+    image: Path | None = None
+    question: str = ""
+    error: str = ""
+    size: int = 0
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether it is a line of OpenAI's batch file, which has the whole request in it."""
+        return CUSTOM_ID in self.columns and "body" in self.columns
+
+
+def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
+    """Return the rows of a folder or of a JSONL file, in their order.
+
+    `questions` are asked about each picture; a line may have its own instead. Raises
+    `SettingsError` for an input that is not there or asks nothing.
+    """
+    if source.is_dir():
+        if not questions:
+            raise SettingsError("Pictures of a folder need a --question.")
+        lines = list(_lines_of_folder(source, questions))
+        base = source
+    elif source.is_file():
+        lines, base = list(_lines_of_file(source, questions)), source.parent
+    else:
+        raise SettingsError(f"{source} does not exist; give a folder of pictures or a JSONL file.")
+    if not lines:
+        raise SettingsError(f"{source} has no picture and no line to ask about.")
+    seen: Counter[str] = Counter()
+    rows = []
+    for number, columns in enumerate(lines):
+        words = json.dumps(columns, sort_keys=True, ensure_ascii=False, default=str)
+        digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        seen[digest] += 1
+        rows.append(_row(f"{digest}-{seen[digest]}", number, columns, base))
+    return rows
+
+
+def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            for question in questions:
+                yield {IMAGE: path.relative_to(folder).as_posix(), QUESTION: question}
+
+
+def _lines_of_file(path: Path, questions: Sequence[str]) -> Iterator[Columns]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in filter(str.strip, file):
+            try:
+                columns = json.loads(line)
+            except (ValueError, RecursionError):
+                columns = None
+            if not isinstance(columns, dict):
+                yield {"line": line.rstrip("\n")[:1000]}
+            elif QUESTION in columns or CUSTOM_ID in columns or not questions:
+                yield columns
+            else:
+                for question in questions:
+                    yield columns | {QUESTION: question}
+
+
+def _row(identity: str, number: int, columns: Columns, base: Path) -> Row:
+    if CUSTOM_ID in columns and "body" in columns:
+        return Row(identity, number, columns)
+    image, question = columns.get(IMAGE), columns.get(QUESTION)
+    error = ""
+    if not isinstance(question, str) or not question.strip():
+        error = "The line has no question; give it one, or --question for all."
+    elif image is not None and not isinstance(image, str):
+        error = "The line's image is no path."
+    if error:
+        return Row(identity, number, columns, error=error)
+    path = base / image if image else None
+    return Row(identity, number, columns, path, str(question), size=_pixels(path))
+
+
+def _pixels(path: Path | None) -> int:
+    """Return how many pixels a picture has by its header."""
+    if path is None:
+        return 0
+    try:
+        with Image.open(path) as picture:
+            return picture.width * picture.height
+    except Exception:  # told when it is its turn
+        return 0
+
+
+def batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    """Return all rows in batches of like size, which are the same whatever is done already."""
+    ordered = sorted(rows, key=lambda row: (row.size, row.number))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -1,0 +1,227 @@
+"""Jobs of many rows: what is asked, what is written, and that no interruption changes it."""
+
+import json
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.__main__ import main
+from helpers.errors import OutputError, SettingsError
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve.batch import Job, job_of
+from helpers.serve.results import results_in
+from helpers.serve.rows import batches, read_rows
+from helpers.shapes.questions import draw_questions
+from tests.servers import message
+
+QUESTIONS = ("What is in the picture?", "How many shapes are there?")
+NUMBER = 14  # of pictures
+
+
+@pytest.fixture(scope="module")
+def folder(bundled_folder):
+    """Return the bundled InternVL2 in INT8."""
+    return bundled_folder("internvl2", "int8")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Return a folder of drawn pictures, one of them twice, and two files that are none."""
+    place = tmp_path_factory.mktemp("pictures")
+    for number, (picture, _) in enumerate(draw_questions(NUMBER, seed=9)):
+        picture.save(place / f"{number:02}.png")
+    (place / "deeper").mkdir()
+    (place / "deeper" / "again.png").write_bytes((place / "03.png").read_bytes())
+    (place / "broken.png").write_bytes(b"no picture")
+    (place / "cut.png").write_bytes((place / "04.png").read_bytes()[:300])
+    (place / "notes.txt").write_text("no picture")
+    return place
+
+
+def command(folder: Path, source: Path, output: Path, *options: object) -> list[str]:
+    """Return the command line of a job."""
+    words = ["batch", folder, "--input", source, "--output", output, *options]
+    return [str(word) for word in words]
+
+
+def asked(*questions: str) -> list[str]:
+    """Return the options that ask questions."""
+    return [word for question in questions for word in ("--question", question)]
+
+
+def written(output: Path) -> dict[str, dict]:
+    """Return the rows of an output by their identity; each is there once."""
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert len({row["row"] for row in rows}) == len(rows)
+    return {row["row"]: row for row in rows}
+
+
+def without_times(rows: dict[str, dict]) -> dict[str, dict]:
+    """Return rows without the seconds that they took."""
+    return {name: row | {"seconds": None} for name, row in rows.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(folder, pictures, tmp_path_factory) -> dict[str, dict]:
+    """Return the rows of a job that nothing interrupts."""
+    output = tmp_path_factory.mktemp("whole") / "answers.jsonl"
+    assert main(command(folder, pictures, output, *asked(*QUESTIONS))) == 3
+    return written(output)
+
+
+@pytest.mark.slow
+def test_every_picture_has_its_answers(whole, folder, pictures):
+    assert len(whole) == 2 * (NUMBER + 3)
+    pipeline = VisionLanguagePipeline(folder)
+    right = 0
+    for row in whole.values():
+        if row["error"]:
+            assert row["image"] in ("broken.png", "cut.png") and row["answer"] is None
+            assert row["error"].endswith(".") and str(pictures) not in row["error"]
+            continue
+        expected = pipeline.ask(row["question"], [pictures / row["image"]], max_new_tokens=128)
+        right += row["answer"] == expected.text
+        assert (row["finish_reason"], row["tokens"]) == ("stop", expected.counts.answer)
+    assert right == 2 * (NUMBER + 1)
+    assert sum(bool(row["error"]) for row in whole.values()) == 4
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again(whole, folder, pictures, tmp_path, capsys):
+    output = tmp_path / "answers.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in whole.values()]
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    before = output.read_bytes()
+    assert main(command(folder, pictures, output, *asked(*QUESTIONS), "--json")) == 3
+    assert output.read_bytes() == before
+    assert json.loads(capsys.readouterr().out) == {"rows": len(whole), "new": 0, "failed": 4}
+    # A torn line, as a process leaves it that is killed while it writes.
+    output.write_bytes(before[:-40])
+    assert main(command(folder, pictures, output, *asked(*QUESTIONS))) == 3
+    assert without_times(written(output)) == without_times(whole)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_next_run_ends_with_the_same_rows(
+    whole, folder, pictures, tmp_path, fork, request
+):
+    output = tmp_path / "answers.jsonl"
+    generator = random.Random(5)
+    kills = 100 if request.config.getoption("torture") else 3
+    words = ("-m", "helpers", *command(folder, pictures, output, *asked(*QUESTIONS)))
+    lengths = []
+    for _ in range(kills):
+        program = fork.start(*words)
+        end = time.monotonic() + generator.uniform(0.5, 4)
+        while time.monotonic() < end and not re.search(r"34 of 34", program.text("err")):
+            time.sleep(0.01)
+        program.kill()
+        program.wait()
+        lengths.append(output.stat().st_size if output.exists() else 0)
+        if kills > 3 and lengths[-1] and generator.random() < 0.3:
+            output.write_bytes(output.read_bytes()[: -generator.randint(1, 60)])
+    assert main([word for word in words[2:]]) == 3
+    assert without_times(written(output)) == without_times(whole)
+
+
+@pytest.mark.slow
+def test_another_job_does_not_write_the_same_file(whole, folder, pictures, tmp_path, capsys):
+    output = tmp_path / "answers.jsonl"
+    lines = [json.dumps(row) for row in whole.values()]
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    other = command(folder, pictures, output, *asked(*QUESTIONS), "--max-new-tokens", 5)
+    assert main(other) == 1
+    assert "was begun with another model, question or option" in capsys.readouterr().err
+    job = next(iter(whole.values()))["job"]
+    with results_in(output, job):
+        assert main(command(folder, pictures, output, *asked(*QUESTIONS))) == 1
+    assert "Another job writes" in capsys.readouterr().err
+    (tmp_path / "notes.jsonl").write_text("{}\n")
+    with (
+        pytest.raises(OutputError, match="no file of answers"),
+        results_in(tmp_path / "notes.jsonl", job),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_errors_are_tried_again(whole, folder, pictures, tmp_path):
+    output, copy = tmp_path / "answers.jsonl", tmp_path / "pictures"
+    copy.mkdir()
+    for path in pictures.glob("*.png"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert main(command(folder, copy, output, *asked(QUESTIONS[0]))) == 3
+    (copy / "broken.png").write_bytes((pictures / "00.png").read_bytes())
+    (copy / "cut.png").write_bytes((pictures / "04.png").read_bytes())
+    assert main(command(folder, copy, output, *asked(QUESTIONS[0]), "--retry-errors")) == 0
+    rows = {row["image"]: row for row in written(output).values()}
+    assert rows["broken.png"]["answer"] == rows["00.png"]["answer"]
+    assert rows["cut.png"]["answer"] == rows["04.png"]["answer"]
+
+
+@pytest.mark.slow
+def test_lines_keep_their_columns_and_equal_ones_are_computed_once(folder, pictures, tmp_path):
+    lines = [
+        {"image": "00.png", "question": QUESTIONS[0], "answer": "mine", "id": 7},
+        {"image": "00.png", "question": QUESTIONS[0], "id": 8},
+        {"question": "Hello", "id": 9},
+        {"image": "nowhere.png", "question": "What?", "id": 10},
+        {"image": "00.png", "id": 11},
+        {"image": 5, "question": "What?", "id": 12},
+    ]
+    source = pictures / "rows.jsonl"
+    text = "\n".join(json.dumps(line) for line in lines) + "\nno JSON\n"
+    source.write_text(text, encoding="utf-8")
+    pipeline = VisionLanguagePipeline(folder, answers_at_once=4)
+    computed = []
+    compute = pipeline.batch.compute
+    pipeline.worker._compute = lambda rows: computed.append(len(rows)) or compute(rows)
+    rows = read_rows(source, ())
+    with results_in(tmp_path / "a.jsonl", job_of(pipeline, {})) as results:
+        progress = Job(pipeline, {"max_new_tokens": 16}, lambda line: None).run(rows, results)
+    assert (progress.total, progress.new, progress.failed) == (7, 7, 4)
+    by_id = {row.get("id"): row for row in written(tmp_path / "a.jsonl").values()}
+    assert by_id[7]["input_answer"] == "mine" and by_id[7]["answer"] == by_id[8]["answer"]
+    assert by_id[9]["answer"] and by_id[None]["line"] == "no JSON"
+    errors = [by_id[number]["error"] for number in (10, 11, 12, None)]
+    assert all(error.endswith(".") for error in errors)
+    assert max(computed) == 2  # of three rows that could be asked, two are equal
+    source.unlink()
+
+
+@pytest.mark.slow
+def test_openais_batch_files(folder, tmp_path):
+    picture, question = draw_questions(1, seed=9)[0]
+    body = {"model": "m", "messages": [message(question.text, picture)], "max_tokens": 30}
+    lines = [
+        {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body},
+        {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": {"n": 2}},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    output = tmp_path / "out.jsonl"
+    assert main(command(folder, tmp_path / "in.jsonl", output)) == 3
+    rows = {row["custom_id"]: row for row in written(output).values()}
+    answer = rows["a"]["response"]["body"]["choices"][0]["message"]["content"]
+    assert answer == VisionLanguagePipeline(folder).ask(question.text, [picture]).text
+    assert rows["b"]["response"] is None and "n is 2" in rows["b"]["error"]["message"]
+
+
+def test_batches_are_cut_by_size_whatever_is_done(pictures):
+    rows = read_rows(pictures, QUESTIONS)
+    cut = batches(rows, 4)
+    assert [len(batch) for batch in cut] == [4] * (len(rows) // 4) + [len(rows) % 4]
+    sizes = [row.size for batch in cut for row in batch]
+    assert sizes == sorted(sizes)
+    assert len({row.identity for row in rows}) == len(rows)
+
+
+def test_an_input_that_asks_nothing_is_told(tmp_path, pictures):
+    with pytest.raises(SettingsError, match="--question"):
+        read_rows(pictures, ())
+    with pytest.raises(SettingsError, match="does not exist"):
+        read_rows(tmp_path / "nothing", ("What?",))
+    with pytest.raises(SettingsError, match="no picture"):
+        read_rows(tmp_path, ("What?",))
