@@ -65,7 +65,7 @@ def test_the_commands_of_the_readme(environment, tmp_path):
         assert program == "vlm"
         if command not in LEFT_OUT:
             outputs[command] = run(tmp_path, environment / "vlm", command, *arguments)
-    assert outputs.keys() == {"convert", "ask", "evaluate", "info", "verify", "clean"}
+    assert outputs.keys() == {"convert", "ask", "evaluate", "batch", "info", "verify", "clean"}
     assert outputs["ask"].strip()
     assert re.search(r"\b9\d\.\d%", outputs["evaluate"])
 

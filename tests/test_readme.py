@@ -80,7 +80,7 @@ def test_commands(place, capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.StringIO("How many shapes are there?\n"))
         assert main([name, *arguments]) == 0, capsys.readouterr().err
         outputs[name] = capsys.readouterr().out
-    assert outputs.keys() == {"convert", "ask", "chat", "evaluate", "info", "verify"}
+    assert outputs.keys() == {"convert", "ask", "chat", "evaluate", "batch", "info", "verify"}
     assert "red circle" in outputs["ask"] and "4" in outputs["chat"]
     assert re.search(r"\b9\d\.\d%|\b100\.0%", outputs["evaluate"])
 

@@ -61,7 +61,7 @@ def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[
     Rows with an error are taken out with `retry_errors`. Raises `OutputError` for a file that
     another job writes, that another model, question or option began, or that is no such file.
     """
-    lock = FileLock(f"{path}.lock", timeout=0)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -78,7 +78,6 @@ def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[
         yield results
     finally:
         lock.release()
-        Path(f"{path}.lock").unlink(missing_ok=True)
 
 
 def _read(results: Results, *, retry_errors: bool) -> None:
