@@ -93,8 +93,8 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full-size",
         action="store_true",
-        help="first write a checkpoint of the original's size, with random weights; without it, "
-        "the bundled one is measured",
+        help="first write a checkpoint of the original's size, with random weights, which takes "
+        "as much disk, and minutes; without it, the bundled one is measured",
     )
     parser.add_argument(
         "--precision",

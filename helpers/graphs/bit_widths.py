@@ -5,8 +5,9 @@ What this module does not know: how they came to be stored so.
 
 import itertools
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import openvino as ov
@@ -55,6 +56,24 @@ def layer_types(model: ov.Model) -> dict[str, str]:
         module = layer.get_friendly_name().split("/")[0].removeprefix("__module.")
         types[module] = constant.get_element_type().get_type_name()
     return types
+
+
+def kind_rows(types: Mapping[str, str], *, marked: str) -> list[dict[str, object]]:
+    """Return a row for each kind of layer: how many have each type, and which blocks the `marked`.
+
+    `types` are those of `layer_types`. The kind is the end of a layer's name, its block the first
+    number in it.
+    """
+    rows = []
+    for kind in sorted({name.rpartition(".")[2] for name in types}):
+        layers = [name for name in sorted(types) if name.endswith(f".{kind}")]
+        row: dict[str, object] = {"layer": kind}
+        for width in sorted(set(types.values())):
+            row[width] = sum(types[name] == width for name in layers)
+        numbers = [re.search(r"\d+", name) for name in layers if types[name] == marked]
+        row[f"{marked} in block"] = ", ".join(number[0] for number in numbers if number) or "-"
+        rows.append(row)
+    return rows
 
 
 def same_weights(first: ov.Model, second: ov.Model) -> bool:

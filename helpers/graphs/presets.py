@@ -208,7 +208,7 @@ PRESETS = {
             "int4",
             Weights("int4-asym"),
             INT8,
-            "a third to half of the size, the fastest for large models",
+            "a third to half of the size: the least memory",
         ),
         Preset(
             "int4-sym", Weights("int4-sym"), INT8, "like int4, without zero points: a bit smaller"

@@ -33,7 +33,7 @@ def choose_checkpoint(name: str) -> Choice:
         memory = memory_to_convert(original.parameters * 1e9) / 2**30
         line = (
             f"{original.parameters:g} billion parameters, {original.licence}; "
-            f"download {original.download:.1f} GB, memory about {memory:.1f} GiB"
+            f"download {original.download:.1f} GB, memory about {memory:.1f} GiB in INT4"
         )
         options.append(Option(original.hub_id, f"{original.hub_id}: {original.licence}", line))
     path = os.environ.get("VLM_FOLDER", "")

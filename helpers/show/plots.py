@@ -94,9 +94,10 @@ def pictures_of(pixel_values: Tensor, image_processor: ImageProcessor) -> list[I
 def show_grids(grids: Mapping[str, Tensor | Image.Image], *, common_scale: bool = False) -> Figure:
     """Show grids of numbers (rows, columns) as shades under their titles.
 
-    Each has a scale of its own, or all have a common one. A picture among them is shown as it is,
-    at the same size.
+    Each has a scale of its own, or all have a common one. A picture among them is shown at the same
+    size, with lines where the grids' places begin. Rows and columns count from 0.
     """
+    sizes = [grid.shape for grid in grids.values() if isinstance(grid, Tensor)]
     limits = {}
     if common_scale:
         numbers = [grid for grid in grids.values() if isinstance(grid, Tensor)]
@@ -109,9 +110,14 @@ def show_grids(grids: Mapping[str, Tensor | Image.Image], *, common_scale: bool 
                 shades = axis.imshow(grid.float().numpy(), cmap="cividis", **limits)
                 figure.colorbar(shades, ax=axis, fraction=0.046).ax.tick_params(labelsize=8)
             else:
-                axis.imshow(grid)
+                rows, columns = sizes[0]
+                axis.imshow(grid, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
+                axis.set_xticks([place - 0.5 for place in range(columns + 1)], minor=True)
+                axis.set_yticks([place - 0.5 for place in range(rows + 1)], minor=True)
+                axis.grid(which="minor", color="white", linewidth=0.4, alpha=0.6)
+            axis.tick_params(labelsize=7, length=2)
+            axis.tick_params(which="minor", length=0)
             axis.set_title(title, fontsize=9)
-            axis.axis("off")
         figure.tight_layout()
     plt.close(figure)
     return figure

@@ -38,12 +38,12 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 # nbconvert's page without the scripts that it would load from the network, with the description of
-# a picture that stands in its cell's metadata, and with long lines cut between words.
+# a picture that stands in its cell's metadata, and with long lines as they are, to be scrolled.
 PAGE = """\
 {%- extends 'index.html.j2' -%}
 {%- block html_head_css -%}
 {{ super() }}
-<style>.jp-OutputArea-output pre { word-break: normal; }</style>
+<style>.jp-OutputArea-output pre { white-space: pre; overflow-x: auto; }</style>
 {%- endblock -%}
 {%- macro picture(kind, data, cell) -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
