@@ -115,10 +115,11 @@ WRONG_ANSWERS = {
             GATE.format("gate.tanh() * (words + attended)"),
         ),
     ),
-    "06-1": WrongAnswers(("7",), ('"60"',), ("240", "20")),
-    "06-2": WrongAnswers(("7",), ('"21"',), ("20", "61")),
+    "06-1": WrongAnswers(("7",), ('"60"',), ("264", "22")),
+    "06-2": WrongAnswers(("7",), ('"21"',), ("22", "67")),
     "06-3": WrongAnswers(
         (), ('"int4"', "64"), ('Weights("int4-asym", group_size=128)', 'Weights("int8")')
     ),
     "06-4": WrongAnswers((SHAPES_WITHOUT_PLACES,), ('"a red star"',), (ONE_SHAPE, TWINS)),
+    "06-5": WrongAnswers(("7",), ('"100"',), ("500", "200")),
 }

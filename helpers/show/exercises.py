@@ -262,7 +262,8 @@ EXERCISES = {
         hint="A token covers 32 x 32 pixels.",
         mistakes=lambda truth, processor: {
             4 * truth: "Those are patches of 16 pixels; four of them become a token.",
-            640 // 32: "That is one row of them.",
+            22: "That is one row of them.",
+            700 * 90 // 32**2: "Its sides are rounded to whole tokens first.",
         },
     ),
     "06-2": Exercise(
@@ -293,5 +294,15 @@ EXERCISES = {
             "few shapes": "Draw at least two shapes.",
         },
         trial=trials.located_by_model,
+    ),
+    "06-5": Exercise(
+        NUMBER,
+        truth=lambda: 100,
+        hint="The second and the fourth number are its top and its bottom, counted to 1000.",
+        mistakes=lambda truth: {
+            500: "That is in thousandths of the picture's height.",
+            200: "That is measured along the picture's width.",
+            80: "That is how wide it is.",
+        },
     ),
 }

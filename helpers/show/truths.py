@@ -19,7 +19,7 @@ from helpers.models.slices import Slicing
 from helpers.run.pipeline import VisionLanguagePipeline
 
 BANNER = Image.new("RGB", (900, 300))  # of 03-1, 03-2 and 05-1
-TOKEN_BANNER = Image.new("RGB", (640, 96))  # of 06-1 and 06-2
+TOKEN_BANNER = Image.new("RGB", (700, 90))  # of 06-1 and 06-2
 TEMPERATURES = (0.3, 1, 3)  # of 02-4
 
 
