@@ -78,7 +78,7 @@ shuffled: $(VENV)/.checks  ## Run the quick tests in a random order; print what 
 
 TORTURE := $(addprefix tests/test_,kills.py untrusted.py conversion.py recipes.py \
 	images_and_prompts.py tracing_and_stateful.py picture_memory.py manifests.py interrupts.py \
-	squares.py bundled_accuracy.py notebook_paths.py)
+	squares.py bundled_accuracy.py notebook_paths.py batch.py)
 torture: $(VENV)/.checks  ## Break things on purpose, many times, and run what is long
 	@$(BIN)/python -m pytest --torture $(TORTURE)
 
