@@ -4,6 +4,7 @@ What this module does not know: what is served there.
 """
 
 import errno
+import os
 import socket
 
 from helpers.errors import SettingsError
@@ -21,6 +22,8 @@ def free_port(port: int | None, host: str = "127.0.0.1") -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in [port] if port else [*range(FIRST_PORT, FIRST_PORT + 100), 0]:
         with socket.socket(family) as free_socket:
+            if os.name == "posix":  # where a server that just ended does not hold its port
+                free_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 free_socket.bind((host, candidate))
             except socket.gaierror:

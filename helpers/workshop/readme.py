@@ -34,7 +34,7 @@ def notebooks_table() -> str:
     return "\n".join(lines)
 
 
-GAINS = ("internvl2-1b", "internvl2-8b", "llama-3.2-vision")  # a small, a middling, a large one
+GAINS = ("internvl2-1b", "qwen3-vl-4b", "internvl2-8b")  # a small, a middling, a large one
 
 
 def gains_table() -> str:
@@ -42,7 +42,14 @@ def gains_table() -> str:
     measurements = on_one_processor(GAINS)
     rows = [_gains(measurement.figures) for measurement in measurements]
     kind, cores = measurements[0].kind, measurements[0].figures.computer.cores
-    return f"```\n{format_table(rows)}\n```\n\nRandom weights, {kind}, {cores} cores."
+    pictures = ", ".join(
+        f"{m.figures.model} {' x '.join(map(str, m.figures.picture))}" for m in measurements
+    )
+    return (
+        f"```\n{format_table(rows)}\n```\n\nOn {kind}, {cores} cores, with random weights, since "
+        f"time does not depend on what weights have learned; pictures: {pictures}. Other processors "
+        "gain otherwise, see [FULL_SIZE.md](notebooks/FULL_SIZE.md)."
+    )
 
 
 def _gains(figures: Figures) -> dict[str, str]:
