@@ -6,52 +6,22 @@ What is slow to import is imported where it is used.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import command_options
-from helpers.errors import OutputError, SettingsError, UserError
+from helpers.command_output import Result, check_output, report, show, writing
+from helpers.errors import SettingsError, UserError
 from helpers.graphs.presets import find_preset, name_of
 from helpers.resources import path_of
 
 if TYPE_CHECKING:
     from helpers.run.pipeline import VisionLanguagePipeline
     from helpers.run.replies import Reply
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command leaves: an object for `--json`, and lines or the rows of a table to read."""
-
-    data: dict[str, Any]
-    lines: Sequence[str] = ()
-    rows: Sequence[Mapping[str, object]] = ()
-
-
-def show(result: Result, options: argparse.Namespace) -> int:
-    """Print a result as it was asked for; return the exit code."""
-    if options.json:
-        print(json.dumps(result.data))
-        return 0
-    from helpers.show.tables import show_table
-
-    for line in result.lines:
-        print(line)
-    if result.rows:
-        show_table(result.rows)
-    return 0
-
-
-def report(line: str) -> None:
-    """Tell a step of long work on the error stream."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # What the commands do
@@ -210,7 +180,7 @@ def benchmark(options: argparse.Namespace) -> int:
     from helpers.measure.benchmark import figure_rows
 
     if options.output:
-        _check_output(options.output)
+        check_output(options.output)
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         figures = measure(
@@ -224,27 +194,9 @@ def benchmark(options: argparse.Namespace) -> int:
     data = dataclasses.asdict(figures)
     show(Result(data, rows=figure_rows(figures)), options)
     if options.output:
-        with _written(options.output):
+        with writing(options.output):
             options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-def _check_output(path: Path) -> None:
-    """Raise an `OutputError` where a file cannot be written, before the long work for it."""
-    is_new = not path.exists()
-    with _written(path), path.open("a", encoding="utf-8"):
-        pass
-    if is_new:
-        path.unlink()
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -267,60 +219,26 @@ def demo(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Answer programs in OpenAI's protocols until the process is told to end."""
-    from helpers.convert.folders import read_manifest
-    from helpers.run.devices import check_device
-    from helpers.run.pipeline import VisionLanguagePipeline
     from helpers.serve import server
+    from helpers.serve.access import Access, key_for
     from helpers.serve.ports import free_port
 
-    key = _read_key(options.key_file)
-    if options.host not in server.LOOPBACK and key is None:
-        raise SettingsError(
-            f"Serving {options.host} needs a key, which everybody who asks has to send; give a "
-            "file with --key-file."
-        )
-    names = options.name or [folder.resolve().name for folder in options.folders]
-    if len(set(names)) != len(options.folders):
-        raise SettingsError("Give each folder a --name of its own, in their order.")
-    for folder in options.folders:
-        read_manifest(folder)  # or it is an error before the server begins
-    device = check_device(options.device)
-    port = free_port(options.port, options.host)
-
-    def make_pipeline(folder: Path) -> VisionLanguagePipeline:
-        return VisionLanguagePipeline(
-            folder,
-            device,
-            picture_tokens=options.picture_tokens,
-            answers_at_once=server.ANSWERS_AT_ONCE,
-        )
-
-    folders = {
-        name: functools.partial(make_pipeline, folder)
-        for name, folder in zip(names, options.folders, strict=True)
-    }
-    address = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}/v1"
-    show(Result({"address": address, "models": names}, [f"{address} (Ctrl-C ends it)"]), options)
+    access = Access(
+        key_for(options.host, options.key_file), options.allow_origin, options.allow_picture_host
+    )
+    folders = server.named(options.folders, options.name)
+    settings = server.Settings(
+        options.host,
+        free_port(options.port, options.host),
+        options.queue,
+        options.device,
+        options.picture_tokens,
+    )
+    data = {"address": settings.address, "models": list(folders)}
+    show(Result(data, [f"{settings.address} (Ctrl-C ends it)"]), options)
     sys.stdout.flush()
-    access = server.Access(key, options.allow_origin, options.allow_picture_host)
-    if options.queue < 1:
-        raise SettingsError(f"The queue is {options.queue}; it should be 1 or more.")
-    limits = {"host": options.host, "port": port, "longest_queue": options.queue}
-    server.serve(folders, access, **limits, report=report)
+    server.serve(folders, access, settings, report=report)
     return 0
-
-
-def _read_key(path: Path | None) -> str | None:
-    """Return the key that clients send: of a file, else of the environment, if there is one."""
-    if path is None:
-        return os.environ.get("VLM_KEY") or None
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        key = ""
-    if not key:
-        raise SettingsError(f"{path} holds no key; write one line of text into it.")
-    return key
 
 
 SOME_FAILED = 3  # the exit code of a job with errors in its rows
@@ -328,41 +246,25 @@ SOME_FAILED = 3  # the exit code of a job with errors in its rows
 
 def batch(options: argparse.Namespace) -> int:
     """Answer many rows; what is in the output file is done already."""
-    from helpers.run.pipeline import VisionLanguagePipeline
-    from helpers.run.sampling import Sampling
-    from helpers.serve.batch import BATCH, Job, job_of
-    from helpers.serve.results import results_in
-    from helpers.serve.rows import read_rows
+    from helpers.serve.batch import run_job
+    from helpers.serve.rows import read_rows, read_schema
 
-    rows = read_rows(options.input, options.question)
     answer: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
     if options.schema:
-        answer["schema"] = _read_schema(options.schema)
-    pipeline = VisionLanguagePipeline(
+        answer["schema"] = read_schema(options.schema)
+    progress = run_job(
         options.folder,
-        options.device,
-        picture_tokens=options.picture_tokens,
-        answers_at_once=BATCH,
+        read_rows(options.input, options.question),
+        options.output,
+        answer,
+        settings={"device": options.device, "picture_tokens": options.picture_tokens},
+        retry_errors=options.retry_errors,
+        report=report,
     )
-    Sampling.of(**answer)  # or it is an error
-    settings = answer | {"picture_tokens": options.picture_tokens, "device": options.device}
-    job = job_of(pipeline, settings)
-    with results_in(options.output, job, retry_errors=options.retry_errors) as results:
-        progress = Job(pipeline, answer, report).run(rows, results)
     data = {"rows": progress.total, "new": progress.new, "failed": progress.failed}
     line = f"{progress.total} rows in {options.output}, {progress.failed} with an error"
     show(Result(data, [line]), options)
     return SOME_FAILED if progress.failed else 0
-
-
-def _read_schema(path: Path) -> dict[str, Any]:
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        schema = None
-    if not isinstance(schema, dict):
-        raise SettingsError(f"{path} holds no JSON schema, which is an object.")
-    return schema
 
 
 def info(options: argparse.Namespace) -> int:

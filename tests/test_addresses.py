@@ -45,12 +45,12 @@ def test_data_may_be_escaped():
 
 @pytest.fixture
 def listener() -> Iterator[list[str]]:
-    """Serve this computer at a port, and return what it was asked for."""
-    asked = []
+    """Serve this computer at a port, and return what it was requests for."""
+    requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(200)
             self.end_headers()
 
@@ -59,8 +59,8 @@ def listener() -> Iterator[list[str]]:
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    asked.append(str(server.server_port))
-    yield asked
+    requests.append(str(server.server_port))
+    yield requests
     server.shutdown()
     server.server_close()
 

@@ -23,7 +23,7 @@ from helpers.sources.checkpoints import BUNDLED
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-genai" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 MOST = 40  # tokens of an answer
-KNOWN = [
+NAMES = [
     family.bundled
     for family in families()
     if family.checkpoint and load_processor(family.checkpoint).runtime.loads
@@ -38,8 +38,8 @@ def environment(request):
     assert PYTHON.exists(), "make genai"
 
 
-@pytest.fixture(scope="module", params=KNOWN)
-def asked(request, tmp_path_factory) -> tuple[Path, list[dict]]:
+@pytest.fixture(scope="module", params=NAMES)
+def cases(request, tmp_path_factory) -> tuple[Path, list[dict]]:
     """Return a folder of a bundled model, and questions with our answers in ACCURACY mode."""
     place = tmp_path_factory.mktemp("genai")
     folder = place / request.param
@@ -48,8 +48,8 @@ def asked(request, tmp_path_factory) -> tuple[Path, list[dict]]:
     cases = []
     # One tile of InternVL2: GenAI chooses tiles otherwise.
     side = 64 if pipeline.processor.pieces.tokens > 1 else None
-    for number, (drawn, question) in enumerate(draw_questions(8, seed=4)):
-        picture = drawn.resize((side, side)) if side else drawn
+    for number, (picture, question) in enumerate(draw_questions(8, seed=4)):
+        picture = picture.resize((side, side)) if side else picture
         path = place / f"{number}.npy"
         np.save(path, np.asarray(picture))
         reply = pipeline.ask(question.text, [picture], max_new_tokens=MOST)
@@ -62,8 +62,8 @@ def asked(request, tmp_path_factory) -> tuple[Path, list[dict]]:
 
 
 @pytest.mark.parametrize("backend", ["SDPA", "PA", "BATCH"])
-def test_genai_gives_our_tokens(asked, backend, tmp_path):
-    folder, cases = asked
+def test_genai_gives_our_tokens(cases, backend, tmp_path):
+    folder, cases = cases
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     script = Path(__file__).with_name("genai_answers.py")
     command = [PYTHON, script, folder, tmp_path / "cases.json", backend]

@@ -47,16 +47,16 @@ def test_a_chat_template_is_read_as_it_was_written(name):
 def test_an_earlier_folder_gets_the_files(bundled_folder, tmp_path):
     output = tmp_path / "made"
     conversion.convert(BUNDLED / "qwen3_vl", output, find_preset("int8"))
-    whole = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-    earlier = dict(whole["files"])
+    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    earlier = dict(manifest["files"])
     for name in (TOKENIZER, "openvino_tokenizer.bin", DETOKENIZER, GRAPH):
         (output / name).unlink()
         del earlier[name]
-    (output / "manifest.json").write_text(json.dumps(whole | {"files": earlier}))
+    (output / "manifest.json").write_text(json.dumps(manifest | {"files": earlier}))
     lines: list[str] = []
     conversion.convert(BUNDLED / "qwen3_vl", output, find_preset("int8"), report=lines.append)
     assert lines[-1] == "files for OpenVINO GenAI and Model Server are added"
-    assert set(folders.verify(output)) == set(whole["files"])
+    assert set(folders.verify(output)) == set(manifest["files"])
     Core().read_model(output / "openvino_language_model.xml")
 
 

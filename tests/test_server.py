@@ -104,10 +104,10 @@ def test_a_limit_is_told_as_length(client):
 
 def test_an_end_that_is_the_last_token_allowed_is_a_stop(client):
     picture, question = PAIRS[0]
-    whole = ask(client, question.text, picture)
-    exact = ask(client, question.text, picture, max_tokens=whole.usage.completion_tokens)
+    completion = ask(client, question.text, picture)
+    exact = ask(client, question.text, picture, max_tokens=completion.usage.completion_tokens)
     assert exact.choices[0].finish_reason == "stop"
-    shorter = ask(client, question.text, picture, max_tokens=whole.usage.completion_tokens - 1)
+    shorter = ask(client, question.text, picture, max_tokens=completion.usage.completion_tokens - 1)
     assert shorter.choices[0].finish_reason == "length"
 
 
@@ -115,16 +115,16 @@ def test_a_stop_string_may_span_chunks(client, expected):
     picture, question = PAIRS[0]
     words = expected[0].split()
     string = f"{words[1][-1]} {words[2][:2]}"  # of two words, which no token holds
-    shown = expected[0].partition(string)[0]
+    text = expected[0].partition(string)[0]
     assert string in expected[0]
-    whole = ask(client, question.text, picture, stop=string)
-    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (
-        shown.strip(),
+    completion = ask(client, question.text, picture, stop=string)
+    assert (completion.choices[0].message.content, completion.choices[0].finish_reason) == (
+        text.strip(),
         "stop",
     )
     stream = ask(client, question.text, picture, stop=[string, "never"], stream=True)
     texts = [chunk.choices[0].delta.content or "" for chunk in stream]
-    assert "".join(texts) == shown
+    assert "".join(texts) == text
 
 
 def test_a_resent_conversation_goes_on_from_its_cache(client):
@@ -147,10 +147,10 @@ def test_a_resent_conversation_goes_on_from_its_cache(client):
 
 def test_words_of_the_system_reach_the_prompt(client):
     picture, question = PAIRS[0]
-    asked = message(question.text, picture)
+    last = message(question.text, picture)
     counts = []
     for words in ("Short.", "Short. " * 20):
-        messages = [{"role": "system", "content": words}, asked]
+        messages = [{"role": "system", "content": words}, last]
         completion = client.chat.completions.create(model=NAME, messages=messages)
         counts.append(completion.usage.prompt_tokens)
     assert counts[1] > counts[0] + 19
@@ -261,10 +261,10 @@ def test_a_response_is_created_and_streamed(client, expected):
         {"type": "input_image", "image_url": data_url(picture), "detail": "auto"},
         {"type": "input_text", "text": question.text},
     ]
-    asked = [{"role": "user", "content": content}]
-    response = client.responses.create(model=NAME, input=asked)
+    messages = [{"role": "user", "content": content}]
+    response = client.responses.create(model=NAME, input=messages)
     assert (response.output_text, response.status) == (expected[0], "completed")
-    with client.responses.stream(model=NAME, input=asked) as stream:
+    with client.responses.stream(model=NAME, input=messages) as stream:
         events = list(stream)
         final = stream.get_final_response()
     assert final.output_text.strip() == expected[0]
@@ -326,13 +326,13 @@ def test_the_async_client_asks_several_at_once(server, expected):
     async def ask_all():
         client = openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="any", max_retries=0)
         async with client:
-            asked = [
+            messages = [
                 client.chat.completions.create(
                     model=NAME, messages=[message(question.text, picture)]
                 )
                 for picture, question in PAIRS
             ]
-            return await asyncio.gather(*asked)
+            return await asyncio.gather(*messages)
 
     answers = asyncio.run(ask_all())
     assert [answer.choices[0].message.content for answer in answers] == expected
@@ -443,10 +443,10 @@ def test_events_are_read_wherever_they_are_cut(server):
     def read(*parts: bytes) -> list[str]:
         return [event.data for event in SSEDecoder().iter_bytes(iter(parts))]
 
-    whole = read(data)
-    assert whole[-1] == "[DONE]" and len(whole) > 5
+    events = read(data)
+    assert events[-1] == "[DONE]" and len(events) > 5
     for place in range(len(data)):
-        assert read(data[:place], data[place:]) == whole
+        assert read(data[:place], data[place:]) == events
 
 
 def test_a_client_retries_where_it_may_help(server):

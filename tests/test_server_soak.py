@@ -91,9 +91,8 @@ def test_many_programs_at_once_and_some_that_go_away(server, expected, request):
 def places_of(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """Yield the path of every value in a body."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
     if isinstance(value, dict | list):
-        for key, part in items:
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from places_of(part, (*path, key))
 
 

@@ -23,11 +23,11 @@ def test_what_turns_out_to_be_no_string_is_shown():
 @given(st.lists(TEXTS, max_size=8), st.lists(TEXTS.filter(bool), max_size=3))
 def test_pieces_together_are_the_text_before_the_first_string(pieces, strings):
     stopping = StopStrings(strings)
-    shown = "".join([*map(stopping.add, pieces), stopping.end()])
+    result = "".join([*map(stopping.add, pieces), stopping.end()])
     text = "".join(pieces)
     is_met = any(string in text for string in strings)
     ends = [end for end in range(len(text) + 1) if any(s in text[:end] for s in strings)]
     if is_met:  # the answer ends with the first string that is complete
-        whole = text[: ends[0]]
-        text = min((whole[: whole.find(s)] for s in strings if s in whole), key=len)
-    assert (shown, stopping.text, stopping.is_set()) == (text, text, is_met)
+        beginning = text[: ends[0]]
+        text = min((beginning[: beginning.find(s)] for s in strings if s in beginning), key=len)
+    assert (result, stopping.text, stopping.is_set()) == (text, text, is_met)

@@ -63,7 +63,7 @@ def write_runtime_files(processor: Processor, folder: Path) -> None:
     """
     if not processor.runtime.loads:
         return
-    from openvino_tokenizers import convert_tokenizer
+    from openvino_tokenizers import convert_tokenizer  # type: ignore[import-untyped]
 
     tokenizers = convert_tokenizer(processor.tokenizer, with_detokenizer=True)
     for model, name in zip(tokenizers, (TOKENIZER, DETOKENIZER), strict=True):

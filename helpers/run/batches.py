@@ -110,7 +110,7 @@ class Batch:
         for cache in (self.common, *caches):
             cache.length += 1
         logits = torch.from_numpy(self.common.request.get_tensor("logits").data.copy())
-        return list(logits[:, -1:].transpose(0, 1).squeeze(0).split(1))
+        return [row[-1:] for row in logits]
 
     @staticmethod
     def _picture_inputs(rows: Sequence[Row]) -> PictureInputs | None:

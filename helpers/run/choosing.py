@@ -50,7 +50,7 @@ class Chooser:
     def choose(self, logits: Tensor, token_ids: list[int]) -> int:
         """Return the token that follows `token_ids`, those of the answer, with logits (1, n)."""
         answer = torch.tensor([token_ids], dtype=torch.int64)
-        scores = self.processors(answer, logits)
+        scores = self.processors(answer, logits)  # type: ignore[arg-type]
         if self.generator is None:
             return int(scores.argmax(-1))
         probabilities = scores.softmax(-1)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helpers.models.exported import Features
+
 MOST_BYTES = 2**28  # of features; one tile of InternVL2-1B has 0.9 MB
 
 
@@ -25,9 +27,7 @@ class RememberedPictures:
         self._lock = threading.Lock()
         self._features: OrderedDict[bytes, tuple[list[Any], int]] = OrderedDict()
 
-    def find(
-        self, image_inputs: Mapping[str, Any], compute: Callable[[], Sequence[Any]]
-    ) -> list[Any]:
+    def find(self, image_inputs: Mapping[str, Any], compute: Callable[[], Features]) -> list[Any]:
         """Return the features of an image encoder's inputs; what is not there is computed."""
         key = digest_of(image_inputs)
         with self._lock:

@@ -28,10 +28,10 @@ class StopStrings:
             return ""
         text = self._held + piece
         self._is_met = any(string in text for string in self.strings)
-        shown = self._place(text) if self._is_met else len(text) - self._length_of_beginning(text)
-        self._held = "" if self._is_met else text[shown:]
-        self.text += text[:shown]
-        return text[:shown]
+        length = self._place(text) if self._is_met else len(text) - self._length_of_beginning(text)
+        self._held = "" if self._is_met else text[length:]
+        self.text += text[:length]
+        return text[:length]
 
     def end(self) -> str:
         """Return what was held back, once no more pieces come."""

@@ -63,11 +63,11 @@ class Task:
         self.error: BaseException | None = None
 
     def begin(self) -> Any:
-        """Compute, unless it is stopped already; return what is wanted next, None at the end."""
+        """Compute, unless it is stopped already; return what it wants next, None at the end."""
         return self._advance(self._begin)
 
     def go_on(self, result: Any) -> Any:
-        """Go on with what was wanted, or raise it there; return what is wanted next, or None."""
+        """Go on with a result, or raise it there; return what is wanted next, or None."""
         assert self.steps is not None
         step = self.steps.throw if isinstance(result, BaseException) else self.steps.send
         return self._advance(lambda: step(result))
@@ -79,16 +79,16 @@ class Task:
         return None if self.steps is None else next(self.steps)
 
     def _advance(self, step: Callable[[], Any]) -> Any:
-        wanted = None
+        request = None
         try:
-            wanted = step()
+            request = step()
         except StopIteration:
             pass
         except BaseException as error:  # handed to whoever waits for the task
             self.error = error
-        if wanted is None:
+        if request is None:
             self.finish()
-        return wanted
+        return request
 
     def finish(self) -> None:
         """Let everyone know that the task is over; forget what it would have computed."""
@@ -126,7 +126,8 @@ class Worker:
     @contextmanager
     def held(self) -> Iterator[list[Task]]:
         """Hold back what this thread submits; gives a list of it, to be submitted together."""
-        self._held.tasks = tasks = []
+        tasks: list[Task] = []
+        self._held.tasks = tasks
         try:
             yield tasks
         finally:
@@ -207,11 +208,11 @@ class Worker:
             self._thread.join()
 
     def _work(self) -> None:
-        wanted: dict[Task, Any] = {}
-        while self._begin(wanted):
-            self._step(wanted)
+        requests: dict[Task, Any] = {}
+        while self._begin(requests):
+            self._step(requests)
 
-    def _begin(self, wanted: dict[Task, Any]) -> bool:
+    def _begin(self, requests: dict[Task, Any]) -> bool:
         """Begin the tasks that there is room for; return whether the thread goes on."""
         with self._changed:
             while not self._queue and not self._closed:
@@ -223,27 +224,27 @@ class Worker:
             for task in new:
                 task.started.set()
         for task in new:
-            self._keep(wanted, task, task.begin())
+            self._keep(requests, task, task.begin())
         return True
 
-    def _step(self, wanted: dict[Task, Any]) -> None:
+    def _step(self, requests: dict[Task, Any]) -> None:
         """Compute what the tasks want, and let them go on with it."""
-        if not wanted:
+        if not requests:
             return
-        tasks = list(wanted)
+        tasks = list(requests)
         try:
-            results = self._compute([wanted[task] for task in tasks])
+            results = self._compute([requests[task] for task in tasks])
         except BaseException as error:  # raised in each of them
             results = [error] * len(tasks)
         for task, result in zip(tasks, results, strict=True):
-            self._keep(wanted, task, task.go_on(result))
+            self._keep(requests, task, task.go_on(result))
 
-    def _keep(self, wanted: dict[Task, Any], task: Task, step: Any) -> None:
+    def _keep(self, requests: dict[Task, Any], task: Task, request: Any) -> None:
         """Remember what a task wants next; one that wants nothing more is over."""
-        if step is not None:
-            wanted[task] = step
+        if request is not None:
+            requests[task] = request
             return
-        wanted.pop(task, None)
+        requests.pop(task, None)
         with self._changed:
             self._queue.remove(task)
             self._changed.notify_all()

@@ -8,18 +8,20 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import UserError, reason_of
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
+from helpers.run.sampling import Sampling
 from helpers.run.worker import Task
 from helpers.serve.addresses import Pictures
 from helpers.serve.completions import finish_of, usage_of
 from helpers.serve.protocol import Completion, Refusal, parse_request
-from helpers.serve.results import ERROR, Results
-from helpers.serve.rows import Columns, Row, batches
+from helpers.serve.results import ERROR, Results, results_in
+from helpers.serve.rows import IMAGE, Columns, Row, batches
 
 BATCH = 4  # rows that are answered together
 EVERY = 2.0  # seconds between two lines about progress
@@ -45,14 +47,14 @@ class Progress:
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
     new: int = 0
-    told: float = 0.0
+    last_report: float = 0.0
 
     def add(self, rows: int, failed: int) -> None:
         """Count rows; say how far it is now and then."""
         self.done, self.new, self.failed = self.done + rows, self.new + rows, self.failed + failed
         now = time.monotonic()
-        if now - self.told >= EVERY or self.done == self.total:
-            self.told = now
+        if now - self.last_report >= EVERY or self.done == self.total:
+            self.last_report = now
             rate = self.new / max(now - self.started, 1e-9)
             left = (self.total - self.done) / max(rate, 1e-9)
             self.report(
@@ -68,7 +70,7 @@ def _duration(seconds: float) -> str:
 
 
 @dataclass
-class Asked:
+class Entry:
     """A row whose answer is computed; `reply` is None where it could not be asked."""
 
     row: Row
@@ -103,39 +105,39 @@ class Job:
         ]
         done = sum(row.identity in results.done for row in rows)
         progress = Progress(len(rows), done, self.report, failed=len(results.failed))
-        asked, tasks = self._begin(missing[0]) if missing else ([], [])
+        entries, tasks = self._begin(missing[0]) if missing else ([], [])
         for place in range(len(missing)):
             self.pipeline.worker.submit(*tasks)
             following = missing[place + 1] if place + 1 < len(missing) else []
-            next_asked, tasks = self._begin(following)  # while the others are computed
-            answers = [(one.row.identity, self._answer(one)) for one in asked]
+            next_entries, tasks = self._begin(following)  # while the others are computed
+            answers = [(entry.row.identity, self._answer(entry)) for entry in entries]
             new = [answer for answer in answers if answer[0] not in results.done]
             results.add(new)
             progress.add(len(new), sum(bool(columns[ERROR]) for _, columns in new))
-            asked = next_asked
+            entries = next_entries
         return progress
 
-    def _begin(self, batch: Sequence[Row]) -> tuple[list[Asked], list[Task]]:
+    def _begin(self, batch: Sequence[Row]) -> tuple[list[Entry], list[Task]]:
         """Prepare the questions of a batch; return them, and what is to be computed together."""
         with self.pipeline.worker.held() as tasks:
-            asked = [self._ask(row) for row in batch]
-        return asked, tasks
+            entries = [self._ask(row) for row in batch]
+        return entries, tasks
 
-    def _ask(self, row: Row) -> Asked:
+    def _ask(self, row: Row) -> Entry:
         """Prepare a row's question; an equal one is computed once."""
         if row.error:
-            return Asked(row, None, row.error)
+            return Entry(row, None, row.error)
         try:
             key = _key_of(row)
             if key in self.answers:
-                return Asked(row, None, answer=self.answers[key])
+                return Entry(row, None, answer=self.answers[key])
             if key not in self.replies:
                 self.replies[key] = self._reply(row)
-            return Asked(row, self.replies[key], key=key)
+            return Entry(row, self.replies[key], key=key)
         except (UserError, Refusal) as error:
-            return Asked(row, None, str(error))
+            return Entry(row, None, _sentence(error, row))
         except Exception as error:  # of a library, for a file of any kind
-            return Asked(row, None, f"The row cannot be asked ({reason_of(error)}).")
+            return Entry(row, None, f"The row cannot be asked ({reason_of(error)}).")
 
     def _reply(self, row: Row) -> Reply:
         if row.is_openai:
@@ -144,30 +146,36 @@ class Job:
             return self.pipeline.chat(request.messages, **options)
         return self.pipeline.ask(row.question, [row.image] if row.image else [], **self.options)
 
-    def _answer(self, asked: Asked) -> Columns:
+    def _answer(self, entry: Entry) -> Columns:
         """Return the columns of an answered row; one that failed among others is tried alone."""
-        error = asked.error
-        if asked.reply is not None:
+        error = entry.error
+        if entry.reply is not None:
             try:
-                asked.reply.wait()
+                entry.reply.wait()
             except Exception:
-                error = self._try_alone(asked)
-        if asked.reply is not None and not error:
-            asked.answer = _answer_of(asked)
-            self.answers[asked.key] = asked.answer
-        self.replies.pop(asked.key, None)
-        return _columns(asked.row, asked.answer, error)
+                error = self._try_alone(entry)
+        if entry.reply is not None and not error:
+            entry.answer = _answer_of(entry)
+            self.answers[entry.key] = entry.answer
+        self.replies.pop(entry.key, None)
+        return _columns(entry.row, entry.answer, error)
 
-    def _try_alone(self, asked: Asked) -> str:
+    def _try_alone(self, entry: Entry) -> str:
         """Ask a row once more, by itself; return the sentence of its error, if there is one."""
         try:
-            asked.reply = self._reply(asked.row)
-            asked.reply.wait()
+            entry.reply = self._reply(entry.row)
+            entry.reply.wait()
         except (UserError, Refusal) as error:
-            return str(error)
+            return _sentence(error, entry.row)
         except Exception as error:
             return f"The answer cannot be computed ({reason_of(error)})."
         return ""
+
+
+def _sentence(error: Exception, row: Row) -> str:
+    """Return an error's sentence, which calls the picture as the input does."""
+    name = str(row.columns.get(IMAGE))
+    return str(error).replace(str(row.image), name) if row.image else str(error)
 
 
 def _key_of(row: Row) -> bytes:
@@ -180,17 +188,17 @@ def _key_of(row: Row) -> bytes:
     return digest.digest()
 
 
-def _answer_of(asked: Asked) -> Columns:
-    reply = asked.reply
+def _answer_of(entry: Entry) -> Columns:
+    reply = entry.reply
     assert reply is not None  # it was waited for
     answer = {
         "answer": reply.text,
         "finish_reason": reply.finish,
         "tokens": reply.counts.answer,
-        "seconds": round(time.monotonic() - asked.started, 3),
+        "seconds": round(time.monotonic() - entry.started, 3),
     }
-    if asked.row.is_openai:
-        model = str(asked.row.columns["body"].get("model", ""))
+    if entry.row.is_openai:
+        model = str(entry.row.columns["body"].get("model", ""))
         answer["body"] = Completion(model).whole(reply.text, finish_of(reply), usage_of(reply))
     return answer
 
@@ -209,3 +217,24 @@ def _columns(row: Row, answer: Columns | None, error: str) -> Columns:
         (f"input_{name}" if name in ANSWER else name): value for name, value in row.columns.items()
     }
     return {**columns, **dict.fromkeys(ANSWER), **(answer or {}), ERROR: error or None}
+
+
+def run_job(
+    folder: Path,
+    rows: Sequence[Row],
+    output: Path,
+    options: Mapping[str, Any],
+    *,
+    settings: Mapping[str, Any],
+    retry_errors: bool,
+    report: Report,
+) -> Progress:
+    """Answer the rows that a file lacks with the model of a folder; return how it ended.
+
+    `options` are those of `Conversation.ask`, `settings` those of the pipeline.
+    """
+    Sampling.of(**options)  # or it is an error
+    pipeline = VisionLanguagePipeline(folder, answers_at_once=BATCH, **settings)
+    job = job_of(pipeline, {**options, **settings})
+    with results_in(output, job, retry_errors=retry_errors) as results:
+        return Job(pipeline, options, report).run(rows, results)

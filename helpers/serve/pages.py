@@ -62,7 +62,7 @@ async def mount_pages(app: FastAPI, pages: Mapping[str, gr.Blocks], key: str | N
         await contextlib.AsyncExitStack().enter_async_context(
             mounted.router.lifespan_context(mounted)
         )
-        page.run_startup_events()
-        await page.run_extra_startup_events()
+        page.run_startup_events()  # type: ignore[no-untyped-call]
+        await page.run_extra_startup_events()  # type: ignore[no-untyped-call]
     first = address_of(next(iter(pages)))
     app.add_api_route("/", lambda: RedirectResponse(first), include_in_schema=False)

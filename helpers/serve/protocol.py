@@ -24,7 +24,7 @@ ROLES = {"system": SYSTEM_ROLE, "developer": SYSTEM_ROLE, "user": "user", "assis
 OTHER_CONTENTS = "texts and pictures are understood, as text and image_url"
 MOST_STOP_STRINGS = 16  # OpenAI allows 4
 # Fields that are understood; others are ignored and told once in the log.
-KNOWN = frozenset(
+FIELDS = frozenset(
     {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
     | {"temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "response_format"}
     | {"n", "logprobs", "top_logprobs", "tools", "tool_choice", "functions", "function_call"}
@@ -99,7 +99,7 @@ def parse_request(body: object, open_picture: OpenPicture) -> ChatRequest:
         is_streamed=is_streamed,
         with_usage=is_streamed and bool(stream_options.get("include_usage")),
         detail=detail_of(details),
-        ignored=sorted(set(body) - KNOWN),
+        ignored=sorted(set(body) - FIELDS),
     )
 
 
@@ -117,8 +117,8 @@ def _refuse_unsupported(body: Json) -> None:
         "presence_penalty": bool(body.get("presence_penalty")),
         "logit_bias": bool(body.get("logit_bias")),
     }
-    for name, is_asked_for in unsupported.items():
-        if is_asked_for:
+    for name, is_there in unsupported.items():
+        if is_there:
             raise Refusal(
                 f"{name} is {body[name]!r}, which is not supported; leave it out.",
                 parameter=name,

@@ -25,7 +25,7 @@ from helpers.serve.protocol import (
 UNSUPPORTED = ("previous_response_id", "conversation", "background", "prompt", "top_logprobs")
 SAME = ("model", "temperature", "top_p", "stream", "tools", "modalities")
 # Understood or without effect on the answer.
-KNOWN = frozenset({*SAME, *UNSUPPORTED, "input", "instructions", "max_output_tokens", "text"})
+FIELDS = frozenset({*SAME, *UNSUPPORTED, "input", "instructions", "max_output_tokens", "text"})
 
 
 def parse_response_request(body: object, open_picture: OpenPicture) -> ChatRequest:
@@ -51,7 +51,7 @@ def parse_response_request(body: object, open_picture: OpenPicture) -> ChatReque
         is_schema = form.get("type") == "json_schema"
         chat["response_format"] = form | ({"json_schema": form} if is_schema else {})
     request = parse_request(chat, open_picture)
-    request.ignored[:] = sorted(set(body) - KNOWN)
+    request.ignored[:] = sorted(set(body) - FIELDS)
     return request
 
 

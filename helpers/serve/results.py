@@ -84,7 +84,7 @@ def _read(results: Results, *, retry_errors: bool) -> None:
     """Read what is done, and cut off a line that is not whole."""
     if not results.path.exists():
         return
-    length, kept = 0, []
+    length, lines = 0, []
     with results.path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -93,13 +93,13 @@ def _read(results: Results, *, retry_errors: bool) -> None:
             identity, is_failed = _identity(results, line)
             if is_failed and retry_errors:
                 continue
-            kept.append(line)
+            lines.append(line)
             results.done.add(identity)
             if is_failed:
                 results.failed.add(identity)
     if retry_errors:
         new = results.path.with_name(f"{results.path.name}.new")
-        new.write_bytes(b"".join(kept))
+        new.write_bytes(b"".join(lines))
         new.replace(results.path)
     else:
         os.truncate(results.path, length)

@@ -61,14 +61,25 @@ def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
         raise SettingsError(f"{source} does not exist; give a folder of pictures or a JSONL file.")
     if not lines:
         raise SettingsError(f"{source} has no picture and no line to ask about.")
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     rows = []
     for number, columns in enumerate(lines):
         words = json.dumps(columns, sort_keys=True, ensure_ascii=False, default=str)
         digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        seen[digest] += 1
-        rows.append(_row(f"{digest}-{seen[digest]}", number, columns, base))
+        counts[digest] += 1
+        rows.append(_row(f"{digest}-{counts[digest]}", number, columns, base))
     return rows
+
+
+def read_schema(path: Path) -> Columns:
+    """Return the JSON schema in a file; raises `SettingsError` where there is none."""
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise SettingsError(f"{path} holds no JSON schema, which is an object.")
+    return schema
 
 
 def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns]:

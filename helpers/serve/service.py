@@ -73,11 +73,9 @@ class Service:
 
     def remember(self, messages: Sequence[Message], reply: Reply, *, detail: str = "auto") -> None:
         """Keep the conversation of a finished answer for the question that may follow."""
-        answered = [*messages, reply.message]
+        history = [*messages, reply.message]
         with self._lock:
-            self._conversations[_digest(answered, self._picture_tokens(detail))] = (
-                reply.conversation
-            )
+            self._conversations[_digest(history, self._picture_tokens(detail))] = reply.conversation
             while len(self._conversations) > REMEMBERED:
                 self._conversations.popitem(last=False)
 

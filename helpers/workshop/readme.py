@@ -47,8 +47,8 @@ def gains_table() -> str:
     )
     return (
         f"```\n{format_table(rows)}\n```\n\nOn {kind}, {cores} cores, with random weights, since "
-        f"time does not depend on what weights have learned; pictures: {pictures}. Other processors "
-        "gain otherwise, see [FULL_SIZE.md](notebooks/FULL_SIZE.md)."
+        f"time does not depend on what weights have learned; pictures: {pictures}. Other "
+        "processors gain otherwise, see [FULL_SIZE.md](notebooks/FULL_SIZE.md)."
     )
 
 

@@ -1,0 +1,62 @@
+"""What a command of `vlm` leaves: lines and tables to read, one JSON object, or a file.
+
+What this module does not know: the commands.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import OutputError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command leaves: an object for `--json`, and lines or the rows of a table to read."""
+
+    data: dict[str, Any]
+    lines: Sequence[str] = ()
+    rows: Sequence[Mapping[str, object]] = ()
+
+
+def show(result: Result, options: argparse.Namespace) -> int:
+    """Print a result as it was asked for; return the exit code."""
+    if options.json:
+        print(json.dumps(result.data))
+        return 0
+    from helpers.show.tables import show_table
+
+    for line in result.lines:
+        print(line)
+    if result.rows:
+        show_table(result.rows)
+    return 0
+
+
+def report(line: str) -> None:
+    """Tell a step of long work on the error stream."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def check_output(path: Path) -> None:
+    """Raise an `OutputError` where a file cannot be written, before the long work for it."""
+    is_new = not path.exists()
+    with writing(path), path.open("a", encoding="utf-8"):
+        pass
+    if is_new:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of writing a file into an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None

@@ -1,0 +1,169 @@
+"""Who may ask a server, which models it has, and what it says of errors.
+
+What this module does not know: what is asked.
+"""
+
+import hmac
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from helpers.errors import (
+    ContextError,
+    PictureError,
+    QuestionError,
+    SettingsError,
+    UserError,
+)
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve.protocol import Refusal
+from helpers.serve.service import Service
+
+RETRY = "5"  # seconds after which a client should come again
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass
+class Models:
+    """The models of a server by name; None is one that is not loaded yet."""
+
+    services: dict[str, Service | None]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether all of them are loaded."""
+        return all(self.services.values())
+
+    @property
+    def pipelines(self) -> dict[str, VisionLanguagePipeline]:
+        """The pipelines of the models that are loaded."""
+        services = self.services.items()
+        return {name: service.pipeline for name, service in services if service is not None}
+
+    def find(self, name: str | None) -> tuple[str, Service]:
+        """Return the model that a request names, the only one where it names none.
+
+        Raises `Refusal` for a name that there is not, and for a model that is not loaded yet.
+        """
+        if name is None and len(self.services) == 1:
+            name = next(iter(self.services))
+        if name not in self.services:
+            names = ", ".join(self.services)
+            raise Refusal(
+                f"The model {name!r} does not exist; this server has {names}.",
+                status=404,
+                parameter="model",
+                code="model_not_found",
+            )
+        service = self.services[name]
+        if service is None:
+            raise Refusal(
+                f"The model {name} is not loaded yet; come again in a moment.",
+                status=503,
+                kind="server_error",
+                code="model_loading",
+                headers={"Retry-After": RETRY},
+            )
+        return name, service
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask: with which key, from which origins in a browser, and from which hosts pictures.
+
+    Without a key only requests to this computer itself are answered: a page of another site that
+    leads a browser here has another `Host`.
+    """
+
+    key: str | None = None
+    origins: Sequence[str] = ()
+    picture_hosts: Sequence[str] = ()
+
+    def check(self, headers: Mapping[str, str], path: str) -> None:
+        """Raise a `Refusal` for a request without the key, or to another host.
+
+        The page asks for the key itself.
+        """
+        if self.key is not None:
+            if not path.startswith("/v1/"):
+                return
+            sent_key = headers.get("authorization", "").removeprefix("Bearer ").strip()
+            sent_key = sent_key or headers.get("api-key", "")
+            if not hmac.compare_digest(sent_key.encode(), self.key.encode()):
+                raise Refusal(
+                    "The key is missing or wrong; send it as a bearer token.",
+                    status=401,
+                    kind="authentication_error",
+                    code="invalid_api_key",
+                )
+        elif host_of(headers.get("host", "")) not in LOOPBACK:
+            raise Refusal(
+                "This server answers requests to 127.0.0.1 only.", status=403, code="wrong_host"
+            )
+
+
+def host_of(value: str) -> str:
+    """Return the name in a `Host` header, without its port."""
+    if value.startswith("["):
+        return value[1:].partition("]")[0]
+    return value.partition(":")[0].lower()
+
+
+def key_for(host: str, path: Path | None) -> str | None:
+    """Return the key that clients of a host send: of a file, else of the environment's VLM_KEY.
+
+    Raises `SettingsError` for a file without one, and where other computers would need none.
+    """
+    key = os.environ.get("VLM_KEY") or None
+    if path is not None:
+        try:
+            key = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            key = ""
+        if not key:
+            raise SettingsError(f"{path} holds no key; write one line of text into it.")
+    if host not in LOOPBACK and key is None:
+        raise SettingsError(
+            f"Serving {host} needs a key, which everybody who asks has to send; give a file with "
+            "--key-file."
+        )
+    return key
+
+
+def defect() -> Refusal:
+    """Return what a client is told of a defect; asking again would not help."""
+    return Refusal(
+        "The server has a defect; its log says where.",
+        status=500,
+        kind="server_error",
+        headers={"x-should-retry": "false"},
+    )
+
+
+def place_of(error: BaseException) -> str:
+    """Return where in the code an error was raised, without the folder."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace and trace.tb_frame.f_code
+    return f"{code.co_qualname}, line {trace.tb_lineno}" if trace and code else "unknown code"
+
+
+def refusal_of(error: UserError) -> Refusal:
+    """Return what a client is told of an error that it, or the person at the server, can mend."""
+    message = str(error)
+    if isinstance(error, ContextError):
+        return Refusal(message, parameter="messages", code="context_length_exceeded")
+    if isinstance(error, QuestionError | PictureError):
+        return Refusal(message, parameter="messages", code="invalid_value")
+    if isinstance(error, SettingsError):
+        return Refusal(message, code="invalid_value")
+    return Refusal(
+        "The model cannot answer on this computer; the server's log says why.",
+        status=500,
+        kind="server_error",
+        headers={"x-should-retry": "false"},
+    )
