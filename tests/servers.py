@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +12,23 @@ from types import SimpleNamespace
 import httpx
 from PIL import Image
 
-from helpers.serve.ports import free_port
 from tests.programs import new_fork
 
 START = 120  # seconds that a server has to load its model
+
+
+def random_port() -> int:
+    """Return a port that is free, and not the one that a neighbour finds next."""
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        return free_socket.getsockname()[1]
 
 
 @contextlib.contextmanager
 def serving(folder: Path, *options: object, **started: object) -> Iterator[SimpleNamespace]:
     """Serve a folder; gives the server's `address` and its `program`."""
     with contextlib.closing(new_fork()) as fork:
-        port = free_port(None)
+        port = random_port()
         arguments = ("-m", "helpers", "serve", folder, "--port", port, *options)
         program = fork.start(*arguments, **started)
         address = f"http://127.0.0.1:{port}"

@@ -43,9 +43,15 @@ def test_a_program_may_end_before_its_answer_is_read(fork, converted, photo):
 
 
 WITHOUT_AN_END = """
-import sys
+import sys, time
 from helpers.models.internvl2 import InternVL2Processor
+from helpers.run.generation import StatefulLanguageModel
 InternVL2Processor.stop_token_ids = [3]
+run = StatefulLanguageModel.step
+def slow(self, cache, inputs, pictures):
+    time.sleep(0.01)
+    run(self, cache, inputs, pictures)
+StatefulLanguageModel.step = slow
 from helpers.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -10,6 +10,7 @@ from helpers.errors import OutputError, PictureError, QuestionError, SettingsErr
 from helpers.inputs.messages import user_message
 from helpers.run import generation
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Counts
 from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture, reference_tokens
 
@@ -296,7 +297,7 @@ def test_what_is_taken_back_was_never_asked(pipeline, first_number, second_numbe
     assert (same.prompt_ids, same.token_ids) == (second.prompt_ids, second.token_ids)
     conversation.take_back(same)
     conversation.take_back(first)
-    assert (conversation.ids, conversation.features, conversation.messages) == ([], [], [])
+    assert (conversation.ids, conversation.features, conversation.messages) == ([], {}, [])
 
 
 def test_only_the_last_answer_can_be_taken_back(pipeline):
@@ -335,13 +336,15 @@ def test_stop_ends_the_answer_and_the_conversation_goes_on(pipeline, torch_model
 def test_stop_during_the_prompt(pipeline, torch_model, monkeypatch):
     monkeypatch.setattr(generation, "PIECE", 16)
     conversation, stop = pipeline.conversation(), threading.Event()
-    encode_images = pipeline.encode_images
+    encode_until = pipeline.encode_until
 
-    def encode_and_stop(**inputs):
+    def encode_and_stop(_, inputs):
+        features = encode_until(None, inputs)
         stop.set()
-        return encode_images(**inputs)
+        return features
 
-    monkeypatch.setattr(pipeline, "encode_images", encode_and_stop)
+    monkeypatch.setattr(pipeline, "encode_until", encode_and_stop)
+    monkeypatch.setattr(pipeline, "pictures", RememberedPictures())
     reply = conversation.ask(QUESTION, [picture()], stop=stop)
     assert (reply.text, reply.token_ids, list(reply)) == ("", [], [])
     monkeypatch.undo()
@@ -411,12 +414,13 @@ def test_an_answer_stopped_before_it_began_was_never_asked(pipeline):
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), SettingsError("no")])
 def test_an_error_in_the_thread_reaches_whoever_reads(pipeline, monkeypatch, error):
-    def fail(**_):
+    def fail(*_):
         raise error
 
     conversation = pipeline.conversation()
     first = ask(conversation)
-    monkeypatch.setattr(pipeline, "encode_images", fail)
+    monkeypatch.setattr(pipeline, "encode_until", fail)
+    monkeypatch.setattr(pipeline, "pictures", RememberedPictures())
     reply = conversation.ask(SECOND, [picture()])
     for read in (list, lambda reply: reply.text, lambda reply: reply.token_ids, list):
         with pytest.raises(type(error), match=str(error)):

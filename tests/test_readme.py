@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from helpers.__main__ import main, parse
-from helpers.serve.ports import free_port
 from helpers.workshop.readme import ROOT, pages
 from tests.readme import README, readme_commands
+from tests.servers import random_port
 
 NEXT_STEPS = (ROOT / "docs" / "next-steps.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -140,7 +140,7 @@ def test_the_page(place):
 @pytest.mark.slow
 def test_the_server(place):
     """It answers, and ends with SIGTERM; on any free port, since 8000 may be taken."""
-    port = free_port(None)
+    port = random_port()
     program = [sys.executable, "-m", "helpers", *command("serve"), "--port", str(port)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment) as process:

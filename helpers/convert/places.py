@@ -29,6 +29,9 @@ HOLDER = "held_by.txt"  # says which process writes an unfinished folder
 HOLDS = "process "  # how it begins
 COPIED = (".json", ".txt", ".model", ".jinja")  # files of a checkpoint that stand beside the parts
 ENDING = ".unfinished"
+# What other runtimes read beside the parts.
+TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
+GRAPH = "graph.pbtxt"
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,8 @@ def check_free(output: Path) -> None:
 def _names_of(output: Path) -> set[str]:
     """Return the names of files that a conversion has; copies by their endings if it is damaged."""
     parts = {path.name for path in output.glob("openvino_*_model.*")}
+    parts |= {f"{name[:-4]}{end}" for name in (TOKENIZER, DETOKENIZER) for end in (".xml", ".bin")}
+    parts.add(GRAPH)
     try:
         files = set(read_json(output / MANIFEST)["files"])
     except (CheckpointError, KeyError, TypeError):

@@ -6,20 +6,20 @@ pictures are prepared, and a graph that Model Server runs.
 What this module does not know: whether a runtime knows the family, which its processor says.
 """
 
+import re
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import openvino as ov
 
+from helpers.convert.places import DETOKENIZER, GRAPH, TOKENIZER
 from helpers.inputs.chat_templates import jinja_of
 from helpers.models.processors import Processor
 from helpers.sources.checkpoints import read_json, write_json
 
-TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION, PICTURES = "generation_config.json", "preprocessor_config.json"
-GRAPH = "graph.pbtxt"
 # The graph with which Model Server answers chats (its documentation, "Text generation"): requests
 # go in a loop until their answers are complete.
 GRAPH_TEXT = """\
@@ -67,6 +67,7 @@ def write_runtime_files(processor: Processor, folder: Path) -> None:
 
     tokenizers = convert_tokenizer(processor.tokenizer, with_detokenizer=True)
     for model, name in zip(tokenizers, (TOKENIZER, DETOKENIZER), strict=True):
+        _name_anew(model, Path(name).stem)
         ov.save_model(model, folder / name)
     template = folder / CHAT_TEMPLATE
     if not template.exists():
@@ -75,6 +76,16 @@ def write_runtime_files(processor: Processor, folder: Path) -> None:
     _complete(folder / GENERATION, {"eos_token_id": processor.stop_token_ids})
     _complete(folder / PICTURES, processor.runtime.pictures)
     (folder / GRAPH).write_text(GRAPH_TEXT, encoding="utf-8", newline="\n")
+
+
+def _name_anew(model: ov.Model, name: str) -> None:
+    """Name operations by their order: OpenVINO counts all that were ever made in the process."""
+    model.set_friendly_name(name)
+    for number, node in enumerate(model.get_ordered_ops()):
+        node.set_friendly_name(f"{node.get_type_name()}_{number}")
+        for port in node.outputs():
+            names = {name for name in port.get_names() if not re.fullmatch(r"[A-Za-z]+_\d+", name)}
+            port.get_tensor().set_names(names)
 
 
 def _complete(path: Path, settings: dict[str, Any]) -> None:

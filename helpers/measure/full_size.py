@@ -68,15 +68,28 @@ def measurements_of_family(name: str) -> list[Measurement]:
 def on_one_processor(models: Collection[str]) -> list[Measurement]:
     """Return the newest measurement of each of the models, by size.
 
-    Times are compared on one kind of processor only: the one that most of them were measured on,
-    and of two such the one that was used last.
+    Times are compared on one kind of processor only: the one that they were measured on in most
+    precisions, of two such the one with most models, then the one that was used last.
     """
     by_kind: dict[str, list[Measurement]] = {}
     for measurements in histories():
         for measurement in newest_by_kind(measurements):
             if measurement.figures.model in models:
                 by_kind.setdefault(measurement.kind, []).append(measurement)
-    return max(by_kind.values(), key=lambda of_kind: (len(of_kind), _newest_date(of_kind)))
+    return max(
+        by_kind.values(),
+        key=lambda of_kind: (len(_precisions(of_kind)), len(of_kind), _newest_date(of_kind)),
+    )
+
+
+def _precisions(measurements: Sequence[Measurement]) -> set[str]:
+    """Return the precisions that OpenVINO was measured in, with any of the models."""
+    return {
+        name
+        for measurement in measurements
+        for name, run in measurement.figures.runs.items()
+        if run.conversion is not None
+    }
 
 
 def _newest_date(measurements: Sequence[Measurement]) -> str:

@@ -1,5 +1,6 @@
 """Qwen3-VL's pictures, videos and prompts."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -254,8 +255,22 @@ class Qwen3VLProcessor(Processor):
         """Return `pixel_values` (patches, values) and `image_grid_thw` (pictures, 3)."""
         for picture in pictures:
             _check_shape(picture)
+        pictures = [self._within_budget(picture) for picture in pictures]
         output = cast(Any, self.image_processor)(pictures, return_tensors="pt")
         return {name: output[name] for name in ("pixel_values", "image_grid_thw")}
+
+    def _within_budget(self, picture: Image.Image) -> Image.Image:
+        """Return a picture, or one that is less stretched, where its budget is one row of tokens.
+
+        A side has at least one token, so that a stretched picture would have more than allowed.
+        """
+        budget, unit = self.picture_tokens, math.isqrt(self.pixels_per_token)
+        if budget is None or max(picture.size) <= budget * min(picture.size):
+            return picture
+        longer, shorter = budget * unit, unit
+        is_wide = picture.width > picture.height
+        size = (longer, shorter) if is_wide else (shorter, longer)
+        return picture.resize(size, Image.Resampling.BICUBIC)
 
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Return the inputs of pictures and videos; with a video, the `times` of its steps too."""
