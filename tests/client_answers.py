@@ -5,22 +5,26 @@ printed as JSON.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it calls home when it is imported
 
 import instructor
 import litellm
 import openai
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 QUESTION = "What is in the picture?"
 
 
 class Description(BaseModel):
-    """What is asked of `instructor`."""
+    """What is asked of `instructor`; with more allowed, a small model would not come to an end."""
 
+    model_config = ConfigDict(extra="forbid")
     is_round: bool
 
 
