@@ -73,6 +73,13 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--question", default="-", help="- (default) reads the question from standard input"
     )
+    parser.add_argument("--schema", type=path_of, help="a JSON schema that the answer follows")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        help="a text before which the answer ends; may be repeated",
+    )
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:

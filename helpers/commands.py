@@ -82,11 +82,18 @@ def ask(options: argparse.Namespace) -> int:
     question = _read_question() if options.question == "-" else options.question
     pictures = [open_picture(path_of(path)) for path in options.image]
     pipeline = open_pipeline(options)
-    reply = pipeline.ask(question, pictures, video=_video(options), **_sampling(options))
+    answer: dict[str, Any] = {"stop_strings": options.stop}
+    if options.schema:
+        from helpers.run.grammar import read_schema
+
+        answer["schema"] = read_schema(options.schema)
+    answer |= _sampling(options)
+    reply = pipeline.ask(question, pictures, video=_video(options), **answer)
     if not options.json:
         _stream(reply)
         return 0
     data = {"text": reply.text, "tokens": len(reply.token_ids), "notice": pipeline.notice}
+    data["finish"] = reply.finish
     seconds = {"first_token": reply.times.first_token, "per_token": reply.times.per_token}
     return show(Result(data | {"seconds": seconds}), options)
 
@@ -246,8 +253,9 @@ SOME_FAILED = 3  # the exit code of a job with errors in its rows
 
 def batch(options: argparse.Namespace) -> int:
     """Answer many rows; what is in the output file is done already."""
+    from helpers.run.grammar import read_schema
     from helpers.serve.batch import run_job
-    from helpers.serve.rows import read_rows, read_schema
+    from helpers.serve.rows import read_rows
 
     answer: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
     if options.schema:

@@ -1,6 +1,7 @@
 """The server, as OpenAI's own client and plain HTTP see it: real requests to a real process."""
 
 import asyncio
+import json
 import os
 import signal
 import threading
@@ -465,6 +466,46 @@ def test_a_client_retries_where_it_may_help(server):
     ):
         client.chat.completions.create(model=NAME, messages=[message("Hello")], n=3)
     assert len(sent) == 1
+
+
+# What Open WebUI 0.6 sends: the list of models, a streamed answer to a conversation that is sent
+# whole, then questions of its own for a title, for tags and for what might be asked next.
+TITLE = """### Task:
+Generate a concise title for the chat.
+<chat_history>
+USER: What is in the picture?
+</chat_history>"""
+
+
+def test_the_requests_of_open_webui(server, expected):
+    picture, question = PAIRS[0]
+    headers = {"authorization": "Bearer any", "content-type": "application/json"}
+    models = httpx.get(f"{server.address}/v1/models", headers=headers).json()
+    assert [model["id"] for model in models["data"]] == [NAME]
+    body = {
+        "stream": True,
+        "model": NAME,
+        "messages": [message(question.text, picture)],
+        "params": {},
+        "features": {"web_search": False},
+        "metadata": {"chat_id": "1"},
+        "stream_options": {"include_usage": True},
+    }
+    response = httpx.post(f"{server.address}/v1/chat/completions", json=body, headers=headers)
+    chunks = [json.loads(line[6:]) for line in response.text.splitlines() if line[:7] == "data: {"]
+    pieces = [part["delta"].get("content") for chunk in chunks for part in chunk["choices"]]
+    assert "".join(filter(None, pieces)).strip() == expected[0]
+    assert chunks[-1]["usage"]["completion_tokens"] > 0
+    for task in ("title_generation", "tags_generation", "follow_up_generation"):
+        body = {
+            "model": NAME,
+            "messages": [{"role": "user", "content": TITLE}],
+            "stream": False,
+            "max_completion_tokens": 50,
+            "metadata": {"task": task, "task_body": {"messages": []}},
+        }
+        answer = httpx.post(f"{server.address}/v1/chat/completions", json=body, headers=headers)
+        assert answer.status_code == 200 and answer.json()["choices"][0]["message"]["content"]
 
 
 def test_the_page_answers_beside_programs(server, expected, tmp_path):

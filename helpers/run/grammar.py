@@ -5,6 +5,7 @@ What this module does not know: schemas themselves, and how a token is chosen am
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import llguidance
@@ -51,6 +52,17 @@ class Grammars:
         if reason:
             raise SettingsError(f"The schema cannot be followed ({_first_line(reason)}).")
         return SchemaProcessor(matcher, self)
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """Return the JSON schema in a file; raises `SettingsError` where there is none."""
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise SettingsError(f"{path} holds no JSON schema, which is an object.")
+    return schema
 
 
 class SchemaProcessor(LogitsProcessor):

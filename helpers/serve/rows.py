@@ -71,17 +71,6 @@ def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
     return rows
 
 
-def read_schema(path: Path) -> Columns:
-    """Return the JSON schema in a file; raises `SettingsError` where there is none."""
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        schema = None
-    if not isinstance(schema, dict):
-        raise SettingsError(f"{path} holds no JSON schema, which is an object.")
-    return schema
-
-
 def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
