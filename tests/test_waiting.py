@@ -55,11 +55,11 @@ def test_an_image_encoder_is_stopped_while_it_runs(bundled_folder):
     pipeline = VisionLanguagePipeline(bundled_folder("qwen3_vl", "int8"), picture_tokens=4096)
     large = world.draw(world.random_scene(random.Random(3), "test", grid=(2, 2)), cell=900)
     first = pipeline.ask(FIRST, [large], max_new_tokens=4)
-    assert first.counts.answer and first.times.image_encoder > 0.5
+    assert first.counts.answer and first.times.image_encoder > 0.15
     pipeline.pictures = RememberedPictures()
     stop = threading.Event()
     reply = pipeline.ask(FIRST, [large], stop=stop, max_new_tokens=4)
-    time.sleep(0.1)
+    time.sleep(0.05)
     start = time.perf_counter()
     stop.set()
     assert reply.wait() and (reply.token_ids, reply.finish) == ([], "cancelled")
