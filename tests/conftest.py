@@ -62,6 +62,12 @@ def bundled_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def internvl2_folder(bundled_folder) -> Path:
+    """Return the folder of the bundled InternVL2 in INT8, of the programs that answer others."""
+    return bundled_folder("internvl2", "int8")
+
+
+@pytest.fixture(scope="session")
 def pipeline(converted):
     """Return the converted model on the CPU, computing as PyTorch does."""
     return VisionLanguagePipeline(converted, accuracy=True)

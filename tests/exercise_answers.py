@@ -81,6 +81,11 @@ WRONG_ANSWERS = {
     "03-4": WrongAnswers(
         (SHAPES_WITHOUT_PLACES, OTHER_GRID, PINK), ('"a red star"', STAR), (ONE_SHAPE,)
     ),
+    "03-5": WrongAnswers(
+        (SHAPES_WITHOUT_PLACES,),
+        ('"KEY"', STAR),
+        ("my_scene", f'world.Scene((2, 2), 4 * ({STAR},), word="KEY")'),
+    ),
     "04-1": WrongAnswers(
         ("3",), ('"65"', "slicing"), ("slicing.resolution", "2 * slicing.resolution")
     ),

@@ -67,15 +67,26 @@ def exercise_problems(item: IPyNbCell, name: str, variable: str) -> list[str]:
         return [f"Exercise {name} has no solution below it that could be pasted."]
     if blank not in item.cell.source.splitlines():
         return [f"Exercise {name} has no line {blank!r}."]
+    before = earlier_solutions(item.parent.nb.cells, item.cell)
     cases = [("blank", blank), ("solution", solution)]
     for kind, sources in zip(KINDS, WRONG_ANSWERS[name], strict=True):
         cases += [(kind, with_variable(source, variable)) for source in sources]
-    outputs = printed(item, [item.cell.source.replace(blank, answer) for _, answer in cases])
+    sources = [item.cell.source.replace(blank, answer) for _, answer in cases]
+    outputs = printed(item, [before + source for source in sources])
     problems = []
     for (kind, answer), output in zip(cases, outputs, strict=True):
         if not is_expected(kind, EXERCISES[name], output):
             problems.append(f"Exercise {name}, {kind}:\n{answer}\ngets\n{output}")
     return problems
+
+
+def earlier_solutions(cells: list[NotebookNode], cell: NotebookNode) -> str:
+    """Return the solutions of the exercises whose answers an exercise's check takes too."""
+    (call,) = CALL.finditer(cell.source)
+    data = re.findall(r"\bmy_\w+", cell.source[call.end() :])
+    calls = [(other, CALL.search(other.source)) for other in cells]
+    solutions = [solution_below(cells, other) for other, call in calls if call and call[2] in data]
+    return "\n".join([*filter(None, solutions), ""])
 
 
 def with_variable(source: str, variable: str) -> str:

@@ -5,6 +5,7 @@ this.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
 from tests.servers import data_url, message, serving
+from tests.test_client_pages import programs_of
 
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / ".venv-clients"
@@ -46,9 +48,9 @@ def environment(request):
 
 
 @pytest.fixture(scope="module")
-def server(bundled_folder):
+def server(internvl2_folder):
     """Return a server of the bundled InternVL2."""
-    with serving(bundled_folder("internvl2", "int8"), "--name", NAME) as server:
+    with serving(internvl2_folder, "--name", NAME) as server:
         yield server
 
 
@@ -59,9 +61,9 @@ def picture():
 
 
 @pytest.fixture(scope="module")
-def expected(bundled_folder, picture) -> str:
+def expected(internvl2_folder, picture) -> str:
     """Return the answer of our own pipeline."""
-    pipeline = VisionLanguagePipeline(bundled_folder("internvl2", "int8"))
+    pipeline = VisionLanguagePipeline(internvl2_folder)
     return pipeline.ask(QUESTION, [picture]).text
 
 
@@ -95,6 +97,17 @@ def test_python_clients(server, picture_file, expected):
     assert {answers[name].strip() for name in texts} == {expected}
     assert answers["langchain tokens"] and answers["instructor"]
     assert "Context" in answers["too long"] or "BadRequest" in answers["too long"]
+
+
+@pytest.mark.parametrize("page", ["langchain.md", "litellm.md"])
+def test_the_pages_programs(server, picture, internvl2_folder, page, tmp_path):
+    picture.save(tmp_path / "photograph.jpg", quality=95)
+    (program,) = programs_of(page, "python", server.address)
+    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    program = program.replace("internvl2", NAME)
+    printed = output_of(PYTHON, "-c", program, cwd=tmp_path, env=environment)
+    pipeline = VisionLanguagePipeline(internvl2_folder)
+    assert printed.strip() == pipeline.ask(QUESTION, [tmp_path / "photograph.jpg"]).text
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")

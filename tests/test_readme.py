@@ -111,7 +111,7 @@ def test_programs_of_the_next_steps(place, capsys):
     assert (settings["language_model"]["group_size"], settings["others"]["mode"]) == (32, "int8")
 
 
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)

@@ -29,15 +29,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(bundled_folder):
-    """Return the bundled InternVL2 in INT8."""
-    return bundled_folder("internvl2", "int8")
-
-
-@pytest.fixture(scope="module")
-def server(folder):
+def server(internvl2_folder):
     """Return a server's address, its process and its log."""
-    with serving(folder, "--name", NAME, "--queue", QUEUE) as server:
+    with serving(internvl2_folder, "--name", NAME, "--queue", QUEUE) as server:
         yield server
 
 
@@ -49,9 +43,9 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def expected(folder):
+def expected(internvl2_folder):
     """Return the answers of our own pipeline to the questions of these tests."""
-    pipeline = VisionLanguagePipeline(folder)
+    pipeline = VisionLanguagePipeline(internvl2_folder)
     return [pipeline.ask(question.text, [picture]).text for picture, question in PAIRS]
 
 
@@ -413,9 +407,9 @@ def test_the_log_has_no_question(server, client):
     assert "nobody else" not in log and "base64" not in log
 
 
-def test_a_server_with_a_key_ends_with_success(folder):
+def test_a_server_with_a_key_ends_with_success(internvl2_folder):
     environment = os.environ | {"VLM_KEY": KEY}
-    with serving(folder, environment=environment) as server:
+    with serving(internvl2_folder, environment=environment) as server:
         address = f"{server.address}/v1"
         assert httpx.get(f"{address}/models").status_code == 401
         wrong = {"authorization": f"Bearer {KEY}er"}

@@ -31,22 +31,16 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(bundled_folder):
-    """Return the bundled InternVL2 in INT8."""
-    return bundled_folder("internvl2", "int8")
-
-
-@pytest.fixture(scope="module")
-def server(folder):
+def server(internvl2_folder):
     """Return a server that answers four at once."""
-    with serving(folder, "--name", NAME) as server:
+    with serving(internvl2_folder, "--name", NAME) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def expected(folder) -> list[str]:
+def expected(internvl2_folder) -> list[str]:
     """Return the answers of our own pipeline."""
-    pipeline = VisionLanguagePipeline(folder, accuracy=True)
+    pipeline = VisionLanguagePipeline(internvl2_folder, accuracy=True)
     return [pipeline.ask(question.text, [picture]).text for picture, question in PAIRS]
 
 

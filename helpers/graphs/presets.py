@@ -203,7 +203,7 @@ PRESETS = {
         Preset(
             "fp16", FP16, FP16, "16 bits, as in most checkpoints: the reference, and the largest"
         ),
-        Preset("int8", INT8, INT8, "half the size, the same answers"),
+        Preset("int8", INT8, INT8, "half the size, nearly the same answers"),
         Preset(
             "int4",
             Weights("int4-asym"),

@@ -163,6 +163,17 @@ EXERCISES = {
         mistakes={"few shapes": "Draw at least three shapes, so that there is something to see."},
         trial=trials.seen_by_model,
     ),
+    "03-5": Exercise(
+        SCENE,
+        truth="read",
+        hint="Compare the words above; print yours elsewhere with word_place, or in another style.",
+        mistakes={
+            "no word": "The scene has no word yet: replace its field word.",
+            "other shapes": "The shapes are not those of my_scene: start from it, and replace the "
+            "word only.",
+        },
+        trial=trials.read_by_model,
+    ),
     "04-1": Exercise(
         NUMBER,
         truth=truths.least_side,

@@ -3,12 +3,14 @@
 Every plot has the numbers beside it as a table, and tells its series apart by more than colour.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 from typing import Any, Protocol
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -161,31 +163,40 @@ def bars(
     units: Mapping[str, str],
     common_scale: bool = False,
 ) -> Figure:
-    """Draw one small bar chart for each measure: `groups` is measure to variant to value."""
+    """Draw one small bar chart for each measure: `groups` is measure to variant to value.
+
+    A variant has the same colour in all of them.
+    """
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    looks = [
+        {"facecolor": colour, "hatch": hatch}
+        for colour, hatch in zip(PALETTE, HATCHES, strict=True)
+    ]
+    styles = dict(zip(names, cycle(looks), strict=False))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             1, len(groups), figsize=(2.6 * len(groups), 2.6), squeeze=False, sharey=common_scale
         )
         for axis, (measure, values) in zip(axes[0], groups.items(), strict=True):
-            _bar_chart(axis, measure, values, units[measure])
+            rectangles = axis.bar(list(values), list(values.values()), edgecolor="white")
+            for name, rectangle in zip(values, rectangles, strict=True):
+                rectangle.set(**styles[name])
+            _label_bars(axis, rectangles, measure, values, units[measure])
         figure.tight_layout()
     plt.close(figure)
     return figure
 
 
-def _bar_chart(axis: Axes, measure: str, values: Mapping[str, float], unit: str) -> None:
-    rectangles = axis.bar(
-        list(values),
-        list(values.values()),
-        color=PALETTE[: len(values)],
-        hatch=HATCHES[: len(values)],
-        edgecolor="white",
-    )
+def _label_bars(
+    axis: Axes, rectangles: BarContainer, measure: str, names: Collection[str], unit: str
+) -> None:
+    """Write what the bars are, and how high."""
     axis.bar_label(rectangles, fmt=_in_three_digits, fontsize=8, padding=2)
     axis.set_title(measure, fontsize=10)
     axis.set_ylabel(unit, fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
-    if len(values) > 5 or sum(map(len, values)) > 24:  # or their names would run together
+    longest = max(map(len, names))  # or neighbours' names would run together
+    if len(names) > 5 or sum(map(len, names)) > 24 or len(names) * longest > 36:
         plt.setp(axis.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axis.margins(y=0.15)
 

@@ -153,6 +153,20 @@ def seen_by_model(scene: Scene, pipeline: VisionLanguagePipeline) -> str:
     return "missed" if errors else "seen"
 
 
+def read_by_model(
+    scene: Scene, scene_before: Scene | None, pipeline: VisionLanguagePipeline
+) -> str:
+    """Return whether a model reads the word that was added to an earlier scene."""
+    word = checked(scene).word
+    if not word:
+        return "no word"
+    if scene_before is None or scene.items != scene_before.items:
+        return "other shapes"
+    text = pipeline.ask("What word is written?", [draw(scene)]).text
+    print(f"printed {word}; the model reads {text}")
+    return "read" if word in text else "missed"
+
+
 def located_by_model(scene: Scene, pipeline: VisionLanguagePipeline) -> str:
     """Return whether a model's box of each shape of a drawn scene is near the one it has."""
     items = list(checked(scene).places.values())
