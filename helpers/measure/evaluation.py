@@ -63,9 +63,7 @@ def answer(
         output = generate(
             model,
             **collate(prompts),
-            generation_config=_greedy(
-                model, max_new_tokens, output_logits=True, return_dict_in_generate=True
-            ),
+            generation_config=greedy(model, max_new_tokens),
         )
         rows = zip(places, output.sequences.tolist(), output.logits[0].float(), strict=True)
         for place, token_ids, first_logits in rows:
@@ -142,14 +140,16 @@ def generate(model: Model, **options: Any) -> Any:
     return language_model.generate(**options)
 
 
-def _greedy(model: Model, max_new_tokens: int, **options: object) -> GenerationConfig:
+def greedy(model: Model, max_new_tokens: int) -> GenerationConfig:
+    """Return how `generate` takes the most probable tokens, and returns their logits too."""
     stop = model.processor.stop_token_ids
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=stop,
         pad_token_id=stop[0],
-        **options,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.errors import CheckpointError, reason_of
@@ -96,6 +96,11 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     @abstractmethod
     def image_encoder_part(self) -> Part:
         """Return the image encoder with its projector, as it is exported."""
+
+    @staticmethod
+    def reference_config(config: PreTrainedConfig) -> PreTrainedConfig:
+        """Return the configuration with which transformers' own class does as the authors' code."""
+        return config
 
     # What all families share
 

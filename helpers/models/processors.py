@@ -201,6 +201,10 @@ class Processor(ABC):
         images = self.image_strings(image_inputs) if image_inputs else []
         return torch.tensor([encode(self.tokenizer, self.template.pieces(messages), images)])
 
+    def transformers_inputs(self, input_ids: Tensor, image_inputs: ImageInputs) -> ImageInputs:
+        """Return what transformers' own class takes for a prompt with these pictures."""
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)} | image_inputs
+
     def picture_positions(self, input_ids: Tensor) -> Tensor:
         """Return where rows of picture features go, as booleans shaped as `input_ids`."""
         return input_ids == self.image_token_id

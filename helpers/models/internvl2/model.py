@@ -187,6 +187,11 @@ class InternVL2Processor(Processor):
         output = self.image_processor(pictures, return_tensors="pt")
         return {"pixel_values": output["pixel_values"], "tiles": output["num_patches"]}
 
+    def transformers_inputs(self, input_ids: Tensor, image_inputs: ImageInputs) -> ImageInputs:
+        """Return what transformers' own class takes, which does not count tiles."""
+        inputs = super().transformers_inputs(input_ids, image_inputs)
+        return {name: value for name, value in inputs.items() if name != "tiles"}
+
     def image_strings(self, image_inputs: ImageInputs) -> list[str]:
         """Return `<img>`, one `<IMG_CONTEXT>` for every row of features, and `</img>`."""
         rows = [int(tiles) * self.tokens_per_tile for tiles in image_inputs["tiles"]]

@@ -11,6 +11,7 @@ from transformers import (
     MllamaTextConfig,
     MllamaVisionConfig,
     MllamaVisionModel,
+    PreTrainedConfig,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -32,6 +33,7 @@ from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 from helpers.upstream import transformers as upstream
 
+INDICES = "intermediate_layers_indices"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -56,6 +58,14 @@ class Mllama(VisionLanguageModel[MllamaProcessor]):
         self.projector = nn.Linear(vision.vision_output_dim, text.hidden_size)
         self.language_model = MllamaLanguageModel(text)
         self.language_model.patches = self.image_encoder.num_patches
+
+    @staticmethod
+    def reference_config(config: PreTrainedConfig) -> PreTrainedConfig:
+        """Return it with the indices of the layers whose states are handed to the text."""
+        vision: Any = config.vision_config
+        fields = {INDICES: vision.intermediate_layers_indices}
+        vision.intermediate_layers_indices = corrected_vision_fields(fields)[INDICES]
+        return config
 
     def rules(self) -> list[Rule]:
         """Return the hub's names, which are transformers' own."""
@@ -191,13 +201,13 @@ def corrected_vision_fields(fields: Config) -> Config:
     """
     if not upstream.MLLAMA_COLLECTS_OUTPUTS:
         return fields
-    indices = [index - 1 for index in fields["intermediate_layers_indices"]]
+    indices = [index - 1 for index in fields[INDICES]]
     if min(indices, default=0) < 0:
         raise CheckpointError(
             "intermediate_layers_indices in config.json asks for the input of layer 0, which this "
             "release of transformers cannot hand on; install a release that can."
         )
-    return fields | {"intermediate_layers_indices": indices}
+    return fields | {INDICES: indices}
 
 
 # The families' register

@@ -169,6 +169,13 @@ class MllamaProcessor(Processor):
             "cross_attention_mask": cross_attention_mask,
         }
 
+    def transformers_inputs(self, input_ids: Tensor, image_inputs: ImageInputs) -> ImageInputs:
+        """Return what transformers' own class takes: which tiles each token sees, too."""
+        tiles = image_inputs["aspect_ratio_mask"].sum(-1).flatten().tolist()
+        mask = self.cross_attention_mask(input_ids, tiles)
+        inputs = super().transformers_inputs(input_ids, image_inputs)
+        return inputs | {"cross_attention_mask": mask}
+
     def cross_attention_mask(self, input_ids: Tensor, tiles: Sequence[int]) -> Tensor:
         """Return which tiles each token sees, (1, length, pictures, tiles), ones and zeros.
 

@@ -120,6 +120,11 @@ class Qwen3VLProcessor(Processor):
         """The ids of `<|image_pad|>` and `<|video_pad|>`."""
         return {self.settings.image_token_id, self.settings.video_token_id}
 
+    def transformers_inputs(self, input_ids: Tensor, image_inputs: ImageInputs) -> ImageInputs:
+        """Return what transformers' own class takes: 1 for each token of a picture, too."""
+        inputs = super().transformers_inputs(input_ids, image_inputs)
+        return inputs | {"mm_token_type_ids": (input_ids == self.image_token_id).int()}
+
     def image_strings(self, image_inputs: ImageInputs) -> list[str]:
         """Return a picture's marks with a token for every row; a video has its times between."""
         begin, pad, end = PICTURE_MARKS

@@ -1,0 +1,193 @@
+"""What models answer to the questions of a file: scores, and how far two models agree.
+
+What this module does not know: where questions come from, and how a page shows them.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from helpers.errors import PictureError
+from helpers.inputs.questions import PictureQuestion, Question
+from helpers.measure.data_sets import Questions, Sample
+from helpers.measure.evaluation import (
+    Answers,
+    Model,
+    Share,
+    answer,
+    divergences,
+    interval_of_mean,
+)
+from helpers.measure.metrics import METRICS, similarity
+
+BATCH = 4  # questions that are answered together: more take little less time and more memory
+CHUNK = 24  # questions whose pictures are in memory at once
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A question with the `texts` of each model.
+
+    `divergence` is how far the last model's first token is from the first one's, in nats;
+    `likeness` how alike their texts are, 0 to 1: 1 - edit distance / length of the longer.
+    """
+
+    sample: Sample
+    texts: tuple[str, ...]
+    divergence: float
+    likeness: float
+
+
+def outcomes_of(
+    models: Sequence[Model],
+    questions: Questions,
+    *,
+    max_new_tokens: int = 64,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[list[Outcome], list[str]]:
+    """Return what one model or two answer greedily, and sentences on what could not be asked.
+
+    `report` is told how far it is. Pictures are opened a few at a time.
+    """
+    outcomes: list[Outcome] = []
+    left_out = list(questions.left_out)
+    samples, started = questions.samples, time.monotonic()
+    for start in range(0, len(samples), CHUNK):
+        chunk = samples[start : start + CHUNK]
+        pairs: list[tuple[Sample, PictureQuestion]] = []
+        for sample in chunk:
+            try:
+                pairs.append((sample, _pair(sample, questions.instruction)))
+            except PictureError as error:
+                left_out.append(f"{sample.name}: {error}")
+        answers = [
+            answer(model, [pair for _, pair in pairs], max_new_tokens=max_new_tokens, batch=BATCH)
+            for model in models
+            if pairs
+        ]
+        outcomes += _joined([sample for sample, _ in pairs], answers)
+        done = start + len(chunk)
+        left = (time.monotonic() - started) / done * (len(samples) - done)
+        report(f"{done} of {len(samples)} questions answered, about {_words(left)} left")
+    return outcomes, left_out
+
+
+def _pair(sample: Sample, instruction: str) -> PictureQuestion:
+    text = f"{sample.text}\n{instruction}" if instruction else sample.text
+    return sample.open(), Question(sample.kind, text, sample.right[0] if sample.right else "")
+
+
+def _joined(samples: Sequence[Sample], answers: Sequence[Answers]) -> list[Outcome]:
+    if not samples:
+        return []
+    first, last = answers[0], answers[-1]
+    moved = divergences(first, last).tolist()
+    likenesses = map(similarity, first.texts, last.texts)
+    texts = zip(*(model_answers.texts for model_answers in answers), strict=True)
+    return [Outcome(*row) for row in zip(samples, texts, moved, likenesses, strict=True)]
+
+
+def _words(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+# Scores
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean of values of so many questions, and where it lies with a probability of 95 %."""
+
+    value: float
+    low: float
+    high: float
+    questions: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Score":
+        """Return the mean of values from 0 to 1: a share's interval, or a resampled mean's."""
+        mean = sum(values) / len(values)
+        if set(values) <= {0.0, 1.0}:
+            low, high = Share(round(sum(values)), len(values)).interval
+        else:
+            low, high = interval_of_mean(torch.tensor(values, dtype=torch.float64))
+        return cls(mean, low, high, len(values))
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({100 * self.low:.0f} to {100 * self.high:.0f})"
+
+
+def scores(
+    outcomes: Sequence[Outcome], metrics: Sequence[str], place: int = 0
+) -> dict[str, dict[str, Score]]:
+    """Return the score of each metric of the model at `place`: of `all`, then of each kind.
+
+    Questions without a right answer do not count; {} where there are no others.
+    """
+    counted = [outcome for outcome in outcomes if outcome.sample.right]
+    kinds = {kind for outcome in counted if (kind := outcome.sample.kind)}
+    groups = {"all": counted}
+    for kind in sorted(kinds):
+        groups[kind] = [outcome for outcome in counted if outcome.sample.kind == kind]
+    return {
+        kind: {name: Score.of([_value(name, row, place) for row in rows]) for name in metrics}
+        for kind, rows in groups.items()
+        if rows
+    }
+
+
+def _value(name: str, outcome: Outcome, place: int) -> float:
+    metric = outcome.sample.metric or METRICS[name]
+    return metric(outcome.texts[place], outcome.sample.right)
+
+
+def score_rows(
+    names: Sequence[str], outcomes: Sequence[Outcome], metrics: Sequence[str]
+) -> list[dict[str, str]]:
+    """Return a row for each kind and metric, with a column for each of the models' `names`."""
+    tables = [scores(outcomes, metrics, place) for place in range(len(names))]
+    return [
+        {"kind": kind, "metric": metric, "questions": str(score.questions)}
+        | {name: str(table[kind][metric]) for name, table in zip(names, tables, strict=True)}
+        for kind, row in tables[0].items()
+        for metric, score in row.items()
+    ]
+
+
+# Agreement
+
+
+def agreement(outcomes: Sequence[Outcome]) -> dict[str, Score]:
+    """Return how far two models agree, with or without right answers.
+
+    `equal answers` and `similarity of texts` are shares, `KL of the first token` is in nats: the
+    Kullback-Leibler divergence of the last model's distribution from the first one's.
+    """
+    moved = torch.tensor([outcome.divergence for outcome in outcomes], dtype=torch.float64)
+    return {
+        "equal answers": Score.of([float(len(set(outcome.texts)) == 1) for outcome in outcomes]),
+        "similarity of texts": Score.of([outcome.likeness for outcome in outcomes]),
+        KL: Score(moved.mean().item(), *interval_of_mean(moved), len(outcomes)),
+    }
+
+
+KL = "KL of the first token"
+
+
+def agreement_rows(shares: Mapping[str, Score]) -> list[dict[str, str]]:
+    """Return a row for each measure of `agreement`; a divergence in thousandths of a nat."""
+    rows = []
+    for name, score in shares.items():
+        words = str(score)
+        if name == KL:
+            name = f"1000 {KL}"
+            words = f"{1e3 * score.value:.2f} ({1e3 * score.low:.2f} to {1e3 * score.high:.2f})"
+        rows.append({"agreement": name, "questions": str(score.questions), "value": words})
+    return rows
+
+
+def most_different(outcomes: Sequence[Outcome], number: int = 10) -> list[Outcome]:
+    """Return the outcomes whose texts are least alike; of equally alike ones the most moved."""
+    return sorted(outcomes, key=lambda row: (row.likeness, -row.divergence))[:number]

@@ -1,0 +1,56 @@
+"""Transformers' own class for a checkpoint: what ours is measured against, where there is one.
+
+What this module does not know: any family. What such a class takes, a processor says
+(`transformers_inputs`); what its configuration needs, a model (`reference_config`).
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from helpers.models.exported import Features, ImageInputs
+from helpers.models.families import family_of
+from helpers.sources.checkpoints import read_config
+
+
+def reference_class(folder: Path) -> str:
+    """Return the name of transformers' own class for a checkpoint; "" where it has none."""
+    model_type = read_config(folder).get("model_type")
+    return str(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(str(model_type), ""))
+
+
+def load_reference(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Return transformers' own model of a checkpoint that has a `reference_class`.
+
+    `dtype` None is the files' own. No code of the checkpoint is run.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        config=family_of(folder).model.reference_config(config),
+        dtype=dtype or "auto",
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    return cast(PreTrainedModel, model.eval())
+
+
+def reference_features(model: PreTrainedModel, image_inputs: ImageInputs) -> Tensor | None:
+    """Return the rows (tokens, hidden) of pictures; None where the class has no call for them."""
+    if not hasattr(model, "get_image_features"):
+        return None
+    call: Any = model.get_image_features
+    return feature_rows(call(**image_inputs).pooler_output)
+
+
+def feature_rows(features: Features) -> Tensor | None:
+    """Return features of tiles, slices or pictures one below another, (tokens, hidden).
+
+    None where they are something else, such as keys and values.
+    """
+    rows = [piece for piece in features if isinstance(piece, Tensor)]
+    return torch.cat([piece.flatten(0, -2) for piece in rows]).float() if rows else None
