@@ -28,7 +28,9 @@ EXAMPLES = {
     '--question "What do you see?"\n'
     "echo Describe the picture. | vlm ask models/internvl2 --image notebooks/images/example.png",
     "chat": "vlm chat models/internvl2 --image notebooks/images/example.png",
-    "evaluate": "vlm evaluate models/internvl2 --questions 100 --seed 1",
+    "evaluate": "vlm evaluate models/internvl2 --questions 100 --seed 1\n"
+    "vlm evaluate models/internvl2 --data questions.jsonl --against internvl2 --page page.html",
+    "prove": "vlm prove OpenGVLab/InternVL2-1B --output proof.html",
     "benchmark": "vlm benchmark internvl2-1b --full-size --against pytorch",
     "demo": "vlm demo models/internvl2",
     "serve": "vlm serve models/internvl2 --port 8000",
@@ -45,13 +47,14 @@ vlm ask models/internvl2 --image notebooks/images/example.png --question "What d
 vlm demo models/internvl2
 
 Exit codes: 0, done; 1, an error that is told in a sentence; 2, a wrong command line; 3, some
-rows of a batch failed; 130, Ctrl-C.
+rows, or a proof, failed; 130, Ctrl-C.
 """
 SUMMARIES = {
     "convert": "convert a checkpoint to OpenVINO",
     "ask": "ask about a picture",
     "chat": "ask one question after another",
-    "evaluate": "count right answers about drawn shapes, which bundled models know",
+    "evaluate": "count right answers about drawn shapes, or to questions of a file",
+    "prove": "compare a checkpoint with transformers' own class and on OpenVINO, on a page",
     "benchmark": "measure what a model costs on this computer",
     "demo": "serve the chat page on this computer",
     "serve": "answer other programs in OpenAI's protocols",

@@ -85,9 +85,58 @@ def add_ask(parser: argparse.ArgumentParser) -> None:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
     add_pipeline(parser)
-    parser.add_argument("--questions", type=int, default=500, help="how many (default: 500)")
+    parser.add_argument(
+        "--questions",
+        type=int,
+        help="how many (default: 500; of a file: all, else drawn by --seed)",
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="another draws other questions (default: 0)"
+    )
+    from helpers.measure.data_sets import NAMES
+    from helpers.measure.metrics import METRICS
+
+    parser.add_argument(
+        "--data",
+        type=path_of,
+        help=f"questions of your own, lines of JSON with image, question and answers; or {NAMES}",
+    )
+    parser.add_argument(
+        "--pictures", type=path_of, help="where a public set's pictures are (default: beside it)"
+    )
+    parser.add_argument(
+        "--against",
+        help="what to agree with: another converted folder, or the checkpoint in PyTorch",
+    )
+    parser.add_argument("--page", type=path_of, help="an HTML page of the ten most different")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        choices=METRICS,
+        help="what is counted; may be repeated (default: exact, relaxed and ANLS, or the set's)",
+    )
+    parser.add_argument(
+        "--instruction", help="stands behind each question (default: none, or what is usual)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="default: 64")
+
+
+def add_prove(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `prove`."""
+    parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
+    parser.add_argument(
+        "--precision", default="fp16,int4", help="one or several (default: fp16,int4)"
+    )
+    parser.add_argument(
+        "--output", type=path_of, required=True, help="the HTML page to write, which can be sent"
+    )
+    parser.add_argument(
+        "--questions", type=int, default=20, help="how many of the 20 are asked (default: all)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=24, help="default: 24")
+    parser.add_argument(
+        "--folder", type=path_of, help="keep converted models there (default: they are removed)"
     )
 
 

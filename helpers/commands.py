@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import command_options
+from helpers import command_options, measuring_commands
 from helpers.command_output import Result, check_output, report, show, writing
-from helpers.errors import SettingsError, UserError
+from helpers.errors import UserError
 from helpers.graphs.presets import find_preset, name_of
 from helpers.resources import path_of
 
@@ -46,12 +46,17 @@ def convert(options: argparse.Namespace) -> int:
     return show(Result(data, rows=bit_width_rows(widths)), options)
 
 
-def open_pipeline(options: argparse.Namespace) -> "VisionLanguagePipeline":
+def open_pipeline(
+    options: argparse.Namespace, *, accuracy: bool = False
+) -> "VisionLanguagePipeline":
     """Return the pipeline of the folder and the device that were named, with its notice told."""
     from helpers.run.pipeline import VisionLanguagePipeline
 
     pipeline = VisionLanguagePipeline(
-        options.folder, options.device, picture_tokens=options.picture_tokens
+        options.folder,
+        options.device,
+        picture_tokens=options.picture_tokens,
+        accuracy=accuracy,
     )
     if pipeline.notice:
         report(f"note: {pipeline.notice}")
@@ -160,27 +165,6 @@ def _lines(prompt: str) -> Iterator[str]:
                 yield line
 
 
-def evaluate(options: argparse.Namespace) -> int:
-    """Print the share of right answers by kind."""
-    from helpers.measure import evaluation
-    from helpers.shapes.questions import draw_questions
-
-    if options.questions < 1:
-        raise SettingsError("Ask at least one question.")
-    pipeline = open_pipeline(options)
-    pairs = draw_questions(options.questions, seed=options.seed)
-    answers = evaluation.answer(
-        pipeline, pairs, report=lambda done: report(f"{done} of {len(pairs)} questions answered")
-    )
-    shares = evaluation.accuracy(answers, pairs)
-    values = {kind: share.value for kind, share in shares.items()}
-    data = {"questions": len(pairs), "seed": options.seed, "accuracy": values}
-    rows = [
-        {"kind": kind, "right": share.count, "share": str(share)} for kind, share in shares.items()
-    ]
-    return show(Result(data, rows=rows), options)
-
-
 def benchmark(options: argparse.Namespace) -> int:
     """Print the time, memory and disk that a model takes."""
     from helpers.measure.benchmark import benchmark as measure
@@ -248,9 +232,6 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
-SOME_FAILED = 3  # the exit code of a job with errors in its rows
-
-
 def batch(options: argparse.Namespace) -> int:
     """Answer many rows; what is in the output file is done already."""
     from helpers.run.grammar import read_schema
@@ -272,7 +253,7 @@ def batch(options: argparse.Namespace) -> int:
     data = {"rows": progress.total, "new": progress.new, "failed": progress.failed}
     line = f"{progress.total} rows in {options.output}, {progress.failed} with an error"
     show(Result(data, [line]), options)
-    return SOME_FAILED if progress.failed else 0
+    return measuring_commands.SOME_FAILED if progress.failed else 0
 
 
 def info(options: argparse.Namespace) -> int:
@@ -326,7 +307,8 @@ COMMANDS: dict[str, tuple[Add, Run]] = {
     "convert": (command_options.add_convert, convert),
     "ask": (command_options.add_ask, ask),
     "chat": (command_options.add_answer, chat),
-    "evaluate": (command_options.add_evaluate, evaluate),
+    "evaluate": (command_options.add_evaluate, measuring_commands.evaluate),
+    "prove": (command_options.add_prove, measuring_commands.prove),
     "benchmark": (command_options.add_benchmark, benchmark),
     "demo": (command_options.add_demo, demo),
     "serve": (command_options.add_serve, serve),

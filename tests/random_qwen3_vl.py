@@ -55,13 +55,12 @@ class Dimensions:
         )
 
 
-def config_of(dimensions: Dimensions, vocabulary: int) -> Qwen3VLConfig:
+def config_of(dimensions: Dimensions, vocabulary: int, hidden: int = 64) -> Qwen3VLConfig:
     """Return transformers' config; the table of tokens has a few rows more than tokens."""
-    hidden = 64
     text = {
         "vocab_size": vocabulary + 5,
         "hidden_size": hidden,
-        "intermediate_size": 96,
+        "intermediate_size": hidden * 3 // 2,
         "num_hidden_layers": dimensions.layers,
         "num_attention_heads": dimensions.heads,
         "num_key_value_heads": dimensions.groups,
@@ -91,11 +90,14 @@ def config_of(dimensions: Dimensions, vocabulary: int) -> Qwen3VLConfig:
     )
 
 
-def write_random(folder: Path, seed: int) -> Any:
+def write_random(
+    folder: Path, seed: int, dimensions: Dimensions | None = None, hidden: int = 64
+) -> Any:
     """Write a random checkpoint into `folder` and return transformers' model of it."""
+    dimensions = dimensions or Dimensions.drawn(seed)
     vocabulary = tokenizers.TRAINERS["qwen2"](tokenizers.corpus(300), folder, TOKENIZER.marks)
     with seeded(seed):
-        model = Qwen3VLForConditionalGeneration(config_of(Dimensions.drawn(seed), vocabulary))
+        model = Qwen3VLForConditionalGeneration(config_of(dimensions, vocabulary, hidden))
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.15)

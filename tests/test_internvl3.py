@@ -23,6 +23,12 @@ from helpers.inputs.messages import user_message
 from helpers.inputs.video import Video
 from helpers.models import load_model, load_processor
 from helpers.models.internvl2.chats import CHATS, SYSTEM_2_5
+from helpers.models.reference import (
+    feature_rows,
+    load_reference,
+    reference_class,
+    reference_features,
+)
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.sources.checkpoints import BUNDLED, read_json, write_json
 from tests.golden_checks import relative_error
@@ -209,6 +215,24 @@ def test_logits_equal_transformers(pair, number):
     expected = reference(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
     assert relative_error(logits, expected) <= TOLERANCE
     assert logits.std() > 0.1
+
+
+@torch.inference_mode()
+def test_transformers_own_class_of_a_folder(pair):
+    """It reads its own layout alone, and takes our inputs."""
+    is_its_own = read_json(pair.folder / "config.json")["model_type"] == "internvl"
+    assert reference_class(pair.folder) == is_its_own * "InternVLForConditionalGeneration"
+    if not is_its_own:
+        return
+    reference = load_reference(pair.folder, torch.float32)
+    model = load_model(pair.folder, torch.float32)
+    ids, inputs = prompt(model, 1)
+    features = model.encode_images(**inputs)
+    logits = model(**model.prepare(ids, features)).logits
+    expected = reference(**model.processor.transformers_inputs(ids, inputs)).logits
+    assert relative_error(logits, expected) <= TOLERANCE
+    rows = reference_features(reference, {"pixel_values": inputs["pixel_values"]})
+    assert relative_error(feature_rows(features), rows) <= TOLERANCE
 
 
 @pytest.fixture(scope="module")

@@ -143,15 +143,13 @@ def _value(name: str, outcome: Outcome, place: int) -> float:
     return metric(outcome.texts[place], outcome.sample.right)
 
 
-def score_rows(
-    names: Sequence[str], outcomes: Sequence[Outcome], metrics: Sequence[str]
-) -> list[dict[str, str]]:
-    """Return a row for each kind and metric, with a column for each of the models' `names`."""
-    tables = [scores(outcomes, metrics, place) for place in range(len(names))]
+def score_rows(tables: Mapping[str, Mapping[str, Mapping[str, Score]]]) -> list[dict[str, str]]:
+    """Return a row for each kind and metric of `scores`, with a column for each model by name."""
+    first = next(iter(tables.values()))
     return [
         {"kind": kind, "metric": metric, "questions": str(score.questions)}
-        | {name: str(table[kind][metric]) for name, table in zip(names, tables, strict=True)}
-        for kind, row in tables[0].items()
+        | {name: str(table[kind][metric]) for name, table in tables.items()}
+        for kind, row in first.items()
         for metric, score in row.items()
     ]
 

@@ -28,7 +28,14 @@ ROOMS = (
     "upstream",
 )
 # Modules that stand in no room: the command line above all rooms, what is below all of them.
-ABOVE = ("__init__", "__main__", "commands", "command_options", "command_output")
+ABOVE = (
+    "__init__",
+    "__main__",
+    "commands",
+    "measuring_commands",
+    "command_options",
+    "command_output",
+)
 BELOW = ("resources", "errors")
 
 
