@@ -40,6 +40,7 @@ def qwen3_vl(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_hub(qwen3_vl, tmp_path, fork_without_hub):
     """Ours and transformers' own class, FP16 and INT4, and a page of all answers."""
     with Hub({HUB_ID: qwen3_vl}).served() as endpoint:
