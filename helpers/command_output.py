@@ -14,6 +14,8 @@ from typing import Any
 
 from helpers.errors import OutputError
 
+SOME_FAILED = 3  # the exit code where rows have errors, or a proof failed
+
 
 @dataclass(frozen=True)
 class Result:

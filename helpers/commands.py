@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import command_options, measuring_commands
-from helpers.command_output import Result, check_output, report, show, writing
+from helpers.command_output import SOME_FAILED, Result, check_output, report, show, writing
 from helpers.errors import UserError
 from helpers.graphs.presets import find_preset, name_of
 from helpers.resources import path_of
@@ -253,7 +253,7 @@ def batch(options: argparse.Namespace) -> int:
     data = {"rows": progress.total, "new": progress.new, "failed": progress.failed}
     line = f"{progress.total} rows in {options.output}, {progress.failed} with an error"
     show(Result(data, [line]), options)
-    return measuring_commands.SOME_FAILED if progress.failed else 0
+    return SOME_FAILED if progress.failed else 0
 
 
 def info(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.command_output import Result, check_output, report, show, writing
+from helpers.command_output import SOME_FAILED, Result, check_output, report, show, writing
 from helpers.errors import SettingsError
 from helpers.resources import path_of
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from helpers.measure.data_sets import Questions, Sample
     from helpers.measure.evaluation import Model
     from helpers.serve.rows import Row
-
-SOME_FAILED = 3  # the exit code where rows could not be asked, or a proof failed
 
 
 def evaluate(options: argparse.Namespace) -> int:
