@@ -1,6 +1,8 @@
 """Settings of all tests: no calls home, a fixed environment for kernels, options."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -18,6 +20,7 @@ os.environ |= {
     "PYTHONUTF8": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no warning about frozen modules on stderr
     "COLUMNS": "100",
+    "VLM_CACHE": str(Path(tempfile.gettempdir()) / "nothing-was-tuned"),
 }
 
 

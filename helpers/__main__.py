@@ -32,6 +32,7 @@ EXAMPLES = {
     "vlm evaluate models/internvl2 --data questions.jsonl --against internvl2 --page page.html",
     "prove": "vlm prove OpenGVLab/InternVL2-1B --output proof.html",
     "benchmark": "vlm benchmark internvl2-1b --full-size --against pytorch",
+    "tune": "vlm tune models/1b",
     "demo": "vlm demo models/internvl2",
     "serve": "vlm serve models/internvl2 --port 8000",
     "batch": "vlm batch models/internvl2 --input pictures --output answers.jsonl "
@@ -56,6 +57,7 @@ SUMMARIES = {
     "evaluate": "count right answers about drawn shapes, or to questions of a file",
     "prove": "compare a checkpoint with transformers' own class and on OpenVINO, on a page",
     "benchmark": "measure what a model costs on this computer",
+    "tune": "find the settings of a folder that are fastest on this computer",
     "demo": "serve the chat page on this computer",
     "serve": "answer other programs in OpenAI's protocols",
     "batch": "ask about many pictures; goes on where it was interrupted",

@@ -23,6 +23,14 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="the most tokens of one picture: fewer are quicker, more show smaller things",
     )
+    add_untuned(parser)
+
+
+def add_untuned(parser: argparse.ArgumentParser) -> None:
+    """Add the option that leaves out what `tune` chose."""
+    parser.add_argument(
+        "--untuned", action="store_true", help="with OpenVINO's defaults, whatever `tune` chose"
+    )
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +174,16 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=path_of, help="write the figures into this file too")
 
 
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `tune`."""
+    add_folder(parser)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="how long it may take (default: a minute for each GB of weights, from one to five)",
+    )
+
+
 def add_demo(parser: argparse.ArgumentParser) -> None:
     """Add the options of `demo`."""
     add_pipeline(parser)
@@ -187,6 +205,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture-tokens", type=int, help="the most tokens of one picture, unless a client says"
     )
+    add_untuned(parser)
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument(
         "--queue",

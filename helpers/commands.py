@@ -6,15 +6,14 @@ What is slow to import is imported where it is used.
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import command_options, measuring_commands
-from helpers.command_output import SOME_FAILED, Result, check_output, report, show, writing
+from helpers import accuracy_commands, command_options, speed_commands
+from helpers.command_output import SOME_FAILED, Result, report, show
 from helpers.errors import UserError
 from helpers.graphs.presets import find_preset, name_of
 from helpers.resources import path_of
@@ -57,10 +56,23 @@ def open_pipeline(
         options.device,
         picture_tokens=options.picture_tokens,
         accuracy=accuracy,
+        tuned=not options.untuned,
     )
     if pipeline.notice:
         report(f"note: {pipeline.notice}")
+    advise(options, options.folder)
     return pipeline
+
+
+def advise(options: argparse.Namespace, *folders: Path) -> None:
+    """Say which folders are worth tuning, unless that is not wanted or not for this device."""
+    from helpers.run.tuning import advice
+
+    if options.untuned or options.device.upper() != "CPU":
+        return
+    for folder in folders:
+        if text := advice(folder):
+            report(f"note: {text}")
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
@@ -165,29 +177,6 @@ def _lines(prompt: str) -> Iterator[str]:
                 yield line
 
 
-def benchmark(options: argparse.Namespace) -> int:
-    """Print the time, memory and disk that a model takes."""
-    from helpers.measure.benchmark import benchmark as measure
-    from helpers.measure.benchmark import figure_rows
-
-    if options.output:
-        check_output(options.output)
-    with contextlib.ExitStack() as stack:
-        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        figures = measure(
-            options.model,
-            folder,
-            full_size=options.full_size,
-            precisions=options.precision.split(","),
-            against=("bfloat16", "float32") if options.against else (),
-            report=report,
-        )
-    data = dataclasses.asdict(figures)
-    show(Result(data, rows=figure_rows(figures)), options)
-    if options.output:
-        with writing(options.output):
-            options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -224,7 +213,9 @@ def serve(options: argparse.Namespace) -> int:
         options.queue,
         options.device,
         options.picture_tokens,
+        tuned=not options.untuned,
     )
+    advise(options, *folders.values())
     data = {"address": settings.address, "models": list(folders)}
     show(Result(data, [f"{settings.address} (Ctrl-C ends it)"]), options)
     sys.stdout.flush()
@@ -241,12 +232,17 @@ def batch(options: argparse.Namespace) -> int:
     answer: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
     if options.schema:
         answer["schema"] = read_schema(options.schema)
+    advise(options, options.folder)
     progress = run_job(
         options.folder,
         read_rows(options.input, options.question),
         options.output,
         answer,
-        settings={"device": options.device, "picture_tokens": options.picture_tokens},
+        settings={
+            "device": options.device,
+            "picture_tokens": options.picture_tokens,
+            "tuned": not options.untuned,
+        },
         retry_errors=options.retry_errors,
         report=report,
     )
@@ -260,6 +256,7 @@ def info(options: argparse.Namespace) -> int:
     """Print what a converted folder was made of, and its sizes."""
     from helpers.convert import folders
     from helpers.models import load_processor
+    from helpers.run.tuning import read_tuning
 
     manifest = folders.read_manifest(options.folder)
     sizes = folders.folder_bytes(options.folder)
@@ -280,7 +277,11 @@ def info(options: argparse.Namespace) -> int:
     ]
     runtime = load_processor(options.folder).runtime
     lines.append(f"OpenVINO GenAI and Model Server: {runtime.why or 'load this folder'}")
+    tuning = read_tuning(options.folder)
+    untuned = f"the defaults, never tuned here (`vlm tune {options.folder}`)"
+    lines.append(f"settings on this computer: {tuning or untuned}")
     data = manifest | {"bytes": sizes, "loaded by GenAI": runtime.loads}
+    data["tuning"] = tuning and dataclasses.asdict(tuning)
     return show(Result(data, lines, rows), options)
 
 
@@ -307,9 +308,10 @@ COMMANDS: dict[str, tuple[Add, Run]] = {
     "convert": (command_options.add_convert, convert),
     "ask": (command_options.add_ask, ask),
     "chat": (command_options.add_answer, chat),
-    "evaluate": (command_options.add_evaluate, measuring_commands.evaluate),
-    "prove": (command_options.add_prove, measuring_commands.prove),
-    "benchmark": (command_options.add_benchmark, benchmark),
+    "evaluate": (command_options.add_evaluate, accuracy_commands.evaluate),
+    "prove": (command_options.add_prove, accuracy_commands.prove),
+    "benchmark": (command_options.add_benchmark, speed_commands.benchmark),
+    "tune": (command_options.add_tune, speed_commands.tune),
     "demo": (command_options.add_demo, demo),
     "serve": (command_options.add_serve, serve),
     "batch": (command_options.add_batch, batch),

@@ -236,10 +236,18 @@ class Agreement:
 def divergences(reference: Answers, other: Answers) -> Tensor:
     """Return how far the first token's distribution has moved, in nats, by question (questions,).
 
-    The Kullback-Leibler divergence, sum p log(p / q), of `other`'s q from the reference's p.
+    The Kullback-Leibler divergence of `other`'s from the reference's.
     """
-    log_p = reference.first_logits.double().log_softmax(-1)
-    log_q = other.first_logits.double().log_softmax(-1)
+    return divergences_of_logits(reference.first_logits, other.first_logits)
+
+
+def divergences_of_logits(reference: Tensor, other: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence in nats of each row of logits (rows, vocabulary).
+
+    That is sum p log(p / q), of `other`'s distribution q from the reference's p.
+    """
+    log_p = reference.double().log_softmax(-1)
+    log_q = other.double().log_softmax(-1)
     # Not below 0 but for rounding
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from statistics import median, quantiles
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -39,14 +39,21 @@ def measure(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) 
     """Measure one question once; the next token's is the median of `tokens`."""
     inputs = model.image_inputs([picture])
     ids = model.processor.input_ids([user_message(text, 1)], inputs)
-    encoder, features = _timed(lambda: model.encode_images(**inputs))
+    encoder, features = timed(lambda: model.encode_images(**inputs))
+    return Speed(encoder, *answer_times(model, model.prepare(ids, features), tokens=tokens))
+
+
+@torch.inference_mode()
+def answer_times(
+    model: Model, prepared: Mapping[str, Any], *, tokens: int = 32
+) -> tuple[float, float]:
+    """Return the seconds to the first token after a prompt, and the median of those to the next."""
     # Every run makes the same number of tokens, whatever the model wants to say. (With
     # min_new_tokens, transformers would look through the whole vocabulary for each of them.)
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    prepared = model.prepare(ids, features)
     clock = _Clock()
     generate(model, **prepared, generation_config=config, streamer=clock)
-    return Speed(encoder, *clock.first_and_next)
+    return clock.first_and_next
 
 
 def compare(
@@ -120,7 +127,8 @@ class _Clock(BaseStreamer):
         return waits[0], median(waits[1:])
 
 
-def _timed(function: Callable[[], T]) -> tuple[float, T]:
+def timed(function: Callable[[], T]) -> tuple[float, T]:
+    """Return the seconds that a function takes, and what it returns."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result

@@ -5,10 +5,11 @@ Answers of several conversations are computed by one thread, one after another o
 What this module does not know: video, audio, and calling tools.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import openvino as ov
 from PIL import Image
@@ -31,6 +32,7 @@ from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import PrefillAgainLanguageModel
 from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Reply
+from helpers.run.tuning import Properties, read_tuning
 from helpers.run.worker import Worker
 from helpers.sources.checkpoints import CARD, read_json
 
@@ -49,8 +51,10 @@ class VisionLanguagePipeline:
 
     Of one picture, at most `picture_tokens` tokens reach the language model, in tiles, slices or
     pixels, as the family has them; None: as many as is usual, which the family says.
-    `properties` are further ones of OpenVINO's `compile_model`, such as INFERENCE_NUM_THREADS. So
-    many `answers_at_once` are computed together, where several people ask.
+    On the CPU, each part has the properties that `vlm tune` chose for it on this computer, unless
+    it is not to be `tuned`; `tuning` holds them. `properties` are further ones of OpenVINO's
+    `compile_model` for all parts, such as INFERENCE_NUM_THREADS. So many `answers_at_once` are
+    computed together, where several people ask.
 
     Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
     that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has.
@@ -63,6 +67,7 @@ class VisionLanguagePipeline:
         *,
         accuracy: bool = False,
         picture_tokens: int | None = None,
+        tuned: bool = True,
         properties: Mapping[str, Any] | None = None,
         answers_at_once: int = 1,
     ) -> None:
@@ -75,32 +80,44 @@ class VisionLanguagePipeline:
         self._check_tokenizer()
         card = folder / CARD
         self.notice = str(read_json(card).get("notice", "")) if card.exists() else ""
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if accuracy:
-            options["EXECUTION_MODE_HINT"] = "ACCURACY"
-        options |= properties or {}
-        exported = self.processor.exported
-        constant_inputs = {LANGUAGE_MODEL: exported.kept_inputs}
-        self.parts = {
-            name: self._compile(folder / file, options, constant_inputs.get(name, []))
-            for name, file in exported.files.items()
-        }
-        language = (self.parts[TEXT_EMBEDDINGS], self.parts[LANGUAGE_MODEL])
-        if exported.prefill_again_beyond is None:
+        is_tuned = tuned and not accuracy and self.device == "CPU"
+        self.tuning = read_tuning(folder) if is_tuned else None
+        of_parts = self.tuning.properties if self.tuning else {}
+        mode = {"EXECUTION_MODE_HINT": "ACCURACY"} if accuracy else {}
+        self.answers_at_once = answers_at_once
+        self._use(
+            {
+                name: self._compile(name, mode | of_parts.get(name, {}) | dict(properties or {}))
+                for name in self.processor.exported.files
+            }
+        )
+
+    def _use(self, parts: dict[str, ov.CompiledModel]) -> None:
+        """Answer with these parts from now on."""
+        self.parts = parts
+        language = (parts[TEXT_EMBEDDINGS], parts[LANGUAGE_MODEL])
+        limit = self.processor.exported.prefill_again_beyond
+        if limit is None:
             self.language_model = StatefulLanguageModel(*language, generation=GenerationConfig())
         else:
             self.language_model = PrefillAgainLanguageModel(
-                *language, generation=GenerationConfig(), limit=exported.prefill_again_beyond
+                *language, generation=GenerationConfig(), limit=limit
             )
         self.requests = {
             name: part.create_infer_request()
-            for name, part in self.parts.items()
+            for name, part in parts.items()
             if name not in (TEXT_EMBEDDINGS, LANGUAGE_MODEL)
         }
         self.pictures = RememberedPictures()
         self.batch = Batch(self.language_model)
-        self.worker = Worker(self.batch.compute, at_once=answers_at_once)
+        self.worker = Worker(self.batch.compute, at_once=self.answers_at_once)
         self.worker.close_with(self)
+
+    def with_part(self, name: str, properties: Properties) -> Self:
+        """Return a pipeline that shares all parts but this one, which has these properties only."""
+        other = copy.copy(self)
+        other._use({**self.parts, name: self._compile(name, properties)})
+        return other
 
     def _check_tokenizer(self) -> None:
         """Raise an `OutputError` where the tokenizer's files are damaged."""
@@ -114,9 +131,10 @@ class VisionLanguagePipeline:
                 "the checkpoint again."
             ) from None
 
-    def _compile(
-        self, path: Path, options: dict[str, Any], constant_inputs: Sequence[str]
-    ) -> ov.CompiledModel:
+    def _compile(self, name: str, properties: Properties) -> ov.CompiledModel:
+        """Return the part called `name` compiled with these properties for answers one by one."""
+        exported = self.processor.exported
+        path = self.folder / exported.files[name]
         try:
             model = core().read_model(path)
             names = {name for port in (*model.inputs, *model.outputs) for name in port.names}
@@ -124,7 +142,9 @@ class VisionLanguagePipeline:
             names = set()
         if not names or not ALWAYS.get(path.name, set()) <= names:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.")
-        keep_inputs(model, constant_inputs)
+        if name == LANGUAGE_MODEL:
+            keep_inputs(model, exported.kept_inputs)
+        options = {"PERFORMANCE_HINT": "LATENCY"} | properties
         try:
             return compile_model(model, self.device, **options)
         except RuntimeError as error:

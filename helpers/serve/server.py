@@ -188,6 +188,7 @@ class Settings:
     longest_queue: int
     device: str = "CPU"
     picture_tokens: int | None = None
+    tuned: bool = True
 
     def __post_init__(self) -> None:
         if self.longest_queue < 1:
@@ -243,6 +244,7 @@ def serve(
                     folder,
                     settings.device,
                     picture_tokens=settings.picture_tokens,
+                    tuned=settings.tuned,
                     answers_at_once=ANSWERS_AT_ONCE,
                 )
                 models.services[name] = Service(pipeline, longest_queue=settings.longest_queue)

@@ -32,7 +32,8 @@ ABOVE = (
     "__init__",
     "__main__",
     "commands",
-    "measuring_commands",
+    "accuracy_commands",
+    "speed_commands",
     "command_options",
     "command_output",
 )

@@ -1,0 +1,57 @@
+"""Which of two ways is faster, on a computer that other programs use too.
+
+What this module does not know: what is measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+ROUNDS = 5
+GIVE_UP = 1.2  # so many times slower in each of two rounds, and the others are not measured
+MARGIN = 0.95  # of the champion's time is what a challenger has to come down to
+NOISE = 0.2  # of the ratio: where its middle half is wider than this, nothing can be said
+
+
+@dataclass(frozen=True)
+class Duel:
+    """The seconds of a champion and of its challenger, round by round, each round in turn."""
+
+    champion: list[float]
+    challenger: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """The challenger's time by the champion's, round by round: what drifts meets both."""
+        return [new / old for old, new in zip(self.champion, self.challenger, strict=True)]
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the challenger is so much slower that further rounds would change nothing."""
+        return len(self.ratios) > 1 and min(self.ratios) > GIVE_UP
+
+    @property
+    def noise(self) -> float:
+        """How wide the middle half of the ratios is, by their median."""
+        low, middle, high = quantiles(self.ratios, n=4, method="inclusive")
+        return (high - low) / middle
+
+    @property
+    def is_too_noisy(self) -> bool:
+        """Whether the times vary too much to say which is faster."""
+        return not self.is_given_up and self.noise > NOISE
+
+    @property
+    def is_won(self) -> bool:
+        """Whether the challenger is faster, by the margin at least."""
+        return not self.is_too_noisy and median(self.ratios) < MARGIN
+
+
+def duel(champion: Callable[[], float], challenger: Callable[[], float]) -> Duel:
+    """Measure two ways in turn; each call returns seconds, and a first one of each is left out."""
+    champion(), challenger()
+    result = Duel([], [])
+    while len(result.ratios) < ROUNDS and not result.is_given_up:
+        result.champion.append(champion())
+        result.challenger.append(challenger())
+    return result

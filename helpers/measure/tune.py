@@ -1,0 +1,307 @@
+"""Find the fastest properties of each part of a folder on this computer: `vlm tune`.
+
+Each candidate is measured in turn with the fastest so far, and what it makes of the next tokens is
+held against ACCURACY mode. What this module does not know: other devices than the CPU, and settings
+that need another conversion.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import openvino as ov
+import psutil
+import torch
+from torch import Tensor
+
+from helpers.convert.folders import Report, read_manifest, weight_bytes
+from helpers.errors import DeviceError
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.inputs.messages import user_message
+from helpers.inputs.questions import VisualQuestion
+from helpers.measure.duels import Duel, duel
+from helpers.measure.evaluation import divergences_of_logits
+from helpers.measure.speed import answer_times, timed
+from helpers.models.exported import Features, ImageInputs
+from helpers.resources import processors, time_in_words
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.tuning import Properties, Tuning, key_of, properties_in_words
+
+SECONDS_PER_GB = 60  # of weights, between the least and the most seconds
+LEAST_SECONDS, MOST_SECONDS = 60, 300
+TOKENS = 64  # of the answer whose whole time is compared, behind a picture and a question
+STEPS = 8  # tokens that are measured for it
+COMPARED = 4  # tokens of each answer that are compared with ACCURACY mode's
+LEAST_QUESTIONS = 2
+REFERENCE_SHARE, ENCODER_SHARE = 0.15, 0.55  # of the seconds, when these are over
+# A candidate's divergence from ACCURACY mode: at most this many times the default's, or that many
+# nats where the default's is smaller. (On bundled models the default's is 6e-4 to 7e-4 nats at the
+# tenth token, and even 2e-3 cost no right answer of 150.)
+TIMES_DEFAULT, NATS = 2.0, 5e-4
+
+# Larger ones are less exact; one that is larger than the weights' group switches them off.
+LARGEST_GROUP = 128
+PRECISION, GROUP = "INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+NOISY = "too noisy to say: the times vary"
+# What a compiled model says of itself that decides how it computes.
+DECISIVE = (PRECISION, GROUP, "KV_CACHE_PRECISION", "INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate: its seconds and those of the fastest before it, in nats how far it is, and why.
+
+    None is what was not measured.
+    """
+
+    part: str
+    properties: Properties
+    before: float | None
+    seconds: float | None
+    divergence: float | None
+    verdict: str
+
+    @property
+    def row(self) -> dict[str, str]:
+        """The trial as a row of a table."""
+        times = [self.before, self.seconds]
+        before, seconds = ("-" if value is None else time_in_words(value) for value in times)
+        return {
+            "part": self.part,
+            "candidate": properties_in_words(self.properties),
+            "before": before,
+            "with it": seconds,
+            "1000 KL": "-" if self.divergence is None else f"{1000 * self.divergence:.3f}",
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A question, with its picture's features and the answer's first logits in ACCURACY mode."""
+
+    image_inputs: ImageInputs
+    ids: Tensor
+    features: Features
+    logits: Tensor  # (COMPARED, vocabulary)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens that ACCURACY mode chooses."""
+        ids: list[int] = self.logits.argmax(-1).tolist()
+        return ids
+
+
+def tune(
+    folder: Path,
+    pairs: Sequence[VisualQuestion],
+    *,
+    seconds: float | None = None,
+    report: Report = lambda line: None,
+) -> tuple[Tuning, list[Trial]]:
+    """Return the fastest properties of a folder's image encoder and language model, and all trials.
+
+    The one of `pairs` with the shortest prompt is what times are measured with; all of them, as
+    time allows, are what answers are compared with. `seconds` is how long it may take; None: as the
+    folder's size says.
+    The language model's settings are chosen for the time of a whole answer of 64 tokens, since
+    those that are fastest for a prompt and for the next token may differ.
+    """
+    folder, sizes = Path(folder), weight_bytes(folder)
+    if seconds is None:
+        gigabytes = sum(sizes.values()) / 1e9
+        seconds = min(MOST_SECONDS, max(LEAST_SECONDS, SECONDS_PER_GB * gigabytes))
+    tuner = _Tuner(folder, pairs, seconds, report)
+    weights = read_manifest(folder)["preset"]["language_model"]
+    in_groups = weights["mode"].startswith("int4") and weights["group_size"] != -1
+    group = min(LARGEST_GROUP, weights["group_size"]) if in_groups else LARGEST_GROUP
+    encoder, language_model = IMAGE_ENCODER, LANGUAGE_MODEL
+    chosen = {
+        encoder: tuner.tune_encoder(_candidates(sizes[encoder], LARGEST_GROUP)),
+        language_model: tuner.tune_language_model(
+            [*_candidates(sizes[language_model], group), {"KV_CACHE_PRECISION": "f16"}]
+        ),
+    }
+    return Tuning(key_of(folder), chosen, tuner.reasons), tuner.trials
+
+
+def _candidates(weight_bytes: int, group: int) -> list[Properties]:
+    """Return what is tried for a part, in the order of what it gained where it was measured.
+
+    Each is tried together with what won before it. Activations are quantised dynamically in groups
+    of at most `group`.
+    """
+    candidates: list[Properties] = [
+        {PRECISION: "f32", GROUP: group},
+        {GROUP: group},
+        {PRECISION: "f32"},
+    ]
+    # With this hint weights are kept decompressed; one thread with 16 bits can end the process
+    # (`safe_options`).
+    if processors() > 1 and psutil.virtual_memory().available > 8 * weight_bytes:
+        candidates.append({PRECISION: "f16"})
+    return [*candidates, {"ENABLE_CPU_PINNING": False}, {"ENABLE_HYPER_THREADING": True}]
+
+
+class _Tuner:
+    """Tunes the parts of one folder, one after the other.
+
+    `pipeline` is in ACCURACY mode but for the part that is being tuned, which has the properties
+    that are fastest so far. The image encoder comes first: it is judged by what the language model
+    makes of its features, which are ACCURACY mode's while the language model is tuned.
+    """
+
+    def __init__(
+        self, folder: Path, pairs: Sequence[VisualQuestion], seconds: float, report: Report
+    ) -> None:
+        self.started, self.seconds, self.report = time.monotonic(), seconds, report
+        self.trials: list[Trial] = []
+        self.reasons: dict[str, str] = {}
+        report(f"{folder.name}: computing what is to come out, in ACCURACY mode")
+        self.pipeline = VisionLanguagePipeline(folder, accuracy=True)
+        prompts = sorted(map(self._prompt, pairs), key=lambda prompt: prompt[1].shape[1])
+        self.samples: list[_Sample] = []
+        for inputs, ids in prompts:  # the shortest first
+            if len(self.samples) >= LEAST_QUESTIONS and self._is_over(REFERENCE_SHARE):
+                break
+            features = self.pipeline.encode_images(**inputs)
+            logits = _logits(self.pipeline, ids, features)
+            self.samples.append(_Sample(inputs, ids, features, logits))
+
+    def _is_over(self, share: float) -> bool:
+        return time.monotonic() - self.started > share * self.seconds
+
+    def _prompt(self, pair: VisualQuestion) -> tuple[ImageInputs, Tensor]:
+        """Return what the image encoder takes of a question's picture, and the question's ids."""
+        picture, question = pair
+        inputs = self.pipeline.image_inputs([picture])
+        message = user_message(question.text, 1)
+        return inputs, self.pipeline.processor.input_ids([message], inputs)
+
+    def tune_encoder(self, candidates: Sequence[Properties]) -> Properties:
+        """Return the fastest properties of the image encoder."""
+        inputs = self.samples[0].image_inputs
+
+        def measure(pipeline: VisionLanguagePipeline) -> float:
+            return timed(lambda: pipeline.encode_images(**inputs))[0]
+
+        return self._tune(IMAGE_ENCODER, candidates, measure, ENCODER_SHARE)
+
+    def tune_language_model(self, candidates: Sequence[Properties]) -> Properties:
+        """Return the properties of the language model with which a whole answer is fastest."""
+        sample = self.samples[0]
+
+        def measure(pipeline: VisionLanguagePipeline) -> float:
+            prepared = pipeline.prepare(sample.ids, sample.features)
+            first, next_token = answer_times(pipeline, prepared, tokens=STEPS)
+            return first + (TOKENS - 1) * next_token
+
+        return self._tune(LANGUAGE_MODEL, candidates, measure, 1)
+
+    def _tune(
+        self,
+        part: str,
+        candidates: Sequence[Properties],
+        measure: Callable[[VisionLanguagePipeline], float],
+        share: float,
+    ) -> Properties:
+        self.pipeline, properties = self.pipeline.with_part(part, {}), Properties()
+        bound = max(NATS, TIMES_DEFAULT * self._divergence(self.pipeline, part))
+        known, gain, untried = [_decisive(self.pipeline.parts[part])], 1.0, 0
+        for candidate in candidates:
+            if self._is_over(share):
+                untried += 1
+                continue
+            trial = properties | candidate
+            try:
+                challenger = self.pipeline.with_part(part, trial)
+                decisive = _decisive(challenger.parts[part])
+                if decisive in known:
+                    continue
+                known.append(decisive)
+                result = duel(partial(measure, self.pipeline), partial(measure, challenger))
+                divergence = self._divergence(challenger, part) if result.is_won else None
+            except DeviceError:
+                self._note(Trial(part, trial, None, None, None, "cannot be computed here"))
+                continue
+            self._note(_trial(part, trial, result, divergence, bound))
+            if divergence is not None and divergence <= bound:
+                self.pipeline, properties = challenger, trial
+                gain *= median(result.ratios)
+        self.reasons[part] = self._reason(part, gain, untried)
+        return properties
+
+    def _reason(self, part: str, gain: float, untried: int) -> str:
+        """Return in a sentence what came of tuning a part."""
+        trials = [trial for trial in self.trials if trial.part == part]
+        noisy = [trial for trial in trials if trial.verdict.startswith(NOISY)]
+        if gain < 1:
+            reason = f"takes {gain:.2f} of the default's time"
+        elif noisy:
+            reason = f"keeps the defaults: {noisy[0].verdict}"
+        else:
+            reason = f"keeps the defaults, of {len(trials) + 1} settings the fastest"
+        return reason + (f"; there was no time for {untried} more" if untried else "")
+
+    def _note(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self.report(f"{trial.part}, {properties_in_words(trial.properties)}: {trial.verdict}")
+
+    def _divergence(self, pipeline: VisionLanguagePipeline, part: str) -> float:
+        """Return in nats how far a part takes tokens from ACCURACY mode's, on average."""
+        values = []
+        for sample in self.samples:
+            features = sample.features
+            if part == IMAGE_ENCODER:
+                features = pipeline.encode_images(**sample.image_inputs)
+            logits = _logits(pipeline, sample.ids, features, sample.token_ids)
+            values.append(divergences_of_logits(sample.logits, logits).mean())
+        return float(torch.stack(values).mean())
+
+
+def _trial(
+    part: str, properties: Properties, result: Duel, divergence: float | None, bound: float
+) -> Trial:
+    ratio = median(result.ratios)
+    if result.is_too_noisy:
+        verdict = f"{NOISY} by {result.noise:.0%}; try again while the computer does nothing else"
+    elif divergence is not None and divergence > bound:
+        verdict = f"{ratio:.2f} of the time, but too far from ACCURACY mode (at most {bound:.2g})"
+    else:
+        verdict = f"{ratio:.2f} of the time" + (", taken" if result.is_won else "")
+    times = median(result.champion), median(result.challenger)
+    return Trial(part, properties, *times, divergence, verdict)
+
+
+def _decisive(part: ov.CompiledModel) -> list[str]:
+    """Return what a compiled part says of how it computes: equals need not be measured."""
+    return [str(part.get_property(name)) for name in DECISIVE]
+
+
+@torch.inference_mode()
+def _logits(
+    pipeline: VisionLanguagePipeline,
+    ids: Tensor,
+    features: Features,
+    token_ids: Sequence[int] = (),
+) -> Tensor:
+    """Return the logits (COMPARED, vocabulary) behind a prompt and each token of its answer.
+
+    The answer is `token_ids`, or where there are none the most probable tokens.
+    """
+    prepared = pipeline.prepare(ids, features)
+    model, cache = pipeline.language_model, pipeline.language_model.new_cache()
+    output = model(**prepared, past_key_values=cache)
+    logits = [output.logits[0, -1]]
+    for number in range(COMPARED - 1):
+        token = token_ids[number] if token_ids else int(logits[-1].argmax())
+        output = model(
+            input_ids=torch.tensor([[token]]),
+            past_key_values=cache,
+            pictures=prepared.get("pictures"),
+        )
+        logits.append(output.logits[0, -1])
+    return torch.stack(logits)

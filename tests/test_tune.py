@@ -1,0 +1,233 @@
+"""`vlm tune`: which settings it takes, where it keeps them, and who follows them."""
+
+import json
+
+import pytest
+
+from helpers.__main__ import main
+from helpers.errors import OutputError
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.measure import evaluation, tune
+from helpers.measure.duels import ROUNDS, duel
+from helpers.run import tuning as kept
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.tuning import Tuning, key_of, read_tuning, write_tuning
+from helpers.shapes.questions import draw_questions
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Keep what is tuned in a folder of the test."""
+    monkeypatch.setenv("VLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+# Which is faster
+
+
+def outcome(champion, challenger):
+    """Return the duel of two lists of seconds, in the order of the calls."""
+    first, second = iter(champion), iter(challenger)
+    return duel(lambda: next(first), lambda: next(second))
+
+
+def test_a_challenger_wins_by_a_margin():
+    assert outcome([9, *[1.0] * 5], [9, *[0.9] * 5]).is_won
+    assert not outcome([9, *[1.0] * 5], [9, *[0.97] * 5]).is_won
+
+
+def test_what_drifts_meets_both():
+    speeds = [1, 2, 3, 2, 1, 1]
+    result = outcome(speeds, [0.8 * speed for speed in speeds])
+    assert result.is_won and result.noise == pytest.approx(0)
+
+
+def test_what_is_much_slower_is_given_up():
+    result = outcome([1] * 3, [1.3] * 3)
+    assert result.is_given_up and not result.is_won and len(result.ratios) == 2
+
+
+def test_times_that_vary_decide_nothing():
+    result = outcome([1] * 6, [9, 0.4, 0.5, 0.9, 1.1, 0.6])
+    assert result.is_too_noisy and not result.is_won and len(result.ratios) == ROUNDS
+
+
+# Tuning a folder
+
+
+@pytest.fixture
+def answer_seconds(monkeypatch):
+    """Return a dictionary of seconds, or of functions for them, by what the language model has.
+
+    Candidates are one only, and no two compiled models are the same.
+    """
+    seconds, properties_of = {}, {}
+    with_part = VisionLanguagePipeline.with_part
+
+    def noted(self, name, properties):
+        pipeline = with_part(self, name, properties)
+        properties_of[pipeline] = json.dumps(properties)
+        return pipeline
+
+    def answer_times(pipeline, prepared, *, tokens):
+        value = seconds[properties_of[pipeline]]
+        return (value() if callable(value) else value), 0.0
+
+    monkeypatch.setattr(VisionLanguagePipeline, "with_part", noted)
+    monkeypatch.setattr(tune, "answer_times", answer_times)
+    monkeypatch.setattr(tune, "timed", lambda encode: (1.0, None))
+    monkeypatch.setattr(tune, "_candidates", lambda size, group: [CANDIDATE])
+    monkeypatch.setattr(tune, "_decisive", id)
+    return seconds
+
+
+CANDIDATE = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64}
+BOTH = json.dumps(CANDIDATE | {"KV_CACHE_PRECISION": "f16"})
+DEFAULT, KV_ONLY, FIRST = "{}", json.dumps({"KV_CACHE_PRECISION": "f16"}), json.dumps(CANDIDATE)
+
+
+def tuned(folder):
+    return tune.tune(folder, draw_questions(2, seed=0))
+
+
+def test_what_wins_is_tried_together_with_the_next(converted, answer_seconds):
+    answer_seconds |= {DEFAULT: 1.0, FIRST: 0.8, BOTH: 0.6}
+    tuning, trials = tuned(converted)
+    assert tuning.properties == {IMAGE_ENCODER: {}, LANGUAGE_MODEL: json.loads(BOTH)}
+    assert tuning.reasons[LANGUAGE_MODEL] == "takes 0.60 of the default's time"
+    assert "keeps the defaults" in tuning.reasons[IMAGE_ENCODER]
+    assert [trial.part for trial in trials] == [IMAGE_ENCODER, LANGUAGE_MODEL, LANGUAGE_MODEL]
+    assert trials[1].row["verdict"] == "0.80 of the time, taken"
+
+
+def test_what_is_too_far_from_accuracy_mode_is_not_taken(converted, answer_seconds, monkeypatch):
+    answer_seconds |= {DEFAULT: 1.0, FIRST: 0.5, KV_ONLY: 1.0}
+    monkeypatch.setattr(tune, "TIMES_DEFAULT", 0.0)
+    monkeypatch.setattr(tune, "NATS", -1.0)
+    tuning, trials = tuned(converted)
+    assert tuning.properties[LANGUAGE_MODEL] == {}
+    assert "too far from ACCURACY mode" in trials[1].verdict and trials[1].divergence >= 0
+
+
+def test_where_times_vary_the_default_stays_and_it_is_said(converted, answer_seconds):
+    times = iter([9, 0.4, 0.5, 0.9, 1.1, 0.6])
+    answer_seconds |= {DEFAULT: 1.0, FIRST: lambda: next(times), KV_ONLY: 1.0}
+    tuning, _ = tuned(converted)
+    assert tuning.properties[LANGUAGE_MODEL] == {}
+    assert "too noisy to say: the times vary by" in tuning.reasons[LANGUAGE_MODEL]
+
+
+def test_what_there_was_no_time_for_is_said(converted, answer_seconds):
+    tuning, trials = tune.tune(converted, draw_questions(3, seed=0), seconds=0)
+    assert not trials and "no time for 2 more" in tuning.reasons[LANGUAGE_MODEL]
+
+
+def test_settings_that_compute_alike_are_measured_once(converted):
+    pipeline = VisionLanguagePipeline(converted)
+    same = pipeline.with_part(LANGUAGE_MODEL, {"KV_CACHE_PRECISION": "u8"})
+    other = pipeline.with_part(LANGUAGE_MODEL, {"KV_CACHE_PRECISION": "f16"})
+    default, same, other = (
+        tune._decisive(p.parts[LANGUAGE_MODEL]) for p in (pipeline, same, other)
+    )
+    assert default == same != other
+
+
+# Where the result is kept
+
+
+def test_a_result_is_kept_for_this_computer_version_and_folder(converted, cache, monkeypatch):
+    assert read_tuning(converted) is None
+    tuning = Tuning(key_of(converted), {LANGUAGE_MODEL: CANDIDATE}, {LANGUAGE_MODEL: "faster"})
+    path = write_tuning(tuning)
+    assert cache in path.parents and not list(converted.glob("*tun*"))
+    assert read_tuning(converted) == tuning
+    for change in ({"openvino": "1.0"}, {"processor": "another"}, {"cores": 99}, {"folder": "0"}):
+        monkeypatch.setattr(kept, "key_of", lambda folder, new=change: tuning.key | new)
+        assert read_tuning(converted) is None
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"key": 1, "properties": 2, "reasons": {}}'])
+def test_a_damaged_result_is_none(converted, text):
+    path = write_tuning(Tuning(key_of(converted)))
+    path.write_text(text)
+    assert read_tuning(converted) is None
+
+
+def test_a_cache_that_cannot_be_written_is_said(converted, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="set VLM_CACHE"):
+        write_tuning(Tuning(key_of(converted)))
+
+
+# Who follows it
+
+
+def precision(pipeline, part):
+    return pipeline.parts[part].get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+
+
+def test_a_pipeline_takes_what_was_tuned_unless_told_not_to(converted):
+    write_tuning(Tuning(key_of(converted), {LANGUAGE_MODEL: CANDIDATE}))
+    pipeline = VisionLanguagePipeline(converted)
+    assert (precision(pipeline, LANGUAGE_MODEL), precision(pipeline, IMAGE_ENCODER)) == (64, 32)
+    assert pipeline.tuning.properties == {LANGUAGE_MODEL: CANDIDATE}
+    other = VisionLanguagePipeline(converted, properties={"DYNAMIC_QUANTIZATION_GROUP_SIZE": 16})
+    assert precision(other, LANGUAGE_MODEL) == 16
+    for options in ({"tuned": False}, {"accuracy": True}, {"device": "AUTO"}):
+        assert VisionLanguagePipeline(converted, **options).tuning is None
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a function that runs a command and returns what it printed, and its messages."""
+
+    def run_here(*arguments):
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr()
+
+    return run_here
+
+
+def test_the_commands(converted, run, answer_seconds, monkeypatch):
+    """A large folder is advised to be tuned until it was, or it is not wanted."""
+    answer_seconds |= {DEFAULT: 1.0, FIRST: 0.8, BOTH: 1.0}
+    monkeypatch.setattr(kept, "LARGE", 1)
+    ask = ["ask", converted, "--question", "What?", "--max-new-tokens", 1]
+    assert run(*ask).err.count(f"never tuned on this computer; `vlm tune {converted}`") == 1
+    assert "tune" not in run(*ask, "--untuned").err
+    assert "the defaults, never tuned here" in run("info", converted).out
+    printed = run("tune", converted, "--seconds", 1000)
+    assert "language model: INFERENCE_PRECISION_HINT f32" in printed.out
+    assert "0.80 of the time, taken" in printed.err
+    assert "tune" not in run(*ask).err
+    assert (
+        "settings on this computer: image encoder as by default; lan" in run("info", converted).out
+    )
+    data = json.loads(run("info", converted, "--json").out)
+    assert data["tuning"]["properties"][LANGUAGE_MODEL] == CANDIDATE
+
+
+def test_a_small_folder_is_not_advised(converted):
+    assert kept.advice(converted) == ""
+
+
+# What settings do to answers
+
+
+@pytest.mark.slow
+def test_settings_that_are_tried_keep_the_answers_of_a_trained_model(bundled_folder):
+    """Forced on a bundled model, they stay within the bound, and as often right."""
+    folder, pairs = bundled_folder("internvl2", "int4"), draw_questions(50, seed=3)
+    reference = evaluation.answer(VisionLanguagePipeline(folder, accuracy=True), pairs)
+    right = evaluation.accuracy(reference, pairs)["all"].right
+    divergences = []
+    for properties in (
+        {},
+        {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128},
+    ):
+        answers = evaluation.answer(VisionLanguagePipeline(folder, properties=properties), pairs)
+        assert abs(evaluation.accuracy(answers, pairs)["all"].right - right) <= 1
+        divergences.append(evaluation.divergences(reference, answers).mean())
+    assert divergences[1] <= max(tune.NATS, tune.TIMES_DEFAULT * divergences[0])
