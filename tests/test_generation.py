@@ -9,9 +9,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from helpers.inputs.messages import user_message
 from helpers.models.exported import collate
-from helpers.run import generation
 from helpers.run.generation import StopOnEvent, Stopped
-from tests.tiny import picture, seeded
+from tests.tiny import equal_pieces, picture, seeded
 
 NEW = 12
 STRATEGIES = {
@@ -144,8 +143,8 @@ class SetAfter(threading.Event):
 
 @torch.inference_mode()
 def test_a_stop_event_gives_up_a_prompt_that_is_being_computed(pipeline, monkeypatch):
-    monkeypatch.setattr(generation, "PIECE", 16)
     model = pipeline.language_model
+    monkeypatch.setattr(model, "pieces", equal_pieces(16))
     cache = model.new_cache()
     cache.stop = SetAfter(2)
     with pytest.raises(Stopped):
@@ -155,8 +154,8 @@ def test_a_stop_event_gives_up_a_prompt_that_is_being_computed(pipeline, monkeyp
 
 @torch.inference_mode()
 def test_a_prompt_computed_in_pieces_is_the_same(pipeline, monkeypatch):
-    monkeypatch.setattr(generation, "PIECE", 16)
     model = pipeline.language_model
+    monkeypatch.setattr(model, "pieces", equal_pieces(16))
     with seeded(0):
         prompt = torch.randn(2, 40, 128)
     mask = torch.ones(2, 40, dtype=torch.int64)

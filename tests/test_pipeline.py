@@ -8,11 +8,10 @@ import torch
 
 from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
 from helpers.inputs.messages import user_message
-from helpers.run import generation
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Counts
-from tests.tiny import CONTEXT, TOKENS_PER_TILE, picture, reference_tokens
+from tests.tiny import CONTEXT, TOKENS_PER_TILE, equal_pieces, picture, reference_tokens
 
 NEW_TOKENS = 10
 QUESTION, SECOND = "What is in the picture?", "What colour is the star?"
@@ -334,7 +333,7 @@ def test_stop_ends_the_answer_and_the_conversation_goes_on(pipeline, torch_model
 
 
 def test_stop_during_the_prompt(pipeline, torch_model, monkeypatch):
-    monkeypatch.setattr(generation, "PIECE", 16)
+    monkeypatch.setattr(pipeline.language_model, "pieces", equal_pieces(16))
     conversation, stop = pipeline.conversation(), threading.Event()
     encode_until = pipeline.encode_until
 

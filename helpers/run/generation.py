@@ -7,6 +7,7 @@ neither keys nor values: they live in the state of an OpenVINO inference request
 What this module does not know: speculative decoding, and how caches that began apart are joined.
 """
 
+import time
 from typing import Any, cast
 
 import numpy as np
@@ -20,8 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from helpers.graphs.core import Stoppable, Stopped, cannot_compute
 from helpers.graphs.stateful import BEAM_INPUT
 from helpers.models.exported import PictureInputs
-
-PIECE = 128  # positions of a prompt after which a stop event is looked at
+from helpers.run.pieces import Pieces
 
 
 class StopOnEvent(StoppingCriteria):
@@ -95,6 +95,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         self.generation_config = generation
         self.text_embeddings = text_embeddings
         self.language_model = language_model
+        self.pieces = Pieces()
         self.input_names = {port.any_name for port in language_model.inputs}
 
     # What transformers asks of a model
@@ -186,8 +187,11 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         return new
 
     def _positions_at_once(self, cache: StateCache, past: int, new: int) -> int:
-        """Return how many of the `new` positions are run before a stop event is looked at."""
-        return new if cache.stop is None else PIECE
+        """Return how many of the `new` positions are run before a stop event is looked at.
+
+        So many are `past`, in the cache already.
+        """
+        return new if cache.stop is None else self.pieces.size(past)
 
     def step(
         self,
@@ -197,16 +201,18 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Run the cache's request: a long prompt piece by piece, given up at a set stop event.
 
+        How large pieces are follows the time that the last ones took (`Pieces`).
+
         Cancelling the request instead leaves the CPU plugin of OpenVINO 2026.4 with sizes that
         make a later request fail or crash.
         """
         batch, new = inputs["position_ids"].shape
         past = inputs["attention_mask"].shape[1] - new
-        piece = self._positions_at_once(cache, past, new)
-        for start in range(0, new, piece):
+        start = 0
+        while start < new:
             if cache.stop is not None and cache.stop.is_set():
                 raise Stopped
-            end = min(start + piece, new)
+            end = min(start + self._positions_at_once(cache, past + start, new - start), new)
             part = {
                 "inputs_embeds": np.ascontiguousarray(inputs["inputs_embeds"][:, start:end]),
                 "attention_mask": np.ascontiguousarray(inputs["attention_mask"][:, : past + end]),
@@ -220,7 +226,11 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
                     for name, value in pictures.at(places, batch).items()
                 }
             feed = {name: value for name, value in part.items() if name in self.input_names}
+            started = time.perf_counter()
             try:
                 cache.request.infer(feed, share_inputs=True)
             except RuntimeError as error:
                 raise cannot_compute(error) from error
+            if new > 1:
+                self.pieces.note(past + start, end - start, time.perf_counter() - started)
+            start = end
