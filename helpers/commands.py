@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from helpers import accuracy_commands, command_options, speed_commands
 from helpers.command_output import SOME_FAILED, Result, report, show
 from helpers.errors import UserError
-from helpers.graphs.presets import find_preset, name_of
+from helpers.graphs.presets import fastest_preset, find_preset, name_of
 from helpers.resources import path_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def convert(options: argparse.Namespace) -> int:
     from helpers.graphs.bit_widths import bit_width_rows
     from helpers.models.families import find_checkpoint
 
-    preset = find_preset(options.precision, group_size=options.group_size, ratio=options.ratio)
+    precision = fastest_preset() if options.precision == "auto" else options.precision
+    preset = find_preset(precision, group_size=options.group_size, ratio=options.ratio)
     folder = find_checkpoint(options.checkpoint)
     widths = conversion.convert(folder, options.output, preset, report=report)
     data = {

@@ -96,8 +96,9 @@ def instruction_sets() -> list[str]:
 
     Only Linux tells them in a file (`/proc/cpuinfo`).
     """
-    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "amx_int8": "AMX"}
+    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI"}
+    names["amx_int8"] = "AMX"
     with suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-        return [name for flag, name in names.items() if flag in flags]
+        return list(dict.fromkeys(name for flag, name in names.items() if flag in flags))
     return []

@@ -39,6 +39,8 @@ def benchmark(options: argparse.Namespace) -> int:
 
 def tune(options: argparse.Namespace) -> int:
     """Keep the settings that are fastest for a folder on this computer, and print all trials."""
+    from helpers.convert.folders import read_manifest
+    from helpers.graphs.presets import faster_preset
     from helpers.measure.tune import tune as find
     from helpers.run.tuning import properties_in_words, write_tuning
     from helpers.shapes.questions import draw_questions
@@ -51,6 +53,10 @@ def tune(options: argparse.Namespace) -> int:
         f"{part}: {properties_in_words(properties)}; {tuning.reasons[part]}"
         for part, properties in tuning.properties.items()
     ]
-    data = dataclasses.asdict(tuning) | {"trials": [dataclasses.asdict(t) for t in trials]}
+    faster = faster_preset(read_manifest(options.folder)["preset"])
+    if faster:
+        lines.append(f"`vlm convert --precision {faster}` makes a folder that is faster here")
+    data = dataclasses.asdict(tuning) | {"faster preset": faster or None}
+    data |= {"trials": [dataclasses.asdict(t) for t in trials]}
     result = Result(data | {"file": str(path)}, lines, [trial.row for trial in trials])
     return show(result, options)

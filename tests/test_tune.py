@@ -6,6 +6,7 @@ import pytest
 
 from helpers.__main__ import main
 from helpers.errors import OutputError
+from helpers.graphs import presets
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.measure import evaluation, tune
 from helpers.measure.duels import ROUNDS, duel
@@ -194,6 +195,7 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
     """A large folder is advised to be tuned until it was, or it is not wanted."""
     answer_seconds |= {DEFAULT: 1.0, FIRST: 0.8, BOTH: 1.0}
     monkeypatch.setattr(kept, "LARGE", 1)
+    monkeypatch.setattr(presets, "instruction_sets", lambda: ["AVX2", "VNNI"])
     ask = ["ask", converted, "--question", "What?", "--max-new-tokens", 1]
     assert run(*ask).err.count(f"never tuned on this computer; `vlm tune {converted}`") == 1
     assert "tune" not in run(*ask, "--untuned").err
@@ -201,6 +203,7 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
     printed = run("tune", converted, "--seconds", 1000)
     assert "language model: INFERENCE_PRECISION_HINT f32" in printed.out
     assert "0.80 of the time, taken" in printed.err
+    assert "`vlm convert --precision int4` makes a folder that is faster here" in printed.out
     assert "tune" not in run(*ask).err
     assert (
         "settings on this computer: image encoder as by default; lan" in run("info", converted).out
@@ -211,6 +214,24 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
 
 def test_a_small_folder_is_not_advised(converted):
     assert kept.advice(converted) == ""
+
+
+# Which preset is fastest
+
+
+def test_the_fastest_preset_follows_the_processor(monkeypatch):
+    for sets, fastest in ((["AVX2"], "int4-sym"), (["AVX2", "VNNI"], "int4"), ([], "int4")):
+        monkeypatch.setattr(presets, "instruction_sets", lambda sets=sets: sets)
+        assert presets.fastest_preset() == fastest
+        names = {name: presets.faster_preset(p.settings) for name, p in presets.PRESETS.items()}
+        assert names["fp16"] == names["int8"] == fastest and names["int4-sym"] == ""
+        assert names["int4"] == ("" if fastest == "int4" else fastest)
+
+
+def test_converting_to_what_is_fastest_here(checkpoint, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(presets, "instruction_sets", lambda: ["AVX2"])
+    run("convert", checkpoint, "--precision", "auto", "--output", tmp_path / "made")
+    assert "precision: int4-sym" in run("info", tmp_path / "made").out
 
 
 # What settings do to answers

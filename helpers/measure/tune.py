@@ -135,8 +135,8 @@ def _candidates(weight_bytes: int, group: int) -> list[Properties]:
     of at most `group`.
     """
     candidates: list[Properties] = [
-        {PRECISION: "f32", GROUP: group},
         {GROUP: group},
+        {PRECISION: "f32", GROUP: group},
         {PRECISION: "f32"},
     ]
     # With this hint weights are kept decompressed; one thread with 16 bits can end the process
