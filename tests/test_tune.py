@@ -35,6 +35,7 @@ def outcome(champion, challenger):
 def test_a_challenger_wins_by_a_margin():
     assert outcome([9, *[1.0] * 5], [9, *[0.9] * 5]).is_won
     assert not outcome([9, *[1.0] * 5], [9, *[0.97] * 5]).is_won
+    assert not outcome([9, *[1.0] * 5], [9, 0.92, 1.01, 0.92, 1.01, 0.92]).is_won
 
 
 def test_what_drifts_meets_both():

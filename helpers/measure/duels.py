@@ -5,7 +5,7 @@ What this module does not know: what is measured.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import quantiles
 
 ROUNDS = 5
 GIVE_UP = 1.2  # so many times slower in each of two rounds, and the others are not measured
@@ -33,8 +33,12 @@ class Duel:
     @property
     def noise(self) -> float:
         """How wide the middle half of the ratios is, by their median."""
-        low, middle, high = quantiles(self.ratios, n=4, method="inclusive")
+        low, middle, high = self._quartiles
         return (high - low) / middle
+
+    @property
+    def _quartiles(self) -> list[float]:
+        return quantiles(self.ratios, n=4, method="inclusive")
 
     @property
     def is_too_noisy(self) -> bool:
@@ -43,8 +47,9 @@ class Duel:
 
     @property
     def is_won(self) -> bool:
-        """Whether the challenger is faster, by the margin at least."""
-        return not self.is_too_noisy and median(self.ratios) < MARGIN
+        """Whether the challenger is faster: by the margin, and in three quarters of the rounds."""
+        _, middle, high = self._quartiles
+        return not self.is_too_noisy and middle < MARGIN and high < 1
 
 
 def duel(champion: Callable[[], float], challenger: Callable[[], float]) -> Duel:

@@ -38,9 +38,9 @@ COMPARED = 4  # tokens of each answer that are compared with ACCURACY mode's
 LEAST_QUESTIONS = 2
 REFERENCE_SHARE, ENCODER_SHARE = 0.15, 0.55  # of the seconds, when these are over
 # A candidate's divergence from ACCURACY mode: at most this many times the default's, or that many
-# nats where the default's is smaller. (On bundled models the default's is 6e-4 to 7e-4 nats at the
-# tenth token, and even 2e-3 cost no right answer of 150.)
-TIMES_DEFAULT, NATS = 2.0, 5e-4
+# nats where the default's is smaller. (On bundled models the default's is 4e-6 to 4e-5 nats at the
+# first token and 1e-4 to 7e-4 at the tenth; even 2e-3 cost no more than one right answer of 300.)
+TIMES_DEFAULT, NATS = 2.0, 2e-4
 
 # Larger ones are less exact; one that is larger than the weights' group switches them off.
 LARGEST_GROUP = 128
@@ -107,6 +107,7 @@ def tune(
     The one of `pairs` with the shortest prompt is what times are measured with; all of them, as
     time allows, are what answers are compared with. `seconds` is how long it may take; None: as the
     folder's size says.
+
     The language model's settings are chosen for the time of a whole answer of 64 tokens, since
     those that are fastest for a prompt and for the next token may differ.
     """
@@ -137,6 +138,7 @@ def _candidates(weight_bytes: int, group: int) -> list[Properties]:
     candidates: list[Properties] = [
         {GROUP: group},
         {PRECISION: "f32", GROUP: group},
+        {GROUP: min(64, group)},  # where twice as many are too inexact
         {PRECISION: "f32"},
     ]
     # With this hint weights are kept decompressed; one thread with 16 bits can end the process
@@ -241,7 +243,10 @@ class _Tuner:
         if gain < 1:
             reason = f"takes {gain:.2f} of the default's time"
         elif noisy:
-            reason = f"keeps the defaults: {noisy[0].verdict}"
+            reason = (
+                f"keeps the defaults: {noisy[0].verdict}; try again while the computer does "
+                "nothing else"
+            )
         else:
             reason = f"keeps the defaults, of {len(trials) + 1} settings the fastest"
         return reason + (f"; there was no time for {untried} more" if untried else "")
@@ -267,7 +272,7 @@ def _trial(
 ) -> Trial:
     ratio = median(result.ratios)
     if result.is_too_noisy:
-        verdict = f"{NOISY} by {result.noise:.0%}; try again while the computer does nothing else"
+        verdict = f"{NOISY} by {result.noise:.0%}"
     elif divergence is not None and divergence > bound:
         verdict = f"{ratio:.2f} of the time, but too far from ACCURACY mode (at most {bound:.2g})"
     else:
