@@ -178,8 +178,6 @@ def _lines(prompt: str) -> Iterator[str]:
                 yield line
 
 
-
-
 def demo(options: argparse.Namespace) -> int:
     """Serve the chat page until Ctrl-C."""
     from helpers.serve import demo as page
