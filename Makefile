@@ -40,7 +40,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test check integration genai clients shuffled torture soak browser screenshots full-size \
+.PHONY: help run lab test check integration genai clients cluster shuffled torture soak browser screenshots full-size \
 	release handouts wheelhouse classroom lint format clean constraints
 .DEFAULT_GOAL := help
 
@@ -62,14 +62,26 @@ IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorde
 test: lint  ## Run all tests and notebooks
 	@$(BIN)/python -m pytest $(IN_PROCESSES)
 
-integration: $(VENV)/.checks genai clients  ## Install anew and do what the README says; ask other runtimes
-	@$(BIN)/python -m pytest --integration tests/test_integration.py tests/test_genai.py tests/test_clients.py
+INTEGRATION := integration genai clients cluster
+integration: $(VENV)/.checks genai clients cluster  ## Install anew and do what the README says; ask other runtimes
+	@$(BIN)/python -m pytest --integration $(INTEGRATION:%=tests/test_%.py)
 
 genai: $(VENV)-genai/.installed  ## Install OpenVINO GenAI into an environment of its own
 clients: $(VENV)-clients/.installed  ## Install other programs' clients into one of their own
+cluster: $(VENV)-cluster/.installed  ## Install Ray into one that has the notebooks' packages besides
 $(VENV)-%/.installed: requirements-%.txt
 	@$(FIND_PYTHON); "$$python" -m venv $(VENV)-$*
 	$(VENV)-$*/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input -r $<
+	@touch $@
+
+# Ray's actors answer with the notebooks' packages: they are lent, not installed twice.
+PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
+$(VENV)-cluster/.installed: requirements-cluster.txt $(VENV)/.installed
+	@$(BIN)/python -m venv $(VENV)-cluster
+	@echo "import site; site.addsitedir(r'$$($(BIN)/python -c "$(PACKAGES)")')" > \
+		"$$($(VENV)-cluster/$(notdir $(BIN))/python -c "$(PACKAGES)")/notebooks.pth"
+	$(VENV)-cluster/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input \
+		-r requirements-cluster.txt -c constraints.txt
 	@touch $@
 
 shuffled: $(VENV)/.checks  ## Run the quick tests in a random order; print what they cover

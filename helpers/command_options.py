@@ -14,9 +14,8 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=path_of, help="a folder that `convert` wrote")
 
 
-def add_pipeline(parser: argparse.ArgumentParser) -> None:
-    """Add what a pipeline is made of."""
-    add_folder(parser)
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add how a pipeline runs its folder."""
     parser.add_argument("--device", default="CPU", help="CPU (default), GPU, AUTO")
     parser.add_argument(
         "--picture-tokens",
@@ -31,6 +30,19 @@ def add_untuned(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--untuned", action="store_true", help="with OpenVINO's defaults, whatever `tune` chose"
     )
+
+
+def add_key(parser: argparse.ArgumentParser, summary: str) -> None:
+    """Add the file of a server's key."""
+    parser.add_argument(
+        "--key-file", type=path_of, help=f"a file with {summary} (or the variable VLM_KEY)"
+    )
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """Add what a pipeline is made of."""
+    add_folder(parser)
+    add_settings(parser)
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -219,11 +231,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         help="another address to serve than this computer's own, which needs a key",
     )
-    parser.add_argument(
-        "--key-file",
-        type=path_of,
-        help="a file with the key that clients send (or the variable VLM_KEY)",
-    )
+    add_key(parser, "the key that clients send")
     parser.add_argument(
         "--allow-origin",
         action="append",
@@ -242,7 +250,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
     """Add the options of `batch`."""
-    add_pipeline(parser)
+    parser.add_argument(
+        "folder", type=path_of, nargs="?", help="what `convert` wrote, unless a --server has it"
+    )
+    add_settings(parser)
     parser.add_argument(
         "--input",
         type=path_of,
@@ -260,6 +271,18 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-errors", action="store_true", help="try the rows again that have an error"
     )
+    parser.add_argument(
+        "--server",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="let a running `vlm serve` answer; may be repeated, and rows go to all of them",
+    )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="let the computers of a Ray cluster answer; auto: this one"
+    )
+    parser.add_argument("--model", help="the name of the model, where a server has several")
+    add_key(parser, "the servers' key")
 
 
 def add_clean(parser: argparse.ArgumentParser) -> None:

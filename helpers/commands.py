@@ -225,23 +225,22 @@ def serve(options: argparse.Namespace) -> int:
 def batch(options: argparse.Namespace) -> int:
     """Answer many rows; what is in the output file is done already."""
     from helpers.run.grammar import read_schema
+    from helpers.serve.answerers import answerer_for
     from helpers.serve.batch import run_job
     from helpers.serve.rows import read_rows
 
     answer: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
     if options.schema:
         answer["schema"] = read_schema(options.schema)
-    advise(options, options.folder)
+    if options.folder:
+        advise(options, options.folder)
+    names = ("folder", "device", "picture_tokens", "untuned", "server", "model", "key_file", "ray")
+    settings = {name: getattr(options, name) for name in names}
     progress = run_job(
-        options.folder,
+        answerer_for(answer, report, **settings),
         read_rows(options.input, options.question),
         options.output,
         answer,
-        settings={
-            "device": options.device,
-            "picture_tokens": options.picture_tokens,
-            "tuned": not options.untuned,
-        },
         retry_errors=options.retry_errors,
         report=report,
     )

@@ -13,13 +13,14 @@ import pytest
 from helpers.__main__ import main
 from helpers.errors import OutputError, SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.serve.batch import Job, job_of
+from helpers.serve.batch import run_job
+from helpers.serve.local import Local
 from helpers.serve.results import results_in
 from helpers.serve.rows import batches, read_rows
 from helpers.shapes.questions import draw_questions
+from tests.jobs import QUESTIONS, asked, command, draw_pictures, without_times, written
 from tests.servers import message
 
-QUESTIONS = ("What is in the picture?", "How many shapes are there?")
 NUMBER = 14  # of pictures
 
 
@@ -31,39 +32,8 @@ def folder(bundled_folder):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Return a folder of drawn pictures, one of them twice, and two files that are none."""
-    place = tmp_path_factory.mktemp("pictures")
-    for number, (picture, _) in enumerate(draw_questions(NUMBER, seed=9)):
-        picture.save(place / f"{number:02}.png")
-    (place / "deeper").mkdir()
-    (place / "deeper" / "again.png").write_bytes((place / "03.png").read_bytes())
-    (place / "broken.png").write_bytes(b"no picture")
-    (place / "cut.png").write_bytes((place / "04.png").read_bytes()[:300])
-    (place / "notes.txt").write_text("no picture")
-    return place
-
-
-def command(folder: Path, source: Path, output: Path, *options: object) -> list[str]:
-    """Return the command line of a job."""
-    words = ["batch", folder, "--input", source, "--output", output, *options]
-    return [str(word) for word in words]
-
-
-def asked(*questions: str) -> list[str]:
-    """Return the options that ask questions."""
-    return [word for question in questions for word in ("--question", question)]
-
-
-def written(output: Path) -> dict[str, dict]:
-    """Return the rows of an output by their identity; each is there once."""
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert len({row["row"] for row in rows}) == len(rows)
-    return {row["row"]: row for row in rows}
-
-
-def without_times(rows: dict[str, dict]) -> dict[str, dict]:
-    """Return rows without the seconds that they took."""
-    return {name: row | {"seconds": None} for name, row in rows.items()}
+    """Return a folder of drawn pictures."""
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), NUMBER)
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +154,9 @@ def test_lines_keep_their_columns_and_equal_ones_are_computed_once(folder, pictu
     compute = pipeline.batch.compute
     pipeline.worker._compute = lambda rows: computed.append(len(rows)) or compute(rows)
     rows = read_rows(source, ())
-    with results_in(tmp_path / "a.jsonl", job_of(pipeline, {})) as results:
-        progress = Job(pipeline, {"max_new_tokens": 16}, lambda line: None).run(rows, results)
+    options = {"max_new_tokens": 16}
+    local = Local(pipeline, "a model", options)
+    progress = run_job(local, rows, tmp_path / "a.jsonl", options, report=lambda line: None)
     assert (progress.total, progress.new, progress.failed) == (7, 7, 4)
     by_id = {row.get("id"): row for row in written(tmp_path / "a.jsonl").values()}
     assert by_id[7]["input_answer"] == "mine" and by_id[7]["answer"] == by_id[8]["answer"]

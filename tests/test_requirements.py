@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;]+)(?:;[^#]*)?(?:\s+#.*)?$")
-OTHERS = ("requirements-genai.txt", "requirements-clients.txt")  # of environments of their own
+# Of environments of their own.
+OTHERS = ("requirements-genai.txt", "requirements-clients.txt", "requirements-cluster.txt")
 LOCAL = {"helpers", "tests"}
 ABSENT = {"torchvision", "timm", "einops"}  # each would need a build of torch of its own
 
@@ -61,8 +62,9 @@ def notebook_sources() -> list[str]:
 def test_what_readers_import_is_required():
     imported = imported_distributions(sources_in("helpers") + notebook_sources())
     # ipywidgets requires IPython, and display() is all that is used of it; data sets by name are
-    # for who has installed `datasets`, and helpers.convert.calibration says so to all others.
-    assert imported - {"ipython", "datasets"} <= set(pins("requirements.txt"))
+    # for who has installed `datasets`, and helpers.convert.calibration says so to all others. Ray
+    # is for clusters only, see requirements-cluster.txt.
+    assert imported - {"ipython", "datasets", "ray"} <= set(pins("requirements.txt"))
 
 
 def test_what_tests_import_is_required():
@@ -70,7 +72,7 @@ def test_what_tests_import_is_required():
     files = ("requirements.txt", "tests/requirements.txt", *OTHERS)
     pinned = set().union(*map(pins, files))
     # LangChain's client brings its core.
-    assert imported - {"ipython", "httpx", "langchain-core"} <= pinned
+    assert imported - {"ipython", "langchain-core"} <= pinned
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt"])

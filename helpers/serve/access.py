@@ -18,7 +18,7 @@ from helpers.errors import (
     UserError,
 )
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.serve.protocol import Refusal
+from helpers.serve.protocol import Json, Refusal, model_body
 from helpers.serve.service import Service
 
 RETRY = "5"  # seconds after which a client should come again
@@ -42,6 +42,11 @@ class Models:
         """The pipelines of the models that are loaded."""
         services = self.services.items()
         return {name: service.pipeline for name, service in services if service is not None}
+
+    def body(self, name: str) -> Json:
+        """Return a model as the list of models has it."""
+        service = self.services[name]
+        return model_body(name, self.created, None if service is None else service.fingerprint)
 
     def find(self, name: str | None) -> tuple[str, Service]:
         """Return the model that a request names, the only one where it names none.
@@ -112,19 +117,28 @@ def host_of(value: str) -> str:
     return value.partition(":")[0].lower()
 
 
+def read_key(path: Path | None) -> str | None:
+    """Return the key in a file, else the environment's VLM_KEY, if there is one.
+
+    Raises `SettingsError` for a file without one.
+    """
+    if path is None:
+        return os.environ.get("VLM_KEY") or None
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        key = ""
+    if not key:
+        raise SettingsError(f"{path} holds no key; write one line of text into it.")
+    return key
+
+
 def key_for(host: str, path: Path | None) -> str | None:
     """Return the key that clients of a host send: of a file, else of the environment's VLM_KEY.
 
     Raises `SettingsError` for a file without one, and where other computers would need none.
     """
-    key = os.environ.get("VLM_KEY") or None
-    if path is not None:
-        try:
-            key = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            key = ""
-        if not key:
-            raise SettingsError(f"{path} holds no key; write one line of text into it.")
+    key = read_key(path)
     if host not in LOOPBACK and key is None:
         raise SettingsError(
             f"Serving {host} needs a key, which everybody who asks has to send; give a file with "

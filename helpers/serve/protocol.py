@@ -341,6 +341,10 @@ class Completion:
         return self._body("chat.completion.chunk", [], usage)
 
 
-def model_body(name: str, created: int) -> Json:
-    """Return a model as the list of models has it."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "vlm"}
+def model_body(name: str, created: int, fingerprint: str | None) -> Json:
+    """Return a model as the list of models has it.
+
+    Its `fingerprint`, which tells models apart, is ours; it is None until the model is loaded.
+    """
+    body = {"id": name, "object": "model", "created": created, "owned_by": "vlm"}
+    return body | {"fingerprint": fingerprint}

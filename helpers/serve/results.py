@@ -6,6 +6,7 @@ each row is there whole, once, or not at all.
 What this module does not know: what is asked.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,27 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from helpers.convert.folders import read_manifest
 from helpers.errors import OutputError
 
 JOB, ROW, ERROR = "job", "row", "error"
+
+Answers = Sequence[tuple[str, Mapping[str, Any]]]  # rows' identities and columns
+
+
+def fingerprint_of(folder: Path, device: str, picture_tokens: int | None) -> str:
+    """Return what tells models apart: their files, and how they are run."""
+    files = {name: file["sha256"] for name, file in read_manifest(folder)["files"].items()}
+    return _digest([files, device, picture_tokens])
+
+
+def job_of(fingerprint: str, options: Mapping[str, Any]) -> str:
+    """Return what tells jobs apart: the model, and the options of its answers."""
+    return _digest([fingerprint, options])
+
+
+def _digest(values: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Results:
@@ -28,7 +47,7 @@ class Results:
         self.done: set[str] = set()
         self.failed: set[str] = set()
 
-    def add(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    def add(self, rows: Answers) -> None:
         """Append rows, each with its identity; they are on the disk when this returns.
 
         Raises `OutputError` where the disk is full.

@@ -38,10 +38,10 @@ from helpers.serve.pages import build_pages, mount_pages
 from helpers.serve.protocol import (
     Json,
     Refusal,
-    model_body,
     parse_request,
 )
 from helpers.serve.responses import ResponseWriter, parse_response_request
+from helpers.serve.results import fingerprint_of
 from helpers.serve.service import Service
 
 GRACE = 30  # seconds that running answers get when the server is told to end
@@ -61,14 +61,13 @@ def create_app(models: Models, access: Access, *, report: Report = print) -> "Ed
 
     @app.get("/v1/models")
     async def list_models() -> Json:
-        data = [model_body(name, models.created) for name in models.services]
-        return {"object": "list", "data": data}
+        return {"object": "list", "data": [models.body(name) for name in models.services]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Json:
         if name not in models.services:
             models.find(name)
-        return model_body(name, models.created)
+        return models.body(name)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
@@ -247,7 +246,11 @@ def serve(
                     tuned=settings.tuned,
                     answers_at_once=ANSWERS_AT_ONCE,
                 )
-                models.services[name] = Service(pipeline, longest_queue=settings.longest_queue)
+                models.services[name] = Service(
+                    pipeline,
+                    longest_queue=settings.longest_queue,
+                    fingerprint=fingerprint_of(folder, settings.device, settings.picture_tokens),
+                )
                 report(f"{name} is loaded")
             pages = build_pages(models.pipelines)
             mounting = mount_pages(app.app, pages, access.key)

@@ -29,10 +29,15 @@ class BusyError(Exception):
 
 
 class Service:
-    """A pipeline that answers several clients, at most `longest_queue` of them at once."""
+    """A pipeline that answers several clients, at most `longest_queue` of them at once.
 
-    def __init__(self, pipeline: VisionLanguagePipeline, *, longest_queue: int) -> None:
-        self.pipeline = pipeline
+    Its `fingerprint` tells its model apart from others.
+    """
+
+    def __init__(
+        self, pipeline: VisionLanguagePipeline, *, longest_queue: int, fingerprint: str = ""
+    ) -> None:
+        self.pipeline, self.fingerprint = pipeline, fingerprint
         self.longest_queue = longest_queue
         self._lock = threading.Lock()
         self._running = 0

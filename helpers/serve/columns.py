@@ -1,0 +1,69 @@
+"""The columns that a job adds to its rows: an answer, or the sentence of an error.
+
+What this module does not know: who answers.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from helpers.serve.protocol import Completion, Usage
+from helpers.serve.results import ERROR
+from helpers.serve.rows import CUSTOM_ID, IMAGE, Columns, Row
+
+ANSWER = ("answer", "finish_reason", "tokens", "seconds", ERROR)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was answered, why it ended ("stop" or "length"), its tokens, and its seconds."""
+
+    text: str
+    finish: str
+    usage: Usage
+    seconds: float
+
+
+def columns_of(row: Row, answer: Answer | None, error: str = "") -> Columns:
+    """Return a row as it is written: the input's columns and the answer's, or OpenAI's form."""
+    if row.is_openai:
+        response = {"status_code": 200, "request_id": row.identity}
+        return {
+            "id": f"batch_req_{row.identity}",
+            CUSTOM_ID: row.columns[CUSTOM_ID],
+            "response": response | {"body": _body(row, answer)} if answer else None,
+            ERROR: {"code": "invalid_request", "message": error} if error else None,
+        }
+    columns = {
+        (f"input_{name}" if name in ANSWER else name): value for name, value in row.columns.items()
+    }
+    columns |= dict.fromkeys(ANSWER)
+    if answer:
+        columns |= {
+            "answer": answer.text,
+            "finish_reason": answer.finish,
+            "tokens": answer.usage.answer,
+            "seconds": round(answer.seconds, 3),
+        }
+    return columns | {ERROR: error or None}
+
+
+def _body(row: Row, answer: Answer) -> Columns:
+    model = str(row.columns["body"].get("model", ""))
+    return Completion(model).whole(answer.text, answer.finish, answer.usage)
+
+
+def sentence_of(error: Exception, row: Row) -> str:
+    """Return an error's sentence, which calls the picture as the input does."""
+    name = str(row.columns.get(IMAGE))
+    return str(error).replace(str(row.image), name) if row.image else str(error)
+
+
+def key_of(row: Row) -> bytes:
+    """Return what tells questions about pictures apart: the picture's bytes and the words."""
+    digest = hashlib.sha256(row.question.encode("utf-8", "surrogatepass"))
+    if row.is_openai:
+        digest.update(json.dumps(row.columns["body"], sort_keys=True).encode())
+    if row.image is not None:
+        digest.update(row.image.read_bytes() if row.image.is_file() else bytes(row.image))
+    return digest.digest()

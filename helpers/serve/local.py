@@ -1,0 +1,116 @@
+"""Rows answered by one pipeline in this process, in batches.
+
+What this module does not know: which rows there are, and where answers go.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from helpers.errors import UserError, reason_of
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.replies import Reply
+from helpers.run.worker import Task
+from helpers.serve.addresses import Pictures
+from helpers.serve.columns import Answer, columns_of, key_of, sentence_of
+from helpers.serve.completions import finish_of, usage_of
+from helpers.serve.protocol import Refusal, parse_request
+from helpers.serve.results import Answers
+from helpers.serve.rows import Row
+
+BATCH = 4  # rows that are answered together
+
+
+@dataclass
+class Entry:
+    """A row whose answer is computed; `reply` is None where it could not be asked."""
+
+    row: Row
+    reply: Reply | None
+    error: str = ""
+    answer: Answer | None = None  # of an equal row, which was answered before
+    key: bytes = b""
+    started: float = field(default_factory=time.monotonic)
+
+
+class Local:
+    """Answers rows with one pipeline; `options` are those of `Conversation.ask`."""
+
+    rows_together = BATCH
+
+    def __init__(
+        self, pipeline: VisionLanguagePipeline, fingerprint: str, options: Mapping[str, Any]
+    ) -> None:
+        self.pipeline, self.fingerprint, self.options = pipeline, fingerprint, dict(options)
+        self.pictures = Pictures()
+        self.finished: dict[bytes, Answer] = {}  # of this run, by picture and question
+        self.replies: dict[bytes, Reply] = {}  # those that are not answered yet
+
+    def answers(self, batches: Sequence[Sequence[Row]]) -> Iterator[Answers]:
+        """Yield the answers of each batch; the next one is prepared meanwhile."""
+        entries, tasks = self._begin(batches[0]) if batches else ([], [])
+        for place in range(len(batches)):
+            self.pipeline.worker.submit(*tasks)
+            following = batches[place + 1] if place + 1 < len(batches) else []
+            next_entries, tasks = self._begin(following)  # while the others are computed
+            yield [self._answer(entry) for entry in entries]
+            entries = next_entries
+
+    def _begin(self, batch: Sequence[Row]) -> tuple[list[Entry], list[Task]]:
+        """Prepare the questions of a batch; return them, and what is to be computed together."""
+        with self.pipeline.worker.held() as tasks:
+            entries = [self._ask(row) for row in batch]
+        return entries, tasks
+
+    def _ask(self, row: Row) -> Entry:
+        """Prepare a row's question; an equal one is computed once."""
+        if row.error:
+            return Entry(row, None, row.error)
+        try:
+            key = key_of(row)
+            if key in self.finished:
+                return Entry(row, None, answer=self.finished[key])
+            if key not in self.replies:
+                self.replies[key] = self._reply(row)
+            return Entry(row, self.replies[key], key=key)
+        except (UserError, Refusal) as error:
+            return Entry(row, None, sentence_of(error, row))
+        except Exception as error:  # of a library, for a file of any kind
+            return Entry(row, None, f"The row cannot be asked ({reason_of(error)}).")
+
+    def _reply(self, row: Row) -> Reply:
+        if row.is_openai:
+            request = parse_request(row.columns["body"], self.pictures.open)
+            options = self.options | request.options
+            return self.pipeline.chat(request.messages, **options)
+        return self.pipeline.ask(row.question, [row.image] if row.image else [], **self.options)
+
+    def _answer(self, entry: Entry) -> tuple[str, dict[str, Any]]:
+        """Return a row's identity and columns; one that failed among others is tried alone."""
+        error = entry.error
+        if entry.reply is not None:
+            try:
+                entry.reply.wait()
+            except Exception:
+                error = self._try_alone(entry)
+        if entry.reply is not None and not error:
+            entry.answer = self.finished[entry.key] = _answer_of(entry.reply, entry.started)
+        self.replies.pop(entry.key, None)
+        return entry.row.identity, columns_of(entry.row, entry.answer, error)
+
+    def _try_alone(self, entry: Entry) -> str:
+        """Ask a row once more, by itself; return the sentence of its error, if there is one."""
+        try:
+            entry.reply = self._reply(entry.row)
+            entry.reply.wait()
+        except (UserError, Refusal) as error:
+            return sentence_of(error, entry.row)
+        except Exception as error:
+            return f"The answer cannot be computed ({reason_of(error)})."
+        return ""
+
+
+def _answer_of(reply: Reply, started: float) -> Answer:
+    seconds = time.monotonic() - started
+    return Answer(reply.text, finish_of(reply), usage_of(reply), seconds)

@@ -1,0 +1,44 @@
+"""Jobs of many rows in tests: their pictures, their command line, and what they write."""
+
+import json
+from pathlib import Path
+
+from helpers.shapes.questions import draw_questions
+
+QUESTIONS = ("What is in the picture?", "How many shapes are there?")
+
+
+def draw_pictures(place: Path, number: int) -> Path:
+    """Fill a folder with drawn pictures, one of them twice, and two files that are none."""
+    (place / "deeper").mkdir(parents=True)
+    for name, (picture, _) in enumerate(draw_questions(number, seed=9)):
+        picture.save(place / f"{name:02}.png")
+    (place / "deeper" / "again.png").write_bytes((place / "03.png").read_bytes())
+    (place / "broken.png").write_bytes(b"no picture")
+    (place / "cut.png").write_bytes((place / "04.png").read_bytes()[:300])
+    (place / "notes.txt").write_text("no picture")
+    return place
+
+
+def command(folder: Path | None, source: Path, output: Path, *options: object) -> list[str]:
+    """Return the command line of a job; without a folder, servers have the model."""
+    folders = [folder] if folder else []
+    words = ["batch", *folders, "--input", source, "--output", output, *options]
+    return [str(word) for word in words]
+
+
+def asked(*questions: str) -> list[str]:
+    """Return the options that ask questions."""
+    return [word for question in questions for word in ("--question", question)]
+
+
+def written(output: Path) -> dict[str, dict]:
+    """Return the rows of an output by their identity; each is there once."""
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert len({row["row"] for row in rows}) == len(rows)
+    return {row["row"]: row for row in rows}
+
+
+def without_times(rows: dict[str, dict]) -> dict[str, dict]:
+    """Return rows without the seconds that they took."""
+    return {name: row | {"seconds": None} for name, row in rows.items()}
