@@ -62,7 +62,7 @@ IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorde
 test: lint  ## Run all tests and notebooks
 	@$(BIN)/python -m pytest $(IN_PROCESSES)
 
-INTEGRATION := integration genai clients cluster
+INTEGRATION := integration genai clients cluster batch_robustness
 integration: $(VENV)/.checks genai clients cluster  ## Install anew and do what the README says; ask other runtimes
 	@$(BIN)/python -m pytest --integration $(INTEGRATION:%=tests/test_%.py)
 
@@ -90,7 +90,7 @@ shuffled: $(VENV)/.checks  ## Run the quick tests in a random order; print what 
 
 TORTURE := $(addprefix tests/test_,kills.py untrusted.py conversion.py recipes.py \
 	images_and_prompts.py tracing_and_stateful.py picture_memory.py manifests.py interrupts.py \
-	squares.py bundled_accuracy.py notebook_paths.py batch.py)
+	squares.py bundled_accuracy.py notebook_paths.py batch.py batch_robustness.py)
 torture: $(VENV)/.checks  ## Break things on purpose, many times, and run what is long
 	@$(BIN)/python -m pytest --torture $(TORTURE)
 

@@ -1,9 +1,15 @@
 """Jobs of many rows in tests: their pictures, their command line, and what they write."""
 
+import contextlib
 import json
+import random
+import time
 from pathlib import Path
 
+import psutil
+
 from helpers.shapes.questions import draw_questions
+from tests.programs import Fork
 
 QUESTIONS = ("What is in the picture?", "How many shapes are there?")
 
@@ -42,3 +48,23 @@ def written(output: Path) -> dict[str, dict]:
 def without_times(rows: dict[str, dict]) -> dict[str, dict]:
     """Return rows without the seconds that they took."""
     return {name: row | {"seconds": None} for name, row in rows.items()}
+
+
+def kill_at_random(
+    fork: Fork, words: list[str], output: Path, kills: int, *, latest: float = 4, tear: bool = False
+) -> None:
+    """Start a job so many times, and kill it at most `latest` seconds later.
+
+    With `tear` the last line is sometimes cut, as by a computer that has lost its power.
+    """
+    generator = random.Random(5)
+    for _ in range(kills):
+        program = fork.start("-m", "helpers", *words)
+        end = time.monotonic() + generator.uniform(0.5, latest)
+        while time.monotonic() < end and " rows in " not in program.text("out"):
+            time.sleep(0.01)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was done
+            program.kill()
+        program.wait()
+        if tear and output.exists() and generator.random() < 0.3:
+            output.write_bytes(output.read_bytes()[: -generator.randint(1, 60)])

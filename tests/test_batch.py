@@ -1,13 +1,8 @@
 """Jobs of many rows: what is asked, what is written, and that no interruption changes it."""
 
-import contextlib
 import json
-import random
-import re
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from helpers.__main__ import main
@@ -18,16 +13,24 @@ from helpers.serve.local import Local
 from helpers.serve.results import results_in
 from helpers.serve.rows import batches, read_rows
 from helpers.shapes.questions import draw_questions
-from tests.jobs import QUESTIONS, asked, command, draw_pictures, without_times, written
+from tests.jobs import (
+    QUESTIONS,
+    asked,
+    command,
+    draw_pictures,
+    kill_at_random,
+    without_times,
+    written,
+)
 from tests.servers import message
 
 NUMBER = 14  # of pictures
 
 
 @pytest.fixture(scope="module")
-def folder(bundled_folder):
-    """Return the bundled InternVL2 in INT8."""
-    return bundled_folder("internvl2", "int8")
+def folder(internvl2_folder):
+    """Return the model of these tests."""
+    return internvl2_folder
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +85,10 @@ def test_killed_at_any_moment_the_next_run_ends_with_the_same_rows(
     reference, folder, pictures, tmp_path, fork, request
 ):
     output = tmp_path / "answers.jsonl"
-    generator = random.Random(5)
     kills = 100 if request.config.getoption("torture") else 3
-    words = ("-m", "helpers", *command(folder, pictures, output, *asked(*QUESTIONS)))
-    lengths = []
-    for _ in range(kills):
-        program = fork.start(*words)
-        end = time.monotonic() + generator.uniform(0.5, 4)
-        while time.monotonic() < end and not re.search(r"34 of 34", program.text("err")):
-            time.sleep(0.01)
-        with contextlib.suppress(psutil.NoSuchProcess):  # it was done
-            program.kill()
-        program.wait()
-        lengths.append(output.stat().st_size if output.exists() else 0)
-        if kills > 3 and lengths[-1] and generator.random() < 0.3:
-            output.write_bytes(output.read_bytes()[: -generator.randint(1, 60)])
-    assert main(list(words[2:])) == 3
+    words = command(folder, pictures, output, *asked(*QUESTIONS))
+    kill_at_random(fork, words, output, kills, tear=kills > 3)
+    assert main(words) == 3
     assert without_times(written(output)) == without_times(reference)
 
 

@@ -24,9 +24,9 @@ NUMBER = 30  # of pictures
 
 
 @pytest.fixture(scope="module")
-def folder(bundled_folder):
-    """Return the bundled InternVL2 in INT8."""
-    return bundled_folder("internvl2", "int8")
+def folder(internvl2_folder):
+    """Return the model of these tests."""
+    return internvl2_folder
 
 
 @pytest.fixture(scope="module")

@@ -26,16 +26,17 @@ PYTHON = ROOT / ".venv-cluster" / "bin" / "python"
 NUMBER = 60  # of pictures
 START = 240  # seconds that a cluster may take to start
 
-# Starts a head and two nodes, says their address, and kills the second one for a line of input.
+# Starts two nodes, says their address, and kills the second one for a line of input.
 NODES = """
 import sys
 from ray.cluster_utils import Cluster
-head = {"num_cpus": 0, "include_dashboard": False}
+head = {"num_cpus": 2, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=head)
-nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+node = cluster.add_node(wait=False, num_cpus=2)
+cluster.wait_for_nodes(timeout=120)
 print(cluster.address, flush=True)
 sys.stdin.readline()
-cluster.remove_node(nodes[1], allow_graceful=False)
+cluster.remove_node(node, allow_graceful=False)
 print("killed", flush=True)
 sys.stdin.readline()
 cluster.shutdown()
@@ -65,12 +66,14 @@ def cluster(request) -> Iterator[SimpleNamespace]:
         pytest.skip("Ray's nodes cannot share a computer on Windows")
     assert PYTHON.exists(), "make cluster"
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    environment["RAY_raylet_start_wait_time_s"] = "120"  # a busy computer takes more than its 30
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(
         [PYTHON, "-c", NODES], env=environment, text=True, start_new_session=True, **pipes
     )
     lines = (line.strip() for line in process.stdout)
-    address = next(line for line in lines if re.fullmatch(r"[\d.]+:\d+", line))
+    address = next((line for line in lines if re.fullmatch(r"[\d.]+:\d+", line)), None)
+    assert address, "the cluster has not started"
 
     def kill() -> None:
         process.stdin.write("\n")
@@ -86,9 +89,9 @@ def cluster(request) -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture(scope="module")
-def folder(bundled_folder):
-    """Return the bundled InternVL2 in INT8."""
-    return bundled_folder("internvl2", "int8")
+def folder(internvl2_folder):
+    """Return the model of these tests."""
+    return internvl2_folder
 
 
 def on_cluster(words: list[str]) -> subprocess.Popen:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import helpers
 from helpers.errors import OutputError, SettingsError, UserError, reason_of
 from helpers.serve.local import BATCH, Local
 from helpers.serve.results import Answers, fingerprint_of
@@ -148,9 +147,7 @@ class Cluster:
                 self.report(f"no row for {QUIET:.0f} s; `ray status` says what Ray waits for")
                 continue
             if isinstance(answers, Exception):
-                raise OutputError(
-                    f"Ray has ended the job ({reason_of(answers)}); the same command goes on."
-                ) from answers
+                raise _end(answers) from answers
             return answers
 
     def _compare(self, ray: Any) -> None:
@@ -164,8 +161,16 @@ class Cluster:
             for node in ray.nodes()
             if node["Alive"] and _processors(node)
         ]
-        if differences := sorted(set(filter(None, ray.get(tasks)))):
+        try:
+            differences = sorted(set(filter(None, ray.get(tasks))))
+        except Exception as error:  # of Ray, for a node that is lost or has other packages
+            raise _end(error) from error
+        if differences:
             raise OutputError(" ".join(differences))
+
+
+def _end(error: Exception) -> OutputError:
+    return OutputError(f"Ray has ended the job ({reason_of(error)}); the same command goes on.")
 
 
 def _absolute(row: Row) -> Row:
@@ -209,7 +214,7 @@ def connected(address: str) -> Iterator[Any]:
         raise SettingsError(
             "Ray is not installed here; `make cluster` installs it into .venv-cluster."
         ) from None
-    package = str(Path(helpers.__file__).parent)
+    package = str(Path(__file__).parent.parent)  # the same on every node
     try:
         ray.init(
             address,

@@ -18,6 +18,7 @@ from helpers.errors import SettingsError
 Columns = dict[str, Any]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+LONGEST_NAME = 255  # bytes, of a file on the systems that there are
 IMAGE, QUESTION = "image", "question"
 CUSTOM_ID = "custom_id"  # which a line of OpenAI's batch file has
 
@@ -101,12 +102,20 @@ def _row(identity: str, number: int, columns: Columns, base: Path) -> Row:
     error = ""
     if not isinstance(question, str) or not question.strip():
         error = "The line has no question; give it one, or --question for all."
-    elif image is not None and not isinstance(image, str):
+    elif image is not None and not _is_path(image):
         error = "The line's image is no path."
     if error:
         return Row(identity, number, columns, error=error)
     path = base / image if image else None
     return Row(identity, number, columns, path, str(question), size=_pixels(path))
+
+
+def _is_path(image: Any) -> bool:
+    """Return whether a value may be a path on some system."""
+    if not isinstance(image, str) or "\0" in image:
+        return False
+    names = image.encode("utf-8", "surrogatepass").split(b"/")
+    return max(map(len, names)) <= LONGEST_NAME
 
 
 def _pixels(path: Path | None) -> int:
