@@ -24,7 +24,6 @@ from helpers.serve.results import Answers, fingerprint_of
 from helpers.serve.rows import Row
 
 QUIET = 120.0  # seconds without a row after which it is said
-MOST_RETRIES = 5  # of a batch whose computers or processes are lost
 ROWS, ANSWERS = "rows", "answers"  # columns of Ray's tables
 
 Report = Callable[[str], None]
@@ -119,7 +118,10 @@ class Cluster:
         actors: int,
         results: queue.Queue[Answers | Exception | None],
     ) -> None:
-        """Deal batches out, each a block of its own, so that every actor has some."""
+        """Deal batches out, each a block of its own, so that every actor has some.
+
+        Ray Data spreads actors over nodes, and tries again what was lost with one.
+        """
         try:
             tables = [{ROWS: pickle.dumps([_absolute(row) for row in batch])} for batch in batches]
             answers = ray.data.from_items(tables, override_num_blocks=len(tables)).map_batches(
@@ -128,9 +130,6 @@ class Cluster:
                 batch_size=1,
                 num_cpus=threads,
                 compute=ray.data.ActorPoolStrategy(size=min(actors, len(batches))),
-                scheduling_strategy="SPREAD",
-                max_restarts=-1,
-                max_task_retries=MOST_RETRIES,
             )
             for table in answers.iter_rows():
                 results.put(pickle.loads(table[ANSWERS]))
