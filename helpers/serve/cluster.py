@@ -63,6 +63,7 @@ class Actor:
             model.folder,
             model.device,
             picture_tokens=model.picture_tokens,
+            tuned=False,  # how many threads there are is for Ray to say
             properties=properties if model.device == "CPU" else {},
             answers_at_once=BATCH,
         )
