@@ -232,7 +232,7 @@ def batch(options: argparse.Namespace) -> int:
     answer: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
     if options.schema:
         answer["schema"] = read_schema(options.schema)
-    if options.folder:
+    if options.folder and not options.ray:
         advise(options, options.folder)
     names = ("folder", "device", "picture_tokens", "untuned", "server", "model", "key_file", "ray")
     settings = {name: getattr(options, name) for name in names}
