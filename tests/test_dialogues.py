@@ -10,7 +10,7 @@ from transformers.generation import LogitsProcessor
 from helpers.inputs.messages import answer_message, user_message
 from helpers.inputs.prompts import IMAGE
 from helpers.models.families import families
-from helpers.models.qwen3_vl.processor import PICTURE_MARKS
+from helpers.models.qwen_vision.processor import PICTURE_MARKS
 from helpers.run import conversations
 from helpers.run.choosing import Chooser
 from helpers.run.pipeline import VisionLanguagePipeline

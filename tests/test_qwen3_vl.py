@@ -16,8 +16,8 @@ from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.models import load_model
 from helpers.models.exported import collate
-from helpers.models.qwen3_vl import exported
-from helpers.models.qwen3_vl.places import table_places
+from helpers.models.qwen_vision import exported
+from helpers.models.qwen_vision.places import table_places
 from helpers.resources import anonymous_memory, return_freed_memory
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.sources.checkpoints import write_json

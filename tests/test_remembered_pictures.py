@@ -2,7 +2,7 @@
 
 import torch
 
-from helpers.models.qwen3_vl.exported import PictureTokens
+from helpers.models.qwen3_vl.exported import DeepStackTokens
 from helpers.run.remembered_pictures import RememberedPictures, digest_of
 
 PIXELS = torch.arange(12.0).reshape(3, 4)
@@ -50,7 +50,7 @@ def test_features_that_are_too_large_are_not_kept():
 
 
 def test_what_features_carry_is_counted():
-    tokens = PictureTokens.of(torch.ones(2, 3), torch.ones(4, 2, 3), (1, 2, 2))
+    tokens = DeepStackTokens.with_rows(torch.ones(2, 3), (1, 2, 2), torch.ones(4, 2, 3))
     pictures = RememberedPictures()
     assert pictures.find(inputs(), lambda: [tokens])[0] is tokens
     assert pictures.bytes == 4 * (6 + 24)

@@ -133,7 +133,7 @@ def test_few_frames_are_in_memory(tmp_path, monkeypatch):
     processor = golden_processor(tmp_path, SIZES["small"])
     video = open_video(tmp_path / "long.mp4", everything)
     alive, most = [], []
-    monkeypatch.setattr("helpers.models.qwen3_vl.videos.open_picture", noting(alive, most))
+    monkeypatch.setattr("helpers.models.qwen_vision.videos.open_picture", noting(alive, most))
     assert processor.image_inputs([video])["image_grid_thw"][0, 0] == 60
     assert len(most) == 120 and max(most) <= 4
 

@@ -48,10 +48,12 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     """A checkpoint's PyTorch modules behind the calls that all families share.
 
     A family builds its modules in `build` (on the meta device, so that no memory is used) and
-    names its tensors in `rules`. `P` is its processor's class.
+    names its tensors in `rules`; those named in `left_out` are not loaded. `P` is its processor's
+    class.
     """
 
     processor_class: type[Processor]
+    left_out: tuple[str, ...] = ("{x}rotary_emb.inv_freq",)
     language_model: PreTrainedModel
 
     def __init__(self, config: Config, processor: P) -> None:
@@ -76,7 +78,8 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
                 f"({reason_of(error)}); download it again."
             ) from None
         model.processor.check_pictures()
-        load_tensors(model, model.original_tensors(folder), model.rules(), dtype=dtype)
+        tensors = model.original_tensors(folder)
+        load_tensors(model, tensors, model.rules(), ignore=cls.left_out, dtype=dtype)
         return model
 
     # What a family says

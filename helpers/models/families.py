@@ -27,7 +27,7 @@ from helpers.sources.other_forms import refuse_experts, refuse_files
 
 GROUP = "vlm.families"  # of entry points
 # Modules of this package that hold an entry, in the order of their notebooks.
-MODULES = ("llava_mpt", "mobilevlm", "internvl2", "minicpm_v2", "mllama", "qwen3_vl")
+MODULES = ("llava_mpt", "mobilevlm", "internvl2", "minicpm_v2", "mllama", "qwen3_vl", "qwen3_5")
 CONFIGS = Path(__file__).parent / "originals"
 
 

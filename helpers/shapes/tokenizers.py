@@ -13,6 +13,7 @@ from pathlib import Path
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
 from helpers.shapes import questions, world
 from helpers.sources.checkpoints import write_json
@@ -69,11 +70,15 @@ def _special(token: str) -> AddedToken:
     return AddedToken(token, special=True, normalized=False)
 
 
-def qwen2(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
-    """Train a byte-level BPE tokenizer as Qwen2 uses it; `marks` follow its own three tokens."""
+def _qwen(
+    kind: type[Qwen2Tokenizer | Qwen3_5Tokenizer],
+    texts: Iterable[str],
+    folder: Path,
+    marks: Sequence[str],
+) -> int:
     specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     byte_level_bpe(texts).model.save(str(folder))
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = kind(
         vocab=str(folder / "vocab.json"),
         merges=str(folder / "merges.txt"),
         pad_token="<|endoftext|>",
@@ -83,6 +88,16 @@ def qwen2(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
     tokenizer.save_pretrained(folder)
     write_json(folder / "added_tokens.json", tokenizer.get_added_vocab())
     return len(tokenizer)
+
+
+def qwen2(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train a byte-level BPE tokenizer as Qwen2 uses it; `marks` follow its own three tokens."""
+    return _qwen(Qwen2Tokenizer, texts, folder, marks)
+
+
+def qwen3_5(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train the same as Qwen3.5 uses it, which keeps letters and their accents in one word."""
+    return _qwen(Qwen3_5Tokenizer, texts, folder, marks)
 
 
 def gpt_neox(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
@@ -155,5 +170,6 @@ def llama3(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
 
 
 TRAINERS: dict[str, Callable[[Iterable[str], Path, Sequence[str]], int]] = {
-    trainer.__name__: trainer for trainer in (qwen2, gpt_neox, llama, internlm2, phi3, llama3)
+    trainer.__name__: trainer
+    for trainer in (qwen2, qwen3_5, gpt_neox, llama, internlm2, phi3, llama3)
 }

@@ -67,7 +67,7 @@ def load_tensors(
     tensors: Mapping[str, Tensor],
     rules: Sequence[Rule],
     *,
-    ignore: Iterable[str] = ("{x}rotary_emb.inv_freq",),
+    ignore: Iterable[str] = (),
     dtype: torch.dtype | None = None,
 ) -> None:
     """Put a checkpoint's tensors into `module`, which was built on the meta device.

@@ -1,7 +1,7 @@
 """The checkpoints of Qwen3-VL that were published, and a small tokenizer for them."""
 
 from helpers.models.families import Original, SmallTokenizer
-from helpers.models.qwen3_vl.processor import PICTURE_MARKS, VIDEO_MARK
+from helpers.models.qwen_vision.processor import PICTURE_MARKS, VIDEO_MARK
 
 
 def token_ids(size: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Qwen3-VL's videos: which frames it looks at, their size, and two of them in one patch.
+"""Videos: which frames it looks at, their size, and two of them in one patch.
 
 As `Qwen3VLVideoProcessor` of transformers, which needs torchvision, without the cap for each frame
 that it leaves off unless it is asked for.

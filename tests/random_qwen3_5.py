@@ -1,0 +1,116 @@
+"""Random checkpoints of Qwen3.5 in their published layout, and transformers' own model of them."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+from helpers.models.qwen3_5.originals import TOKENIZER
+from helpers.models.qwen3_vl.originals import token_ids
+from helpers.shapes import tokenizers
+from tests.tiny import seeded
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What is drawn of a checkpoint: sizes of both models, and which layers are full attention."""
+
+    vision_layers: int
+    vision_heads: int
+    vision_head_size: int
+    side: int  # of the table of positions
+    layers: int
+    interval: int  # of layers of full attention
+    heads: int
+    groups: int
+    head_size: int
+    sections: tuple[int, int, int]
+    linear_keys: int
+    linear_values: int
+    linear_sizes: tuple[int, int]  # of a head's keys and values
+    tied: bool
+
+    @classmethod
+    def drawn(cls, seed: int) -> "Dimensions":
+        """Return other dimensions for each seed."""
+        generator = random.Random(seed)
+        groups = generator.choice((1, 2))
+        keys = generator.choice((1, 2))
+        half = generator.choice((4, 6))  # of the numbers of a head that rotate
+        down, across = (half // 3,) * 2
+        return cls(
+            vision_layers=generator.randint(2, 3),
+            vision_heads=generator.choice((2, 4)),
+            vision_head_size=generator.choice((8, 16)),
+            side=generator.randint(5, 13),
+            layers=generator.randint(4, 6),
+            interval=generator.choice((2, 3)),
+            heads=2 * groups,
+            groups=groups,
+            head_size=8 * half,
+            sections=(half - down - across, down, across),
+            linear_keys=keys,
+            linear_values=keys * (1 + seed % 2),
+            linear_sizes=(16, 16),
+            tied=bool(seed % 2),
+        )
+
+
+def config_of(dimensions: Dimensions, vocabulary: int) -> Qwen3_5Config:
+    """Return transformers' config; the table of tokens has a few rows more than tokens."""
+    hidden = 64
+    text = {
+        "vocab_size": vocabulary + 5,
+        "hidden_size": hidden,
+        "intermediate_size": 96,
+        "num_hidden_layers": dimensions.layers,
+        "full_attention_interval": dimensions.interval,
+        "num_attention_heads": dimensions.heads,
+        "num_key_value_heads": dimensions.groups,
+        "head_dim": dimensions.head_size,
+        "linear_num_key_heads": dimensions.linear_keys,
+        "linear_num_value_heads": dimensions.linear_values,
+        "linear_key_head_dim": dimensions.linear_sizes[0],
+        "linear_value_head_dim": dimensions.linear_sizes[1],
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e7,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": list(dimensions.sections),
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": dimensions.vision_layers,
+        "hidden_size": dimensions.vision_heads * dimensions.vision_head_size,
+        "intermediate_size": 80,
+        "num_heads": dimensions.vision_heads,
+        "out_hidden_size": hidden,
+        "num_position_embeddings": dimensions.side**2,
+    }
+    return Qwen3_5Config(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=dimensions.tied,
+        **token_ids(vocabulary),
+    )
+
+
+def write_random(folder: Path, seed: int, *, dimensions: Dimensions | None = None) -> Any:
+    """Write a random checkpoint into `folder` and return transformers' model of it."""
+    vocabulary = tokenizers.TRAINERS["qwen3_5"](tokenizers.corpus(300), folder, TOKENIZER.marks)
+    with seeded(seed):
+        config = config_of(dimensions or Dimensions.drawn(seed), vocabulary)
+        model = Qwen3_5ForConditionalGeneration(config)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+            elif "norm" in name and name.endswith("weight"):
+                is_zero_centred = "visual" not in name and "linear_attn.norm" not in name
+                torch.nn.init.normal_(parameter, 0 if is_zero_centred else 1, 0.1)
+    model.eval().save_pretrained(folder)
+    return model
