@@ -113,4 +113,5 @@ def write_random(folder: Path, seed: int, *, dimensions: Dimensions | None = Non
                 is_zero_centred = "visual" not in name and "linear_attn.norm" not in name
                 torch.nn.init.normal_(parameter, 0 if is_zero_centred else 1, 0.1)
     model.eval().save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TOKENIZER.chat_template, encoding="utf-8")
     return model

@@ -1,4 +1,4 @@
-"""A folder of Qwen3-VL has the files, names, shapes and types that OpenVINO GenAI reads it by.
+"""Folders of Qwen3-VL and Qwen3.5 have the files, names, shapes and types that GenAI reads.
 
 GenAI itself runs in an environment of its own. Without one of these, it answers wrongly or dies.
 """
@@ -11,7 +11,7 @@ import pytest
 
 from helpers.convert import conversion
 from helpers.graphs.presets import find_preset
-from tests.random_qwen3_vl import write_random
+from tests import random_qwen3_5, random_qwen3_vl
 
 SEED = 1
 TEXT, PICTURE, PLACES, MERGER, WORDS = (
@@ -26,13 +26,21 @@ TEXT, PICTURE, PLACES, MERGER, WORDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def converted(random_checkpoint, checkpoint) -> SimpleNamespace:
     """Return the `path` of a converted random checkpoint, and the `config` that it had."""
-    checkpoint = tmp_path_factory.mktemp("qwen3_vl")
-    model = write_random(checkpoint, SEED)
+    model = random_checkpoint.write_random(checkpoint, SEED)
     conversion.convert(checkpoint, checkpoint / "converted", find_preset("fp16"))
     return SimpleNamespace(path=checkpoint / "converted", config=model.config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return converted(random_qwen3_vl, tmp_path_factory.mktemp("qwen3_vl"))
+
+
+@pytest.fixture(scope="module")
+def folder_with_states(tmp_path_factory):
+    return converted(random_qwen3_5, tmp_path_factory.mktemp("qwen3_5"))
 
 
 def ports(model: ov.Model) -> tuple[dict[str, str], dict[str, str]]:
@@ -45,11 +53,20 @@ def ports(model: ov.Model) -> tuple[dict[str, str], dict[str, str]]:
 
 def expected_ports(config) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
     vision, text = config.vision_config, config.text_config
-    width, hidden, taps = (
-        vision.hidden_size,
-        text.hidden_size,
-        len(vision.deepstack_visual_indexes),
-    )
+    width, hidden = vision.hidden_size, text.hidden_size
+    taps = len(getattr(vision, "deepstack_visual_indexes", ()))
+    rows = {"deepstack_feature_lists": f"f32[{taps},?,{hidden}]"} if taps else {}
+    words = {
+        "inputs_embeds": f"f32[?,?,{hidden}]",
+        "attention_mask": "i64[?,?]",
+        "position_ids": f"i64[{3 if taps else 4},?,?]",
+        "beam_idx": "i32[?]",
+    }
+    if taps:
+        words |= {
+            "visual_pos_masks": "boolean[?,?]",
+            "deepstack_visual_embeds": f"f32[{taps},?,{hidden}]",
+        }
     angles = width // vision.num_heads // 2
     return {
         TEXT: ({"input": "i64[?,?]"}, {"inputs_embeds": f"f32[?,?,{hidden}]"}),
@@ -61,20 +78,10 @@ def expected_ports(config) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
                 "attention_mask": "f32[1,?,?]",
                 "rotary_pos_emb": f"f32[?,{angles}]",
             },
-            {
-                "last_hidden_state": f"f32[?,{hidden}]",
-                "deepstack_feature_lists": f"f32[{taps},?,{hidden}]",
-            },
+            {"last_hidden_state": f"f32[?,{hidden}]", **rows},
         ),
         WORDS: (
-            {
-                "inputs_embeds": f"f32[?,?,{hidden}]",
-                "attention_mask": "i64[?,?]",
-                "position_ids": "i64[3,?,?]",
-                "visual_pos_masks": "boolean[?,?]",
-                "deepstack_visual_embeds": f"f32[{taps},?,{hidden}]",
-                "beam_idx": "i32[?]",
-            },
+            words,
             {"logits": f"f32[?,..1,{text.vocab_size}]"},
         ),
     }
@@ -83,6 +90,21 @@ def expected_ports(config) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
 @pytest.mark.parametrize("file", [TEXT, PICTURE, PLACES, MERGER, WORDS])
 def test_names_types_and_shapes(folder, file):
     assert ports(ov.Core().read_model(folder.path / file)) == expected_ports(folder.config)[file]
+
+
+def test_states_are_told_apart_by_their_shapes(folder_with_states):
+    """GenAI takes one dynamic axis, the batch, for a state of linear attention."""
+    path, config = folder_with_states.path, folder_with_states.config
+    expected = expected_ports(config)
+    for file in (MERGER, WORDS):
+        assert ports(ov.Core().read_model(path / file)) == expected[file]
+    variables = ov.Core().read_model(path / WORDS).get_variables()
+    shapes = [variable.info.data_shape for variable in variables]
+    kinds = config.text_config.layer_types
+    dynamic = [sum(size.is_dynamic for size in shape) for shape in shapes]
+    assert dynamic.count(1) == 2 * kinds.count("linear_attention")
+    assert dynamic.count(2) == 2 * kinds.count("full_attention")
+    assert all(shape[0].is_dynamic for shape in shapes)
 
 
 def test_one_row_of_deepstack_serves_any_number_of_tokens(folder):

@@ -1,11 +1,15 @@
-"""Move a language model's KV cache from its inputs and outputs into its state.
+"""Move a language model's cache from its inputs and outputs into its state.
 
 A stateless model hands all keys and values back after each token, and takes them again before the
 next. A stateful one keeps them between calls, so that a call passes only what is new. One such
 model serves the prompt (prefill, with an empty cache) and every later token (decode steps).
 
-What this module does not know: caches that are not (batch, heads, length, head size), such as
-those of state-space models.
+A state has one of two forms. Keys and values (batch, heads, length, head size) grow and can be cut
+to fewer positions. What a recurrence keeps, a convolution's last inputs or a matrix, has the same
+size for any length: it begins with zeros, and no position can be taken out of it again. Its name
+says so, by its end.
+
+What this module does not know: what is in a state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +22,17 @@ from openvino.op.util import Variable, VariableInfo
 from helpers.errors import SettingsError
 
 BEAM_INPUT = "beam_idx"
+FIXED_SIZE = "_state"  # the end of the names of states that do not grow
 
 
 def is_stateful(model: ov.Model) -> bool:
     """Return whether `model` keeps state between calls."""
     return bool(model.get_variables())
+
+
+def is_fixed_size(name: str) -> bool:
+    """Return whether the state of this name has the same size for any number of positions."""
+    return name.endswith(FIXED_SIZE)
 
 
 def make_stateful(
@@ -32,7 +42,8 @@ def make_stateful(
 
     Adds the input `beam_idx` (batch,) of int32: row i of the batch continues from row beam_idx[i]
     of the cache. `batch_input` is the input whose first size is the batch, which is the size that
-    an empty cache starts with. Cache inputs need four dimensions, heads and head size fixed.
+    an empty cache starts with. Cache inputs need four dimensions, heads and head size fixed; those
+    called `..._state`, as their outputs, need all sizes fixed but the batch.
 
     Raises `SettingsError` for a model that is stateful already, for an empty `cache`, for a name
     that the model does not have, and for a cache of another form.
@@ -89,12 +100,15 @@ def _check(model: ov.Model, cache: Mapping[str, str], batch_input: str) -> None:
     missing += [f"output {name}" for name in cache.values() if name not in outputs]
     if missing:
         raise SettingsError(f"The model has no {', no '.join(missing)}; check the names.")
-    for name in cache:
-        shape = model.input(name).get_partial_shape()
-        if shape.rank.is_dynamic or len(shape) != 4 or shape[1].is_dynamic or shape[3].is_dynamic:
+    for name, output in cache.items():
+        shape, fixed = model.input(name).get_partial_shape(), is_fixed_size(name)
+        grows = not fixed and shape.rank.is_static and len(shape) == 4 and shape[2].is_dynamic
+        sizes = [shape[1], shape[3]] if grows else list(shape)[1:] if fixed else []
+        if not sizes or any(size.is_dynamic for size in sizes) or fixed != is_fixed_size(output):
             raise SettingsError(
                 f"The cache input {name} has the shape {shape}; it should be (batch, heads, "
-                "length, head size) with heads and head size fixed."
+                "length, head size) with heads and head size fixed, or fixed but for the batch "
+                f"and be called, as its output {output}, something that ends in {FIXED_SIZE}."
             )
 
 
@@ -104,7 +118,7 @@ def _start_empty(
     shapes: Mapping[str, ov.PartialShape],
     batch_input: str,
 ) -> None:
-    """Give every state its first value: no positions, for as many rows as the batch has."""
+    """Give every state its first value: no positions or zeros, for as many rows as the batch."""
     reads = {node.get_variable_id(): node for node in model.get_ops() if _is_read(node)}
     for variable, node in reads.items():
         name = next(name for name in cache if variable == name + cache[name])
@@ -113,16 +127,19 @@ def _start_empty(
 
 
 def _empty(model: ov.Model, shape: ov.PartialShape, element: ov.Type, batch_input: str) -> ov.Node:
-    """Return keys or values of no positions, for as many rows as the batch has."""
+    """Return keys or values of no positions, or zeros, for as many rows as the batch has."""
     batch = ops.gather(
         ops.shape_of(model.input(batch_input), ov.Type.i64),
         ops.constant([0], ov.Type.i64),
         ops.constant(0, ov.Type.i64),
     )
     # A zero that is computed: the CPU plugin takes a constant one for the length of all times.
-    length = ops.subtract(batch, batch)
-    heads, size = (ops.constant([shape[axis].get_length()], ov.Type.i64) for axis in (1, 3))
-    return ops.broadcast(ops.constant(0.0, element), ops.concat([batch, heads, length, size], 0))
+    nothing = ops.subtract(batch, batch)
+    sizes = [
+        nothing if size.is_dynamic else ops.constant([size.get_length()], ov.Type.i64)
+        for size in list(shape)[1:]
+    ]
+    return ops.broadcast(ops.constant(0.0, element), ops.concat([batch, *sizes], 0))
 
 
 def _is_read(node: ov.Node) -> bool:

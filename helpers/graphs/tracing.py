@@ -11,6 +11,7 @@ import openvino as ov
 import torch
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+from helpers.graphs import recurrence
 from helpers.graphs.finite_weights import check_numbers
 from helpers.graphs.parts import Part
 from helpers.upstream import converter
@@ -32,8 +33,9 @@ def trace(part: Part) -> ov.Model:
             example_input=tuple(part.example_inputs.values()),
             # It would trace a second time and compare what both compute, two thirds of the work.
             trace_kwargs={"check_trace": False},
+            module_extensions={extension.module: extension for extension in recurrence.MODULES},
         )
-        model = ov.convert_model(decoder)
+        model = ov.convert_model(decoder, extension=list(recurrence.CONVERSIONS))
     del decoder
     converter.forget_traces()
     model.shares_memory_with = part.module  # constants in bfloat16 keep nothing alive themselves

@@ -32,7 +32,7 @@ def template_of(
     beginning, rest = _split(prompt, image_token)
     after_picture, rest = _split(rest, _QUESTION)
     to_answer, rest = _split(rest, _ANSWER)
-    to_second, _ = _split(rest, _SECOND)
+    to_second, to_next = _split(rest, _SECOND)
     _, answer_end = _split(_render(tokenizer, [question, answer]), _ANSWER)
     user = to_second.removeprefix(answer_end)
     image = IMAGE + after_picture
@@ -46,6 +46,7 @@ def template_of(
         images=image,
         frame=frame,
         system_form=_system_form(tokenizer, image_token, user),
+        answer_start=to_next.removeprefix(to_answer) if to_next.startswith(to_answer) else "",
     )
 
 
@@ -79,6 +80,7 @@ def jinja_of(template: Template, image_text: str) -> str:
             "user_end": template.user_end,
             "assistant": template.assistant,
             "before_answer": template.before_answer,
+            "answer_start": template.answer_start,
             "assistant_end": template.assistant_end,
             "image": image,
         }.items()
@@ -116,7 +118,7 @@ _JINJA = """\
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{- <assistant> -}}
+{{- <assistant> + <answer_start> -}}
 {%- endif -%}
 """
 

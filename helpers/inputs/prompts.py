@@ -30,11 +30,12 @@ class Template:
     """The words around each turn of a conversation.
 
     A prompt is `system`, then for each turn `user` and its content, `user_end`, `assistant`,
-    `before_answer` and the answer, `assistant_end`; it ends after the last `assistant`. Where the
-    messages begin with a system message, `system_form` stands instead of `system`, with the words
-    of that message at `SYSTEM_WORDS`; where it is None, they stand before the first question.
-    `image` is what stands for a picture, {i} its number; where a message has several, `images` is
-    used instead. `frame` stands for each frame of a video; where it is None, the whole video is one
+    `before_answer` and the answer, `assistant_end`; it ends after the last `assistant` with
+    `answer_start`, which earlier answers do not have: an empty thought, say. Where the messages
+    begin with a system message, `system_form` stands instead of `system`, with the words of that
+    message at `SYSTEM_WORDS`; where it is None, they stand before the first question. `image` is
+    what stands for a picture, {i} its number; where a message has several, `images` is used
+    instead. `frame` stands for each frame of a video; where it is None, the whole video is one
     picture. Template text around a picture is written in the same string.
     """
 
@@ -47,6 +48,7 @@ class Template:
     images: str = "Image-{i}: " + IMAGE + "\n"
     frame: str | None = "Frame{i}: " + IMAGE + "\n"  # of a video, where a family reads one
     before_answer: str = ""  # a space that the model itself puts before its answer, say
+    answer_start: str = ""
     system_form: str | None = None
 
     def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[Piece]:
@@ -74,7 +76,7 @@ class Template:
                 text, _ = content_of(message)
                 pieces += [Piece("template", self.before_answer), Piece("text", text)]
                 pieces += [Piece("template", self.assistant_end)]
-        return pieces
+        return [*pieces, Piece("template", self.answer_start)]
 
     def _content(self, parts: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
         """Yield the pieces of a user's texts, pictures and videos in their order."""

@@ -236,6 +236,12 @@ class Processor(ABC):
         pieces = self.template.pieces([message], first=first)
         return encode(self.tokenizer, pieces, images, first=first)
 
+    @cached_property
+    def start_of_answer_ids(self) -> list[int]:
+        """The ids at the end of a prompt that an answer does not keep once others follow it."""
+        encoding = self.tokenizer(self.template.answer_start, add_special_tokens=False)
+        return cast(list[int], encoding["input_ids"])
+
     @property
     def end_of_answer_ids(self) -> list[int]:
         """The ids that close an answer which did not end by itself."""

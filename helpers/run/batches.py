@@ -3,7 +3,7 @@
 A language model reads all of its weights for a token, of one answer or of several: four tokens cost
 little more than one. Each conversation keeps its cache in a request of its own; while it is
 computed together with others, one request holds the caches of all of them as rows, the shorter ones
-padded on the left.
+padded on the left. States of a fixed size need no padding.
 
 What this module does not know: how a token is chosen, and which answers there are.
 """
@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from helpers.graphs.stateful import BEAM_INPUT
+from helpers.graphs.stateful import BEAM_INPUT, is_fixed_size
 from helpers.models.exported import PictureInputs
 from helpers.run.generation import StateCache, StatefulLanguageModel
 
-States = dict[str, NDArray[np.float32]]  # by name, each (1, heads, length, head size)
+States = dict[str, NDArray[np.float32]]  # by name, each of one row
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,9 @@ class Batch:
             self.common = self.language_model.new_cache()
         self.common.clear()
         for state in self.common.request.query_state():
-            rows = [_padded(of_cache[state.name], length) for of_cache in states]
+            rows = [of_cache[state.name] for of_cache in states]
+            if not is_fixed_size(state.name):
+                rows = [_padded(row, length) for row in rows]
             state.state = ov.Tensor(np.concatenate(rows))
         self.common.length, self.members = length, list(caches)
 
@@ -143,7 +145,7 @@ class Batch:
         assert self.common is not None
         number, padding = self.members.index(cache), self.common.length - cache.length
         return {
-            state.name: state.state.data[number : number + 1, :, padding:].copy()
+            state.name: _without(padding, state.name, state.state.data[number : number + 1])
             for state in self.common.request.query_state()
         }
 
@@ -151,3 +153,8 @@ class Batch:
 def _padded(state: NDArray[np.float32], length: int) -> NDArray[np.float32]:
     """Return a state (1, heads, any length, head size) with zeros in front, of `length`."""
     return np.pad(state, ((0, 0), (0, 0), (length - state.shape[2], 0), (0, 0)))
+
+
+def _without(padding: int, name: str, state: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a copy of one row of the state `name` without what `_padded` has put in front."""
+    return (state if is_fixed_size(name) else state[:, :, padding:]).copy()

@@ -36,7 +36,7 @@ from helpers.inputs.video import Video
 from helpers.models.processors import Processor
 from helpers.run.batches import Row
 from helpers.run.choosing import Chooser
-from helpers.run.generation import StateCache, StopOnEvent
+from helpers.run.generation import Mark, StateCache, StopOnEvent
 from helpers.run.replies import (
     CANCELLED,
     LENGTH,
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from helpers.run.pipeline import VisionLanguagePipeline
 
 
+MARKS = 4  # of the last questions, which can be taken back without computing what was before
+
+
 class Conversation:
     """Questions and answers that build on each other.
 
@@ -71,6 +74,8 @@ class Conversation:
         self.turns: list[Request] = []
         self.features: dict[Request, list[Tensor]] = {}  # of the pictures of each turn
         self.cache: StateCache | None = None
+        self.marks: dict[Request, Mark | None] = {}  # where the cache was before each question
+        self.fork: Mark | None = None  # where the last answer's start, which is not kept, began
         self._infer_request: ov.InferRequest | None = None
         self._last_task: Task | None = None
 
@@ -140,8 +145,8 @@ class Conversation:
     def take_back(self, reply: "Reply") -> None:
         """Forget the last answer and its question, pictures included, if `reply` is that answer.
 
-        Waits for an answer that is still being computed. What remains is computed anew with the
-        next question, since a cache's end cannot be cut off.
+        Waits for an answer that is still being computed. The cache returns to where it was before
+        the question; where that is not known any more, it is computed anew with the next one.
         """
         self._wait()
         if self.turns and self.turns[-1] is reply.request:
@@ -149,13 +154,20 @@ class Conversation:
             self.ids = self.ids[: request.earlier_tokens]
             self.features.pop(request, None)
             del self.messages[-2:]
+            self._return_to(self.marks.pop(request, None))
+
+    def _return_to(self, mark: Mark | None) -> None:
+        """Bring the cache back to where it was."""
+        if self.cache is not None and mark is not None:
+            self.cache.return_to(mark)
+        else:
             self.cache = None
 
     def clear(self) -> None:
         """Forget everything; waits for an answer that is still being computed."""
         self._wait()
         self.ids, self.messages, self.turns = [], [], []
-        self.features = {}
+        self.features, self.marks = {}, {}
         self.cache = None
 
     def _wait(self) -> None:
@@ -175,7 +187,9 @@ class Conversation:
             try:
                 answer.token_ids = yield from self._generate(request, answer, streamer, stop)
             except Stopped:
-                self.cache = None  # a step that was given up leaves its state half-written
+                self._return_to(
+                    self.marks.get(request)
+                )  # what was computed of the prompt is not all of it
                 answer.token_ids = decoder.token_ids
             answer.counts.answer = len(answer.token_ids)
             streamer.end()
@@ -186,6 +200,7 @@ class Conversation:
         except BaseException:
             self.cache = None  # nobody knows what it holds
             self.features.pop(request, None)
+            self.marks.pop(request, None)
             raise
 
     def _generate(
@@ -194,20 +209,25 @@ class Conversation:
         """Return the answer's tokens."""
         pipeline, sampling = self.pipeline, request.sampling
         cache = self._cache_for(sampling, stop)
+        self.marks[request] = self.fork = cache.mark()
+        if len(self.marks) > MARKS:
+            del self.marks[next(iter(self.marks))]
         answer.counts.cached = cache.length
         features = self._encode_images(request, answer, stop)
         ids = torch.tensor([request.prompt_ids])
         prepared = pipeline.prepare(ids, features, past=cache.length)
         if sampling.num_beams > 1:
-            tokens = self._search(prepared, cache, sampling, stop)
-            streamer.add(tokens)
+            best = self._search(prepared, cache, sampling, stop)
+            streamer.add(best)
             self.cache = None  # it holds the beams in their last order
-            return tokens
+            return best
         schema = None if sampling.schema is None else pipeline.grammars.follow(sampling.schema)
         chooser = Chooser(sampling, schema)
-        prepared["inputs_embeds"] = prepared["inputs_embeds"][:, cache.length :]
-        logits = pipeline.language_model.forward(**prepared, past_key_values=cache).logits
-        logits, tokens = cast(Tensor, logits)[:, -1], []
+        if pipeline.processor.start_of_answer_ids:
+            self._forward(prepared, cache, end=self._kept_tokens(request))
+            self.fork = cache.mark()
+        logits = self._forward(prepared, cache, end=len(request.prompt_ids))
+        tokens: list[int] = []
         try:
             while True:
                 tokens.append(chooser.choose(logits, tokens))
@@ -217,6 +237,19 @@ class Conversation:
                 logits = yield Row(cache, prepared.get("pictures"), tokens[-1])
         finally:
             pipeline.batch.leave(cache)
+
+    def _forward(self, prepared: dict[str, Any], cache: StateCache, *, end: int) -> Tensor:
+        """Compute a prompt up to a place; return the logits (1, vocabulary) of its last token."""
+        part = prepared | {
+            "inputs_embeds": prepared["inputs_embeds"][:, cache.length : end],
+            "attention_mask": prepared["attention_mask"][:, :end],
+        }
+        output = self.pipeline.language_model.forward(**part, past_key_values=cache)
+        return cast(Tensor, output.logits)[:, -1]
+
+    def _kept_tokens(self, request: Request) -> int:
+        """Return how many of a prompt's tokens the next prompt begins with."""
+        return len(request.prompt_ids) - len(self.pipeline.processor.start_of_answer_ids)
 
     def _is_over(
         self, tokens: list[int], sampling: Sampling, streamer: AnswerStreamer, stop: Stop
@@ -297,11 +330,14 @@ class Conversation:
             tokens = tokens[:-1]
         if not processor.picture_token_ids.isdisjoint(tokens):
             tokens = [token for token in tokens if token not in processor.picture_token_ids]
-            self.cache = None  # which holds it
+            self._return_to(self.marks.get(request))  # the cache holds it
         if answer.is_cut:
             encoding = processor.tokenizer(answer.text, add_special_tokens=False)
             tokens = cast(list[int], encoding["input_ids"])
-            self.cache = None  # which holds what was cut
-        self.ids = request.prompt_ids + tokens + processor.end_of_answer_ids
+            self._return_to(self.marks.get(request))  # the cache holds what was cut
+        if processor.start_of_answer_ids:
+            self._return_to(self.fork)
+        kept = request.prompt_ids[: self._kept_tokens(request)]
+        self.ids = kept + tokens + processor.end_of_answer_ids
         self.turns.append(request)
         self.messages += [request.message, answer_message(answer.text)]

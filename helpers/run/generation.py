@@ -8,18 +8,20 @@ What this module does not know: speculative decoding, and how caches that began 
 """
 
 import time
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import openvino as ov
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.graphs.core import Stoppable, Stopped, cannot_compute
-from helpers.graphs.stateful import BEAM_INPUT
+from helpers.graphs.stateful import BEAM_INPUT, is_fixed_size
 from helpers.models.exported import PictureInputs
 from helpers.run.pieces import Pieces
 
@@ -33,6 +35,14 @@ class StopOnEvent(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         """Return for each row of the batch whether it is finished."""
         return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """A place that a cache can return to: how many positions it had, and what cannot be cut."""
+
+    length: int
+    states: dict[str, NDArray[np.float32]]
 
 
 class StateCache:
@@ -65,6 +75,29 @@ class StateCache:
         """Empty the state."""
         self.request.reset_state()
         self.length, self.rows, self.pictures = 0, None, {}
+
+    def mark(self) -> Mark | None:
+        """Return what brings the cache back to where it is; None where nothing does.
+
+        Keys and values are cut then, so only states of a fixed size are copied.
+        """
+        states = self.request.query_state() if self.length else []
+        fixed = {s.name: s.state.data.copy() for s in states if is_fixed_size(s.name)}
+        return Mark(self.length, fixed)
+
+    def return_to(self, mark: Mark) -> None:
+        """Forget all positions since a mark; a cache that has fewer stays as it is."""
+        if self.length <= mark.length:
+            return
+        if not mark.length:
+            self.clear()
+            return
+        for state in self.request.query_state():
+            if state.name in mark.states:
+                state.state = ov.Tensor(mark.states[state.name])
+            elif state.name not in self.pictures:
+                state.state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, : mark.length]))
+        self.length, self.rows = mark.length, None
 
 
 class StatefulLanguageModel(PreTrainedModel, GenerationMixin):

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from helpers.run.generation import StateCache, StatefulLanguageModel
+from helpers.run.generation import Mark, StateCache, StatefulLanguageModel
 
 
 class RewindableCache(StateCache):
@@ -24,6 +24,10 @@ class RewindableCache(StateCache):
     def __init__(self, request: ov.InferRequest) -> None:
         super().__init__(request)
         self.steps: list[tuple[Tensor, NDArray[np.int32] | None]] = []
+
+    def mark(self) -> Mark | None:
+        """Return None: beyond the limit, keys are others than they were before it."""
+        return None
 
     def rewind(self) -> Tensor:
         """Empty the state and return the embeddings (batch, length, hidden) it was made of."""

@@ -4,7 +4,9 @@ from typing import Any
 
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5VisionModel
 
+from helpers.graphs.parts import Part
 from helpers.models.families import Family
+from helpers.models.qwen3_5.language_model import language_model_part
 from helpers.models.qwen3_5.originals import ORIGINALS, TOKENIZER
 from helpers.models.qwen3_5.processor import Qwen3_5Processor
 from helpers.models.qwen3_vl.originals import token_ids
@@ -25,6 +27,10 @@ class Qwen3_5(QwenVisionLanguageModel[Qwen3_5Processor]):
     def new_language_model(self, text: Any) -> Qwen3_5ForCausalLM:
         """Return the language model that its part of the config describes."""
         return Qwen3_5ForCausalLM(text)
+
+    def language_model_part(self) -> Part:
+        """Return the language model with the states of all its layers."""
+        return language_model_part(self.language_model)
 
 
 FAMILY = Family(

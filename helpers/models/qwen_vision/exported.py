@@ -49,7 +49,7 @@ class PositionInputs(PictureInputs):
     def joined_steps(steps: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return what single tokens behind their prompts take; positions have the batch second."""
         return {
-            name: torch.cat([step[name] for step in steps], dim=name == "position_ids")
+            name: torch.cat([step[name] for step in steps], dim=int(name == "position_ids"))
             for name in steps[0]
         }
 
