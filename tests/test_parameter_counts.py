@@ -31,6 +31,9 @@ COUNTS = {
     "Qwen/Qwen3-VL-2B-Instruct": (406_957_056, 0, 1_720_574_976),
     "Qwen/Qwen3-VL-4B-Instruct": (415_347_712, 0, 4_022_468_096),
     "Qwen/Qwen3-VL-8B-Instruct": (576_388_336, 0, 8_190_735_360),
+    # Without the layer that guesses ahead.
+    "Qwen/Qwen3.5-0.8B": (100_592_896, 0, 752_393_024),
+    "Qwen/Qwen3.5-9B": (456_010_480, 0, 8_953_803_264),
 }
 # Without CLIP, which is a download of its own.
 TOTALS = {

@@ -76,7 +76,9 @@ class Template:
                 text, _ = content_of(message)
                 pieces += [Piece("template", self.before_answer), Piece("text", text)]
                 pieces += [Piece("template", self.assistant_end)]
-        return [*pieces, Piece("template", self.answer_start)]
+        if self.answer_start:
+            pieces.append(Piece("template", self.answer_start))
+        return pieces
 
     def _content(self, parts: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
         """Yield the pieces of a user's texts, pictures and videos in their order."""
