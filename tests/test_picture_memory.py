@@ -16,7 +16,7 @@ from tests.picture_memory import BESIDE, CLEAR, PIXEL, views
 
 pytestmark = pytest.mark.skipif(not CLEAR.exists(), reason="Linux tells a process's peak")
 FAMILIES = list(views())
-REFUSING = ("minicpm-v-2", "qwen3-vl")
+REFUSING = ("minicpm-v-2", "qwen3-vl", "qwen3-5")
 MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "I;16", "F", "CMYK")
 
 
