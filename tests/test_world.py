@@ -12,7 +12,7 @@ import torch
 from helpers.models import load_processor
 from helpers.shapes import questions, tokenizers, world
 from helpers.shapes.world import PLACES, SPLITS, Item, Scene, draw, random_scene, split_of
-from helpers.workshop import naming, samples, stages, training
+from helpers.workshop import naming, samples, sharing, stages, training
 from helpers.workshop.recipes import BATCHES, RECIPES
 
 
@@ -220,8 +220,8 @@ def test_the_answers_and_nothing_else_are_learned(processor, example, turns):
 
 def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor, example):
     sample = samples.encode_sample(processor, example.inputs, example.questions, turns=False)
-    later = torch.ones_like(sample["sees"]).tril()
-    shared = int((sample["sees"] | ~later).all(0).int().argmin())  # the first not seen by all later
+    mask = sharing.visible_mask(sample["blocks"][None])[0, 0]
+    shared = int((sample["blocks"] > 0).int().argmax())
     assert shared > int(processor.picture_positions(sample["input_ids"]).nonzero().max())
     start = shared
     for question in example.questions:
@@ -230,7 +230,7 @@ def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor
         span = slice(start, start + length)
         assert torch.equal(sample["input_ids"][span], expected["input_ids"][shared:])
         assert torch.equal(sample["position_ids"][span], expected["position_ids"][shared:])
-        visible = sample["sees"][span]
+        visible = mask[span]
         assert visible[:, :shared].all() and not visible[:, shared:start].any()
         assert torch.equal(visible[:, span], torch.ones(length, length).tril().bool())
         assert not visible[:, start + length :].any()
@@ -241,7 +241,8 @@ def test_each_question_sees_the_picture_and_itself_as_if_it_were_alone(processor
 def test_later_turns_see_the_earlier_ones(processor, example):
     sample = samples.encode_sample(processor, example.inputs, example.questions, turns=True)
     length = len(sample["input_ids"])
-    assert torch.equal(sample["sees"], torch.ones(length, length).tril().bool())
+    mask = sharing.visible_mask(sample["blocks"][None])[0, 0]
+    assert torch.equal(mask, torch.ones(length, length).tril().bool())
     assert torch.equal(sample["position_ids"], torch.arange(length))
 
 
@@ -261,16 +262,17 @@ def test_a_sample_of_several_questions_gives_each_its_own_logits(torch_model, ex
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)  # measured: 4e-6
 
 
-def test_padding_is_seen_by_itself_only(processor, example):
+def test_no_token_of_a_sample_goes_with_padding(processor, example):
     long, short = (
         samples.encode_sample(processor, example.inputs, questions, turns=False)
         for questions in (example.questions, example.questions[:1])
     )
     batch = samples.collate([long, short])
+    mask = sharing.visible_mask(batch["blocks"])[:, 0]
     size = len(short["input_ids"])
-    assert torch.equal(batch["sees"][1, 0, :size, :size], short["sees"])
-    assert not batch["sees"][1, 0, :size, size:].any()
-    assert batch["sees"].any(-1).all()
+    assert torch.equal(mask[1, :size, :size], sharing.visible_mask(short["blocks"][None])[0, 0])
+    assert not mask[1, :size, size:].any()
+    assert mask.any(-1).all()
     assert (batch["labels"][1, size:] == samples.IGNORED).all()
     assert (batch["weights"][1, size:] == 0).all()
 

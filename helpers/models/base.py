@@ -128,6 +128,12 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         """The type of the language model's weights."""
         return self.token_embeddings.weight.dtype
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether layers of the language model keep states that tokens change in their order."""
+        kinds = getattr(self.language_model.config, "layer_types", None) or ()
+        return "linear_attention" in kinds
+
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)

@@ -1,10 +1,15 @@
-"""transformers 5.23: mllama's vision states, the cache's new name, and a warning."""
+"""transformers 5.23: mllama's vision states, the cache's new name, its states, and a warning."""
 
 import contextlib
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self, cast
+
+from torch import LongTensor, Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
 
 # Index i of `intermediate_layers_indices` is the layer whose input is handed to the text: so in
 # Meta's code, and in transformers when it first had this model. transformers 5.23 hands on the
@@ -19,6 +24,34 @@ def cache_argument(function: Callable[..., Any], cache: object) -> dict[str, Any
     """
     new = "cache" in inspect.signature(function).parameters
     return {"cache" if new else "past_key_values": cache}
+
+
+class DifferentiableCache(DynamicCache):
+    """A cache through which gradients flow.
+
+    transformers' own writes a new matrix state into the old one's memory, which the gradient of the
+    delta rule still needs.
+    """
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+    ) -> Tensor:
+        """Keep the matrix states of a layer, and return them."""
+        layer: Any = self.layers[layer_idx]
+        layer.recurrent_states[state_idx] = recurrent_states
+        layer.is_recurrent_states_initialized[state_idx] = True
+        return recurrent_states
+
+    def for_rows(self, rows: Tensor) -> Self:
+        """Return another cache, whose row i continues from row `rows[i]` of this one."""
+        other = copy.copy(self)
+        other.layers = [copy.copy(layer) for layer in self.layers]
+        for layer in cast(list[Any], other.layers):
+            if isinstance(layer, LinearAttentionLayer):  # it has dicts of states, which are copied
+                layer.conv_states = dict(layer.conv_states)
+                layer.recurrent_states = dict(layer.recurrent_states)
+        other.reorder_cache(cast(LongTensor, rows))
+        return other
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from helpers.shapes.questions import BOX_KINDS, KINDS, word
 from helpers.workshop.locating import IGNORED, sides_of_boxes
 from helpers.workshop.naming import shown_words
 from helpers.workshop.recipes import Recipe
+from helpers.workshop.sharing import PADDING
 
 # What `make_batch` returns: tensors by name, and the image encoder's inputs under `images`.
 Batch = dict[str, Any]
@@ -90,50 +91,61 @@ def encode_sample(
     turns: bool,
     frames: int = 0,
 ) -> dict[str, Tensor]:
-    """Return one sample: ids and the like (length), and who `sees` whom (length, length).
+    """Return one sample, each of its tensors (length): ids, what is learned, and `blocks`.
 
-    It is about one picture, or about a video of so many `frames`.
+    It is about one picture, or about a video of so many `frames`. Block 0 is what all questions
+    begin with; a token goes with earlier ones of its own block and of block 0. With `turns`, the
+    questions are a conversation: one block, or, where a template writes earlier answers otherwise
+    than the model did (without its thoughts, say), one for each turn, with all turns before it.
     """
 
     def first_message(question: Question) -> Message:
         return user_message(question.text, 0 if frames else 1, frames=frames)
 
+    def input_ids(messages: list[Message]) -> list[int]:
+        ids: list[int] = processor.input_ids(messages, image_inputs)[0].tolist()
+        return ids
+
     def positions_of(ids: list[int]) -> Tensor:
         positions = processor.position_ids(torch.tensor([ids]), image_inputs)
         return positions.movedim(-2, 0)[0]  # (length), or a row for each dimension
 
-    answers = [_answer_ids(processor, question) for question in questions]
-    prompts = [
-        processor.input_ids([first_message(question)], image_inputs)[0].tolist()
-        for question in questions
-    ]
-    shared = _shared_length(prompts)
-    ids, labels = prompts[0][:shared], [IGNORED] * shared
-    weights = [0.0] * shared
+    prompts = [[first_message(question)] for question in questions]
+    shared = _shared_length([input_ids(messages) for messages in prompts])
+    if turns:
+        prompts = _turns(prompts, questions)
+    beginning = input_ids(prompts[0])[:shared]
+    ids, labels, weights = [*beginning], [IGNORED] * shared, [0.0] * shared
     positions, blocks = [positions_of(ids)], [0] * shared
-    messages: list[Message] = []
-    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        if turns and index:
-            messages += [{"role": "assistant", "content": questions[index - 1].answer}]
-            messages += [user_message(question.text)]
-            prompt = processor.input_ids(messages, image_inputs)[0].tolist()[len(ids) :]
-        else:
-            messages = [first_message(question)]
-            prompt = prompts[index][shared:]
-        sequence = (ids if turns else ids[:shared]) + prompt + answer
+    block, sequence = 0, beginning
+    for messages, question in zip(prompts, questions, strict=True):
+        prompt, answer = input_ids(messages), _answer_ids(processor, question)
+        if not (turns and block and prompt[: len(sequence)] == sequence):
+            block, sequence = block + 1, beginning
+        prompt = prompt[len(sequence) :]
+        sequence = sequence + prompt + answer
         positions.append(positions_of(sequence)[..., -len(prompt + answer) :])
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + answer
         # An answer counts by the root of its length, or descriptions would drown the rest.
         weights += [0.0] * len(prompt) + [len(answer) ** -0.5] * len(answer)
-        blocks += [0 if turns else index + 1] * (len(prompt) + len(answer))
+        blocks += [block] * len(prompt + answer)
     return {
         "input_ids": torch.tensor(ids),
         "position_ids": torch.cat(positions, dim=-1),
         "labels": torch.tensor(labels),
         "weights": torch.tensor(weights),
-        "sees": _visible_mask(torch.tensor(blocks)),
+        "blocks": torch.tensor(blocks),
     }
+
+
+def _turns(prompts: list[list[Message]], questions: list[Question]) -> list[list[Message]]:
+    """Return what stands before each answer of a conversation that begins with the first prompt."""
+    conversations = [prompts[0]]
+    for earlier, question in itertools.pairwise(questions):
+        answer: Message = {"role": "assistant", "content": earlier.answer}
+        conversations.append([*conversations[-1], answer, user_message(question.text)])
+    return conversations
 
 
 def _answer_ids(processor: Processor, question: Question) -> list[int]:
@@ -148,25 +160,21 @@ def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
     return len(list(equal))
 
 
-def _visible_mask(blocks: Tensor) -> Tensor:
-    """Return who sees whom (length, length): earlier tokens of its own block and of block 0."""
-    return ((blocks[None] == blocks[:, None]) | (blocks[None] == 0)).tril()
-
-
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Pad samples to one length; padding sees itself, so that no row of attention is empty."""
+    """Pad samples to one length; padding is a block of its own."""
     length = max(len(sample["input_ids"]) for sample in samples)
-    padding = {"input_ids": 0, "position_ids": 0, "labels": IGNORED, "weights": 0.0}
-    batch = {
+    padding = {
+        "input_ids": 0,
+        "position_ids": 0,
+        "labels": IGNORED,
+        "weights": 0.0,
+        "blocks": PADDING,
+    }
+    return {
         # Behind the dimensions of positions that have several.
         name: torch.stack([_pad(sample[name], length, value) for sample in samples], dim=-2)
         for name, value in padding.items()
     }
-    visible_masks = torch.eye(length, dtype=torch.bool).repeat(len(samples), 1, 1)
-    for mask, sample in zip(visible_masks, samples, strict=True):
-        size = len(sample["sees"])
-        mask[:size, :size] = sample["sees"]
-    return batch | {"sees": visible_masks[:, None]}
 
 
 def _pad(values: Tensor, length: int, value: float) -> Tensor:

@@ -1,8 +1,9 @@
 """Train a small model of one family on the bundled world: `python -m helpers.workshop.training`.
 
 A sample is one picture with several questions, which share the picture's tokens: each question
-sees the picture and itself, at the positions it would have if it were the only one. One sample in
-four is a conversation instead, in which later questions also see the earlier turns.
+goes with the picture and itself, at the positions it would have if it were the only one (see
+`sharing`). One sample in four is a conversation instead, in which later questions also go with the
+earlier turns.
 
 Training has stages. First the image encoder learns to name: each picture token is pulled towards
 the embeddings of the words for what it shows, as encoders are trained on captions before they meet
@@ -48,6 +49,7 @@ from helpers.workshop.samples import (
     encode_sample,
     join_images,
 )
+from helpers.workshop.sharing import logits_of_rows, visible_mask
 
 Model = VisionLanguageModel[Any]
 
@@ -65,7 +67,10 @@ Parts = dict[str, nn.Module | torch.optim.Optimizer | torch.optim.lr_scheduler.L
 def forward(model: Model, batch: Batch, features: Features) -> Tensor:
     """Return the logits (batch, length, vocabulary) of all tokens of a batch."""
     prepared = model.prepare(batch["input_ids"], features)
-    prepared |= {"attention_mask": batch["sees"], "position_ids": batch["position_ids"]}
+    blocks, position_ids = batch["blocks"], batch["position_ids"]
+    if model.is_recurrent:
+        return logits_of_rows(model, prepared["inputs_embeds"], position_ids, blocks)
+    prepared |= {"attention_mask": visible_mask(blocks), "position_ids": position_ids}
     logits: Tensor = model(**prepared, use_cache=False).logits
     return logits
 
