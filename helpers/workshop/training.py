@@ -54,6 +54,7 @@ from helpers.workshop.sharing import logits_of_rows, visible_mask
 Model = VisionLanguageModel[Any]
 
 WARM_UP = 200  # steps of rising learning rate
+SAVING, EVALUATION = 100, 500  # after every so many steps
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
 NAMING = 0.3  # the weight of the loss of naming, beside that of answers
 LOCATING = 1.0  # the same of locating
@@ -210,8 +211,9 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0, workers: int = 1
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        if step % 500 == 0 or step == steps:
+        if step % SAVING == 0 or step == steps:
             _save_state(run / STATE, parts, step)
+        if step % EVALUATION == 0 or step == steps:
             model.eval()
             shares = exact_shares(model, 350).items()
             model.train()
