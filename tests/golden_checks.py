@@ -66,7 +66,8 @@ def compiled(part: Part) -> ov.CompiledModel:
 
 def stateful(model) -> StatefulLanguageModel:
     """Return the language model of `model` on OpenVINO, behind transformers' `generate`."""
-    parts = [compiled(part) for part in (model.text_embeddings_part(), model.language_model_part())]
+    embeddings, language_model = model.text_embeddings_part(), model.language_model_part()
+    parts = ({"inputs_embeds": compiled(embeddings)}, compiled(language_model))
     limit = model.processor.exported.prefill_again_beyond
     if limit is None:
         return StatefulLanguageModel(*parts, generation=GenerationConfig())

@@ -19,6 +19,7 @@ from helpers.models.families import families
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
 from helpers.sources.checkpoints import BUNDLED
+from tests import random_gemma4
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-genai" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
@@ -38,12 +39,21 @@ def environment(request):
     assert PYTHON.exists(), "make genai"
 
 
-@pytest.fixture(scope="module", params=NAMES)
+RANDOM = {"gemma4, random": random_gemma4.write_random}  # families without a bundled model
+
+
+@pytest.fixture(scope="module", params=[*NAMES, *RANDOM])
 def cases(request, tmp_path_factory) -> tuple[Path, list[dict]]:
-    """Return a folder of a bundled model, and questions with our answers in ACCURACY mode."""
+    """Return a folder of a bundled model, and questions with our answers in ACCURACY mode.
+
+    Of a random one the prompts are several times longer than its windows.
+    """
     place = tmp_path_factory.mktemp("genai")
-    folder = place / request.param
-    conversion.convert(BUNDLED / request.param, folder, find_preset("int8"))
+    folder, checkpoint = place / request.param, BUNDLED / request.param
+    if request.param in RANDOM:
+        checkpoint = tmp_path_factory.mktemp("checkpoint")
+        RANDOM[request.param](checkpoint, seed=1)
+    conversion.convert(checkpoint, folder, find_preset("int8"))
     pipeline = VisionLanguagePipeline(folder, accuracy=True)
     cases = []
     # One tile of InternVL2: GenAI chooses tiles otherwise.

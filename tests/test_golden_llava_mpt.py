@@ -258,7 +258,7 @@ def test_slopes_are_those_of_the_paper():
 
 def cached_inputs(past: int, new: int, batch: int) -> dict[str, torch.Tensor]:
     """Return random inputs of the exported decoder; the last row has padding on the left."""
-    example = decoder_example(64, (2, 4, 16))
+    example = decoder_example(64, [(4, 16)] * 2)
     inputs = {
         name: torch.randn(batch, 4, past, 16) for name in example if name.startswith("past_key")
     }
@@ -275,7 +275,7 @@ def cached_inputs(past: int, new: int, batch: int) -> dict[str, torch.Tensor]:
 @torch.inference_mode()
 def test_a_trace_has_no_fixed_lengths():
     decoder = DecoderWithCache(mpt_pair(4)[1])
-    example = tuple(decoder_example(64, (2, 4, 16)).values())
+    example = tuple(decoder_example(64, [(4, 16)] * 2).values())
     traced = torch.jit.trace(decoder, example, check_trace=False)
     for past, new, batch in ((0, 5, 1), (9, 1, 2), (40, 7, 3)):
         inputs = tuple(cached_inputs(past, new, batch).values())

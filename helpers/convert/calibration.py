@@ -19,8 +19,9 @@ from torch import Tensor
 
 from helpers.errors import PictureError, SettingsError
 from helpers.graphs.core import compile_model, feed_of, run_model
-from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.stateful import BEAM_INPUT
+from helpers.graphs.token_rows import apart, row_shapes, side_by_side
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import Sample
 from helpers.models.processors import Processor
@@ -124,8 +125,10 @@ class _SampleInputs:
             for name, part in parts.items()
             if name != LANGUAGE_MODEL
         }
-        ports = parts[LANGUAGE_MODEL].inputs
+        language_model = parts[LANGUAGE_MODEL]
+        ports = language_model.inputs
         self.language_inputs = {name for port in ports for name in port.get_names()}
+        self.row_shapes = row_shapes(language_model, processor.exported.token_parts.values())
 
     def of_image_encoder(self, sample: Sample) -> list[Inputs]:
         """Return the inputs of every call of the image encoder."""
@@ -154,6 +157,7 @@ class _SampleInputs:
         pictured = prepared.pop("pictures", None)
         if pictured is not None:
             prepared |= pictured.fixed | pictured.at(torch.arange(ids.shape[1]), 1)
+        prepared |= apart(prepared["inputs_embeds"], self.row_shapes)
         feed = {
             name: value.numpy() for name, value in prepared.items() if name in self.language_inputs
         }
@@ -162,6 +166,13 @@ class _SampleInputs:
     def _run(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return run_model(self.requests[name], inputs)
 
+    def _input_of(self, part: str) -> str:
+        """Return the name of a part's only input."""
+        return str(self.requests[part].get_compiled_model().input().any_name)
+
     def _embed(self, ids: Tensor) -> Tensor:
-        (embeddings,) = self._run(TEXT_EMBEDDINGS, {"input": ids}).values()
-        return embeddings
+        return side_by_side(
+            row
+            for part in self.processor.exported.token_parts
+            for row in self._run(part, {self._input_of(part): ids}).values()
+        )

@@ -32,10 +32,11 @@ from helpers.errors import CheckpointError, OutputError, SettingsError, UserErro
 from helpers.graphs.bit_widths import BitWidth, bit_widths
 from helpers.graphs.compression import compress
 from helpers.graphs.finite_weights import WeightsError, not_finite
-from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.parts import Part
 from helpers.graphs.presets import Preset, Quantization, Weights
 from helpers.graphs.stateful import make_stateful
+from helpers.graphs.tables import Table, table_model
 from helpers.graphs.tracing import trace
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel
@@ -49,8 +50,10 @@ from helpers.upstream.locales import plain_numbers
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 
 
-def convert_part(part: Part) -> ov.Model:
+def convert_part(part: Part | Table) -> ov.Model:
     """Return the OpenVINO model of one part, its KV cache moved into state."""
+    if isinstance(part, Table):
+        return table_model(part)
     model = trace(part)
     if part.cache:
         make_stateful(model, part.cache)
@@ -103,7 +106,7 @@ def convert(
     return work.bit_widths
 
 
-def _converted(model: VisionLanguageModel[Any], part: Part, checkpoint: Path) -> ov.Model:
+def _converted(model: VisionLanguageModel[Any], part: Part | Table, checkpoint: Path) -> ov.Model:
     try:
         return convert_part(part)
     except WeightsError as error:  # its names are ours; people know their file's
@@ -120,15 +123,15 @@ def _converted(model: VisionLanguageModel[Any], part: Part, checkpoint: Path) ->
 
 def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
     """Return about how many bytes the files of the converted parts will take."""
-    language_model = model.language_model
-    embeddings, last = model.token_embeddings.weight, language_model.lm_head.weight
+    language_model, last = model.language_model, model.language_model.lm_head.weight
+    tables = {table.weight for table in model.tables.values()} - {last}  # in parts of their own
     bits, tensors = 0.0, 0
     for part, modules in _modules_by_part(model).items():
         weights = preset.weights_of(part)
         for module in modules:
             for tensor in module.parameters():
-                if module is language_model and tensor is embeddings is not last:
-                    continue  # they are a part of their own
+                if module is language_model and tensor in tables:
+                    continue
                 bits += tensor.numel() * weights.bits_of(last_layer=tensor is last)
                 tensors += 1
     return int(bits) // 8 + _GRAPH * tensors
@@ -187,7 +190,7 @@ def _modules_by_part(model: VisionLanguageModel[Any]) -> dict[str, list[nn.Modul
     language_model = model.language_model
     return {
         IMAGE_ENCODER: [module for module in model.children() if module is not language_model],
-        TEXT_EMBEDDINGS: [language_model.get_input_embeddings()],  # a part of its own as well
+        **{part: [table] for part, table in model.tables.items()},  # parts of their own as well
         LANGUAGE_MODEL: [language_model],
     }
 

@@ -23,6 +23,7 @@ from openvino import opset13 as ops
 from helpers.errors import SettingsError
 from helpers.graphs.core import core, safe_options
 from helpers.graphs.presets import Quantization, Weights, find_preset
+from helpers.graphs.tables import compress_table, is_table
 from helpers.upstream import nncf as upstream
 
 _MODES = {
@@ -57,6 +58,8 @@ def compress(
         return quantize(model, weights, samples)
     if weights.mode == "fp16":
         return model
+    if is_table(model):
+        return compress_table(model, weights)
     options = _options_of_4_bits(weights, samples) if weights.mode.startswith("int4") else {}
     try:
         with repaired_nncf(), upstream.compiled_once():

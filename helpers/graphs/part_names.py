@@ -3,6 +3,8 @@
 IMAGE_ENCODER = "image encoder"
 TEXT_EMBEDDINGS = "text embeddings"
 LANGUAGE_MODEL = "language model"
+# What every layer of the language model gets of a token, looked up by its id.
+PER_LAYER_EMBEDDINGS = "per-layer embeddings"
 # What stands before the layers of an image encoder that takes pictures of any size.
 PATCH_EMBEDDINGS = "patch embeddings"
 POSITION_EMBEDDINGS = "position embeddings"
@@ -18,4 +20,11 @@ FILES_OF_THREE_PART_ENCODER = {
     POSITION_EMBEDDINGS: "openvino_vision_embeddings_pos_model.xml",
     **FILES,
     IMAGE_ENCODER: "openvino_vision_embeddings_merger_model.xml",
+}
+# The same for a language model that takes per-layer embeddings.
+FILES_WITH_PER_LAYER_EMBEDDINGS = {
+    IMAGE_ENCODER: FILES[IMAGE_ENCODER],
+    TEXT_EMBEDDINGS: FILES[TEXT_EMBEDDINGS],
+    PER_LAYER_EMBEDDINGS: "openvino_text_embeddings_per_layer_model.xml",
+    LANGUAGE_MODEL: FILES[LANGUAGE_MODEL],
 }

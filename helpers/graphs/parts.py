@@ -95,25 +95,26 @@ def cache_of(past: Sequence[Tensor]) -> DynamicCache:
     return cache
 
 
-def decoder_example(hidden: int, cache: tuple[int, int, int]) -> dict[str, Tensor]:
-    """Return example inputs of `DecoderWithCache` for `cache`: layers, heads, head size.
+def decoder_example(hidden: int, cache: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    """Return example inputs of `DecoderWithCache`; `cache` has each layer's heads and head size.
 
     No size is 1 and no two are equal by accident, so that tracing bakes none of them in.
     """
     batch, past, new = 2, 3, 4
-    layers, heads, head_size = cache
     example = {
         "inputs_embeds": torch.zeros(batch, new, hidden),
         "attention_mask": torch.ones(batch, past + new, dtype=torch.int64),
         "position_ids": torch.arange(past, past + new).expand(batch, new),
     }
-    names = past_names(layers)
-    return example | {name: torch.zeros(batch, heads, past, head_size) for name in names}
+    shapes = [(batch, heads, past, size) for heads, size in cache for _ in ("key", "value")]
+    return example | dict(zip(past_names(len(cache)), map(torch.zeros, shapes), strict=True))
 
 
-def language_model_part(decoder: nn.Module, *, hidden: int, cache: tuple[int, int, int]) -> Part:
-    """Return the part of a causal language model with `cache`: layers, heads, head size."""
-    past, present = past_names(cache[0]), present_names(cache[0])
+def language_model_part(
+    decoder: nn.Module, *, hidden: int, cache: Sequence[tuple[int, int]]
+) -> Part:
+    """Return the part of a causal language model; `cache` has each layer's heads and head size."""
+    past, present = past_names(len(cache)), present_names(len(cache))
     return Part(
         LANGUAGE_MODEL,
         DecoderWithCache(decoder),

@@ -47,7 +47,12 @@ def write_random(
         place = folder / files.folder
         shards = by_size(files.tensors, SHARD, DTYPE)
         for path, size in save_tensors(
-            shards, place, files.ending, fill=lambda name, tensor: _filled(tensor, name, block)
+            shards,
+            place,
+            files.ending,
+            fill=lambda name, tensor: _filled(
+                tensor, name, block, original.constant(name, tensor.shape)
+            ),
         ):
             report(f"{path.name} of {place.name}: {in_words(size)}")
         if files.config is not None:
@@ -56,8 +61,13 @@ def write_random(
     return folder
 
 
-def _filled(empty: Tensor, name: str, block: Tensor) -> Tensor:
-    """Return random numbers in the shape of `empty`; weights of norms are ones."""
+def _filled(empty: Tensor, name: str, block: Tensor, constant: float | None) -> Tensor:
+    """Return random numbers in the shape of `empty`; weights of norms are ones.
+
+    A `constant` is what all numbers are.
+    """
+    if constant is not None:
+        return torch.full(empty.shape, constant, dtype=DTYPE)
     if empty.dim() == 1 and name.endswith("weight"):
         return torch.ones(empty.shape, dtype=DTYPE)
     tensor = torch.empty(math.prod(empty.shape), dtype=DTYPE)

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from helpers.errors import CheckpointError, reason_of
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
+from helpers.graphs.tables import Table
 from helpers.inputs.video import Video
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.processors import Processor
@@ -142,11 +143,16 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         """Return the embeddings of tokens, (batch, length, hidden)."""
         return cast(Tensor, self.token_embeddings(input_ids))
 
+    @property
+    def tables(self) -> dict[str, nn.Embedding]:
+        """The tables in which tokens are looked up, by the names of the parts that they are in."""
+        return {TEXT_EMBEDDINGS: self.token_embeddings}
+
     def prepare(self, input_ids: Tensor, features: Features | None = None) -> dict[str, Tensor]:
         """Return all that `forward` takes for a prompt with these picture features."""
         return self.processor.prepare(input_ids, self.embed_tokens, features)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[Part | Table]:
         """Yield what is exported, one part at a time, so that each can be freed."""
         yield self.image_encoder_part()
         yield self.text_embeddings_part()
@@ -167,7 +173,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         return language_model_part(
             self.language_model,
             hidden=config.hidden_size,
-            cache=(config.num_hidden_layers, heads, head_size),
+            cache=[(heads, head_size)] * config.num_hidden_layers,
         )
 
     def forward(self, **prepared: Any) -> CausalLMOutputWithPast:

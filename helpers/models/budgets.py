@@ -13,13 +13,15 @@ from dataclasses import dataclass
 class Pieces:
     """The pieces that a picture is cut into: what they are called, the tokens of each, the most.
 
-    `overview` says that beside several pieces comes the whole picture as one more.
+    `overview` says that beside several pieces comes the whole picture as one more. `choices` are
+    the only numbers of pieces that there can be, where not all up to the most can be.
     """
 
     name: str
     tokens: int
     most: int = 1
     overview: bool = False
+    choices: tuple[int, ...] = ()
 
     def total(self, pieces: int) -> int:
         """Return how many tokens a picture in so many pieces has."""
@@ -29,7 +31,8 @@ class Pieces:
         """Return into how many pieces a picture may be cut; None: as many as there can be."""
         if budget is None:
             return self.most
-        fitting = [pieces for pieces in range(1, self.most + 1) if self.total(pieces) <= budget]
+        choices = self.choices or range(1, self.most + 1)
+        fitting = [pieces for pieces in choices if self.total(pieces) <= budget]
         return max(fitting, default=1)
 
     def sentence(self, budget: int | None) -> str:
@@ -38,6 +41,8 @@ class Pieces:
         tokens = f"{self.total(pieces)} tokens"
         if self.most == 1:
             return f"{tokens}, whatever its size"
+        if self.choices:
+            return f"at most {tokens}"
         if pieces == 1:
             return f"{tokens}: one {self.name}"
         overview = " and one of the whole picture" if self.overview else ""

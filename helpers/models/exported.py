@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from helpers.graphs.part_names import FILES, IMAGE_ENCODER
+from helpers.graphs.part_names import FILES, IMAGE_ENCODER, TEXT_EMBEDDINGS
+from helpers.graphs.stateful import keep_inputs
 
 if TYPE_CHECKING:
+    import openvino as ov
+
     from helpers.models.processors import Processor
 
 # What an image encoder takes, by name: tensors, or lists of them where sizes differ.
@@ -78,10 +81,13 @@ class PictureInputs:
 class ExportedParts:
     """How the exported parts of most families are called; `processor` knows their ids.
 
-    `files` are the parts' files by the parts' names, in the order of conversion.
+    `files` are the parts' files by the parts' names, in the order of conversion. `token_parts` are
+    those that look tokens up, each with the input of the language model that takes its rows; what
+    they give of a token is one row here, side by side, the embeddings of text first.
     """
 
     files: Mapping[str, str] = FILES
+    token_parts: Mapping[str, str] = {TEXT_EMBEDDINGS: "inputs_embeds"}
 
     def __init__(self, processor: "Processor") -> None:
         self.processor = processor
@@ -90,6 +96,10 @@ class ExportedParts:
     def kept_inputs(self) -> list[str]:
         """Names of the language model's inputs that stay the same for all tokens."""
         return []
+
+    def adapt(self, language_model: "ov.Model") -> None:
+        """Change a language model that was read from its file, in place, into what runs here."""
+        keep_inputs(language_model, self.kept_inputs)
 
     @property
     def prefill_again_beyond(self) -> int | None:

@@ -8,7 +8,7 @@ What this module does not know: what is special to any family.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
@@ -27,7 +27,16 @@ from helpers.sources.other_forms import refuse_experts, refuse_files
 
 GROUP = "vlm.families"  # of entry points
 # Modules of this package that hold an entry, in the order of their notebooks.
-MODULES = ("llava_mpt", "mobilevlm", "internvl2", "minicpm_v2", "mllama", "qwen3_vl", "qwen3_5")
+MODULES = (
+    "llava_mpt",
+    "mobilevlm",
+    "internvl2",
+    "minicpm_v2",
+    "mllama",
+    "qwen3_vl",
+    "qwen3_5",
+    "gemma4",
+)
 CONFIGS = Path(__file__).parent / "originals"
 
 
@@ -55,6 +64,8 @@ class Original:
     such as an image encoder's. `tokenizer` is of the kind that it has; `token_ids` returns, for
     the number of tokens of a small one, the fields of the config that hold ids of tokens.
     `picture` is the size in pixels, width and height, of a picture that it usually gets.
+    `constant` returns, by a tensor's name and shape, the number that it is filled with where others
+    are random, or None for a random one.
     """
 
     name: str
@@ -65,6 +76,7 @@ class Original:
     extra: tuple[str, ...] = ()
     token_ids: Callable[[int], Mapping[str, int]] = lambda size: {}
     picture: tuple[int, int] = (448, 448)
+    constant: Callable[[str, Sequence[int]], float | None] = lambda name, shape: None
 
     @property
     def download(self) -> float:

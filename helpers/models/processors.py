@@ -274,7 +274,10 @@ class Processor(ABC):
         return embeddings if features is None else self.merge(input_ids, embeddings, features)
 
     def merge(self, input_ids: Tensor, embeddings: Tensor, features: Features) -> Tensor:
-        """Put the rows of `features` in order at the picture positions of `embeddings`."""
+        """Put the rows of `features` in order at the picture positions of `embeddings`.
+
+        What a token's row has behind its embedding stays.
+        """
         positions = self.picture_positions(input_ids)
         rows = torch.cat(list(features))
         if int(positions.sum()) != len(rows):
@@ -283,7 +286,7 @@ class Processor(ABC):
                 f"but the image encoder gave {len(rows)}."
             )
         merged = embeddings.clone()
-        merged[positions] = rows.to(embeddings.dtype)
+        merged[..., : rows.shape[-1]][positions] = rows.to(embeddings.dtype)
         return merged
 
 

@@ -127,26 +127,26 @@ class Batch:
     def _join(self, caches: Sequence[StateCache]) -> None:
         """Bring the states of all caches into the common request."""
         states = [self._states(cache) for cache in caches]
-        length = max(cache.length for cache in caches)
         if self.common is None:
             self.common = self.language_model.new_cache()
         self.common.clear()
         for state in self.common.request.query_state():
             rows = [of_cache[state.name] for of_cache in states]
             if not is_fixed_size(state.name):
+                length = max(row.shape[2] for row in rows)
                 rows = [_padded(row, length) for row in rows]
             state.state = ov.Tensor(np.concatenate(rows))
-        self.common.length, self.members = length, list(caches)
+        self.common.length = max(cache.length for cache in caches)
+        self.members = list(caches)
 
     def _states(self, cache: StateCache) -> States:
         """Return a cache's states, from the common request or from its own."""
         if cache not in self.members:
             return {s.name: s.state.data.copy() for s in cache.request.query_state()}
         assert self.common is not None
-        number, padding = self.members.index(cache), self.common.length - cache.length
+        number, states = self.members.index(cache), self.common.request.query_state()
         return {
-            state.name: _without(padding, state.name, state.state.data[number : number + 1])
-            for state in self.common.request.query_state()
+            s.name: _last(s.name, s.state.data[number : number + 1], cache.length) for s in states
         }
 
 
@@ -155,6 +155,7 @@ def _padded(state: NDArray[np.float32], length: int) -> NDArray[np.float32]:
     return np.pad(state, ((0, 0), (0, 0), (length - state.shape[2], 0), (0, 0)))
 
 
-def _without(padding: int, name: str, state: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a copy of one row of the state `name` without what `_padded` has put in front."""
-    return (state if is_fixed_size(name) else state[:, :, padding:]).copy()
+def _last(name: str, state: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Return a copy of the last `length` positions of a state, or of all where it keeps fewer."""
+    start = 0 if is_fixed_size(name) else max(state.shape[2] - length, 0)
+    return state[:, :, start:].copy()

@@ -8,6 +8,7 @@ What this module does not know: speculative decoding, and how caches that began 
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.graphs.core import Stoppable, Stopped, cannot_compute
 from helpers.graphs.stateful import BEAM_INPUT, is_fixed_size
+from helpers.graphs.token_rows import apart, row_shapes, side_by_side
 from helpers.models.exported import PictureInputs
 from helpers.run.pieces import Pieces
 
@@ -103,7 +105,9 @@ class StateCache:
 class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     """An OpenVINO language model with state, used as transformers uses its own.
 
-    `text_embeddings` and `language_model` are compiled models. As with transformers' own models,
+    `language_model` is a compiled model, and so is each of `tables`, which look tokens up for its
+    inputs of these names; what they give of a token is one row, side by side, and called
+    `inputs_embeds`. As with transformers' own models,
     `inputs_embeds` given to `generate` are those of the whole sequence; the positions that the
     cache already holds are cut off.
     """
@@ -115,7 +119,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
 
     def __init__(
         self,
-        text_embeddings: ov.CompiledModel,
+        tables: Mapping[str, ov.CompiledModel],
         language_model: ov.CompiledModel,
         *,
         generation: GenerationConfig,
@@ -126,7 +130,8 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         config.vocab_size = vocabulary  # which beam search asks for
         super().__init__(config)
         self.generation_config = generation
-        self.text_embeddings = text_embeddings
+        self.tables = tables
+        self.row_shapes = row_shapes(language_model, tables)
         self.language_model = language_model
         self.pieces = Pieces()
         self.input_names = {port.any_name for port in language_model.inputs}
@@ -162,9 +167,11 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         return StateCache(request or self.language_model.create_infer_request())
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
-        """Return the embeddings (batch, length, hidden) of token ids."""
-        result = self.text_embeddings(input_ids.numpy(), share_inputs=True)
-        return torch.from_numpy(result[0])
+        """Return the embeddings (batch, length, hidden) of token ids, and what else they have."""
+        return side_by_side(
+            torch.from_numpy(table(input_ids.numpy(), share_inputs=True)[0])
+            for table in self.tables.values()
+        )
 
     def forward(
         self,
@@ -246,8 +253,9 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             if cache.stop is not None and cache.stop.is_set():
                 raise Stopped
             end = min(start + self._positions_at_once(cache, past + start, new - start), new)
+            rows = apart(torch.from_numpy(inputs["inputs_embeds"][:, start:end]), self.row_shapes)
             part = {
-                "inputs_embeds": np.ascontiguousarray(inputs["inputs_embeds"][:, start:end]),
+                **{name: np.ascontiguousarray(value) for name, value in rows.items()},
                 "attention_mask": np.ascontiguousarray(inputs["attention_mask"][:, : past + end]),
                 "position_ids": np.ascontiguousarray(inputs["position_ids"][:, start:end]),
                 BEAM_INPUT: inputs[BEAM_INPUT] if start == 0 else np.arange(batch, dtype=np.int32),

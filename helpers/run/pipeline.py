@@ -20,7 +20,6 @@ from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError, UserError, reason_of
 from helpers.graphs.core import Stoppable, compile_model, core, run_model
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
-from helpers.graphs.stateful import keep_inputs
 from helpers.inputs.messages import Message, Pictures
 from helpers.inputs.video import Video
 from helpers.models import load_processor
@@ -95,7 +94,9 @@ class VisionLanguagePipeline:
     def _use(self, parts: dict[str, ov.CompiledModel]) -> None:
         """Answer with these parts from now on."""
         self.parts = parts
-        language = (parts[TEXT_EMBEDDINGS], parts[LANGUAGE_MODEL])
+        token_parts = self.processor.exported.token_parts
+        tables = {row: parts[name] for name, row in token_parts.items()}
+        language = (tables, parts[LANGUAGE_MODEL])
         limit = self.processor.exported.prefill_again_beyond
         if limit is None:
             self.language_model = StatefulLanguageModel(*language, generation=GenerationConfig())
@@ -106,7 +107,7 @@ class VisionLanguagePipeline:
         self.requests = {
             name: part.create_infer_request()
             for name, part in parts.items()
-            if name not in (TEXT_EMBEDDINGS, LANGUAGE_MODEL)
+            if name not in (*token_parts, LANGUAGE_MODEL)
         }
         self.pictures = RememberedPictures()
         self.batch = Batch(self.language_model)
@@ -143,8 +144,10 @@ class VisionLanguagePipeline:
         if not names or not ALWAYS.get(path.name, set()) <= names:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.")
         if name == LANGUAGE_MODEL:
-            keep_inputs(model, exported.kept_inputs)
+            exported.adapt(model)
         options = {"PERFORMANCE_HINT": "LATENCY"} | properties
+        if "CACHE_DIR" in options:  # or a table that stays on disk would be written there again
+            options.setdefault("CACHE_MODE", "OPTIMIZE_SIZE")
         try:
             return compile_model(model, self.device, **options)
         except RuntimeError as error:
@@ -170,7 +173,7 @@ class VisionLanguagePipeline:
         return self.processor.exported.encode_images(run_part, dict(image_inputs))
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
-        """Return the embeddings of tokens, (batch, length, hidden)."""
+        """Return the embeddings of tokens, (batch, length, hidden), and what else they have."""
         return self.language_model.embed_tokens(input_ids)
 
     def prepare(

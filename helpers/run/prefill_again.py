@@ -46,7 +46,7 @@ class PrefillAgainLanguageModel(StatefulLanguageModel):
 
     can_be_joined = False  # each sequence outgrows the limit at a time of its own
 
-    def __init__(self, *models: ov.CompiledModel, limit: int, **options: Any) -> None:
+    def __init__(self, *models: Any, limit: int, **options: Any) -> None:
         super().__init__(*models, **options)
         self.limit = limit
 

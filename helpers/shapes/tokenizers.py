@@ -7,12 +7,23 @@ What this module does not know: which family needs which kind; its entry says so
 """
 
 import io
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
 from helpers.shapes import questions, world
@@ -169,7 +180,33 @@ def llama3(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
     return size
 
 
+def gemma(texts: Iterable[str], folder: Path, marks: Sequence[str]) -> int:
+    """Train a BPE tokenizer with bytes for what it does not know, as Gemma uses it.
+
+    A space is a letter of its own, and `marks` follow all other tokens.
+    """
+    specials = ("<pad>", "<eos>", "<bos>", "<unk>")
+    single = [f"<0x{number:02X}>" for number in range(256)]
+    trained = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.pre_tokenizer = pre_tokenizers.Split(Regex("(?=▁)"), behavior="isolated")
+    trainer = trainers.BpeTrainer(
+        vocab_size=TEXT_TOKENS + len(single),
+        min_frequency=2,
+        special_tokens=[*map(_special, specials), *single],
+        initial_alphabet=list(world.LETTERS),
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    model = json.loads(trained.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]  # annotated as texts
+    tokenizer = GemmaTokenizer(vocab=model["vocab"], merges=merges)
+    tokenizer.add_tokens([_special(token) for token in marks], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
 TRAINERS: dict[str, Callable[[Iterable[str], Path, Sequence[str]], int]] = {
     trainer.__name__: trainer
-    for trainer in (qwen2, qwen3_5, gpt_neox, llama, internlm2, phi3, llama3)
+    for trainer in (qwen2, qwen3_5, gpt_neox, llama, internlm2, phi3, llama3, gemma)
 }

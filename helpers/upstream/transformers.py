@@ -1,4 +1,4 @@
-"""transformers 5.23: mllama's vision states, the cache's new name, its states, and a warning."""
+"""transformers 5.23: mllama's vision states, the cache's name and states, heads, and a warning."""
 
 import contextlib
 import copy
@@ -10,6 +10,9 @@ from typing import Any, Self, cast
 from torch import LongTensor, Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
+from transformers.integrations import sdpa_attention
+
+from helpers.upstream.patching import replaced
 
 # Index i of `intermediate_layers_indices` is the layer whose input is handed to the text: so in
 # Meta's code, and in transformers when it first had this model. transformers 5.23 hands on the
@@ -52,6 +55,17 @@ class DifferentiableCache(DynamicCache):
                 layer.recurrent_states = dict(layer.recurrent_states)
         other.reorder_cache(cast(LongTensor, rows))
         return other
+
+
+@contextlib.contextmanager
+def unpacked_heads() -> Iterator[None]:
+    """Let attention of a single position repeat keys for each head, as that of several does.
+
+    transformers 5.23 makes the heads that share keys positions of one head there, which OpenVINO's
+    paged attention takes for positions. Not while torch compiles, which is what it is told here.
+    """
+    with replaced(sdpa_attention, is_torchdynamo_compiling=lambda: True):
+        yield
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ class Mllama(VisionLanguageModel[MllamaProcessor]):
         cross_count = len(cross_layers(text))
         layers = text.num_hidden_layers - cross_count
         heads, head_size = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
-        example = decoder_example(text.hidden_size, (layers, heads, head_size))
+        example = decoder_example(text.hidden_size, [(heads, head_size)] * layers)
         batch, new = example["inputs_embeds"].shape[:2]
         keys = torch.zeros(batch, heads, 2 * tiles * self.image_encoder.num_patches, head_size)
         past, present = past_names(layers), present_names(layers)

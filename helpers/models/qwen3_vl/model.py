@@ -45,10 +45,10 @@ class Qwen3VL(QwenVisionLanguageModel[Qwen3VLProcessor]):
         """Return the language model: positions in three dimensions, and rows of DeepStack."""
         text = self.language_model.config
         heads = text.num_key_value_heads or text.num_attention_heads
-        cache = (text.num_hidden_layers, heads, text.head_dim)
+        cache = [(heads, text.head_dim)] * text.num_hidden_layers
         example = decoder_example(text.hidden_size, cache)
         batch, new = example["inputs_embeds"].shape[:2]
-        past, present = past_names(cache[0]), present_names(cache[0])
+        past, present = past_names(len(cache)), present_names(len(cache))
         layers = self.processor.deepstack_layers
         is_picture = torch.zeros(batch, new, dtype=torch.bool)
         is_picture[:, 1:3] = True

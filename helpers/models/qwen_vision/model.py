@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER, PATCH_EMBEDDINGS, POSITION_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable
+from helpers.graphs.tables import Table
 from helpers.models.base import VisionLanguageModel
 from helpers.models.qwen_vision.encoder import EncoderLayers, ImageEncoder
 from helpers.models.qwen_vision.exported import PictureTokens
@@ -82,7 +83,7 @@ class QwenVisionLanguageModel(VisionLanguageModel[P]):
 
     # What is exported
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[Part | Table]:
         """Yield what is exported; three parts make the features of a picture."""
         yield self.patch_embeddings_part()
         yield self.position_embeddings_part()
