@@ -225,7 +225,8 @@ SIZES = {
     "cross_attention_layers": [1, 3],
     "intermediate_layers_indices": [1, 2],
     "dim_model_base": 64,
-    # Qwen3-VL's image encoder
+    # the image encoder of Qwen3-VL and Qwen3.5
+    "num_heads": 4,
     "depth": 3,
     "deepstack_visual_indexes": [0, 1, 2],
     "out_hidden_size": 128,
