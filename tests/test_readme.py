@@ -116,7 +116,7 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_command_lines_and_links_of_the_docs(page):
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
     for line in re.findall(r"^vlm .*$", text, flags=re.MULTILINE):
         assert parse(shlex.split(line)[1:]).run
     for link in re.findall(r"\]\(([^)#]+)", text):
