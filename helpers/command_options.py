@@ -49,7 +49,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     """Add the options of `convert`."""
     parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
     presets = "; ".join(f"{name}: {preset.why}" for name, preset in PRESETS.items())
-    presets += "; auto: the one that is fastest on this computer's processor"
+    presets += "; auto: of int4 and int4-sym the one that is faster on this computer's processor"
     parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
     parser.add_argument(
         "--group-size", type=int, help="weights that share a scale in 4 bits (default: 128)"

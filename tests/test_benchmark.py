@@ -231,6 +231,10 @@ SIZES = {
     "deepstack_visual_indexes": [0, 1, 2],
     "out_hidden_size": 128,
     "num_position_embeddings": 64,
+    # Gemma 4: both kinds of layers, those that have keys and those that share them
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 32,
 }
 
 

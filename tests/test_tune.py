@@ -225,7 +225,7 @@ def test_the_fastest_preset_follows_the_processor(monkeypatch):
         monkeypatch.setattr(presets, "instruction_sets", lambda sets=sets: sets)
         assert presets.fastest_preset() == fastest
         names = {name: presets.faster_preset(p.settings) for name, p in presets.PRESETS.items()}
-        assert names["fp16"] == names["int8"] == fastest and names["int4-sym"] == ""
+        assert names["fp16"] == fastest and names["int8"] == names["int4-sym"] == ""
         assert names["int4"] == ("" if fastest == "int4" else fastest)
 
 
