@@ -17,7 +17,11 @@ import openvino as ov
 import openvino_genai as genai
 
 # ACCURACY does not compile with paged states (PagedCausalConv1D); there, these are as exact.
-PAGED = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+PAGED = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # or activations get 8 bits
+}
 HINTS = {"SDPA": {"EXECUTION_MODE_HINT": "ACCURACY"}, "PA": PAGED, "BATCH": PAGED}
 
 
