@@ -153,8 +153,7 @@ def _read(kind: Any, data: Any) -> Any:
 
 def _fitting(kinds: tuple[Any, ...], data: Any) -> Any:
     """Return the first dataclass that has all fields of `data`; the most special stands first."""
-    for kind in kinds:
-        names = {field.name for field in dataclasses.fields(kind)} if kind is not type(None) else ()
-        if set(data) == set(names):
+    for kind in filter(dataclasses.is_dataclass, kinds):
+        if set(data) == {field.name for field in dataclasses.fields(kind)}:
             return kind
     return next(kind for kind in kinds if kind is not type(None))
