@@ -1,4 +1,4 @@
-# `make` lists what can be made. Needs Python 3.11 to 3.13 with venv, nothing else.
+# `make` lists what can be made. Needs Python 3.11.5 to 3.13 with venv, nothing else.
 
 NOTEBOOK  ?= notebooks/01-llava-mpt.ipynb
 OUTPUT    ?= output
@@ -20,12 +20,12 @@ INSTALL += $(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)")
 
 # The environment's own Python first, so that an existing environment is used as it is.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),$(BIN)/python python3 python3.13 python3.12 python3.11 python)
-SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-NONE := No Python 3.11 to 3.13 with its venv module was found; install one, or name it with make PYTHON=/path/to/python.
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11, 5) <= sys.version_info[:3] < (3, 14))
+NONE := No Python 3.11.5 to 3.13 with its venv module was found; install one, or name it with make PYTHON=/path/to/python.
 ifdef WHEELHOUSE
 SUITABLE := import glob, platform, sys, venv, ensurepip; \
 	kind = '/torch-*-cp%d%d-*%s.whl' % (*sys.version_info[:2], platform.machine().lower()); \
-	sys.exit(not glob.glob('$(WHEELHOUSE)' + kind))
+	sys.exit(sys.version_info[:3] < (3, 11, 5) or not glob.glob('$(WHEELHOUSE)' + kind))
 NONE := The wheels in $(WHEELHOUSE) are for another Python or another kind of computer, or are not there; name the right Python with make PYTHON=/path/to/python.
 endif
 # `make PYTHON=python3.12` chooses another.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import asdict, replace
 
@@ -11,17 +12,19 @@ import torch
 from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL
+from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
-from helpers.measure import benchmark, random_checkpoint, tasks
+from helpers.measure import benchmark, full_size, random_checkpoint, tasks
 from helpers.measure.benchmark import figure_rows
 from helpers.measure.figures import Figures, Running, from_json
 from helpers.measure.full_size import (
     Measurement,
     full_size_rows,
+    gains,
     history,
     measurements_of_family,
     newest_by_kind,
-    next_tokens,
+    processor_kind,
     processor_of,
 )
 from helpers.measure.tasks import measure
@@ -29,7 +32,8 @@ from helpers.models import families as register
 from helpers.models import load_model, minicpm_v2_vision
 from helpers.models.families import families, find_original
 from helpers.resources import Growth, anonymous_memory, in_words
-from helpers.workshop.full_size_page import full_size_text
+from helpers.workshop import image_encoders
+from helpers.workshop.full_size_page import anchor, full_size_text
 from helpers.workshop.history import MARGIN, SlowerError, append
 from helpers.workshop.readme import ROOT, full_size_page
 from tests.tiny import picture
@@ -76,7 +80,12 @@ def test_the_table_and_the_page(figures):
     assert [row["model"] for row in rows] == ["int4", "PyTorch float32"]
     assert rows[1]["floor"] == rows[1]["on disk"] == "-"
     text = full_size_text([[Measurement("a1b2c3d", "2026-11-27T09:00:00+00:00", figures)]])
-    assert "## internvl2-1b" in text and "second question, first token" in text
+    kind = processor_kind(figures.computer)
+    assert (
+        "## internvl2-1b\n" in text
+        and f"### internvl2-1b on {kind}\n" in text
+        and "second question, first token" in text
+    )
     assert f"a1b2c3d             2026-11-27  {figures.runs['int4'].floor.times:.2f}" in text
 
 
@@ -85,6 +94,18 @@ def test_the_page_is_made_from_the_data():
     assert path.read_text(encoding="utf-8") == full_size_page(), (
         "run: python -m helpers.workshop.readme"
     )
+
+
+def test_each_section_of_the_page_has_an_address_of_its_own_and_links_lead_there():
+    text = full_size_page()
+    addresses = [anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+    assert len(set(addresses)) == len(addresses)
+    assert set(re.findall(r"\(#(.+?)\)", text)) == set(addresses) - {addresses[0]}
+    assert set(MEASURED) <= {model for model in ORIGINALS if anchor(model) in addresses}
+
+
+def test_the_page_says_what_each_precision_stands_for():
+    assert f"*int4*: {find_preset('int4')}" in full_size_page()
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -142,8 +163,14 @@ def test_what_notebooks_show_of_a_familys_originals():
     assert row["next token"] == f"{milliseconds:.0f} ms"
     sizes = {row["in"]: row["size"] for row in rows if row["original"] == "internvl2-8b"}
     assert sizes["PyTorch bfloat16"] == in_words(2 * sum(figures.parameters.values()))
-    assert next_tokens("internvl2")["internvl2-8b"]["int4"] == milliseconds
-    assert list(next_tokens("internvl2")) == [models[0], models[-1]]
+    groups = gains("internvl2")
+    assert groups["internvl2-8b, ms a token"]["int4"] == milliseconds
+    assert in_words(1e9 * groups["internvl2-8b, gigabytes"]["int8"]) == sizes["int8"]
+    assert list(groups) == [
+        f"{model}, {unit}"
+        for model in (models[0], models[-1])
+        for unit in ("gigabytes", "ms a token")
+    ]
 
 
 def test_another_kind_of_processor_has_a_history_of_its_own(measurement, tmp_path):
@@ -265,3 +292,33 @@ def test_random_weights_are_read_as_an_original(name, small, tmp_path):
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     config = json.loads((again / "config.json").read_text(encoding="utf-8"))
     assert config == json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+# An image encoder alone
+
+
+def test_an_image_encoder_alone_is_measured_and_shown(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(full_size, "ENCODERS", tmp_path / "encoders")
+    monkeypatch.setattr(image_encoders, "ENCODERS", tmp_path / "encoders")
+    monkeypatch.setattr(image_encoders, "ROUNDS", 2)
+    place = tmp_path / "made"
+    assert image_encoders.main(["internvl2-1b", str(place)]) == 0
+    encoder = full_size.encoder_of("internvl2-1b")
+    assert {name: len(run.rounds) for name, run in encoder.runs.items()} == {
+        "int8": 2,
+        "quantized": 2,
+    }
+    assert all(min(run.rounds) > 0 and run.bytes > 1e5 for run in encoder.runs.values())
+    rows = [row for row in full_size_rows("internvl2") if row["in"].startswith("image encoder")]
+    assert [row["in"] for row in rows] == ["image encoder int8", "image encoder quantized"]
+    assert rows[0]["size"] == in_words(encoder.runs["int8"].bytes)
+    text = full_size_text([history(full_size.FOLDER / "internvl2-1b.jsonl")])
+    assert "### internvl2-1b, the image encoder alone" in text
+    written = sorted(path.stat().st_mtime_ns for path in place.glob("*.xml"))
+    assert image_encoders.main(["internvl2-1b", str(place)]) == 0  # goes on from what is there
+    assert written == sorted(path.stat().st_mtime_ns for path in place.glob("*.xml"))
+
+
+def test_an_image_encoder_that_takes_more_than_a_picture_is_refused(small, tmp_path, capsys):
+    assert image_encoders.main(["qwen3-vl-2b", str(tmp_path)]) == 1
+    assert "takes hidden_states" in capsys.readouterr().err

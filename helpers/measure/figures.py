@@ -129,6 +129,28 @@ class Figures:
     runs: dict[str, Run] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class EncoderRun(Cost):
+    """An image encoder in one setting: what compressing it took, its bytes, seconds by round."""
+
+    bytes: int
+    rounds: list[float]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What was measured of an original's image encoder alone; `runs` go by setting.
+
+    `changes` are the fields of its config that were replaced, where it did not fit as it is.
+    """
+
+    model: str
+    picture: tuple[int, int]
+    changes: dict[str, Any]
+    computer: Computer
+    runs: dict[str, EncoderRun]
+
+
 def from_json(kind: type[T], data: Any) -> T:
     """Return an object of the dataclass `kind` from what `dataclasses.asdict` made of it.
 

@@ -7,14 +7,19 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
-from helpers.measure.figures import Computer, Figures, Run, from_json
+from helpers.measure.figures import Computer, Encoder, Figures, Run, from_json
 from helpers.models.families import find_family_by_name
 from helpers.resources import in_words
+from helpers.sources.checkpoints import read_json
 
+# The runs that are compared, and what tables call them: PyTorch as it comes, then in OpenVINO.
+RUNS = {"PyTorch bfloat16": "PyTorch", "fp16": "FP16", "int8": "INT8", "int4": "INT4"}
 FOLDER = Path(__file__).parent.parent.parent / "notebooks" / "full-size"
+ENCODERS = FOLDER / "image-encoders"  # a file for each that was measured without the rest
 
 
 @dataclass(frozen=True)
@@ -102,33 +107,62 @@ def processor_of(family: str) -> str:
 
 
 def full_size_rows(family: str) -> list[dict[str, str]]:
-    """Return a row for each run of a family's originals: their size, and their times."""
-    return [
+    """Return a row for each run of a family's originals: their size, and their times.
+
+    Then, where image encoders were measured alone, a row for each of these.
+    """
+    measured = [measurement.figures for measurement in measurements_of_family(family)]
+    rows = [
         {"original": figures.model, "in": name} | _row(figures, name, run)
-        for figures in (measurement.figures for measurement in measurements_of_family(family))
+        for figures in measured
         for name, run in figures.runs.items()
     ]
+    for encoder in filter(None, (encoder_of(figures.model) for figures in measured)):
+        for name, run in encoder.runs.items():
+            row = {"original": encoder.model, "in": f"image encoder {name}"}
+            row |= {"size": in_words(run.bytes), "image encoder": f"{median(run.rounds):.2f} s"}
+            rows.append(row | {"first token": "-", "next token": "-"})
+    return rows
+
+
+def encoder_of(model: str) -> Encoder | None:
+    """Return what was measured of an original's image encoder alone, if anything."""
+    path = ENCODERS / f"{model}.json"
+    return from_json(Encoder, read_json(path)) if path.exists() else None
+
+
+def run_bytes(figures: Figures, name: str) -> int:
+    """Return the bytes of a model's weights in the run called `name`."""
+    conversion = figures.runs[name].conversion
+    if conversion is not None:
+        return conversion.bytes
+    # PyTorch, in the type that its name ends with
+    itemsize: int = getattr(torch, name.split()[-1]).itemsize
+    return sum(figures.parameters.values()) * itemsize
 
 
 def _row(figures: Figures, name: str, run: Run) -> dict[str, str]:
     speed = run.running.speed
-    if run.conversion is not None:
-        size = run.conversion.bytes
-    else:  # PyTorch, in the type that its name ends with
-        size = sum(figures.parameters.values()) * getattr(torch, name.split()[-1]).itemsize
     return {
-        "size": in_words(size),
+        "size": in_words(run_bytes(figures, name)),
         "image encoder": f"{speed.image_encoder:.2f} s",
         "first token": f"{speed.first_token:.2f} s",
         "next token": f"{speed.next_token * 1000:.0f} ms",
     }
 
 
-def next_tokens(family: str) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of a next token: of the smallest and the largest original, by run."""
+def gains(family: str) -> dict[str, dict[str, float]]:
+    """Return what to draw of a family's smallest and largest original, by what is measured.
+
+    For each of them the gigabytes of the weights and the milliseconds of a next token, by run.
+    """
     measured = [measurement.figures for measurement in measurements_of_family(family)]
     ends = {figures.model: figures for figures in (*measured[:1], *measured[-1:])}
-    return {
-        model: {name: run.running.speed.next_token * 1000 for name, run in figures.runs.items()}
-        for model, figures in ends.items()
-    }
+    groups: dict[str, dict[str, float]] = {}
+    for model, figures in ends.items():
+        runs = {name: figures.runs[name] for name in RUNS if name in figures.runs}
+        groups[f"{model}, gigabytes"] = {name: run_bytes(figures, name) / 1e9 for name in runs}
+        groups[f"{model}, ms a token"] = {
+            name: run.running.speed.next_token * 1000 for name, run in runs.items()
+        }
+    return groups

@@ -1,11 +1,14 @@
 """The Markdown page of what was measured at full size: `notebooks/FULL_SIZE.md`."""
 
+import re
 from collections.abc import Sequence
+from statistics import median
 
 from helpers.graphs.part_names import LANGUAGE_MODEL
+from helpers.graphs.presets import PRESETS
 from helpers.measure.benchmark import figure_rows
-from helpers.measure.figures import Conversion, Figures, Run, Running
-from helpers.measure.full_size import Measurement, newest_by_kind
+from helpers.measure.figures import Conversion, Encoder, Run, Running
+from helpers.measure.full_size import Measurement, encoder_of, newest_by_kind
 from helpers.measure.tasks import QUESTION, TOKENS
 from helpers.resources import in_words, time_in_words
 from helpers.show.tables import format_table
@@ -24,13 +27,76 @@ def full_size_text(models: Sequence[Sequence[Measurement]]) -> str:
         "checkpoint's file, mapped into memory, which comes on top; OpenVINO packs the weights "
         "anew, so they are in it.\n"
         "- *Floor* is the time that reading the language model's weights once takes at the "
-        "memory's bandwidth, measured after each round: no token can take less.\n",
+        "memory's bandwidth, measured after each round: no token can take less.\n"
+        f"{_recipes(models)}\n",
     ]
-    for measurements in models:
-        for newest in newest_by_kind(measurements):
-            sections += _sections(newest.figures)
+    contents = [(newest_by_kind(measurements), measurements) for measurements in models]
+    sections.append("\n".join(_contents(newest) for newest, _ in contents) + "\n")
+    for newest, measurements in contents:
+        sections.append(f"## {newest[0].figures.model}\n")
+        for measurement in newest:
+            sections += _sections(measurement)
+        if (encoder := encoder_of(newest[0].figures.model)) is not None:
+            sections.append(_alone(encoder))
         sections.append(_folded("Times floor, run by run", _times(measurements)))
     return "\n".join(sections)
+
+
+def _recipes(models: Sequence[Sequence[Measurement]]) -> str:
+    """Return what each precision stands for, all of which go by the weights alone."""
+    runs = {run for lines in models for line in lines for run in line.figures.runs}
+    recipes = "; ".join(f"*{name}*: {preset}" for name, preset in PRESETS.items() if name in runs)
+    return (
+        "- The models in OpenVINO are those of `vlm convert --precision`, whose recipes are "
+        f"everywhere the same, and go by the weights alone. {recipes}. A notebook may call a "
+        "recipe of its own *int4* (01 leaves a fifth of the weights at 8 bits, 05 looks at data); "
+        "its section *Compress* says which.\n"
+        "- Brackets behind a processor name the instruction sets that matter for speed; the oldest "
+        "runs did not note them."
+    )
+
+
+def _alone(encoder: Encoder) -> str:
+    """Return what was measured of an image encoder without the rest of its model."""
+    rows = [
+        {
+            "image encoder": name,
+            "compressing": time_in_words(run.seconds),
+            "memory for that": in_words(run.peak_memory),
+            "on disk": in_words(run.bytes),
+            "a picture": time_in_words(median(run.rounds)),
+            "least": time_in_words(min(run.rounds)),
+            "most": time_in_words(max(run.rounds)),
+        }
+        for name, run in encoder.runs.items()
+    ]
+    return (
+        f"### {encoder.model}{_ALONE}\n\nIn weights of 8 bits, and quantized, "
+        f"which is post-training INT8 with SmoothQuant that looked at one sample. A picture of "
+        f"{' x '.join(map(str, encoder.picture))}, {len(next(iter(encoder.runs.values())).rounds)} "
+        f"rounds in turn. Measured on {encoder.computer}.\n\n```\n{format_table(rows)}\n```\n"
+    )
+
+
+def _contents(newest: Sequence[Measurement]) -> str:
+    """Return a line of the table of contents: a model, and the processors that it ran on."""
+    model = newest[0].figures.model
+    links = [f"[{m.kind}](#{anchor(_heading(m))})" for m in newest]
+    if encoder_of(model) is not None:
+        links.append(f"[the image encoder alone](#{anchor(f'{model}{_ALONE}')})")
+    return f"- [{model}](#{anchor(model)}): {', '.join(links)}"
+
+
+_ALONE = ", the image encoder alone"
+
+
+def _heading(measurement: Measurement) -> str:
+    return f"{measurement.figures.model} on {measurement.kind}"
+
+
+def anchor(heading: str) -> str:
+    """Return what GitHub makes of a heading for links to it: small letters, digits and hyphens."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _folded(summary: str, table: str) -> str:
@@ -49,13 +115,14 @@ def _times(measurements: Sequence[Measurement]) -> str:
     return format_table(rows)
 
 
-def _sections(figures: Figures) -> list[str]:
+def _sections(measurement: Measurement) -> list[str]:
     """Return what was measured of one model on one computer."""
+    figures = measurement.figures
     width, height = figures.picture
     billions = sum(figures.parameters.values()) / 1e9
     prompt = next(iter(figures.runs.values())).running.prompt_tokens
     sections = [
-        f"## {figures.model}\n\n{billions:.2f} billion parameters; a picture of {width} x "
+        f"### {_heading(measurement)}\n\n{billions:.2f} billion parameters; a picture of {width} x "
         f"{height}, {prompt} tokens with the question. Measured on {figures.computer}.\n\n```\n"
         f"{format_table(figure_rows(figures))}\n```\n"
     ]
