@@ -31,10 +31,42 @@ class Gate(torch.nn.Module):
 
 my_gate = Gate()
 """
+EYE = """
+class Eye(PictureTokens):
+    def forward(self, pixel_values):
+        return {}
+
+my_encoder = Eye(reference.image_encoder, reference.projector)
+"""
+FLOW = "lambda words, layers, scale_depth: words + {} * sum(map(sum, layers))"
+CLOSE = """
+def closing(language):
+    for number in {}:
+        language.model.layers[number].cross_attn_{}_gate.zero_()
+        language.model.layers[number].cross_attn_{}_gate.zero_()
+
+my_closing = closing
+"""
+CUT = """
+def cut(picture, numbers):
+    left, top, right, bottom = (number / 1000 for number in numbers)
+    across, down = {}, {}
+    return picture.crop((left * across, top * down, right * across, bottom * down))
+
+my_cut = cut
+"""
 IMPORT = "from helpers.models.mobilevlm import LdpBlock\n"
 
 WRONG_ANSWERS = {
-    "01-1": WrongAnswers(("255",), ('"256"', "[256]", "True"), ("16", "257")),
+    "01-1": WrongAnswers(
+        (EYE.format("self.projector(self.encoder(pixel_values).last_hidden_state[:, 2:])"),),
+        ("145", "PictureTokens"),
+        (
+            "PictureTokens(reference.image_encoder, reference.projector)",
+            EYE.format("self.projector(self.encoder(pixel_values).last_hidden_state[:, :1])"),
+            EYE.format("self.encoder(pixel_values).last_hidden_state"),
+        ),
+    ),
     "01-2": WrongAnswers(
         ("7",),
         ('"2048"', "settings"),
@@ -90,7 +122,16 @@ WRONG_ANSWERS = {
         ("3",), ('"65"', "slicing"), ("slicing.resolution", "2 * slicing.resolution")
     ),
     "04-2": WrongAnswers((), ("1", '"third"'), ('"first"',)),
-    "04-3": WrongAnswers(("3",), ('"0.5"',), ("2", "0.25", "4")),
+    "04-3": WrongAnswers(
+        (FLOW.format("2"), "lambda words, layers, scale_depth: 1 / 0"),
+        ("0.5", "lambda words: words"),
+        (
+            FLOW.format("1"),
+            FLOW.format("scale_depth / len(layers)"),
+            FLOW.format("scale_depth / (2 * len(layers)) ** 0.5"),
+            f"{FLOW.format('scale_depth / len(layers) ** 0.5')} - words",
+        ),
+    ),
     "04-4": WrongAnswers((), ("1", '"greedy"'), ('"beam search"',)),
     "04-5": WrongAnswers(
         ('Preset("mine", FP16, INT8, why="larger", image_encoder=FP16)',),
@@ -109,7 +150,16 @@ WRONG_ANSWERS = {
             "cross_layers * per_tile * key_value_bytes",
         ),
     ),
-    "05-3": WrongAnswers(("0.48",), ('"0.46"',), ("0.5",)),
+    "05-3": WrongAnswers(
+        ("lambda language: 1 / 0",),
+        ("0.46", "lambda: 0"),
+        (
+            "lambda language: language",
+            CLOSE.format("crossing", "attn", "mlp"),
+            CLOSE.format("crossing[1:]", "attn", "mlp"),
+            CLOSE.format("crossing[:1]", "attn", "attn"),
+        ),
+    ),
     "05-4": WrongAnswers(("1", "0.3"), ('"0.2"', "mean_size"), ("0", "0.25")),
     "05-5": WrongAnswers(
         (GATE.format("words - gate"), GATE.format("1 / 0")),
@@ -126,5 +176,14 @@ WRONG_ANSWERS = {
         (), ('"int4"', "64"), ('Weights("int4-asym", group_size=128)', 'Weights("int8")')
     ),
     "06-4": WrongAnswers((SHAPES_WITHOUT_PLACES,), ('"a red star"',), (ONE_SHAPE, TWINS)),
-    "06-5": WrongAnswers(("7",), ('"100"',), ("500", "200")),
+    "06-5": WrongAnswers(
+        ("lambda picture, numbers: picture", "lambda picture, numbers: 1 / 0"),
+        ("100", "lambda picture: picture"),
+        (
+            "lambda picture, numbers: picture.crop(numbers)",
+            CUT.format("picture.height", "picture.width"),
+            CUT.format("picture.width", "picture.width"),
+            CUT.format("picture.height", "picture.height"),
+        ),
+    ),
 }

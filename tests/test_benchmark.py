@@ -302,20 +302,24 @@ def test_an_image_encoder_alone_is_measured_and_shown(small, tmp_path, monkeypat
     monkeypatch.setattr(image_encoders, "ENCODERS", tmp_path / "encoders")
     monkeypatch.setattr(image_encoders, "ROUNDS", 2)
     place = tmp_path / "made"
-    assert image_encoders.main(["internvl2-1b", str(place)]) == 0
+    changes = tmp_path / "changes.json"
+    changes.write_text('{"vision_config": {"num_hidden_layers": 2}}', encoding="utf-8")
+    arguments = ["internvl2-1b", str(place), "--changes", str(changes)]
+    assert image_encoders.main(arguments) == 0
     encoder = full_size.encoder_of("internvl2-1b")
     assert {name: len(run.rounds) for name, run in encoder.runs.items()} == {
         "int8": 2,
         "quantized": 2,
     }
     assert all(min(run.rounds) > 0 and run.bytes > 1e5 for run in encoder.runs.values())
-    rows = [row for row in full_size_rows("internvl2") if row["in"].startswith("image encoder")]
-    assert [row["in"] for row in rows] == ["image encoder int8", "image encoder quantized"]
-    assert rows[0]["size"] == in_words(encoder.runs["int8"].bytes)
+    rows = full_size.encoder_rows(encoder)
+    assert [row["image encoder"] for row in rows] == ["int8", "quantized"]
+    assert rows[0]["on disk"] == in_words(encoder.runs["int8"].bytes)
     text = full_size_text([history(full_size.FOLDER / "internvl2-1b.jsonl")])
     assert "### internvl2-1b, the image encoder alone" in text
+    assert "vision_config.num_hidden_layers = 2" in text
     written = sorted(path.stat().st_mtime_ns for path in place.glob("*.xml"))
-    assert image_encoders.main(["internvl2-1b", str(place)]) == 0  # goes on from what is there
+    assert image_encoders.main(arguments) == 0  # goes on from what is there
     assert written == sorted(path.stat().st_mtime_ns for path in place.glob("*.xml"))
 
 

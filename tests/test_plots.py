@@ -26,6 +26,14 @@ def test_pictures_to_scale_have_pixels_of_one_size():
         assert [axis.get_ylim()[0] - axis.get_ylim()[1] for axis in axes] == heights
 
 
+def test_titles_wider_than_their_pictures_are_wrapped():
+    pictures = [Image.new("RGB", (40, 40)), Image.new("RGB", (200, 40))]
+    title = "the green triangle at the top left"
+    narrow, wide = plots.show_pictures(pictures, [title, title], height=1.8).axes
+    assert narrow.get_title().split() == title.split() and "\n" in narrow.get_title()
+    assert wide.get_title() == title
+
+
 def test_a_mosaic_lays_pieces_out_row_by_row():
     colours = ("red", "green", "blue", "black")
     mosaic = plots.mosaic([Image.new("RGB", (3, 2), colour) for colour in colours], 2, gap=1)
@@ -71,11 +79,12 @@ def test_normalised_pixels_are_shown_in_their_own_colours():
 def test_what_is_compared_has_one_scale():
     grids = {"low": torch.tensor([[0.0, 1.0]]), "high": torch.tensor([[2.0, 5.0]])}
     axes = plots.show_grids(grids, common_scale=True).axes
+    assert len(axes) == 3  # the third is what the shades of both mean
     assert [axis.images[0].get_clim() for axis in axes[:2]] == [(0.0, 5.0)] * 2
     heights = {"small": {"a": 1.0}, "large": {"a": 8.0}}
-    units = dict.fromkeys(heights, "bytes")
-    small, large = plots.bars(heights, units=units, common_scale=True).axes
+    small, large = plots.bars(heights, unit="bytes", common_scale=True).axes
     assert small.get_ylim() == large.get_ylim()
+    assert (small.get_ylabel(), large.get_ylabel()) == ("bytes", "")
 
 
 def test_heights_begin_at_zero_and_a_single_line_needs_no_legend():
@@ -108,9 +117,46 @@ def test_long_texts_are_wrapped_between_words():
 
 def test_bars_have_their_numbers_and_names_that_do_not_run_together():
     heights = {"8b": {"int4": 190.2, "PyTorch bfloat16": 1208.4, "PyTorch float32": 2416.0}}
-    (axis,) = plots.bars(heights, units={"8b": "milliseconds"}).axes
+    (axis,) = plots.bars(heights).axes
     assert [text.get_text() for text in axis.texts] == ["190", "1,208", "2,416"]
+    labels = axis.get_xticklabels()
+    assert [label.get_text() for label in labels] == [
+        "int4",
+        "PyTorch\nbfloat16",
+        "PyTorch\nfloat32",
+    ]
+    assert {label.get_rotation() for label in labels} == {0.0}
+    (axis,) = plots.bars(
+        {"8b": {"quantized": 0.5, "unquantized": 22.94, "as before": 1, "x": 2}}
+    ).axes
+    assert [text.get_text() for text in axis.texts] == ["0.5", "22.9", "1", "2"]
     assert {label.get_rotation() for label in axis.get_xticklabels()} == {35.0}
-    (axis,) = plots.bars({"8b": {"int4": 0.5, "int8": 22.94}}, units={"8b": "milliseconds"}).axes
-    assert [text.get_text() for text in axis.texts] == ["0.5", "22.9"]
-    assert {label.get_rotation() for label in axis.get_xticklabels()} == {0.0}
+
+
+def test_a_variant_has_its_colour_also_where_others_are_missing():
+    variants = ("fp16", "int8", "int4")
+    colours = []
+    for heights in ({"fp16": 3.0, "int8": 2.0, "int4": 1.0}, {"int8": 2.0, "int4": 1.0}):
+        (axis,) = plots.bars({"8b": heights}, variants=variants).axes
+        colours.append([bar.get_facecolor() for bar in axis.patches])
+    assert colours[0][1:] == colours[1] and len(set(colours[0])) == 3
+
+
+def test_a_span_is_shaded_and_named():
+    series = {"head 1": {1: 0.8, 256: 0.0}}
+    (axis,) = plots.lines(series, x="distance", y="weight", span=(10, 154, "the picture")).axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["head 1", "the picture"]
+    (span,) = axis.patches
+    assert (span.get_x(), span.get_x() + span.get_width()) == (10, 154)
+
+
+def test_intervals_stand_about_their_values_beside_a_line():
+    values = {"AWQ": (0.97, 1.01, 1.06), "GPTQ": (1.75, 3.05, 5.02)}
+    (axis,) = plots.intervals(values, x="times as far", even=1).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["AWQ", "GPTQ"]
+    for place, container in enumerate(axis.containers):
+        (segment,) = container.lines[2][0].get_segments()
+        low, value, high = list(values.values())[place]
+        assert segment[:, 0].tolist() == pytest.approx([low, high])
+        assert container.lines[0].get_xdata().tolist() == [value]
+    assert axis.get_xlim()[0] == 0

@@ -13,7 +13,7 @@ import torch
 
 from helpers.measure.figures import Computer, Encoder, Figures, Run, from_json
 from helpers.models.families import find_family_by_name
-from helpers.resources import in_words
+from helpers.resources import in_words, time_in_words
 from helpers.sources.checkpoints import read_json
 
 # The runs that are compared, and what tables call them: PyTorch as it comes, then in OpenVINO.
@@ -107,28 +107,34 @@ def processor_of(family: str) -> str:
 
 
 def full_size_rows(family: str) -> list[dict[str, str]]:
-    """Return a row for each run of a family's originals: their size, and their times.
-
-    Then, where image encoders were measured alone, a row for each of these.
-    """
-    measured = [measurement.figures for measurement in measurements_of_family(family)]
-    rows = [
+    """Return a row for each run of a family's originals: their size, and their times."""
+    return [
         {"original": figures.model, "in": name} | _row(figures, name, run)
-        for figures in measured
+        for figures in (measurement.figures for measurement in measurements_of_family(family))
         for name, run in figures.runs.items()
     ]
-    for encoder in filter(None, (encoder_of(figures.model) for figures in measured)):
-        for name, run in encoder.runs.items():
-            row = {"original": encoder.model, "in": f"image encoder {name}"}
-            row |= {"size": in_words(run.bytes), "image encoder": f"{median(run.rounds):.2f} s"}
-            rows.append(row | {"first token": "-", "next token": "-"})
-    return rows
 
 
 def encoder_of(model: str) -> Encoder | None:
     """Return what was measured of an original's image encoder alone, if anything."""
     path = ENCODERS / f"{model}.json"
     return from_json(Encoder, read_json(path)) if path.exists() else None
+
+
+def encoder_rows(encoder: Encoder) -> list[dict[str, str]]:
+    """Return a row for each setting of an image encoder that was measured alone."""
+    return [
+        {
+            "image encoder": name,
+            "compressing": time_in_words(run.seconds),
+            "memory for that": in_words(run.peak_memory),
+            "on disk": in_words(run.bytes),
+            "a picture": time_in_words(median(run.rounds)),
+            "least": time_in_words(min(run.rounds)),
+            "most": time_in_words(max(run.rounds)),
+        }
+        for name, run in encoder.runs.items()
+    ]
 
 
 def run_bytes(figures: Figures, name: str) -> int:

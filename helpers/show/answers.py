@@ -120,4 +120,5 @@ def function(*arguments: str) -> Form:
             return False
         return True
 
-    return Form(f"a function with {len(arguments)} arguments, {' and '.join(arguments)}", fits)
+    number = "1 argument" if len(arguments) == 1 else f"{len(arguments)} arguments"
+    return Form(f"a function with {number}, {' and '.join(arguments)}", fits)

@@ -1,4 +1,4 @@
-"""The exercises of the notebooks, and the check of an answer: `check("01-1", my_picture_tokens)`.
+"""The exercises of the notebooks, and the check of an answer: `check("01-2", my_bytes, part)`.
 
 Each entry is one exercise, by notebook and number. Its truth does not stand in the cell, and is
 computed from what the cell hands over where it depends on the checkpoint.
@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.graphs.presets import Preset, Weights
 from helpers.shapes.world import Scene
-from helpers.show import trials, truths
+from helpers.show import picture_trials, trials, truths
 from helpers.show.answers import NUMBER, Exercise, choice, function, instance
 
 WEIGHTS = instance(Weights, "weights, Weights(...)")
@@ -27,14 +27,15 @@ def check(name: str, answer: object, *data: object) -> None:
 
 EXERCISES = {
     "01-1": Exercise(
-        NUMBER,
-        truth=(224 // 14) ** 2,
-        hint="Count the patches across and the patches down.",
+        MODULE,
+        truth="all vectors",
+        hint="It is PictureTokens with another forward: give the projector what CLIP returns.",
         mistakes={
-            224 // 14: "That is one side of the square; the picture has rows and columns.",
-            (224 // 14) ** 2 + 1: "The CLS vector is cut off before the projector.",
-            224 * 224 // 14: "A patch is 14 pixels wide and 14 high.",
+            "without CLS": "The CLS vector is still cut off: leave [:, 1:] away.",
+            "CLS alone": "Those are no patches: the squares' vectors should stay too.",
+            "not projected": "The projector is missing: words have another width.",
         },
+        trial=trials.vectors_kept,
     ),
     "01-2": Exercise(
         NUMBER,
@@ -161,7 +162,7 @@ EXERCISES = {
         truth="seen",
         hint="Look for the line above that differs, and draw that scene with another style.",
         mistakes={"few shapes": "Draw at least three shapes, so that there is something to see."},
-        trial=trials.seen_by_model,
+        trial=picture_trials.seen_by_model,
     ),
     "03-5": Exercise(
         SCENE,
@@ -172,7 +173,7 @@ EXERCISES = {
             "other shapes": "The shapes are not those of my_scene: start from it, and replace the "
             "word only.",
         },
-        trial=trials.read_by_model,
+        trial=picture_trials.read_by_model,
     ),
     "04-1": Exercise(
         NUMBER,
@@ -190,14 +191,17 @@ EXERCISES = {
         mistakes={"first": "The first half tells the column, and that is the same here."},
     ),
     "04-3": Exercise(
-        NUMBER,
-        truth=4**-0.5,
-        hint="What is divided by the root of the number of layers?",
+        function("words", "layers", "scale_depth"),
+        truth="scaled",
+        hint="Both of what a layer adds is multiplied by scale_depth and divided by the root of "
+        "the number of layers.",
         mistakes={
-            4**0.5: "It is divided by the root, so more layers make it smaller.",
-            1 / 4: "It is divided by the root of the number of layers, not by the number.",
-            4: "It is divided by the root of the number of layers.",
+            "as they are": "The layers' results are added as they are: multiply them first.",
+            "by the number": "Divide by the root of the number of layers, not by the number.",
+            "by both": "Each layer counts once, although it adds two things.",
+            "without words": "The words are missing: layers add to them.",
         },
+        trial=trials.depth_scale,
     ),
     "04-4": Exercise(
         choice("greedy search", "beam search"),
@@ -241,11 +245,16 @@ EXERCISES = {
         },
     ),
     "05-3": Exercise(
-        NUMBER,
-        truth=math.tanh(0.5),
-        hint="The gate goes through a function that never reaches 1.",
-        mistakes={0.5: "Not by the gate itself, but by its hyperbolic tangent."},
-        digits=2,
+        function("language"),
+        truth="first layer",
+        hint="A gate is a weight of its layer, language.model.layers[number], and closed at 0.",
+        mistakes={
+            "nothing": "All gates are as they were: fill the first layer's with 0.",
+            "all layers": "All gates are closed; only the first layer's should be.",
+            "another layer": "That is another layer's; the first has the smallest number.",
+            "half": "The layer has two gates, of its attention and of its feed-forward network.",
+        },
+        trial=trials.closed_gates,
     ),
     "05-4": Exercise(
         NUMBER,
@@ -304,16 +313,17 @@ EXERCISES = {
             "twins": "Two shapes are the same, so the question for one has two answers.",
             "few shapes": "Draw at least two shapes.",
         },
-        trial=trials.located_by_model,
+        trial=picture_trials.located_by_model,
     ),
     "06-5": Exercise(
-        NUMBER,
-        truth=lambda: 100,
-        hint="The second and the fourth number are its top and its bottom, counted to 1000.",
-        mistakes=lambda truth: {
-            500: "That is in thousandths of the picture's height.",
-            200: "That is measured along the picture's width.",
-            80: "That is how wide it is.",
+        function("picture", "numbers"),
+        truth="cut out",
+        hint="picture.crop takes left, top, right and bottom in pixels.",
+        mistakes={
+            "as pixels": "The numbers count to 1000 along each side, and are no pixels yet.",
+            "sides exchanged": "Left and right go by the width, top and bottom by the height.",
+            "one side": "Each side counts to 1000 for itself: the picture is no square.",
         },
+        trial=picture_trials.piece_of_picture,
     ),
 }

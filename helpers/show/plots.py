@@ -3,6 +3,7 @@
 Every plot has the numbers beside it as a table, and tells its series apart by more than colour.
 """
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +22,7 @@ PALETTE = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#9c9ca1", "#7a21dd")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+_LETTERS = 14  # of a title, in an inch
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 80,
     "font.size": 10,
@@ -43,7 +46,7 @@ def show_pictures(
     height: float = 2.2,
     to_scale: bool = False,
 ) -> Figure:
-    """Show pictures in a row, each under its title.
+    """Show pictures in a row, each under its title, which is wrapped where it is wider.
 
     All get the same height, the one of the figure in inches; `to_scale` gives the same size to
     their pixels instead, so that larger pictures look larger.
@@ -51,15 +54,20 @@ def show_pictures(
     tallest = max(picture.height for picture in pictures)
     heights = [tallest if to_scale else picture.height for picture in pictures]
     ratios = [picture.width / rows for picture, rows in zip(pictures, heights, strict=True)]
+    wrapped = [
+        textwrap.fill(title, max(int(_LETTERS * height * ratio), 10))
+        for title, ratio in zip(titles, ratios, strict=True)
+    ]
+    lines_above = max(title.count("\n") for title in wrapped)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             1,
             len(pictures),
-            figsize=(height * sum(ratios), height * 1.15),
+            figsize=(height * sum(ratios), height * 1.15 + 0.15 * lines_above),
             width_ratios=ratios,
             squeeze=False,
         )
-        for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
+        for axis, picture, title in zip(axes[0], pictures, wrapped, strict=True):
             axis.imshow(picture)
             if to_scale:
                 axis.set_ylim(tallest - 0.5, -0.5)
@@ -99,36 +107,47 @@ def show_grids(grids: Mapping[str, Tensor | Image.Image], *, common_scale: bool 
     Each has a scale of its own, or all have a common one. A picture among them is shown at the same
     size, with lines where the grids' places begin. Rows and columns count from 0.
     """
-    sizes = [grid.shape for grid in grids.values() if isinstance(grid, Tensor)]
+    numbers = [grid for grid in grids.values() if isinstance(grid, Tensor)]
     limits = {}
     if common_scale:
-        numbers = [grid for grid in grids.values() if isinstance(grid, Tensor)]
         limits["vmin"] = min(grid.min().item() for grid in numbers)
         limits["vmax"] = max(grid.max().item() for grid in numbers)
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(grids), figsize=(2.8 * len(grids), 2.6), squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(grids), figsize=(2.8 * len(grids), 2.6), squeeze=False, layout="constrained"
+        )
         for axis, (title, grid) in zip(axes[0], grids.items(), strict=True):
             if isinstance(grid, Tensor):
                 shades = axis.imshow(grid.float().numpy(), cmap="cividis", **limits)
-                figure.colorbar(shades, ax=axis, fraction=0.046).ax.tick_params(labelsize=8)
+                if not common_scale or grid is numbers[-1]:  # one bar says what shades mean
+                    of = axes[0] if common_scale else axis
+                    figure.colorbar(shades, ax=of, fraction=0.046).ax.tick_params(labelsize=8)
             else:
-                rows, columns = sizes[0]
+                rows, columns = numbers[0].shape
                 axis.imshow(grid, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
                 axis.set_xticks([place - 0.5 for place in range(columns + 1)], minor=True)
                 axis.set_yticks([place - 0.5 for place in range(rows + 1)], minor=True)
                 axis.grid(which="minor", color="white", linewidth=0.4, alpha=0.6)
+            for of_axis in (axis.xaxis, axis.yaxis):
+                of_axis.set_major_locator(MaxNLocator(6, integer=True))
             axis.tick_params(labelsize=7, length=2)
             axis.tick_params(which="minor", length=0)
             axis.set_title(title, fontsize=9)
-        figure.tight_layout()
     plt.close(figure)
     return figure
 
 
-def lines(series: Mapping[str, Mapping[float, float]], *, x: str, y: str) -> Figure:
+def lines(
+    series: Mapping[str, Mapping[float, float]],
+    *,
+    x: str,
+    y: str,
+    span: tuple[float, float, str] | None = None,
+) -> Figure:
     """Draw a line through the points (x to y) of each of at most six series; `x`, `y` are labels.
 
-    Raises `ValueError` for more series than can be told apart.
+    A `span` is shaded from its first x to its second, and its text stands in the legend. Raises
+    `ValueError` for more series than can be told apart.
     """
     if len(series) > len(PALETTE):
         raise ValueError(f"{len(series)} lines cannot be told apart; draw at most {len(PALETTE)}.")
@@ -150,7 +169,9 @@ def lines(series: Mapping[str, Mapping[float, float]], *, x: str, y: str) -> Fig
         axis.tick_params(labelsize=8)
         if min(axis.get_ylim()) > 0:
             axis.set_ylim(bottom=0)  # heights are compared
-        if len(series) > 1:
+        if span is not None:
+            axis.axvspan(*span[:2], color="#eeeef2", label=span[2], zorder=0)
+        if len(series) > 1 or span is not None:
             axis.legend(fontsize=8, frameon=False)
         figure.tight_layout()
     plt.close(figure)
@@ -160,14 +181,16 @@ def lines(series: Mapping[str, Mapping[float, float]], *, x: str, y: str) -> Fig
 def bars(
     groups: Mapping[str, Mapping[str, float]],
     *,
-    units: Mapping[str, str],
+    unit: str = "",
+    variants: Sequence[str] = (),
     common_scale: bool = False,
 ) -> Figure:
     """Draw one small bar chart for each measure: `groups` is measure to variant to value.
 
-    A variant has the same colour in all of them.
+    A variant has the same colour in all of them; those of `variants` have the first colours, so
+    that they are the same in other plots too, where one is missing.
     """
-    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    names = list(dict.fromkeys([*variants, *(name for v in groups.values() for name in v)]))
     looks = [
         {"facecolor": colour, "hatch": hatch}
         for colour, hatch in zip(PALETTE, HATCHES, strict=True)
@@ -181,24 +204,46 @@ def bars(
             rectangles = axis.bar(list(values), list(values.values()), edgecolor="white")
             for name, rectangle in zip(values, rectangles, strict=True):
                 rectangle.set(**styles[name])
-            _label_bars(axis, rectangles, measure, values, units[measure])
+            _label_bars(axis, rectangles, measure, values)
+        axes[0][0].set_ylabel(unit, fontsize=9)
         figure.tight_layout()
     plt.close(figure)
     return figure
 
 
-def _label_bars(
-    axis: Axes, rectangles: BarContainer, measure: str, names: Collection[str], unit: str
-) -> None:
+def _label_bars(axis: Axes, rectangles: BarContainer, measure: str, names: Collection[str]) -> None:
     """Write what the bars are, and how high."""
     axis.bar_label(rectangles, fmt=_in_three_digits, fontsize=8, padding=2)
     axis.set_title(measure, fontsize=10)
-    axis.set_ylabel(unit, fontsize=9)
-    axis.tick_params(axis="x", labelsize=8)
-    longest = max(map(len, names))  # or neighbours' names would run together
-    if len(names) > 5 or sum(map(len, names)) > 24 or len(names) * longest > 36:
+    labels = [name.replace(" ", "\n") if len(name) > 8 else name for name in names]
+    axis.set_xticks(range(len(names)), labels)
+    axis.tick_params(labelsize=8)
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    if len(names) > 5 or len(names) * longest > 36:  # or neighbours' names would run together
         plt.setp(axis.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axis.margins(y=0.15)
+
+
+def intervals(values: Mapping[str, tuple[float, float, float]], *, x: str, even: float) -> Figure:
+    """Draw each value as a point with its interval (low, value, high); `x` is the label.
+
+    A line stands at `even`: an interval that crosses it may be chance.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(5.6, 0.8 + 0.34 * len(values)))
+        for place, (low, value, high) in enumerate(values.values()):
+            errors = [[value - low], [high - value]]
+            axis.errorbar(value, place, xerr=errors, fmt="o", color=PALETTE[0], capsize=3)
+        axis.axvline(even, color="#555555", linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(values)), list(values))
+        axis.invert_yaxis()
+        axis.margins(y=0.15)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(x, fontsize=9)
+        axis.tick_params(labelsize=8)
+        figure.tight_layout()
+    plt.close(figure)
+    return figure
 
 
 def _in_three_digits(value: float) -> str:

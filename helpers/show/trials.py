@@ -1,4 +1,4 @@
-"""What exercises do with an answer before it is checked: compress, trace, draw and ask, call.
+"""What exercises do with an answer before it is checked: compress, trace, call.
 
 Each trial prints what it measures and returns in a word or a number what came of it.
 
@@ -6,7 +6,8 @@ What this module does not know: which result is right, and what to say to anothe
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import openvino as ov
 import torch
@@ -18,15 +19,13 @@ from helpers.graphs.bit_widths import bit_widths, stored_bytes
 from helpers.graphs.compression import compress
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.presets import INT8, Preset, Weights
-from helpers.inputs.boxes import Box, boxes_in, intersection_over_union
+from helpers.inputs.questions import VisualQuestion
+from helpers.measure.evaluation import accuracy, answer
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
-from helpers.shapes.world import COLOURS, PLACES, SHAPES, Scene, draw, item_boxes
 from helpers.upstream import converter
 
 PLAIN_INT4 = Weights("int4-asym")
-SAME_BOX = 0.5  # intersection over union from which on two boxes count as one
-ENOUGH_SHAPES = 3
 
 
 # Compressing
@@ -115,74 +114,90 @@ def gate_kind(gate_module: nn.Module) -> str:
     return "something else"
 
 
-# Drawing and asking
+# Looking at pictures
 
 
-def checked(scene: Scene) -> Scene:
-    """Return a scene that can be drawn; raise `SettingsError` where it cannot."""
-    if scene.grid not in PLACES:
-        raise SettingsError(f"The grid {scene.grid} does not exist; use {listed(PLACES)}.")
-    places = len(PLACES[scene.grid])
-    if len(scene.items) != places:
-        raise SettingsError(
-            f"The grid has {places} places and the scene {len(scene.items)} items; put None where "
-            "nothing is."
-        )
-    for item in scene.places.values():
-        for value, values in ((item.shape, SHAPES), (item.colour, COLOURS)):
-            if value not in values:
-                raise SettingsError(f"There is no {value!r} here; use {listed(values)}.")
-    return scene
+@torch.inference_mode()
+def vectors_kept(module: nn.Module, model: Any, pixels: Tensor) -> str:
+    """Return which of an image encoder's vectors a module gives, as wide as those of words."""
+    output = in_both(module, pixels)
+    states = model.image_encoder(pixels).last_hidden_state
+    projected = model.projector(states)
+    print("from", tuple(pixels.shape), "to", tuple(output.shape))
+    return outcome_of(
+        output,
+        {
+            "all vectors": projected,
+            "without CLS": projected[:, 1:],
+            "CLS alone": projected[:, :1],
+            "not projected": states,
+        },
+    )
 
 
-def listed(values: Iterable[object]) -> str:
-    """Return values in words."""
-    return ", ".join(map(str, values))
+def outcome_of(output: object, outcomes: Mapping[str, Tensor]) -> str:
+    """Return which of the outcomes a tensor is, but for rounding."""
+    for name, expected in outcomes.items():
+        if not isinstance(output, Tensor) or output.shape != expected.shape:
+            continue
+        if torch.allclose(output.float(), expected.float(), rtol=1e-4, atol=1e-4):
+            return name
+    return "something else"
 
 
-def seen_by_model(scene: Scene, pipeline: VisionLanguagePipeline) -> str:
-    """Return whether a model names the colour and the shape at every place of a drawn scene."""
-    if len(checked(scene).places) < ENOUGH_SHAPES:
-        return "few shapes"
-    picture, errors = draw(scene), 0
-    for place, item in scene.places.items():
-        colour = pipeline.ask(f"What colour is the shape at the {place}?", [picture]).text
-        shape = pipeline.ask(f"What shape is at the {place}?", [picture]).text
-        print(f"{place}: drawn {item}; the model says {colour}, {shape}")
-        errors += item.colour not in colour.lower() or item.shape not in shape.lower()
-    return "missed" if errors else "seen"
+def depth_scale(flow: Callable[[Tensor, list[tuple[Tensor, Tensor]], float], Tensor]) -> str:
+    """Return how a function scales what layers, each a pair of tensors, add to words."""
+    generator, scale = torch.Generator().manual_seed(0), 1.4
+    outcome = ""
+    for number in (4, 16, 64):
+        words, *added = torch.randn(2 * number + 1, 1000, generator=generator)
+        layers = list(zip(added[::2], added[1::2], strict=True))
+        total = torch.stack(added).sum(0)
+        output = flow(words.clone(), layers, scale)
+        formulas = {
+            "scaled": words + scale / number**0.5 * total,
+            "as they are": words + total,
+            "by the number": words + scale / number * total,
+            "by both": words + scale / (2 * number) ** 0.5 * total,
+            "without words": scale / number**0.5 * total,
+        }
+        outcome = outcome_of(output, formulas)
+        if outcome != "something else":
+            print(f"{number} layers: what flows out has a deviation of {output.std():.2f}")
+    return outcome
 
 
-def read_by_model(
-    scene: Scene, scene_before: Scene | None, pipeline: VisionLanguagePipeline
+@torch.no_grad()
+def closed_gates(
+    close: Callable[[Any], object], model: Any, pairs: Sequence[VisualQuestion]
 ) -> str:
-    """Return whether a model reads the word that was added to an earlier scene."""
-    word = checked(scene).word
-    if not word:
-        return "no word"
-    if scene_before is None or scene.items != scene_before.items:
-        return "other shapes"
-    text = pipeline.ask("What word is written?", [draw(scene)]).text
-    print(f"printed {word}; the model reads {text}")
-    return "read" if word in text else "missed"
+    """Return which gates a function closes; tell how many answers are right then.
+
+    All gates are as before afterwards.
+    """
+    before = {name: gate.clone() for name, gate in gates_of(model).items()}
+    close(model.language_model)
+    closed = [name for name, gate in gates_of(model).items() if not gate.any()]
+    try:
+        if closed and pairs:
+            print("closed:", ", ".join(closed))
+            print("right:", accuracy(answer(model, pairs), pairs)["all"].count)
+    finally:
+        for name, gate in gates_of(model).items():
+            gate.copy_(before[name])
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in before)
+    first = [name for name in before if name.startswith(f"{next(iter(layers))}.")]
+    outcomes = {"nothing": [], "all layers": list(before), "first layer": first}
+    for outcome, names in outcomes.items():
+        if closed == names:
+            return outcome
+    return "half" if set(closed) < set(first) else "another layer"
 
 
-def located_by_model(scene: Scene, pipeline: VisionLanguagePipeline) -> str:
-    """Return whether a model's box of each shape of a drawn scene is near the one it has."""
-    items = list(checked(scene).places.values())
-    if len(set(items)) < len(items):
-        return "twins"
-    if len(items) < ENOUGH_SHAPES - 1:
-        return "few shapes"
-    picture, errors = draw(scene), 0
-    for place, corners in item_boxes(scene).items():
-        item = scene.places[place]
-        boxes = boxes_in(pipeline.ask(f"Give the box of the {item}.", [picture]).text)
-        drawn_box = Box(*corners, label=str(item))
-        overlap = intersection_over_union(boxes[0], drawn_box) if boxes else 0.0
-        print(f"{item}: overlap of the boxes {overlap:.2f}")
-        errors += overlap < SAME_BOX
-    return "missed" if errors else "located"
+def gates_of(model: Any) -> dict[str, nn.Parameter]:
+    """Return the gates of a language model by name, those of the first layers first."""
+    parameters = model.language_model.named_parameters()
+    return {name: weight for name, weight in parameters if name.endswith("_gate")}
 
 
 # Calling

@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from statistics import median
 
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.presets import PRESETS
 from helpers.measure.benchmark import figure_rows
 from helpers.measure.figures import Conversion, Encoder, Run, Running
-from helpers.measure.full_size import Measurement, encoder_of, newest_by_kind
+from helpers.measure.full_size import Measurement, encoder_of, encoder_rows, newest_by_kind
 from helpers.measure.tasks import QUESTION, TOKENS
 from helpers.resources import in_words, time_in_words
 from helpers.show.tables import format_table
@@ -58,23 +57,18 @@ def _recipes(models: Sequence[Sequence[Measurement]]) -> str:
 
 def _alone(encoder: Encoder) -> str:
     """Return what was measured of an image encoder without the rest of its model."""
-    rows = [
-        {
-            "image encoder": name,
-            "compressing": time_in_words(run.seconds),
-            "memory for that": in_words(run.peak_memory),
-            "on disk": in_words(run.bytes),
-            "a picture": time_in_words(median(run.rounds)),
-            "least": time_in_words(min(run.rounds)),
-            "most": time_in_words(max(run.rounds)),
-        }
-        for name, run in encoder.runs.items()
-    ]
+    changes = ", ".join(
+        f"{section}.{name} = {value}"
+        for section, fields in encoder.changes.items()
+        for name, value in fields.items()
+    )
+    rounds = len(next(iter(encoder.runs.values())).rounds)
+    why = f"Since quantizing all of it took more memory, with {changes}. " if changes else ""
+    picture = " x ".join(map(str, encoder.picture))
     return (
-        f"### {encoder.model}{_ALONE}\n\nIn weights of 8 bits, and quantized, "
-        f"which is post-training INT8 with SmoothQuant that looked at one sample. A picture of "
-        f"{' x '.join(map(str, encoder.picture))}, {len(next(iter(encoder.runs.values())).rounds)} "
-        f"rounds in turn. Measured on {encoder.computer}.\n\n```\n{format_table(rows)}\n```\n"
+        f"### {encoder.model}{_ALONE}\n\n{why}*quantized* is post-training INT8 with SmoothQuant, "
+        f"which looked at one sample. A picture of {picture}, {rounds} rounds in turn. Measured on "
+        f"{encoder.computer}.\n\n```\n{format_table(encoder_rows(encoder))}\n```\n"
     )
 
 
