@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from helpers.errors import SettingsError
 from helpers.graphs.presets import Weights
 from helpers.shapes.world import Item, Scene
+from helpers.show import picture_trials
 from helpers.show.answers import NUMBER, Exercise, choice, function, instance
 from helpers.show.exercises import EXERCISES, check
 from helpers.workshop.notebooks import html_copy
@@ -162,10 +164,70 @@ def test_a_module_is_traced_with_what_was_computed_in_inference_mode(capsys):
 
 
 def test_check_prints(capsys):
-    check("01-1", None)
-    check("01-1", 16)
+    check("03-3", None)
+    check("03-3", 4)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Not answered yet") and lines[1].startswith("Not right yet. That is")
+
+
+def layers_with_gates():
+    """Return a model whose language model has two layers with two open gates each."""
+    layers = torch.nn.ModuleList(torch.nn.Module() for _ in range(2))
+    for layer in layers:
+        layer.one_gate = torch.nn.Parameter(torch.tensor([0.5]))
+        layer.other_gate = torch.nn.Parameter(torch.tensor([0.7]))
+    return SimpleNamespace(language_model=torch.nn.ModuleDict({"layers": layers}))
+
+
+def close(number, *names):
+    """Return a function that closes gates of a layer."""
+
+    def closing(language):
+        for name in names:
+            getattr(language["layers"][number], name).zero_()
+
+    return closing
+
+
+@pytest.mark.parametrize(
+    ("closing", "line"),
+    [
+        (close(0, "one_gate", "other_gate"), "Right."),
+        (close(1, "one_gate", "other_gate"), "That is another layer's"),
+        (close(0, "one_gate"), "The layer has two gates"),
+        (close(0), "All gates are as they were"),
+    ],
+)
+def test_gates_that_a_function_closes_are_open_afterwards(closing, line):
+    model = layers_with_gates()
+    assert line in EXERCISES["05-3"].response(closing, model, [])
+    gates = dict(model.language_model.named_parameters())
+    assert len(gates) == 4 and all(gate.item() > 0.4 for gate in gates.values())
+
+
+def cut_by(across, down):
+    """Return a function that takes a box's numbers as thousandths of these sides of a picture."""
+
+    def cut(picture, numbers):
+        sides = [across(picture) / 1000, down(picture) / 1000] * 2
+        return picture.crop([number * side for number, side in zip(numbers, sides, strict=True)])
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("across", "down", "kind"),
+    [
+        (lambda picture: picture.width, lambda picture: picture.height, "cut out"),
+        (lambda picture: picture.height, lambda picture: picture.width, "sides exchanged"),
+        (lambda picture: picture.width, lambda picture: picture.width, "one side"),
+        (lambda picture: picture.height, lambda picture: picture.height, "one side"),
+        (lambda picture: 1000, lambda picture: 1000, "as pixels"),
+        (lambda picture: 500, lambda picture: 500, "something else"),
+    ],
+)
+def test_by_which_sides_a_piece_is_cut_out(across, down, kind):
+    assert picture_trials.kind_of_cut(cut_by(across, down)) == kind
 
 
 # The notebooks

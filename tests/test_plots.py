@@ -32,6 +32,8 @@ def test_titles_wider_than_their_pictures_are_wrapped():
     narrow, wide = plots.show_pictures(pictures, [title, title], height=1.8).axes
     assert narrow.get_title().split() == title.split() and "\n" in narrow.get_title()
     assert wide.get_title() == title
+    (axis,) = plots.show_pictures(pictures[1:], ["wide\n200 x 40"]).axes
+    assert axis.get_title() == "wide\n200 x 40"
 
 
 def test_a_mosaic_lays_pieces_out_row_by_row():

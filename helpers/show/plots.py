@@ -54,10 +54,10 @@ def show_pictures(
     tallest = max(picture.height for picture in pictures)
     heights = [tallest if to_scale else picture.height for picture in pictures]
     ratios = [picture.width / rows for picture, rows in zip(pictures, heights, strict=True)]
-    wrapped = [
-        textwrap.fill(title, max(int(_LETTERS * height * ratio), 10))
-        for title, ratio in zip(titles, ratios, strict=True)
-    ]
+    wrapped = []
+    for title, ratio in zip(titles, ratios, strict=True):
+        width = max(int(_LETTERS * height * ratio), 10)
+        wrapped.append("\n".join(textwrap.fill(line, width) for line in title.split("\n")))
     lines_above = max(title.count("\n") for title in wrapped)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
