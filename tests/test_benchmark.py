@@ -325,4 +325,4 @@ def test_an_image_encoder_alone_is_measured_and_shown(small, tmp_path, monkeypat
 
 def test_an_image_encoder_that_takes_more_than_a_picture_is_refused(small, tmp_path, capsys):
     assert image_encoders.main(["qwen3-vl-2b", str(tmp_path)]) == 1
-    assert "takes hidden_states" in capsys.readouterr().err
+    assert "takes attention_mask, hidden_states" in capsys.readouterr().err
