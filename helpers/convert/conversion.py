@@ -165,9 +165,8 @@ def memory_to_convert(parameters: float) -> float:
     return parameters * 0.62 + BESIDE_THE_RESULT
 
 
-# Bytes that looking at samples takes, measured with NNCF 3.4: for each weight of the part that is
-# run; of the largest layer that is fitted to samples; of a part whose activations are rounded too
-# (a third of Llama-3.2-Vision's image encoder, with all of its vectors, took 10.8 GB).
+# Bytes that looking at samples takes, with NNCF 3.4: for each weight of the part that is run, of
+# the largest layer that is fitted, of a part whose activations are rounded (Llama-3.2-Vision's).
 _RUNNING, _FITTING, _QUANTIZING = 1, 48, 36
 
 
