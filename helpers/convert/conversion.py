@@ -30,7 +30,7 @@ from helpers.convert.places import COPIED, holds_conversion
 from helpers.convert.runtime_files import has_runtime_files, write_runtime_files
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
-from helpers.graphs.compression import compress
+from helpers.graphs.compression import compress, mark_sensitive
 from helpers.graphs.finite_weights import WeightsError, not_finite
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.parts import Part
@@ -57,6 +57,8 @@ def convert_part(part: Part | Table) -> ov.Model:
     model = trace(part)
     if part.cache:
         make_stateful(model, part.cache)
+    if part.sensitive:
+        mark_sensitive(model, part.sensitive)
     return model
 
 
@@ -125,6 +127,11 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
     """Return about how many bytes the files of the converted parts will take."""
     language_model, last = model.language_model, model.language_model.lm_head.weight
     tables = {table.weight for table in model.tables.values()} - {last}  # in parts of their own
+    in_8_bits = {last} | {
+        layer.weight
+        for name, layer in language_model.named_modules()
+        if isinstance(layer, nn.Linear) and name.endswith(model.sensitive_layers)
+    }
     bits, tensors = 0.0, 0
     for part, modules in _modules_by_part(model).items():
         weights = preset.weights_of(part)
@@ -132,7 +139,7 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
             for tensor in module.parameters():
                 if module is language_model and tensor in tables:
                     continue
-                bits += tensor.numel() * weights.bits_of(last_layer=tensor is last)
+                bits += tensor.numel() * weights.bits_of(last_layer=tensor in in_8_bits)
                 tensors += 1
     return int(bits) // 8 + _GRAPH * tensors
 

@@ -24,7 +24,8 @@ class Part:
     `module` takes `example_inputs` in their order and returns `outputs` in theirs. Sizes on the
     axes that `fixed` names for an input stay as in the example, all others become dynamic; those
     should not be 1, which tracing may take for "always 1". `cache` pairs the KV cache's inputs
-    with the outputs that replace them.
+    with the outputs that replace them. The layers whose names end with one of `sensitive` keep 8
+    bits where others get 4.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Part:
     outputs: tuple[str, ...]
     fixed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     cache: dict[str, str] = field(default_factory=dict)
+    sensitive: tuple[str, ...] = ()
 
 
 class Traceable(nn.Module):

@@ -50,11 +50,13 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
 
     A family builds its modules in `build` (on the meta device, so that no memory is used) and
     names its tensors in `rules`; those named in `left_out` are not loaded. `P` is its processor's
-    class.
+    class. Layers of the language model whose names end with one of `sensitive_layers` keep 8 bits
+    where others get 4.
     """
 
     processor_class: type[Processor]
     left_out: tuple[str, ...] = ("{x}rotary_emb.inv_freq",)
+    sensitive_layers: tuple[str, ...] = ()
     language_model: PreTrainedModel
 
     def __init__(self, config: Config, processor: P) -> None:
