@@ -111,7 +111,16 @@ def test_what_the_recurrence_reads_keeps_8_bits(random_models):
             types.setdefault(name.rpartition(".")[2], set()).add(width)
         return types
 
-    in_4_bits = "in_proj_a in_proj_b in_proj_z out_proj q_proj k_proj v_proj o_proj".split()
+    in_4_bits = [
+        "in_proj_a",
+        "in_proj_b",
+        "in_proj_z",
+        "out_proj",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    ]
     in_4_bits += ["gate_proj", "up_proj", "down_proj"]
     expected = {name: {"u4"} for name in in_4_bits}
     expected |= {name: {"u8"} for name in ("in_proj_qkv", "conv1d", "lm_head")}
