@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 
-# Private-use characters, which no template and no vocabulary of words has.
 _SWITCH = "enable_thinking"  # as the templates of Qwen and of Gemma call it
+# Private-use characters, which no template and no vocabulary of words has.
 _QUESTION, _ANSWER, _SECOND, _SYSTEM = "\ue000", "\ue001", "\ue002", "\ue003"
 
 
@@ -38,12 +38,9 @@ def template_of(
     )
     if on == off:
         return usual
+    is_usual = usual == on
     on = replace(on, thinks=True)  # also where it is the model that begins the thought
-    return (
-        replace(on, otherwise=off)
-        if usual == replace(on, thinks=usual.thinks)
-        else (replace(off, otherwise=on))
-    )
+    return replace(on, otherwise=off) if is_usual else replace(off, otherwise=on)
 
 
 def _words(
