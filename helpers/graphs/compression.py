@@ -85,7 +85,7 @@ def compress(
 
 def mark_sensitive(model: ov.Model, ends: Sequence[str]) -> None:
     """Mark the layers of a traced model whose names end with one of `ends`; see `compress`."""
-    model.set_rt_info(list(ends), _SENSITIVE)
+    model.set_rt_info(" ".join(ends), _SENSITIVE)
 
 
 _SENSITIVE = "sensitive_layers"  # of a model's information, which its file keeps
@@ -95,7 +95,7 @@ def _sensitive_layers(model: ov.Model) -> list[str]:
     """Return the names of the operations that are marked as sensitive."""
     if not model.has_rt_info(_SENSITIVE):
         return []
-    ends = tuple(f".{end}" for end in model.get_rt_info(_SENSITIVE).aslist())
+    ends = tuple(f".{end}" for end in model.get_rt_info(_SENSITIVE).astype(str).split())
     layers = (node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul")
     return [layer.get_friendly_name() for layer in layers if module_of(layer).endswith(ends)]
 

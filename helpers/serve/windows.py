@@ -18,7 +18,7 @@ from helpers.inputs.boxes import boxes_in
 from helpers.inputs.images import open_picture
 from helpers.run.conversations import Conversation
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.replies import Reply
+from helpers.run.replies import LENGTH, Reply
 from helpers.upstream.gradio import FOLDER
 
 AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
@@ -165,7 +165,8 @@ def respond(
             yield chat(answer)
         seconds = time.perf_counter() - started
         times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {seconds:.2f} s"
-        answer = answer.strip() or (thought and _small(CUT))
+        is_cut = thought and reply.finish == LENGTH
+        answer = answer.strip() or (_small(CUT) if is_cut else "")
         words = answer + (times and f"\n\n{_small(times)}")
         drawing = window.draw_boxes(answer)
         yield chat(words if drawing is None else [words, {"path": str(drawing), "alt_text": BOXES}])

@@ -18,7 +18,7 @@ from helpers.graphs.parts import Part, cache_of
 from helpers.graphs.recurrence import GatedDeltaRule
 from helpers.upstream.transformers import cache_argument
 
-# What a recurrence reads: its errors in 4 bits grow along a text (measured in docs/speed.md).
+# What a recurrence reads: its errors in 4 bits grow along a text (docs/next-steps.md has figures).
 SENSITIVE_LAYERS = ("in_proj_qkv",)
 KINDS = {
     "linear_attention": ("convolution_state", "matrix_state"),
