@@ -137,7 +137,7 @@ def _stream(reply: "Reply") -> None:
                 show_thought("")
                 print(piece.text, end="", flush=True)
     print()
-    if reply.thought and not reply.text and reply.finish == "length":
+    if reply.counts.thought and not reply.text and reply.finish == "length":
         report("The limit of tokens ended the thought; give a larger --max-new-tokens.")
 
 

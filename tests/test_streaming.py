@@ -57,7 +57,7 @@ def streamed(tokenizer, ids: list[int]) -> tuple[list[str], str]:
         started=0.0,
         sampling=Sampling(),
         processor=SimpleNamespace(tokenizer=tokenizer),
-        new_thought=lambda: Thought([], [], [], is_asked=False),
+        new_thought=lambda: Thought([], [], [], thinks=False),
     )
     streamer = AnswerStreamer(request, answer)
     for number in ids:

@@ -135,6 +135,7 @@ def test_a_stop_string_counts_in_the_answer(model):
 
 def test_a_schema_holds_behind_the_thought(model):
     schema = {"type": "object", "properties": {"red": {"type": "boolean"}}, "required": ["red"]}
+    schema["additionalProperties"] = False
     reply = answered(model, thinking=True, schema=schema, max_new_tokens=60)
     plain = answered(model, thinking=False, schema=schema, max_new_tokens=60)
     assert reply.thought == THOUGHT and not plain.thought
@@ -161,7 +162,7 @@ def test_later_turns_are_as_if_nothing_had_been_thought(model):
 
 
 def test_what_has_no_switch_is_told(folders, bundled_folder):
-    pipeline = VisionLanguagePipeline(bundled_folder("internvl2"))
+    pipeline = VisionLanguagePipeline(bundled_folder("internvl2", "int8"))
     with pytest.raises(SettingsError, match="never thinks"):
         pipeline.ask("Why?", thinking=True)
     assert pipeline.ask("Why?", thinking=False, max_new_tokens=1).token_ids
@@ -264,7 +265,7 @@ def test_many_clients_send_one_setting_to_all_models(bundled_folder):
     async def ask(client):
         return await client.chat.completions.create(**QUESTION, **ASKING[0], max_tokens=2)
 
-    answer = asked(VisionLanguagePipeline(bundled_folder("internvl2")), ask)
+    answer = asked(VisionLanguagePipeline(bundled_folder("internvl2", "int8")), ask)
     assert answer.choices[0].message.content
 
 
@@ -320,4 +321,7 @@ def test_the_page_folds_the_thought(model):
 
 
 def test_only_what_has_a_switch_shows_it(bundled_folder):
-    assert thinking_control(VisionLanguagePipeline(bundled_folder("internvl2")).processor) == []
+    assert (
+        thinking_control(VisionLanguagePipeline(bundled_folder("internvl2", "int8")).processor)
+        == []
+    )

@@ -30,7 +30,7 @@ from helpers.convert.places import COPIED, holds_conversion
 from helpers.convert.runtime_files import has_runtime_files, write_runtime_files
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
-from helpers.graphs.compression import compress, mark_sensitive
+from helpers.graphs.compression import compress
 from helpers.graphs.finite_weights import WeightsError, not_finite
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.parts import Part
@@ -57,8 +57,6 @@ def convert_part(part: Part | Table) -> ov.Model:
     model = trace(part)
     if part.cache:
         make_stateful(model, part.cache)
-    if part.sensitive:
-        mark_sensitive(model, part.sensitive)
     return model
 
 
@@ -127,11 +125,7 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
     """Return about how many bytes the files of the converted parts will take."""
     language_model, last = model.language_model, model.language_model.lm_head.weight
     tables = {table.weight for table in model.tables.values()} - {last}  # in parts of their own
-    in_8_bits = {last} | {
-        layer.weight
-        for name, layer in language_model.named_modules()
-        if isinstance(layer, nn.Linear) and name.endswith(model.sensitive_layers)
-    }
+    in_8_bits = {last, *model.sensitive_weights}
     bits, tensors = 0.0, 0
     for part, modules in _modules_by_part(model).items():
         weights = preset.weights_of(part)

@@ -12,7 +12,7 @@ What this module does not know: quantised activations in the language model, NF4
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import nncf
@@ -23,6 +23,7 @@ from openvino import opset13 as ops
 from helpers.errors import SettingsError
 from helpers.graphs.bit_widths import module_of
 from helpers.graphs.core import core, safe_options
+from helpers.graphs.parts import SENSITIVE
 from helpers.graphs.presets import Quantization, Weights, find_preset
 from helpers.graphs.tables import compress_table, is_table
 from helpers.upstream import nncf as upstream
@@ -39,7 +40,7 @@ _REFUSALS = (
 )
 _SENSITIVITIES = {metric.value: metric for metric in nncf.SensitivityMetric}
 
-__all__ = ["Inputs", "compress", "find_preset", "mark_sensitive", "quantize", "repaired_nncf"]
+__all__ = ["Inputs", "compress", "find_preset", "quantize", "repaired_nncf"]
 
 Inputs = Iterable[Mapping[str, np.ndarray]]  # a model's inputs by name, for each sample
 
@@ -83,19 +84,11 @@ def compress(
         raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
 
 
-def mark_sensitive(model: ov.Model, ends: Sequence[str]) -> None:
-    """Mark the layers of a traced model whose names end with one of `ends`; see `compress`."""
-    model.set_rt_info(" ".join(ends), _SENSITIVE)
-
-
-_SENSITIVE = "sensitive_layers"  # of a model's information, which its file keeps
-
-
 def _sensitive_layers(model: ov.Model) -> list[str]:
     """Return the names of the operations that are marked as sensitive."""
-    if not model.has_rt_info(_SENSITIVE):
+    if not model.has_rt_info(SENSITIVE):
         return []
-    ends = tuple(f".{end}" for end in model.get_rt_info(_SENSITIVE).astype(str).split())
+    ends = tuple(f".{end}" for end in model.get_rt_info(SENSITIVE).astype(str).split())
     layers = (node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul")
     return [layer.get_friendly_name() for layer in layers if module_of(layer).endswith(ends)]
 

@@ -16,6 +16,8 @@ from transformers.cache_utils import DynamicLayer
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.upstream.transformers import cache_argument
 
+SENSITIVE = "sensitive_layers"  # of a traced model's information, which its file keeps
+
 
 @dataclass(frozen=True)
 class Part:

@@ -132,6 +132,12 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         return self.token_embeddings.weight.dtype
 
     @property
+    def sensitive_weights(self) -> list[Tensor]:
+        """The weights of the language model's layers that keep 8 bits where others get 4."""
+        layers = self.language_model.named_modules()
+        return [m.weight for name, m in layers if name.endswith(self.sensitive_layers)]
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether layers of the language model keep states that tokens change in their order."""
         kinds = getattr(self.language_model.config, "layer_types", None) or ()

@@ -88,7 +88,7 @@ class Request:
     def new_thought(self) -> Thought:
         """Return what tells a thought from the answer to this question."""
         words = self.processor.words
-        return Thought(*self.processor.thought_ids, self.prompt_ids, is_asked=words.thinks)
+        return Thought(*self.processor.thought_ids, self.prompt_ids, thinks=words.thinks)
 
 
 @dataclass
@@ -297,7 +297,7 @@ class AnswerStreamer:
         self.stop_strings = StopStrings(request.sampling.stop_strings)
         self.token_ids: list[int] = []
         self.last: float | None = None
-        self._is_begun = False
+        self._has_text = False
 
     def put(self, token: int) -> None:
         """Take the next token."""
@@ -336,7 +336,7 @@ class AnswerStreamer:
 
     def _put(self, text: str) -> None:
         """Pass on text of the answer; what stands between it and a thought is left out."""
-        if self.thought.length and not self._is_begun:
+        if self.thought.length and not self._has_text:
             text = text.lstrip()
-        self._is_begun = self._is_begun or bool(text)
+        self._has_text = self._has_text or bool(text)
         self.answer.pieces.put(Piece(text))

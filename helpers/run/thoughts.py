@@ -14,18 +14,18 @@ class Thought:
     """Follows an answer token by token: `is_open` while it thinks.
 
     `begin` and `end` are the ids of the marks. A thought may be begun by the prompt, which is
-    `prompt_ids`, or by the model with its first tokens; `is_asked` says whether it should. `length`
+    `prompt_ids`, or by the model with its first tokens; `thinks` says whether it should. `length`
     counts the answer's tokens up to the end of the thought.
     """
 
     def __init__(
-        self, begin: Sequence[int], end: Sequence[int], prompt_ids: Sequence[int], *, is_asked: bool
+        self, begin: Sequence[int], end: Sequence[int], prompt_ids: Sequence[int], *, thinks: bool
     ) -> None:
         self.begin, self.end = list(begin), list(end)
         # A tokenizer without the marks has other tokens for their letters.
         self.has_marks = bool(self.begin) and len(self.end) == 1
-        self.is_asked = is_asked and self.has_marks
-        self.is_open = self.is_asked and _ends_open(prompt_ids, self.begin[0], self.end[0])
+        self.thinks = thinks and self.has_marks
+        self.is_open = self.thinks and _ends_open(prompt_ids, self.begin[0], self.end[0])
         self.may_begin = self.has_marks and not self.is_open  # with the next token
         self.length = 0
         self._expected = [] if self.is_open else self.begin  # of a mark that has begun
@@ -68,7 +68,7 @@ class BehindThought(LogitsProcessor):
         if self.thought.is_open:
             return scores
         result: Tensor = self.processor(input_ids[:, self.thought.length :], scores)
-        if self.thought.is_asked and self.thought.may_begin:
+        if self.thought.thinks and self.thought.may_begin:
             begin = torch.tensor(self.thought.begin[:1])
             result = result.index_copy(1, begin, scores[:, begin])
         return result

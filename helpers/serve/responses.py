@@ -90,7 +90,7 @@ class ResponseWriter:
         self.created = int(time.time())
         self.number = 0
         self.text, self.thought = "", ""
-        self.is_message_begun = False
+        self.has_message = False
 
     def _event(self, kind: str, **fields: Any) -> str:
         body = {"type": kind, "sequence_number": self.number, **fields}
@@ -180,9 +180,9 @@ class ResponseWriter:
 
     def _beginning_of_message(self) -> Iterator[str]:
         """Give the end of a thought and the beginning of the message, unless it has begun."""
-        if self.is_message_begun:
+        if self.has_message:
             return
-        self.is_message_begun = True
+        self.has_message = True
         if self.thought:
             yield self._thought_event("done", text=self.thought)
             item = self._thought_item("completed")
