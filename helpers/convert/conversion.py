@@ -125,8 +125,7 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
     """Return about how many bytes the files of the converted parts will take."""
     language_model, last = model.language_model, model.language_model.lm_head.weight
     tables = {table.weight for table in model.tables.values()} - {last}  # in parts of their own
-    in_8_bits = {last, *model.sensitive_weights}
-    bits, tensors = 0.0, 0
+    bits, tensors, in_8_bits = 0.0, 0, {last, *model.sensitive_weights}
     for part, modules in _modules_by_part(model).items():
         weights = preset.weights_of(part)
         for module in modules:
