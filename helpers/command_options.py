@@ -25,6 +25,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add_untuned(parser)
 
 
+def add_thinking(parser: argparse.ArgumentParser) -> None:
+    """Add whether a model thinks before it answers."""
+    parser.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        help="think before answering, or not, where the model can (default: as its template says)",
+    )
+
+
 def add_untuned(parser: argparse.ArgumentParser) -> None:
     """Add the option that leaves out what `tune` chose."""
     parser.add_argument(
@@ -86,6 +95,7 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default): none")
     parser.add_argument("--seed", type=int, help="makes sampling the same every time")
+    add_thinking(parser)
 
 
 def add_ask(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +228,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture-tokens", type=int, help="the most tokens of one picture, unless a client says"
     )
+    add_thinking(parser)
     add_untuned(parser)
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument(
@@ -267,6 +278,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         "--question", action="append", default=[], help="asked about each picture; may be repeated"
     )
     parser.add_argument("--schema", type=path_of, help="a JSON schema that each answer follows")
+    add_thinking(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
     parser.add_argument(
         "--retry-errors", action="store_true", help="try the rows again that have an error"

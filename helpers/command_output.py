@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,24 @@ def show(result: Result, options: argparse.Namespace) -> int:
 def report(line: str) -> None:
     """Tell a step of long work on the error stream."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def thoughts() -> Iterator[Callable[[str], None]]:
+    """Give what shows pieces of a thought on the error stream, dimmed; without words it is over."""
+    dim, plain = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    is_open = False
+
+    def show_thought(text: str) -> None:
+        nonlocal is_open
+        before, after = dim * (bool(text) > is_open), (plain + "\n\n") * (is_open > bool(text))
+        is_open = bool(text)
+        print(before + text + after, end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show_thought
+    finally:
+        show_thought("")
 
 
 def check_output(path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import accuracy_commands, command_options, speed_commands
-from helpers.command_output import SOME_FAILED, Result, report, show
+from helpers.command_output import SOME_FAILED, Result, report, show, thoughts
 from helpers.errors import UserError
 from helpers.graphs.presets import fastest_preset, find_preset, name_of
 from helpers.resources import path_of
@@ -90,6 +90,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
         "num_beams": options.beams,
         "repetition_penalty": options.repetition_penalty,
         "seed": options.seed,
+        "thinking": options.thinking,
     }
 
 
@@ -111,7 +112,7 @@ def ask(options: argparse.Namespace) -> int:
         _stream(reply)
         return 0
     data = {"text": reply.text, "tokens": len(reply.token_ids), "notice": pipeline.notice}
-    data["finish"] = reply.finish
+    data |= {"finish": reply.finish, "thought": reply.thought}
     seconds = {"first_token": reply.times.first_token, "per_token": reply.times.per_token}
     return show(Result(data | {"seconds": seconds}), options)
 
@@ -127,9 +128,17 @@ def _read_question() -> str:
 
 
 def _stream(reply: "Reply") -> None:
-    for piece in reply:
-        print(piece, end="", flush=True)
+    """Print an answer as it comes, and the thought before it on the error stream."""
+    with thoughts() as show_thought:
+        for piece in reply.pieces():
+            if piece.is_thought:
+                show_thought(piece.text)
+            else:
+                show_thought("")
+                print(piece.text, end="", flush=True)
     print()
+    if reply.counts.thought and not reply.text and reply.finish == "length":
+        report("The limit of tokens ended the thought; give a larger --max-new-tokens.")
 
 
 CHAT_HELP = "/image PATH adds a picture, /clear begins anew, /quit or Ctrl-D ends; Ctrl-C stops"
@@ -213,6 +222,7 @@ def serve(options: argparse.Namespace) -> int:
         options.device,
         options.picture_tokens,
         tuned=not options.untuned,
+        thinking=options.thinking,
     )
     advise(options, *folders.values())
     data = {"address": settings.address, "models": list(folders)}
@@ -230,6 +240,8 @@ def batch(options: argparse.Namespace) -> int:
     from helpers.serve.rows import read_rows
 
     answer: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
+    if options.thinking is not None:
+        answer["thinking"] = options.thinking
     if options.schema:
         answer["schema"] = read_schema(options.schema)
     if options.folder and not options.ray:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from helpers.inputs.box_drawing import draw_boxes
 from helpers.inputs.boxes import Box
-from helpers.run.replies import Reply
+from helpers.run.replies import Piece, Reply
 from helpers.serve import controls, demo, windows
 from helpers.serve.demo import build_page, open_page, save_examples
 from helpers.serve.windows import Sessions, Window, respond
@@ -385,7 +385,8 @@ def test_an_answer_with_boxes_comes_with_its_picture(pipeline, tmp_path, monkeyp
     """The words of the answer are given; what reads, draws and shows them is the real path."""
     answer = '[{"bbox_2d": [100, 200, 300, 400], "label": "red star"}]'
     window = Window(pipeline, tmp_path)
-    monkeypatch.setattr(Reply, "__iter__", lambda reply: iter([reply.wait() and answer]))
+    pieces = [Piece(answer)]
+    monkeypatch.setattr(Reply, "pieces", lambda reply: reply.wait() and iter(pieces))
     *_, chat = respond(window, FIRST, [picture()], [], GREEDY)
     words, drawing = chat[-1]["content"]
     assert words.startswith(answer)

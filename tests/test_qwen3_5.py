@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from helpers.convert import conversion
+from helpers.graphs.bit_widths import layer_types
+from helpers.graphs.compression import compress
 from helpers.graphs.part_names import LANGUAGE_MODEL
-from helpers.graphs.presets import find_preset
+from helpers.graphs.presets import Weights, find_preset
 from helpers.graphs.stateful import is_fixed_size
 from helpers.inputs.messages import user_message
 from helpers.models import load_model
@@ -96,6 +98,35 @@ def test_each_linear_layer_is_one_operation(random_models):
     layers = random_models.reference.config.text_config.layer_types
     assert kinds.count("GatedDeltaNet") == layers.count("linear_attention")
     assert not {"Loop", "TensorIterator"} & set(kinds)
+
+
+def test_what_the_recurrence_reads_keeps_8_bits(random_models):
+    """And so do the short convolution and the last layer; rates and decays are no layers."""
+
+    def stored(**options) -> dict[str, set[str]]:
+        model = conversion.convert_part(random_models.model.language_model_part())
+        types: dict[str, set[str]] = {}
+        weights = Weights("int4-asym", group_size=16, **options)
+        for name, width in layer_types(compress(model, weights)).items():
+            end = name.rpartition(".")[2]  # a number is that of a layer, whose convolution it is
+            types.setdefault("conv1d" if end.isdigit() else end, set()).add(width)
+        return types
+
+    in_4_bits = [
+        "in_proj_a",
+        "in_proj_b",
+        "in_proj_z",
+        "out_proj",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    ]
+    in_4_bits += ["gate_proj", "up_proj", "down_proj"]
+    expected = {name: {"u4"} for name in in_4_bits}
+    expected |= {name: {"u8"} for name in ("in_proj_qkv", "conv1d", "lm_head")}
+    assert stored() == expected
+    assert stored(all_layers=True)["in_proj_qkv"] == {"u4"}
 
 
 @pytest.mark.parametrize(

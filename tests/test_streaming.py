@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.models.families import families, load_processor
-from helpers.run.replies import Answer, AnswerStreamer, Counts, Decoder
+from helpers.run.replies import Answer, AnswerStreamer, Counts
 from helpers.run.sampling import Sampling
+from helpers.run.thoughts import Thought
 
 TEXTS = [
     "A red star.",
@@ -51,13 +52,19 @@ def tokenizer(request):
 
 def streamed(tokenizer, ids: list[int]) -> tuple[list[str], str]:
     """Return the pieces of an answer with these tokens, and its text."""
-    answer, decoder = Answer(Counts(0)), Decoder(tokenizer)
-    request = SimpleNamespace(started=0.0, sampling=Sampling())
-    streamer = AnswerStreamer(decoder, request, answer)
+    answer = Answer(Counts(0))
+    request = SimpleNamespace(
+        started=0.0,
+        sampling=Sampling(),
+        processor=SimpleNamespace(tokenizer=tokenizer),
+        new_thought=lambda: Thought([], [], [], thinks=False),
+    )
+    streamer = AnswerStreamer(request, answer)
     for number in ids:
         streamer.put(number)
     streamer.end()
-    return [answer.pieces.get() for _ in range(answer.pieces.qsize())], decoder.text
+    pieces = [answer.pieces.get() for _ in range(answer.pieces.qsize())]
+    return [piece.text for piece in pieces], streamer.decoder.text
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -125,14 +125,14 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
     """Return about how many bytes the files of the converted parts will take."""
     language_model, last = model.language_model, model.language_model.lm_head.weight
     tables = {table.weight for table in model.tables.values()} - {last}  # in parts of their own
-    bits, tensors = 0.0, 0
+    bits, tensors, in_8_bits = 0.0, 0, {last, *model.sensitive_weights}
     for part, modules in _modules_by_part(model).items():
         weights = preset.weights_of(part)
         for module in modules:
             for tensor in module.parameters():
                 if module is language_model and tensor in tables:
                     continue
-                bits += tensor.numel() * weights.bits_of(last_layer=tensor is last)
+                bits += tensor.numel() * weights.bits_of(last_layer=tensor in in_8_bits)
                 tensors += 1
     return int(bits) // 8 + _GRAPH * tensors
 

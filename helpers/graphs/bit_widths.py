@@ -51,11 +51,15 @@ def layer_types(model: ov.Model) -> dict[str, str]:
 
     The name is that of the PyTorch module which was traced: `decoder.transformer.blocks.0.ffn`.
     """
-    types = {}
-    for layer, constant in _layers(model):
-        module = layer.get_friendly_name().split("/")[0].removeprefix("__module.")
-        types[module] = constant.get_element_type().get_type_name()
-    return types
+    return {
+        module_of(layer): constant.get_element_type().get_type_name()
+        for layer, constant in _layers(model)
+    }
+
+
+def module_of(layer: ov.Node) -> str:
+    """Return the name of the PyTorch module that an operation was traced from."""
+    return str(layer.get_friendly_name()).split("/")[0].removeprefix("__module.")
 
 
 def kind_rows(types: Mapping[str, str], *, marked: str) -> list[dict[str, object]]:

@@ -21,7 +21,9 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from helpers.errors import SettingsError
+from helpers.graphs.bit_widths import module_of
 from helpers.graphs.core import core, safe_options
+from helpers.graphs.parts import SENSITIVE
 from helpers.graphs.presets import Quantization, Weights, find_preset
 from helpers.graphs.tables import compress_table, is_table
 from helpers.upstream import nncf as upstream
@@ -49,7 +51,8 @@ def compress(
     """Return `model` with its weights stored as `weights` says; fp16 leaves it as it is.
 
     `samples` are what methods that need data look at: the model's inputs by name, in an iterable
-    that can be gone through more than once. A stateful model starts anew for each sample.
+    that can be gone through more than once. A stateful model starts anew for each sample. Layers
+    that are marked as sensitive get 8 bits where others get 4, unless `weights` mean all layers.
 
     Raises `SettingsError` where samples are needed and there are none, and where NNCF refuses, as
     for a group size that does not divide a layer.
@@ -60,10 +63,17 @@ def compress(
         return model
     if is_table(model):
         return compress_table(model, weights)
-    options = _options_of_4_bits(weights, samples) if weights.mode.startswith("int4") else {}
+    is_in_4_bits = weights.mode.startswith("int4")
+    options = _options_of_4_bits(weights, samples) if is_in_4_bits else {}
+    names = _sensitive_layers(model) if is_in_4_bits and not weights.all_layers else []
+    if names:
+        options["ignored_scope"] = nncf.IgnoredScope(names=names)
     try:
         with repaired_nncf(), upstream.compiled_once():
-            return nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
+            model = nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
+            if names:  # which are the only ones left
+                model = nncf.compress_weights(model, mode=_MODES["int8"])
+            return model
     except nncf.InvalidGroupSizeError as error:
         widths = sorted({int(width) for width in re.findall(r"channel size: (\d+)", str(error))})
         raise SettingsError(
@@ -72,6 +82,15 @@ def compress(
         ) from None
     except _REFUSALS as error:
         raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
+
+
+def _sensitive_layers(model: ov.Model) -> list[str]:
+    """Return the names of the operations that are marked as sensitive."""
+    if not model.has_rt_info(SENSITIVE):
+        return []
+    ends = tuple(f".{end}" for end in model.get_rt_info(SENSITIVE).astype(str).split())
+    layers = (node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul")
+    return [layer.get_friendly_name() for layer in layers if module_of(layer).endswith(ends)]
 
 
 @contextlib.contextmanager

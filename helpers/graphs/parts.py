@@ -16,6 +16,8 @@ from transformers.cache_utils import DynamicLayer
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.upstream.transformers import cache_argument
 
+SENSITIVE = "sensitive_layers"  # of a traced model's information, which its file keeps
+
 
 @dataclass(frozen=True)
 class Part:
@@ -24,7 +26,8 @@ class Part:
     `module` takes `example_inputs` in their order and returns `outputs` in theirs. Sizes on the
     axes that `fixed` names for an input stay as in the example, all others become dynamic; those
     should not be 1, which tracing may take for "always 1". `cache` pairs the KV cache's inputs
-    with the outputs that replace them.
+    with the outputs that replace them. The layers whose names end with one of `sensitive` keep 8
+    bits where others get 4.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Part:
     outputs: tuple[str, ...]
     fixed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     cache: dict[str, str] = field(default_factory=dict)
+    sensitive: tuple[str, ...] = ()
 
 
 class Traceable(nn.Module):

@@ -13,7 +13,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
 from helpers.graphs import recurrence
 from helpers.graphs.finite_weights import check_numbers
-from helpers.graphs.parts import Part
+from helpers.graphs.parts import SENSITIVE, Part
 from helpers.upstream import converter
 
 
@@ -45,6 +45,8 @@ def trace(part: Part) -> ov.Model:
     for port, name in zip(model.outputs, part.outputs, strict=True):
         port.get_tensor().set_names({name})
     model.reshape({name: _shape(part, name) for name in part.example_inputs})
+    if part.sensitive:
+        model.set_rt_info(" ".join(part.sensitive), SENSITIVE)
     return model
 
 

@@ -5,6 +5,7 @@ The template is a Jinja program; what it writes around marks in a short conversa
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -12,30 +13,57 @@ from transformers import PreTrainedTokenizerBase
 
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 
+_SWITCH = "enable_thinking"  # as the templates of Qwen and of Gemma call it
 # Private-use characters, which no template and no vocabulary of words has.
 _QUESTION, _ANSWER, _SECOND, _SYSTEM = "\ue000", "\ue001", "\ue002", "\ue003"
 
 
 def template_of(
-    tokenizer: PreTrainedTokenizerBase, image_token: str, *, frame: str | None = Template.frame
+    tokenizer: PreTrainedTokenizerBase,
+    image_token: str,
+    *,
+    frame: str | None = Template.frame,
+    thought: tuple[str, str] | None = None,
 ) -> Template:
     """Return the words of a chat template that writes `image_token` for a picture.
 
-    What stands for a `frame` of a video is not in the template.
+    What stands for a `frame` of a video is not in the template, nor are the marks of a `thought`,
+    where the model may write one; the template's own `enable_thinking` says whether it does.
 
     Raises `ValueError` for a template that does not write each text once.
     """
+    usual, on, off = (
+        _words(tokenizer, image_token, frame, thought, switch)
+        for switch in ({}, {_SWITCH: True}, {_SWITCH: False})
+    )
+    if on == off:
+        return usual
+    is_usual = usual == on
+    on = replace(on, thinks=True)  # also where it is the model that begins the thought
+    return replace(on, otherwise=off) if is_usual else replace(off, otherwise=on)
+
+
+def _words(
+    tokenizer: PreTrainedTokenizerBase,
+    image_token: str,
+    frame: str | None,
+    thought: tuple[str, str] | None,
+    switch: dict[str, bool],
+) -> Template:
+    """Return the words of a chat template with a switch of it set; see `template_of`."""
     question = _message("user", {"type": "image"}, {"type": "text", "text": _QUESTION})
     answer = _message("assistant", {"type": "text", "text": _ANSWER})
     second = _message("user", {"type": "text", "text": _SECOND})
-    prompt = _render(tokenizer, [question, answer, second], add_generation_prompt=True)
+    prompt = _render(tokenizer, [question, answer, second], add_generation_prompt=True, **switch)
     beginning, rest = _split(prompt, image_token)
     after_picture, rest = _split(rest, _QUESTION)
     to_answer, rest = _split(rest, _ANSWER)
     to_second, to_next = _split(rest, _SECOND)
-    _, answer_end = _split(_render(tokenizer, [question, answer]), _ANSWER)
+    _, answer_end = _split(_render(tokenizer, [question, answer], **switch), _ANSWER)
     user = to_second.removeprefix(answer_end)
     image = IMAGE + after_picture
+    start = to_next.removeprefix(to_answer) if to_next.startswith(to_answer) else ""
+    begin, end = thought or ("", "")
     return Template(
         beginning.removesuffix(user),
         user,
@@ -45,17 +73,21 @@ def template_of(
         image=image,
         images=image,
         frame=frame,
-        system_form=_system_form(tokenizer, image_token, user),
-        answer_start=to_next.removeprefix(to_answer) if to_next.startswith(to_answer) else "",
+        system_form=_system_form(tokenizer, image_token, user, switch),
+        answer_start=start,
+        thought=thought,
+        thinks=thought is not None and begin in start and end not in start,
     )
 
 
-def _system_form(tokenizer: PreTrainedTokenizerBase, image_token: str, user: str) -> str | None:
+def _system_form(
+    tokenizer: PreTrainedTokenizerBase, image_token: str, user: str, switch: dict[str, bool]
+) -> str | None:
     """Return what stands for a system message before `user`, or None for a template without."""
     system = _message("system", {"type": "text", "text": _SYSTEM})
     question = _message("user", {"type": "image"}, {"type": "text", "text": _QUESTION})
     try:
-        beginning, _ = _split(_render(tokenizer, [system, question]), image_token)
+        beginning, _ = _split(_render(tokenizer, [system, question], **switch), image_token)
     except TemplateError:  # how templates refuse a role
         return None
     before, mark, after = beginning.removesuffix(user).partition(_SYSTEM)

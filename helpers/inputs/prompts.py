@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from helpers.errors import SettingsError
 from helpers.inputs.messages import SYSTEM_ROLE, Message, content_of, parts_of
 
 IMAGE = "<image>"  # where a picture stands in a prompt, before a family puts its tokens there
@@ -37,6 +38,10 @@ class Template:
     what stands for a picture, {i} its number; where a message has several, `images` is used
     instead. `frame` stands for each frame of a video; where it is None, the whole video is one
     picture. Template text around a picture is written in the same string.
+
+    Some models write a thought before their answer, between two marks, `thought`; earlier answers
+    stand in a prompt without theirs. `thinks` says whether these words ask for one, and `otherwise`
+    are the words that set it the other way, where there is such a switch.
     """
 
     system: str
@@ -50,6 +55,27 @@ class Template:
     before_answer: str = ""  # a space that the model itself puts before its answer, say
     answer_start: str = ""
     system_form: str | None = None
+    thought: tuple[str, str] | None = None
+    thinks: bool = False
+    otherwise: "Template | None" = None
+
+    def thinking(self, on: bool | None) -> "Template":
+        """Return the words with which a model thinks before it answers, or not; None: these.
+
+        Raises `SettingsError` where the model has no such switch.
+        """
+        if on in (None, self.thinks):
+            return self
+        if self.otherwise is None:
+            way = "never thinks" if on else "always thinks"
+            raise SettingsError(
+                f"thinking is {on}, but this model {way} before it answers; leave it out."
+            )
+        return self.otherwise
+
+    def begins_as(self, other: "Template") -> bool:
+        """Return whether a conversation begins with the same words as with `other`."""
+        return (self.system, self.system_form) == (other.system, other.system_form)
 
     def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[Piece]:
         """Return the prompt of `messages`, whose last one is the user's.
@@ -74,11 +100,17 @@ class Template:
                 pieces += [Piece("template", self.user_end + self.assistant)]
             else:
                 text, _ = content_of(message)
-                pieces += [Piece("template", self.before_answer), Piece("text", text)]
+                pieces += [Piece("template", self.before_answer)]
+                pieces += [Piece("text", self._without_thought(text))]
                 pieces += [Piece("template", self.assistant_end)]
         if self.answer_start:
             pieces.append(Piece("template", self.answer_start))
         return pieces
+
+    def _without_thought(self, answer: str) -> str:
+        """Return an answer without the thought that a program may have kept in it."""
+        _, mark, rest = answer.rpartition(self.thought[1]) if self.thought else ("", "", "")
+        return rest.lstrip("\n") if mark else answer
 
     def _content(self, parts: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
         """Yield the pieces of a user's texts, pictures and videos in their order."""

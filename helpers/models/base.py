@@ -50,11 +50,13 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
 
     A family builds its modules in `build` (on the meta device, so that no memory is used) and
     names its tensors in `rules`; those named in `left_out` are not loaded. `P` is its processor's
-    class.
+    class. Layers of the language model whose names end with one of `sensitive_layers` keep 8 bits
+    where others get 4.
     """
 
     processor_class: type[Processor]
     left_out: tuple[str, ...] = ("{x}rotary_emb.inv_freq",)
+    sensitive_layers: tuple[str, ...] = ()
     language_model: PreTrainedModel
 
     def __init__(self, config: Config, processor: P) -> None:
@@ -128,6 +130,12 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     def dtype(self) -> torch.dtype:
         """The type of the language model's weights."""
         return self.token_embeddings.weight.dtype
+
+    @property
+    def sensitive_weights(self) -> list[Tensor]:
+        """The weights of the language model's layers that keep 8 bits where others get 4."""
+        layers = self.language_model.named_modules()
+        return [m.weight for name, m in layers if name.endswith(self.sensitive_layers)]
 
     @property
     def is_recurrent(self) -> bool:

@@ -55,6 +55,7 @@ class Processor(ABC):
     most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
     picture_tokens: int | None = None  # that a picture may become at most; None: its files' limit
     usual_picture_tokens: int | None = None  # the same, where nobody says
+    thinks: bool | None = None  # before it answers; None: as the template has it
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder = Path(folder)
@@ -131,6 +132,26 @@ class Processor(ABC):
         processor.picture_tokens = int(picture_tokens)
         return processor
 
+    def thinking(self, on: bool | None) -> Self:
+        """Return this processor with prompts that ask for a thought, or not; None: the same.
+
+        Raises `SettingsError` where the template has no such switch.
+        """
+        self.template.thinking(on)  # or it is an error
+        processor = copy.copy(self)
+        processor.thinks = self.thinks if on is None else on
+        return processor
+
+    @property
+    def has_switch(self) -> bool:
+        """Whether it can be said if the model thinks before it answers."""
+        return self.template.otherwise is not None
+
+    @property
+    def words(self) -> Template:
+        """The words around each turn, which ask for a thought or not."""
+        return self.template.thinking(self.thinks)
+
     @cached_property
     def exported(self) -> ExportedParts:
         """How the exported parts are called."""
@@ -199,7 +220,7 @@ class Processor(ABC):
     ) -> Tensor:
         """Return the prompt of `messages` as ids (1, length), with room for the pictures."""
         images = self.image_strings(image_inputs) if image_inputs else []
-        return torch.tensor([encode(self.tokenizer, self.template.pieces(messages), images)])
+        return torch.tensor([encode(self.tokenizer, self.words.pieces(messages), images)])
 
     def transformers_inputs(self, input_ids: Tensor, image_inputs: ImageInputs) -> ImageInputs:
         """Return what transformers' own class takes for a prompt with these pictures."""
@@ -233,20 +254,27 @@ class Processor(ABC):
         After the `first` turn there is no system message, and earlier turns keep the ids they have.
         """
         images = self.image_strings(image_inputs) if image_inputs else []
-        pieces = self.template.pieces([message], first=first)
+        pieces = self.words.pieces([message], first=first)
         return encode(self.tokenizer, pieces, images, first=first)
 
-    @cached_property
+    @property
     def start_of_answer_ids(self) -> list[int]:
         """The ids at the end of a prompt that an answer does not keep once others follow it."""
-        encoding = self.tokenizer(self.template.answer_start, add_special_tokens=False)
-        return cast(list[int], encoding["input_ids"])
+        return self._ids(self.words.answer_start)
+
+    @property
+    def thought_ids(self) -> tuple[list[int], list[int]]:
+        """The ids that begin a thought, and those that end it; none where no model thinks."""
+        begin, end = self.words.thought or ("", "")
+        return self._ids(begin), self._ids(end)
 
     @property
     def end_of_answer_ids(self) -> list[int]:
         """The ids that close an answer which did not end by itself."""
-        encoding = self.tokenizer(self.template.assistant_end, add_special_tokens=False)
-        return cast(list[int], encoding["input_ids"])
+        return self._ids(self.template.assistant_end)
+
+    def _ids(self, text: str) -> list[int]:
+        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prepare(
         self,

@@ -44,11 +44,11 @@ from helpers.run.replies import (
     Answer,
     AnswerStreamer,
     Counts,
-    Decoder,
     Reply,
     Request,
 )
 from helpers.run.sampling import Sampling
+from helpers.run.thoughts import BehindThought
 from helpers.run.worker import Stop, Task
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class Conversation:
         self.features: dict[Request, list[Tensor]] = {}  # of the pictures of each turn
         self.cache: StateCache | None = None
         self.marks: dict[Request, Mark | None] = {}  # where the cache was before each question
-        self.fork: Mark | None = None  # where the last answer's start, which is not kept, began
+        self.fork: Mark | None = None  # behind what is kept of the last prompt
+        self.words = pipeline.processor.words  # of the last prompt
         self._infer_request: ov.InferRequest | None = None
         self._last_task: Task | None = None
 
@@ -98,8 +99,9 @@ class Conversation:
         set, in a running image encoder too.
         `sampling` are options of transformers' `generate`: do_sample, temperature,
         top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), `seed`,
-        `stop_strings`, before the first of which the answer ends, and `schema`, a JSON schema that
-        the answer follows.
+        `stop_strings`, before the first of which the answer ends, `schema`, a JSON schema that
+        the answer follows, and `thinking`, whether there is a thought before the answer (None: as
+        the model's template has it).
         Raises `SettingsError` for options that cannot be, `QuestionError` for an empty question or
         one that does not fit into the context, and `PictureError` for what is no picture.
         """
@@ -109,7 +111,10 @@ class Conversation:
         if settings.schema is not None:
             self.pipeline.grammars.follow(settings.schema)  # or it is an error
         self._wait()
-        processor = self.pipeline.processor.within(picture_tokens)
+        processor = self.pipeline.processor.within(picture_tokens).thinking(settings.thinking)
+        if not processor.words.begins_as(self.words):
+            self._compute_anew()
+        self.words = processor.words
         request = self._request(processor, message, settings)
         answer, stopping = Answer(Counts(len(request.prompt_ids))), Stop(stop)
         task = Task(
@@ -140,7 +145,7 @@ class Conversation:
                 f"the answer, but the model's context holds {limit}; ask less or start a new one.",
                 limit - len(ids),
             )
-        return Request(message, ids, inputs, sampling, len(self.ids), started)
+        return Request(message, ids, inputs, sampling, len(self.ids), started, processor)
 
     def take_back(self, reply: "Reply") -> None:
         """Forget the last answer and its question, pictures included, if `reply` is that answer.
@@ -166,7 +171,12 @@ class Conversation:
     def clear(self) -> None:
         """Forget everything; waits for an answer that is still being computed."""
         self._wait()
-        self.ids, self.messages, self.turns = [], [], []
+        self.messages = []
+        self._compute_anew()
+
+    def _compute_anew(self) -> None:
+        """Forget all but the messages, as if they came from elsewhere."""
+        self.ids, self.turns = [], []
         self.features, self.marks = {}, {}
         self.cache = None
 
@@ -181,8 +191,7 @@ class Conversation:
         self, request: Request, answer: Answer, stop: Stop
     ) -> Generator[Row, Tensor, None]:
         """Compute an answer, and remember it; yields each token but the last for its logits."""
-        decoder = Decoder(self.pipeline.processor.tokenizer)
-        streamer = AnswerStreamer(decoder, request, answer)
+        streamer = AnswerStreamer(request, answer)
         try:
             try:
                 answer.token_ids = yield from self._generate(request, answer, streamer, stop)
@@ -190,11 +199,9 @@ class Conversation:
                 self._return_to(
                     self.marks.get(request)
                 )  # what was computed of the prompt is not all of it
-                answer.token_ids = decoder.token_ids
+                answer.token_ids = streamer.token_ids
             answer.counts.answer = len(answer.token_ids)
             streamer.end()
-            answer.text = streamer.stop_strings.text.strip()
-            answer.is_cut = streamer.stop_strings.is_set()
             answer.finish = self._finish(answer, stop)
             self._remember(request, answer)
         except BaseException:
@@ -221,12 +228,17 @@ class Conversation:
             streamer.add(best)
             self.cache = None  # it holds the beams in their last order
             return best
-        schema = None if sampling.schema is None else pipeline.grammars.follow(sampling.schema)
+        schema = None
+        if sampling.schema is not None:
+            schema = BehindThought(streamer.thought, pipeline.grammars.follow(sampling.schema))
         chooser = Chooser(sampling, schema)
-        if pipeline.processor.start_of_answer_ids:
-            self._forward(prepared, cache, end=self._kept_tokens(request))
+        words = request.processor.words
+        if words.answer_start:
+            self._forward(prepared, cache, end=request.kept_tokens)
             self.fork = cache.mark()
         logits = self._forward(prepared, cache, end=len(request.prompt_ids))
+        if not words.answer_start:
+            self.fork = cache.mark()
         tokens: list[int] = []
         try:
             while True:
@@ -246,10 +258,6 @@ class Conversation:
         }
         output = self.pipeline.language_model.forward(**part, past_key_values=cache)
         return cast(Tensor, output.logits)[:, -1]
-
-    def _kept_tokens(self, request: Request) -> int:
-        """Return how many of a prompt's tokens the next prompt begins with."""
-        return len(request.prompt_ids) - len(self.pipeline.processor.start_of_answer_ids)
 
     def _is_over(
         self, tokens: list[int], sampling: Sampling, streamer: AnswerStreamer, stop: Stop
@@ -323,21 +331,19 @@ class Conversation:
         So the next prompt has the ids that it would have if it were made of the messages. The last
         token of an answer is not in the cache yet, so a stop token may be another. A picture's
         token that a model wrote itself is left out: nothing would be there for it to show. An
-        answer that a stop string has cut is what is left of it.
+        answer that a stop string has cut is what is left of it, and a thought is no part of it.
         """
         processor, tokens = self.pipeline.processor, answer.token_ids
         if tokens and tokens[-1] in processor.stop_token_ids:
             tokens = tokens[:-1]
-        if not processor.picture_token_ids.isdisjoint(tokens):
-            tokens = [token for token in tokens if token not in processor.picture_token_ids]
-            self._return_to(self.marks.get(request))  # the cache holds it
-        if answer.is_cut:
+        computed = tokens
+        if answer.is_cut or answer.counts.thought:
             encoding = processor.tokenizer(answer.text, add_special_tokens=False)
             tokens = cast(list[int], encoding["input_ids"])
-            self._return_to(self.marks.get(request))  # the cache holds what was cut
-        if processor.start_of_answer_ids:
-            self._return_to(self.fork)
-        kept = request.prompt_ids[: self._kept_tokens(request)]
+        tokens = [token for token in tokens if token not in processor.picture_token_ids]
+        if tokens != computed or request.processor.start_of_answer_ids:
+            self._return_to(self.fork)  # the cache holds other tokens
+        kept = request.prompt_ids[: request.kept_tokens]
         self.ids = kept + tokens + processor.end_of_answer_ids
         self.turns.append(request)
         self.messages += [request.message, answer_message(answer.text)]

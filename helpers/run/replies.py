@@ -3,9 +3,10 @@
 What this module does not know: how an answer is computed, and what a conversation remembers of it.
 """
 
+import contextlib
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from helpers.inputs.messages import Message, answer_message
+from helpers.models.processors import Processor
 from helpers.run.sampling import Sampling
 from helpers.run.stop_strings import StopStrings
+from helpers.run.thoughts import Thought
 from helpers.run.worker import LONGEST_WAIT, LOOK, Task
 
 if TYPE_CHECKING:
@@ -42,11 +45,23 @@ class Times:
 
 @dataclass
 class Counts:
-    """Tokens: of the whole prompt, those of them that were in the cache, and of the answer."""
+    """Tokens: of the whole prompt, those of them that were in the cache, and of the answer.
+
+    `thought` of the answer's tokens are those of the thought before it, with its marks.
+    """
 
     prompt: int
     cached: int = 0
     answer: int = 0
+    thought: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text of an answer, or of the thought before it."""
+
+    text: str
+    is_thought: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +69,7 @@ class Request:
     """One question of a conversation: all that its answer is computed from.
 
     `prompt_ids` are those of the whole conversation, `image_inputs` those of the question's own
-    pictures. `earlier_tokens` counts what the conversation had before.
+    pictures. `processor` wrote them. `earlier_tokens` counts what the conversation had before.
     """
 
     message: Message
@@ -63,12 +78,24 @@ class Request:
     sampling: Sampling
     earlier_tokens: int
     started: float  # the clock when the question was asked
+    processor: Processor
+
+    @property
+    def kept_tokens(self) -> int:
+        """How many of the prompt's tokens the next prompt begins with."""
+        return len(self.prompt_ids) - len(self.processor.start_of_answer_ids)
+
+    def new_thought(self) -> Thought:
+        """Return what tells a thought from the answer to this question."""
+        words = self.processor.words
+        return Thought(*self.processor.thought_ids, self.prompt_ids, thinks=words.thinks)
 
 
 @dataclass
 class Answer:
     """What has been computed of an answer; `pieces` are its text as it comes, then None.
 
+    `token_ids` are all that the model wrote, the `thought` before the `text` among them.
     `finish` is why it ended: `STOP`, by itself or at a stop string, `LENGTH` or `CANCELLED`.
     """
 
@@ -77,12 +104,15 @@ class Answer:
     is_cut: bool = False  # before a stop string
     times: Times = field(default_factory=Times)
     text: str = ""
+    thought: str = ""
     token_ids: list[int] = field(default_factory=list)
-    pieces: "queue.SimpleQueue[str | None]" = field(default_factory=queue.SimpleQueue)
+    pieces: "queue.SimpleQueue[Piece | None]" = field(default_factory=queue.SimpleQueue)
 
 
 class Reply:
     """An answer that is being computed: iterate for its pieces, or read `text` when it is done.
+
+    `pieces()` has the thought before the answer too, where there is one.
 
     An answer that nobody waits for is stopped: when a loop over it is left before its end, when a
     wait for it is interrupted, and when the last reference to it goes.
@@ -125,13 +155,19 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The whole answer; waits until it is computed."""
+        """The whole answer, without the thought before it; waits until it is computed."""
         self.wait()
         return self._answer.text
 
     @property
+    def thought(self) -> str:
+        """The thought before the answer, empty where there is none; waits for the answer."""
+        self.wait()
+        return self._answer.thought
+
+    @property
     def token_ids(self) -> list[int]:
-        """The answer's tokens; waits until it is computed."""
+        """The tokens of the thought and of the answer; waits until they are computed."""
         self.wait()
         return self._answer.token_ids
 
@@ -162,13 +198,19 @@ class Reply:
         return self.conversation.pipeline.worker.places(self._task)
 
     def __iter__(self) -> Iterator[str]:
-        """Give pieces of the answer as they come; an error of the computation is raised here.
+        """Give pieces of the answer as they come, without the thought before it."""
+        with contextlib.closing(self.pieces()) as pieces:
+            yield from (piece.text for piece in pieces if not piece.is_thought)
 
-        An answer that is stopped before its turn has none, and ends at once.
+    def pieces(self) -> Generator[Piece]:
+        """Give pieces of the thought and of the answer as they come.
+
+        An error of the computation is raised here. An answer that is stopped before its turn has
+        no pieces, and ends at once.
         """
         try:
             while (piece := self._next_piece()) is not None:
-                if piece:
+                if piece.text:
                     yield piece
             if not self._is_given_up():
                 self.wait()
@@ -176,7 +218,7 @@ class Reply:
             self._task.stop.set()
             raise
 
-    def _next_piece(self) -> str | None:
+    def _next_piece(self) -> Piece | None:
         pieces = self._answer.pieces
         while not self._is_given_up():
             if self._task.done.is_set() and pieces.empty():  # iterated before
@@ -242,12 +284,20 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
 
 
 class AnswerStreamer:
-    """Hand pieces of text to an answer as they are decoded, and note the time of each token."""
+    """Hand pieces of text to an answer as they are decoded, and note the time of each token.
 
-    def __init__(self, decoder: Decoder, request: Request, answer: Answer) -> None:
-        self.decoder, self.started, self.answer = decoder, request.started, answer
+    The tokens of the `thought` before the answer are decoded by themselves.
+    """
+
+    def __init__(self, request: Request, answer: Answer) -> None:
+        tokenizer = request.processor.tokenizer
+        self.decoder, self.thought_decoder = Decoder(tokenizer), Decoder(tokenizer)
+        self.started, self.answer = request.started, answer
+        self.thought = request.new_thought()
         self.stop_strings = StopStrings(request.sampling.stop_strings)
+        self.token_ids: list[int] = []
         self.last: float | None = None
+        self._has_text = False
 
     def put(self, token: int) -> None:
         """Take the next token."""
@@ -261,9 +311,32 @@ class AnswerStreamer:
 
     def add(self, token_ids: list[int]) -> None:
         """Pass on the text that tokens add, up to a stop string."""
-        self.answer.pieces.put(self.stop_strings.add(self.decoder.add(token_ids)))
+        self.token_ids += token_ids
+        of_answer = [token for token in token_ids if self._is_of_answer(token)]
+        self._put(self.stop_strings.add(self.decoder.add(of_answer)))
+
+    def _is_of_answer(self, token: int) -> bool:
+        """Return whether a token belongs to the answer; the text of a thought is passed on."""
+        if self.thought.takes(token):
+            return True
+        if not self.thought.is_mark(token):
+            text = self.thought_decoder.add([token])
+            self.answer.pieces.put(Piece(text, is_thought=True))
+        return False
 
     def end(self) -> None:
-        """Pass on what is left."""
+        """Pass on what is left, and note the whole texts."""
+        self.answer.pieces.put(Piece(self.thought_decoder.end(), is_thought=True))
         last = self.stop_strings.add(self.decoder.end())
-        self.answer.pieces.put(last + self.stop_strings.end())
+        self._put(last + self.stop_strings.end())
+        self.answer.text = self.stop_strings.text.strip()
+        self.answer.is_cut = self.stop_strings.is_set()
+        self.answer.thought = self.thought_decoder.text.strip()
+        self.answer.counts.thought = self.thought.length
+
+    def _put(self, text: str) -> None:
+        """Pass on text of the answer; what stands between it and a thought is left out."""
+        if self.thought.length and not self._has_text:
+            text = text.lstrip()
+        self._has_text = self._has_text or bool(text)
+        self.answer.pieces.put(Piece(text))

@@ -37,7 +37,8 @@ class Sampling:
     Without `do_sample`, or with a temperature of 0, the most probable token is taken, and
     temperature, top_p and top_k do not count. Whole numbers may come as `2.0`, as sliders send
     them. An answer ends before the first of the `stop_strings` (a string, or several), and is JSON
-    that follows a JSON `schema`, if there is one.
+    that follows a JSON `schema`, if there is one. `thinking` is whether the model thinks before it
+    answers (None: as its template has it); neither stop strings nor a schema count in the thought.
 
     Raises `SettingsError` for a value out of its range.
     """
@@ -52,11 +53,14 @@ class Sampling:
     seed: int | None = None
     stop_strings: tuple[str, ...] = ()
     schema: Mapping[str, Any] | bool | None = None
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         if self.temperature == 0:  # most clients mean the most probable token by it
             object.__setattr__(self, "do_sample", False)
             object.__setattr__(self, "temperature", None)
+        if self.thinking not in (None, True, False):
+            raise SettingsError(f"thinking is {self.thinking!r}; it should be True or False.")
         if not isinstance(self.do_sample, bool):
             raise SettingsError(f"do_sample is {self.do_sample!r}; it should be True or False.")
         for name, (low, high) in _RANGES.items():

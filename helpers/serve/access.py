@@ -18,7 +18,8 @@ from helpers.errors import (
     UserError,
 )
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.serve.protocol import Json, Refusal, model_body
+from helpers.serve.completions import model_body
+from helpers.serve.protocol import Json, Refusal
 from helpers.serve.service import Service
 
 RETRY = "5"  # seconds after which a client should come again

@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from helpers.errors import UserError
-from helpers.run.replies import Reply
+from helpers.run.replies import Piece, Reply
 from helpers.serve.access import RETRY, Models, defect, place_of, refusal_of
 from helpers.serve.completions import Writer
 from helpers.serve.protocol import ChatRequest, OpenPicture, Refusal
@@ -143,21 +143,21 @@ def _busy() -> Refusal:
     )
 
 
-async def pieces_of(reply: Reply) -> AsyncIterator[str]:
+async def pieces_of(reply: Reply) -> AsyncIterator[Piece]:
     """Yield an answer's pieces as they come, an empty one where none has come for a while.
 
     A thread of its own waits for them. An error of the computation is raised here.
     """
     loop = asyncio.get_running_loop()
-    pieces: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+    pieces: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
 
-    def put(value: str | BaseException | None) -> None:
+    def put(value: Piece | BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody reads
             loop.call_soon_threadsafe(pieces.put_nowait, value)
 
     def wait() -> None:
         try:
-            for piece in reply:
+            for piece in reply.pieces():
                 put(piece)
         except BaseException as error:  # raised where the pieces are read
             put(error)
@@ -168,7 +168,7 @@ async def pieces_of(reply: Reply) -> AsyncIterator[str]:
         try:
             value = await asyncio.wait_for(pieces.get(), ALIVE)
         except TimeoutError:
-            value = ""
+            value = Piece("")
         if value is None:
             return
         if isinstance(value, BaseException):

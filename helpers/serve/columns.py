@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from helpers.serve.protocol import Completion, Usage
+from helpers.serve.completions import THOUGHT, Completion, Usage
 from helpers.serve.results import ERROR
 from helpers.serve.rows import CUSTOM_ID, IMAGE, Columns, Row
 
@@ -16,12 +16,16 @@ ANSWER = ("answer", "finish_reason", "tokens", "seconds", ERROR)
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered, why it ended ("stop" or "length"), its tokens, and its seconds."""
+    """What was answered, why it ended ("stop" or "length"), its tokens, and its seconds.
+
+    There may be a `thought` before it.
+    """
 
     text: str
     finish: str
     usage: Usage
     seconds: float
+    thought: str = ""
 
 
 def columns_of(row: Row, answer: Answer | None, error: str = "") -> Columns:
@@ -45,12 +49,13 @@ def columns_of(row: Row, answer: Answer | None, error: str = "") -> Columns:
             "tokens": answer.usage.answer,
             "seconds": round(answer.seconds, 3),
         }
+        columns |= {THOUGHT: answer.thought} if answer.thought else {}
     return columns | {ERROR: error or None}
 
 
 def _body(row: Row, answer: Answer) -> Columns:
     model = str(row.columns["body"].get("model", ""))
-    return Completion(model).whole(answer.text, answer.finish, answer.usage)
+    return Completion(model).whole(answer.text, answer.finish, answer.usage, thought=answer.thought)
 
 
 def sentence_of(error: Exception, row: Row) -> str:

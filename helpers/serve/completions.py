@@ -4,11 +4,88 @@ What this module does not know: the web, and how an answer is computed.
 """
 
 import json
+import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from helpers.run.replies import LENGTH, Reply
-from helpers.serve.protocol import ChatRequest, Completion, Json, Refusal, Usage
+from helpers.run.replies import LENGTH, Piece, Reply
+from helpers.serve.protocol import ChatRequest, Json, Refusal
+
+THOUGHT = "reasoning_content"  # the field of a thought, as DeepSeek, vLLM and SGLang write it
+
+
+def new_id(prefix: str = "chatcmpl") -> str:
+    """Return an id that no other answer has."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that an answer took; `cached` of those of the prompt were not computed anew.
+
+    `thought` of those of the answer stand before it.
+    """
+
+    prompt: int
+    answer: int
+    cached: int
+    thought: int = 0
+
+    def body(self) -> Json:
+        """Return the counts as OpenAI's clients read them."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.answer,
+            "total_tokens": self.prompt + self.answer,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.thought},
+        }
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What all parts of one answer have in common."""
+
+    model: str
+    id: str = field(default_factory=new_id)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def _body(self, kind: str, choices: list[Json], usage: Usage | None) -> Json:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": usage and usage.body(),
+        }
+
+    def whole(self, text: str, finish: str, usage: Usage, *, thought: str = "") -> Json:
+        """Return an answer in one piece, with the thought before it, if there is one."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        message |= {THOUGHT: thought} if thought else {}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        return self._body("chat.completion", [choice], usage)
+
+    def chunk(self, delta: Json, finish: str | None = None) -> Json:
+        """Return a piece of a streamed answer."""
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return self._body("chat.completion.chunk", [choice], None)
+
+    def usage_chunk(self, usage: Usage) -> Json:
+        """Return the last piece of a streamed answer for a client that asked for the counts."""
+        return self._body("chat.completion.chunk", [], usage)
+
+
+def model_body(name: str, created: int, fingerprint: str | None) -> Json:
+    """Return a model as the list of models has it.
+
+    Its `fingerprint`, which tells models apart, is ours; it is None until the model is loaded.
+    """
+    body = {"id": name, "object": "model", "created": created, "owned_by": "vlm"}
+    return body | {"fingerprint": fingerprint}
 
 
 class Writer(Protocol):
@@ -17,7 +94,7 @@ class Writer(Protocol):
     def beginning(self) -> Iterator[str]:
         """Give the events before the first piece."""
 
-    def piece(self, text: str) -> str:
+    def piece(self, piece: Piece) -> str:
         """Return the event of a piece of text; an empty one keeps the connection alive."""
 
     def end(self, reply: Reply) -> Iterator[str]:
@@ -39,7 +116,7 @@ def event(data: Json, name: str | None = None) -> str:
 def usage_of(reply: Reply) -> Usage:
     """Return the tokens that a finished answer took."""
     counts = reply.counts
-    return Usage(counts.prompt, counts.answer, counts.cached)
+    return Usage(counts.prompt, counts.answer, counts.cached, counts.thought)
 
 
 def finish_of(reply: Reply) -> str:
@@ -57,9 +134,10 @@ class ChatWriter:
         """Give the role at once: some clients give up without a first chunk."""
         yield event(self.completion.chunk({"role": "assistant", "content": ""}))
 
-    def piece(self, text: str) -> str:
+    def piece(self, piece: Piece) -> str:
         """Return a chunk with a piece of text, or with nothing."""
-        return event(self.completion.chunk({"content": text} if text else {}))
+        name = THOUGHT if piece.is_thought else "content"
+        return event(self.completion.chunk({name: piece.text} if piece.text else {}))
 
     def end(self, reply: Reply) -> Iterator[str]:
         """Give why the answer ended, the counts where they are asked for, and the last mark."""
@@ -75,4 +153,5 @@ class ChatWriter:
 
     def whole(self, reply: Reply) -> Json:
         """Return the chat completion."""
-        return self.completion.whole(reply.text, finish_of(reply), usage_of(reply))
+        usage = usage_of(reply)
+        return self.completion.whole(reply.text, finish_of(reply), usage, thought=reply.thought)

@@ -17,11 +17,19 @@ from helpers.inputs.messages import EMPTY
 from helpers.inputs.questions import Question
 from helpers.models.processors import Processor
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.serve.controls import SAMPLING, Control, Slider, effects, options_of
+from helpers.serve.controls import SAMPLING, Control, Slider, Tick, effects, options_of
 from helpers.serve.look import BUTTON, CSS, FOLDED_IF_NARROW, THEME
 from helpers.serve.ports import free_port, not_free
 from helpers.serve.reach import ways
-from helpers.serve.windows import Chat, Picture, Sessions, Window, respond, told
+from helpers.serve.windows import (
+    Chat,
+    Picture,
+    Sessions,
+    Window,
+    respond,
+    told,
+    without_last_turn,
+)
 from helpers.upstream.gradio import BelowAnotherServer, new_folder, uploads_in
 from helpers.upstream.proxies import without_proxies
 
@@ -186,7 +194,7 @@ class Page:
         if question is None:
             yield history
         else:
-            yield from self._respond(window, *question, history[:-2], values)
+            yield from self._respond(window, *question, without_last_turn(history), values)
 
     def forget(self, request: gr.Request) -> Chat:
         """Forget the conversation of a window, and return the empty chat."""
@@ -245,8 +253,15 @@ def build_page(
     """
     heading = f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}\n\n{terms}".strip()
     length = Slider("max_new_tokens", "Maximum new tokens", 1, 512, value=maximum_tokens, step=1)
-    controls = (length, *controls, *_picture_budget(pipeline.processor))
+    processor = pipeline.processor
+    controls = (length, *thinking_control(processor), *controls, *_picture_budget(processor))
     return Page(pipeline, title, heading, examples, controls).blocks
+
+
+def thinking_control(processor: Processor) -> list[Control]:
+    """Return the switch for a thought before an answer, where there is one."""
+    label = "Think before answering, within the maximum of tokens"
+    return [Tick("thinking", label, processor.words.thinks)] if processor.has_switch else []
 
 
 def _picture_budget(processor: Processor) -> list[Control]:

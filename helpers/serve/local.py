@@ -44,6 +44,7 @@ class Local:
     def __init__(
         self, pipeline: VisionLanguagePipeline, fingerprint: str, options: Mapping[str, Any]
     ) -> None:
+        pipeline.processor.thinking(options.get("thinking"))  # or it is an error of every row
         self.pipeline, self.fingerprint, self.options = pipeline, fingerprint, dict(options)
         self.pictures = Pictures()
         self.finished: dict[bytes, Answer] = {}  # of this run, by picture and question
@@ -85,6 +86,8 @@ class Local:
         if row.is_openai:
             request = parse_request(row.columns["body"], self.pictures.open)
             options = self.options | request.options
+            if not self.pipeline.processor.has_switch:
+                options.pop("thinking", None)  # as a server does
             return self.pipeline.chat(request.messages, **options)
         return self.pipeline.ask(row.question, [row.image] if row.image else [], **self.options)
 
@@ -115,4 +118,4 @@ class Local:
 
 def _answer_of(reply: Reply, started: float) -> Answer:
     seconds = time.monotonic() - started
-    return Answer(reply.text, finish_of(reply), usage_of(reply), seconds)
+    return Answer(reply.text, finish_of(reply), usage_of(reply), seconds, reply.thought)

@@ -1,4 +1,4 @@
-"""OpenAI's chat protocol as plain dictionaries: a request read, an answer written.
+"""OpenAI's chat protocol as plain dictionaries: a request read.
 
 Source of the fields and of the error form: OpenAI's API reference, "Chat completions", and what
 its Python client expects of them.
@@ -6,11 +6,9 @@ its Python client expects of them.
 What this module does not know: the web, how a picture's address becomes a picture, and models.
 """
 
-import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -29,6 +27,7 @@ FIELDS = frozenset(
     | {"temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "response_format"}
     | {"n", "logprobs", "top_logprobs", "tools", "tool_choice", "functions", "function_call"}
     | {"audio", "modalities", "frequency_penalty", "presence_penalty", "logit_bias"}
+    | {"chat_template_kwargs", "reasoning_effort"}
 )
 
 
@@ -147,7 +146,23 @@ def _options(body: Json) -> Json:
         options["stop_strings"] = _stop_strings(stop)
     if (schema := _schema(_value(body, "response_format", dict))) is not None:
         options["schema"] = schema
+    if (thinking := _thinking(body)) is not None:
+        options["thinking"] = thinking
     return options
+
+
+def _thinking(body: Json) -> bool | None:
+    """Return whether a body asks for a thought before the answer; None where it says nothing.
+
+    Clients say so as vLLM and SGLang read it, which hand `chat_template_kwargs` to the template, or
+    as OpenAI does: any effort but none is a thought.
+    """
+    switches = _value(body, "chat_template_kwargs", dict) or {}
+    switch = _value(switches, "enable_thinking", bool)
+    effort = _value(body, "reasoning_effort", str)
+    if switch is None and effort is not None:
+        return bool(effort != "none")
+    return cast(bool | None, switch)
 
 
 def _stop_strings(stop: object) -> list[str]:
@@ -279,72 +294,3 @@ def _value(body: Json, name: str, kind: Any) -> Any:
 
 def _wrong(name: str, right: str) -> Refusal:
     return Refusal(f"{name} should be {right}.", parameter=name, code="invalid_value")
-
-
-# What a client is answered
-
-
-def new_id(prefix: str = "chatcmpl") -> str:
-    """Return an id that no other answer has."""
-    return f"{prefix}-{uuid.uuid4().hex}"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens that an answer took; `cached` of those of the prompt were not computed anew."""
-
-    prompt: int
-    answer: int
-    cached: int
-
-    def body(self) -> Json:
-        """Return the counts as OpenAI's clients read them."""
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.answer,
-            "total_tokens": self.prompt + self.answer,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
-        }
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What all parts of one answer have in common."""
-
-    model: str
-    id: str = field(default_factory=new_id)
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def _body(self, kind: str, choices: list[Json], usage: Usage | None) -> Json:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-            "usage": usage and usage.body(),
-        }
-
-    def whole(self, text: str, finish: str, usage: Usage) -> Json:
-        """Return an answer in one piece."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-        return self._body("chat.completion", [choice], usage)
-
-    def chunk(self, delta: Json, finish: str | None = None) -> Json:
-        """Return a piece of a streamed answer."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self._body("chat.completion.chunk", [choice], None)
-
-    def usage_chunk(self, usage: Usage) -> Json:
-        """Return the last piece of a streamed answer for a client that asked for the counts."""
-        return self._body("chat.completion.chunk", [], usage)
-
-
-def model_body(name: str, created: int, fingerprint: str | None) -> Json:
-    """Return a model as the list of models has it.
-
-    Its `fingerprint`, which tells models apart, is ours; it is None until the model is loaded.
-    """
-    body = {"id": name, "object": "model", "created": created, "owned_by": "vlm"}
-    return body | {"fingerprint": fingerprint}

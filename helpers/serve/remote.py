@@ -143,9 +143,7 @@ class Servers:
             key = key_of(row)
             if not self._is_first(row, key):
                 return
-            started = time.monotonic()
-            text, finish, usage = server.ask(row, self.options)
-            answer = Answer(text, finish, usage, time.monotonic() - started)
+            answer = server.ask(row, self.options)
             self._put(self._take(row, key, answer), answer)
         except LaterError as error:
             self._put_back(row, key)

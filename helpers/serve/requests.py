@@ -20,7 +20,9 @@ from PIL import Image
 from helpers.errors import SettingsError
 from helpers.inputs.images import name_of, open_picture, reading
 from helpers.serve.addresses import FORMATS, LARGEST
-from helpers.serve.protocol import Json, Refusal, Usage
+from helpers.serve.columns import Answer
+from helpers.serve.completions import THOUGHT, Usage
+from helpers.serve.protocol import Json, Refusal
 from helpers.serve.rows import Row
 
 QUIET = 60.0  # seconds without a sign of life; `vlm serve` gives one each 15 seconds
@@ -113,21 +115,21 @@ class Server:
             raise SettingsError(f"{self.address} has the models {names}; name one with --model.")
         return dict(entries[model])
 
-    def ask(self, row: Row, options: Mapping[str, Any]) -> tuple[str, str, Usage]:
-        """Return the answer to a row's question: its text, why it ended, and its tokens.
+    def ask(self, row: Row, options: Mapping[str, Any]) -> Answer:
+        """Return the answer to a row's question.
 
         Raises `PictureError` and `Refusal` for a row that cannot be answered, `SettingsError`
         where no row can, `LostError` and `LaterError` where the server is not there.
         """
         body = body_of(row, options) | {"model": self.name}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        is_begun = False
+        is_begun, started = False, time.monotonic()
         try:
             with self.client.stream("POST", "chat/completions", json=body) as response:
                 is_begun = True
                 if response.status_code != 200:
                     raise self._refusal(response)
-                return _answer_in(response.iter_lines())
+                return _answer_in(response.iter_lines(), started)
         except httpx.HTTPError as error:
             is_ended = is_begun or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             words = f"{self.address} does not answer ({_reason(error)})."
@@ -158,6 +160,8 @@ def body_of(row: Row, options: Mapping[str, Any]) -> Json:
     if "schema" in options:
         schema = {"name": "answer", "schema": options["schema"]}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if options.get("thinking") is not None:
+        body["chat_template_kwargs"] = {"enable_thinking": options["thinking"]}
     if row.is_openai:
         columns = row.columns["body"]
         if not isinstance(columns, dict):
@@ -188,9 +192,9 @@ def data_url(path: Path) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
 
 
-def _answer_in(lines: Iterator[str]) -> tuple[str, str, Usage]:
+def _answer_in(lines: Iterator[str], started: float) -> Answer:
     """Return what a stream of events says; raises `httpx.ReadError` where its end is missing."""
-    text, finish, usage, is_whole = "", "", Usage(0, 0, 0), False
+    text, thought, finish, usage, is_whole = "", "", "", Usage(0, 0, 0), False
     for line in lines:
         data = line.removeprefix("data: ")
         if data == END:
@@ -201,13 +205,18 @@ def _answer_in(lines: Iterator[str]) -> tuple[str, str, Usage]:
                 raise Refusal(str(event["error"].get("message")))
             for choice in event["choices"]:
                 text += choice["delta"].get("content") or ""
+                thought += choice["delta"].get(THOUGHT) or ""
                 finish = choice["finish_reason"] or finish
             if counts := event.get("usage"):
                 cached = counts["prompt_tokens_details"]["cached_tokens"]
-                usage = Usage(counts["prompt_tokens"], counts["completion_tokens"], cached)
+                of_thought = counts["completion_tokens_details"]["reasoning_tokens"]
+                usage = Usage(
+                    counts["prompt_tokens"], counts["completion_tokens"], cached, of_thought
+                )
     if not is_whole:
         raise httpx.ReadError("the answer has no end")
-    return text.strip(), finish, usage
+    seconds = time.monotonic() - started
+    return Answer(text.strip(), finish, usage, seconds, thought.strip())
 
 
 def _message(content: bytes) -> str:

@@ -10,22 +10,23 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from helpers.run.replies import Reply
-from helpers.serve.completions import event, usage_of
+from helpers.run.replies import Piece, Reply
+from helpers.serve.completions import event, new_id, usage_of
 from helpers.serve.protocol import (
     ChatRequest,
     Json,
     OpenPicture,
     Refusal,
-    new_id,
     parse_request,
 )
 
 # Fields that name what is stored elsewhere, or work that goes on without the client.
 UNSUPPORTED = ("previous_response_id", "conversation", "background", "prompt", "top_logprobs")
-SAME = ("model", "temperature", "top_p", "stream", "tools", "modalities")
+SAME = ("model", "temperature", "top_p", "stream", "tools", "modalities", "chat_template_kwargs")
 # Understood or without effect on the answer.
-FIELDS = frozenset({*SAME, *UNSUPPORTED, "input", "instructions", "max_output_tokens", "text"})
+FIELDS = frozenset(
+    {*SAME, *UNSUPPORTED, "input", "instructions", "max_output_tokens", "text", "reasoning"}
+)
 
 
 def parse_response_request(body: object, open_picture: OpenPicture) -> ChatRequest:
@@ -46,6 +47,8 @@ def parse_response_request(body: object, open_picture: OpenPicture) -> ChatReque
         chat["tool_choice"] = body["tool_choice"]
     if body.get("max_output_tokens") is not None:
         chat["max_completion_tokens"] = body["max_output_tokens"]
+    if isinstance(reasoning := body.get("reasoning"), dict):
+        chat["reasoning_effort"] = reasoning.get("effort")
     form = (body.get("text") or {}).get("format") if isinstance(body.get("text"), dict) else None
     if isinstance(form, dict):
         is_schema = form.get("type") == "json_schema"
@@ -76,23 +79,41 @@ def _messages(body: Json) -> list[Any]:
 
 
 class ResponseWriter:
-    """Writes a response; each event has the next `sequence_number`."""
+    """Writes a response; each event has the next `sequence_number`.
+
+    Its items are the thought, if there is one, and the message; each begins with its first piece.
+    """
 
     def __init__(self, request: ChatRequest, model: str) -> None:
         self.request, self.model = request, model
-        self.id, self.item_id = new_id("resp"), new_id("msg")
+        self.id, self.item_id, self.thought_id = new_id("resp"), new_id("msg"), new_id("rs")
         self.created = int(time.time())
         self.number = 0
-        self.text = ""
+        self.text, self.thought = "", ""
+        self.has_message = False
 
     def _event(self, kind: str, **fields: Any) -> str:
         body = {"type": kind, "sequence_number": self.number, **fields}
         self.number += 1
         return event(body, kind)
 
+    @property
+    def place(self) -> int:
+        """The message's place among the items."""
+        return int(bool(self.thought))
+
     def _part_event(self, kind: str, **fields: Any) -> str:
-        place = {"item_id": self.item_id, "output_index": 0, "content_index": 0}
+        place = {"item_id": self.item_id, "output_index": self.place, "content_index": 0}
         return self._event(kind, **place, **fields)
+
+    def _thought_event(self, kind: str, **fields: Any) -> str:
+        place = {"item_id": self.thought_id, "output_index": 0, "content_index": 0}
+        return self._event(f"response.reasoning_text.{kind}", **place, **fields)
+
+    def _thought_item(self, status: str) -> Json:
+        content = [{"type": "reasoning_text", "text": self.thought}]
+        item = {"id": self.thought_id, "type": "reasoning", "status": status, "summary": []}
+        return item | {"content": content if status != "in_progress" else []}
 
     def _response(self, status: str, **fields: Any) -> Json:
         options = self.request.options
@@ -135,25 +156,49 @@ class ResponseWriter:
         return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
 
     def beginning(self) -> Iterator[str]:
-        """Give what begins: the response, its message, and the message's text."""
+        """Give the response that begins."""
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
-        item = self._item("in_progress")
-        yield self._event("response.output_item.added", output_index=0, item=item)
-        yield self._part_event("response.content_part.added", part=self._part())
 
-    def piece(self, text: str) -> str:
-        """Return the event of a piece of text."""
-        self.text += text
-        return self._part_event("response.output_text.delta", delta=text, logprobs=[])
+    def piece(self, piece: Piece) -> str:
+        """Return the events of a piece of text; without any, that it is still in progress."""
+        if not piece.text:
+            return self._event("response.in_progress", response=self._response("in_progress"))
+        if piece.is_thought:
+            return "".join(self._piece_of_thought(piece.text))
+        beginning = "".join(self._beginning_of_message())
+        self.text += piece.text
+        delta = self._part_event("response.output_text.delta", delta=piece.text, logprobs=[])
+        return beginning + delta
+
+    def _piece_of_thought(self, text: str) -> Iterator[str]:
+        if not self.thought:
+            item = self._thought_item("in_progress")
+            yield self._event("response.output_item.added", output_index=0, item=item)
+        self.thought += text
+        yield self._thought_event("delta", delta=text)
+
+    def _beginning_of_message(self) -> Iterator[str]:
+        """Give the end of a thought and the beginning of the message, unless it has begun."""
+        if self.has_message:
+            return
+        self.has_message = True
+        if self.thought:
+            yield self._thought_event("done", text=self.thought)
+            item = self._thought_item("completed")
+            yield self._event("response.output_item.done", output_index=0, item=item)
+        item = self._item("in_progress")
+        yield self._event("response.output_item.added", output_index=self.place, item=item)
+        yield self._part_event("response.content_part.added", part=self._part())
 
     def end(self, reply: Reply) -> Iterator[str]:
         """Give the whole text, the message and the response."""
+        yield from self._beginning_of_message()
         yield self._part_event("response.output_text.done", text=self.text, logprobs=[])
         yield self._part_event("response.content_part.done", part=self._part())
         response = self._finished(reply)
-        item = response["output"][0]
-        yield self._event("response.output_item.done", output_index=0, item=item)
+        item = response["output"][-1]
+        yield self._event("response.output_item.done", output_index=self.place, item=item)
         yield self._event(f"response.{response['status']}", response=response)
 
     def failure(self, refusal: Refusal) -> Iterator[str]:
@@ -163,7 +208,7 @@ class ResponseWriter:
 
     def whole(self, reply: Reply) -> Json:
         """Return the response."""
-        self.text = reply.text
+        self.text, self.thought = reply.text, reply.thought
         return self._finished(reply)
 
     def _finished(self, reply: Reply) -> Json:
@@ -172,13 +217,13 @@ class ResponseWriter:
         usage = usage_of(reply)
         return self._response(
             status,
-            output=[self._item(status)],
+            output=[self._thought_item("completed")] * self.place + [self._item(status)],
             incomplete_details=None if is_whole else {"reason": "max_output_tokens"},
             usage={
                 "input_tokens": usage.prompt,
                 "input_tokens_details": {"cached_tokens": usage.cached},
                 "output_tokens": usage.answer,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": usage.thought},
                 "total_tokens": usage.prompt + usage.answer,
             },
         )

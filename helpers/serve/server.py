@@ -188,6 +188,7 @@ class Settings:
     device: str = "CPU"
     picture_tokens: int | None = None
     tuned: bool = True
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         if self.longest_queue < 1:
@@ -250,6 +251,7 @@ def serve(
                     pipeline,
                     longest_queue=settings.longest_queue,
                     fingerprint=fingerprint_of(folder, settings.device, settings.picture_tokens),
+                    thinking=settings.thinking,
                 )
                 report(f"{name} is loaded")
             pages = build_pages(models.pipelines)

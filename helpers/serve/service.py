@@ -31,13 +31,20 @@ class BusyError(Exception):
 class Service:
     """A pipeline that answers several clients, at most `longest_queue` of them at once.
 
-    Its `fingerprint` tells its model apart from others.
+    Its `fingerprint` tells its model apart from others. `thinking` is whether the model thinks
+    before it answers, where a client says nothing.
     """
 
     def __init__(
-        self, pipeline: VisionLanguagePipeline, *, longest_queue: int, fingerprint: str = ""
+        self,
+        pipeline: VisionLanguagePipeline,
+        *,
+        longest_queue: int,
+        fingerprint: str = "",
+        thinking: bool | None = None,
     ) -> None:
-        self.pipeline, self.fingerprint = pipeline, fingerprint
+        pipeline.processor.thinking(thinking)  # or it is an error
+        self.pipeline, self.fingerprint, self.thinking = pipeline, fingerprint, thinking
         self.longest_queue = longest_queue
         self._lock = threading.Lock()
         self._running = 0
@@ -61,14 +68,19 @@ class Service:
     ) -> Reply:
         """Start the answer to the last of `messages`; its limit is cut to what the context holds.
 
-        Raises what `Conversation.ask` raises; `ContextError` where no answer has room.
+        A model that has no switch for thinking does as it always does, whatever a client says: many
+        send one setting to all models. Raises what `Conversation.ask` raises; `ContextError` where
+        no answer has room.
         """
         budget = self._picture_tokens(detail)
         with self._lock:
             conversation = self._conversations.pop(_digest(messages[:-1], budget), None)
         if conversation is None:
             conversation = self.pipeline.conversation(messages[:-1])
-        options = {"max_new_tokens": USUAL_TOKENS} | options | {"picture_tokens": budget}
+        usual = {"max_new_tokens": USUAL_TOKENS, "thinking": self.thinking}
+        options = usual | options | {"picture_tokens": budget}
+        if not self.pipeline.processor.has_switch:
+            del options["thinking"]
         try:
             return conversation.ask(messages[-1], **options)
         except ContextError as error:

@@ -18,11 +18,13 @@ from helpers.inputs.boxes import boxes_in
 from helpers.inputs.images import open_picture
 from helpers.run.conversations import Conversation
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.replies import Reply
+from helpers.run.replies import LENGTH, Reply
 from helpers.upstream.gradio import FOLDER
 
 AT_ONCE = "Beam search compares whole answers, so none streams; this one comes when it is done."
 
+THOUGHT = "Thought"
+CUT = "The limit of tokens ended the thought before there was an answer."
 BOXES = "The picture with the boxes of this answer"
 LARGEST_DRAWING = 1024  # the longer side in pixels of a picture with boxes
 
@@ -146,9 +148,9 @@ def respond(
     """
 
     def chat(content: str | list[Any]) -> Chat:
-        return _with_turn(history, text, content)
+        return _with_turn(history, text, content, thought, is_open=not answer)
 
-    beams, answer = options.get("num_beams", 1), ""
+    beams, answer, thought = options.get("num_beams", 1), "", ""
     placeholder = "" if beams == 1 else _small(AT_ONCE)
     yield chat(placeholder)
     started = time.perf_counter()
@@ -157,12 +159,15 @@ def respond(
         for place in reply.places():
             yield chat(_small(f"waiting; questions before this one: {place}"))
         yield chat(placeholder)
-        for piece in reply:
-            answer += piece
+        for piece in reply.pieces():
+            thought += piece.text * piece.is_thought
+            answer += piece.text * (not piece.is_thought)
             yield chat(answer)
         seconds = time.perf_counter() - started
         times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {seconds:.2f} s"
-        words = answer.strip() + (times and f"\n\n{_small(times)}")
+        is_cut = thought and reply.finish == LENGTH
+        answer = answer.strip() or (_small(CUT) if is_cut else "")
+        words = answer + (times and f"\n\n{_small(times)}")
         drawing = window.draw_boxes(answer)
         yield chat(words if drawing is None else [words, {"path": str(drawing), "alt_text": BOXES}])
     except UserError as error:
@@ -177,9 +182,21 @@ def told(history: Chat, text: str, error: UserError) -> Chat:
     return _with_turn(history, text, f"⚠️ {error}")
 
 
-def _with_turn(history: Chat, text: str, answer: str | list[Any]) -> Chat:
-    turn: Chat = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-    return [*history, *turn]
+def _with_turn(
+    history: Chat, text: str, answer: str | list[Any], thought: str = "", *, is_open: bool = False
+) -> Chat:
+    """Return the chat with a question, and its answer below the thought, folded when it is over."""
+    turn: Chat = [{"role": "user", "content": text}]
+    if thought:
+        metadata = {"title": THOUGHT, "status": "pending" if is_open else "done"}
+        turn.append({"role": "assistant", "content": thought, "metadata": metadata})
+    return [*history, *turn, {"role": "assistant", "content": answer}]
+
+
+def without_last_turn(history: Chat) -> Chat:
+    """Return the chat without its last question and what followed it."""
+    roles = [message["role"] for message in history]
+    return history[: len(roles) - 1 - roles[::-1].index("user")] if "user" in roles else []
 
 
 def _small(text: str) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from helpers.models.families import Original, SmallTokenizer
-from helpers.models.gemma4.processor import PICTURE_MARKS, VIDEO_MARK
+from helpers.models.gemma4.processor import PICTURE_MARKS, THOUGHT_MARKS, VIDEO_MARK
 
 
 def token_ids(size: int) -> dict[str, int]:
@@ -16,7 +16,7 @@ def token_ids(size: int) -> dict[str, int]:
 TOKENIZER = SmallTokenizer(
     "gemma",
     ("user\n", "model\n"),
-    ("<|turn>", "<turn|>", *PICTURE_MARKS, VIDEO_MARK),
+    ("<|turn>", "<turn|>", *THOUGHT_MARKS, *PICTURE_MARKS, VIDEO_MARK),
 )
 
 

@@ -1,5 +1,6 @@
 """Gemma 4's pictures and prompts."""
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -19,11 +20,13 @@ from helpers.sources.checkpoints import Config, read_json
 
 PICTURE_MARKS = ("<|image>", "<|image|>", "<image|>")
 VIDEO_MARK = "<|video|>"
+THOUGHT_MARKS = ("<|think|>", "<|channel>", "<channel|>")  # what asks for one, and those around it
 FEWEST_TOKENS = 70  # of the budgets that transformers' image processor has; the others are
 TIMES = (1, 2, 4, 8, 16)  # these times as large
 USUAL_TOKENS = 280  # the budget for a folder that names none
-# The words of the published chat template, without its thinking.
-TEMPLATE = Template(
+# The words of the published chat template. A token at the beginning asks for thoughts, which the
+# model itself begins.
+_ANSWERING = Template(
     "<bos>",
     "<|turn>user\n",
     "<turn|>\n",
@@ -33,7 +36,15 @@ TEMPLATE = Template(
     images=IMAGE,
     frame=None,
     system_form=f"<bos><|turn>system\n{SYSTEM_WORDS}<turn|>\n",
+    thought=(f"{THOUGHT_MARKS[1]}thought\n", THOUGHT_MARKS[2]),
 )
+_THINKING = replace(
+    _ANSWERING,
+    system=f"<bos><|turn>system\n{THOUGHT_MARKS[0]}<turn|>\n",
+    system_form=f"<bos><|turn>system\n{THOUGHT_MARKS[0]}{SYSTEM_WORDS}<turn|>\n",
+    thinks=True,
+)
+TEMPLATE = replace(_ANSWERING, otherwise=_THINKING)
 
 
 class Gemma4Processor(Processor):

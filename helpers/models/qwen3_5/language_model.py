@@ -18,6 +18,8 @@ from helpers.graphs.parts import Part, cache_of
 from helpers.graphs.recurrence import GatedDeltaRule
 from helpers.upstream.transformers import cache_argument
 
+# What a recurrence reads: its errors in 4 bits grow along a text (docs/next-steps.md has figures).
+SENSITIVE_LAYERS = ("in_proj_qkv",)
 KINDS = {
     "linear_attention": ("convolution_state", "matrix_state"),
     "full_attention": ("key", "value"),
@@ -181,4 +183,5 @@ def language_model_part(decoder: Qwen3_5ForCausalLM) -> Part:
         outputs=("logits", *cache.values()),
         fixed={"inputs_embeds": (2,), "position_ids": (0,), **fixed},
         cache=cache,
+        sensitive=SENSITIVE_LAYERS,
     )

@@ -6,7 +6,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM, Qwe
 
 from helpers.graphs.parts import Part
 from helpers.models.families import Family
-from helpers.models.qwen3_5.language_model import language_model_part
+from helpers.models.qwen3_5.language_model import SENSITIVE_LAYERS, language_model_part
 from helpers.models.qwen3_5.originals import ORIGINALS, TOKENIZER
 from helpers.models.qwen3_5.processor import Qwen3_5Processor
 from helpers.models.qwen3_vl.originals import token_ids
@@ -19,6 +19,7 @@ class Qwen3_5(QwenVisionLanguageModel[Qwen3_5Processor]):
     processor_class = Qwen3_5Processor
     language_model: Qwen3_5ForCausalLM
     left_out = (*QwenVisionLanguageModel.left_out, "mtp.{x}")  # it guesses several tokens ahead
+    sensitive_layers = SENSITIVE_LAYERS
 
     def new_image_encoder(self, vision: Any) -> Qwen3_5VisionModel:
         """Return the image encoder that its part of the config describes."""

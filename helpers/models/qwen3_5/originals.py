@@ -2,9 +2,8 @@
 
 from helpers.models.families import Original, SmallTokenizer
 from helpers.models.qwen3_vl.originals import token_ids
-from helpers.models.qwen_vision.processor import PICTURE_MARKS, VIDEO_MARK
+from helpers.models.qwen_vision.processor import PICTURE_MARKS, THOUGHT_MARKS, VIDEO_MARK
 
-THINK_MARKS = ("<think>", "</think>")
 # The words of the published chat template that matter for pictures, text and thinking: of the small
 # models, which think only when they are told to. Thoughts of earlier turns are left out.
 CHAT_TEMPLATE = """\
@@ -38,7 +37,7 @@ CHAT_TEMPLATE = """\
 TOKENIZER = SmallTokenizer(
     "qwen3_5",
     ("user\n", "assistant\n"),
-    (*THINK_MARKS, *PICTURE_MARKS, VIDEO_MARK),
+    (*THOUGHT_MARKS, *PICTURE_MARKS, VIDEO_MARK),
     CHAT_TEMPLATE,
 )
 

@@ -27,6 +27,7 @@ from helpers.sources.checkpoints import Config, read_json
 
 PICTURE_MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 VIDEO_MARK = "<|video_pad|>"
+THOUGHT_MARKS = ("<think>", "</think>")
 # preprocessor_config.json of the published checkpoints, for a folder without it
 SHIPPED: Config = {
     "size": {"shortest_edge": 65_536, "longest_edge": 16_777_216},
@@ -96,7 +97,7 @@ class QwenVisionProcessor(Processor):
         tokenizer = self.load_tokenizer()
         if tokenizer.chat_template is None:
             return CHATML
-        return template_of(tokenizer, "".join(PICTURE_MARKS), frame=None)
+        return template_of(tokenizer, "".join(PICTURE_MARKS), frame=None, thought=THOUGHT_MARKS)
 
     @property
     def image_token_id(self) -> int:
