@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.errors import UserError, reason_of
+from helpers.errors import SettingsError, UserError, reason_of
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.run.worker import Task
@@ -37,13 +37,22 @@ class Entry:
 
 
 class Local:
-    """Answers rows with one pipeline; `options` are those of `Conversation.ask`."""
+    """Answers rows with one pipeline; `options` are those of `Conversation.ask`.
+
+    Raises `SettingsError` for answers that are longer than the model's context.
+    """
 
     rows_together = BATCH
 
     def __init__(
         self, pipeline: VisionLanguagePipeline, fingerprint: str, options: Mapping[str, Any]
     ) -> None:
+        limit, tokens = pipeline.processor.context_length, options["max_new_tokens"]
+        if tokens >= limit:
+            raise SettingsError(
+                f"Answers of {tokens} tokens have no room in the model's context of {limit}; ask "
+                "for fewer with --max-new-tokens."
+            )
         self.pipeline, self.fingerprint, self.options = pipeline, fingerprint, dict(options)
         self.pictures = Pictures()
         self.finished: dict[bytes, Answer] = {}  # of this run, by picture and question
