@@ -19,8 +19,8 @@ from helpers.serve.protocol import Refusal, parse_request
 from helpers.serve.results import Answers
 from helpers.serve.rows import Row
 
-# Rows that are answered together, each with a cache of its own: 24 pictures took 34.4 s in batches
-# of 8, 36.2 s of 4 (InternVL2-1B in INT4 on 2 cores).
+# Rows that are answered together, each with a cache of its own: 24 pictures took 34.9 and 37.8 s in
+# batches of 8, 37.5 s of 4, 33.7 s of 16 (InternVL2-1B in INT4 on 2 cores).
 BATCH = 8
 
 
