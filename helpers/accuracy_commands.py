@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.command_output import SOME_FAILED, Result, check_output, report, show, writing
 from helpers.errors import SettingsError
+from helpers.graphs.presets import find_preset
 from helpers.resources import path_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Print the share of right answers: to drawn questions by kind, or to those of a file."""
+    from helpers.run.sampling import Sampling
+
+    Sampling.of(max_new_tokens=options.max_new_tokens)  # or it is an error
     if options.data:
         return _evaluate_data(options)
     of_data = {"against", "pictures", "metric", "instruction", "page"}
@@ -36,6 +40,7 @@ def evaluate(options: argparse.Namespace) -> int:
     answers = evaluation.answer(
         open_pipeline(options),
         pairs,
+        max_new_tokens=options.max_new_tokens,
         report=lambda done: report(f"{done} of {number} questions answered"),
     )
     shares = evaluation.accuracy(answers, pairs)
@@ -67,6 +72,11 @@ def _evaluate_data(options: argparse.Namespace) -> int:
             raise SettingsError("A page shows where two models differ; give --against too.")
         check_output(options.page)
     questions = _chosen(_read(options), options)
+    if not options.against and not any(sample.right for sample in questions.samples):
+        raise SettingsError(
+            f"{options.data} has no answers, so that none can be right; give --against to compare "
+            "two models."
+        )
     # Compared models compute as PyTorch does, so that they differ in their weights alone.
     pipeline = open_pipeline(options, accuracy=bool(options.against))
     models: dict[str, Model] = {options.folder.name: pipeline}
@@ -110,7 +120,7 @@ def _read(options: argparse.Namespace) -> "Questions":
     """Return the questions of a reader's lines, or of a public set's file."""
     from helpers.measure.data_sets import Questions, read_data_set
 
-    if options.data.suffix != ".jsonl":
+    if options.data.suffix.lower() != ".jsonl":
         return read_data_set(options.data, options.pictures)
     from helpers.serve.rows import read_rows
 
@@ -182,18 +192,25 @@ def _reference(options: argparse.Namespace) -> "Model":
 
 def prove(options: argparse.Namespace) -> int:
     """Compare a checkpoint in PyTorch, in transformers' own class and on OpenVINO; write a page."""
+    from helpers.convert.conversion import refuse_conversion
     from helpers.measure import proof
     from helpers.measure.proof_page import page_of
     from helpers.models.families import find_checkpoint
+    from helpers.run.sampling import Sampling
 
     check_output(options.output)
-    if options.questions < 1:
-        raise SettingsError("Ask at least one question.")
+    if not 1 <= options.questions <= proof.NUMBER:
+        raise SettingsError(f"Ask at least one question, and at most {proof.NUMBER}.")
+    precisions = options.precision.split(",")
+    for name in precisions:  # before anything is downloaded
+        find_preset(name)
+    Sampling.of(max_new_tokens=options.max_new_tokens)
     checkpoint = find_checkpoint(options.checkpoint)
+    refuse_conversion(checkpoint)
     result = proof.prove(
         checkpoint,
         options.folder,
-        precisions=options.precision.split(","),
+        precisions=precisions,
         questions=options.questions,
         max_new_tokens=options.max_new_tokens,
         report=report,

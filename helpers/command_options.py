@@ -265,6 +265,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         "folder", type=path_of, nargs="?", help="what `convert` wrote, unless a --server has it"
     )
     add_settings(parser)
+    parser.set_defaults(device=None)  # so that one that a --server would ignore is told
     parser.add_argument(
         "--input",
         type=path_of,

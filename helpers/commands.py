@@ -61,7 +61,8 @@ def open_pipeline(
     )
     if pipeline.notice:
         report(f"note: {pipeline.notice}")
-    advise(options, options.folder)
+    if not accuracy:  # which is never tuned
+        advise(options, options.folder)
     return pipeline
 
 
@@ -69,7 +70,7 @@ def advise(options: argparse.Namespace, *folders: Path) -> None:
     """Say which folders are worth tuning, unless that is not wanted or not for this device."""
     from helpers.run.tuning import advice
 
-    if options.untuned or options.device.upper() != "CPU":
+    if options.untuned or (options.device or "CPU").upper() != "CPU":
         return
     for folder in folders:
         if text := advice(folder):
@@ -244,18 +245,21 @@ def batch(options: argparse.Namespace) -> int:
         answer["thinking"] = options.thinking
     if options.schema:
         answer["schema"] = read_schema(options.schema)
+    rows = read_rows(options.input, options.question)
+    if not any(row.image or row.is_openai for row in rows):
+        report("note: no line has an image, so that questions are asked without pictures")
     if options.folder and not options.ray:
         advise(options, options.folder)
     names = ("folder", "device", "picture_tokens", "untuned", "server", "model", "key_file", "ray")
     settings = {name: getattr(options, name) for name in names}
-    progress = run_job(
-        answerer_for(answer, report, **settings),
-        read_rows(options.input, options.question),
-        options.output,
-        answer,
-        retry_errors=options.retry_errors,
-        report=report,
-    )
+    answerer = answerer_for(answer, report, **settings)
+    asked = answer | ({"questions": options.question} if options.question else {})
+    retry = options.retry_errors
+    try:
+        progress = run_job(answerer, rows, options.output, asked, retry_errors=retry, report=report)
+    except KeyboardInterrupt:
+        report("the same command goes on from there")
+        raise
     data = {"rows": progress.total, "new": progress.new, "failed": progress.failed}
     line = f"{progress.total} rows in {options.output}, {progress.failed} with an error"
     show(Result(data, [line]), options)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from helpers.shapes.questions import draw_questions
-from tests.programs import Fork
+from tests.programs import Fork, Program
 
 QUESTIONS = ("What is in the picture?", "How many shapes are there?")
 
@@ -51,20 +51,36 @@ def without_times(rows: dict[str, dict]) -> dict[str, dict]:
 
 
 def kill_at_random(
-    fork: Fork, words: list[str], output: Path, kills: int, *, latest: float = 4, tear: bool = False
-) -> None:
+    fork: Fork, words: list[str], output: Path, kills: int, *, latest: float = 4, rows: int = 0
+) -> int:
     """Start a job so many times, and kill it at most `latest` seconds later.
 
-    With `tear` the last line is sometimes cut, as by a computer that has lost its power.
+    With `rows`, that time begins when up to so many new ones are written, and sometimes the last
+    line is cut, as by a computer that has lost its power. Returns how many kills came after a row
+    was written, and before the last one.
     """
-    generator = random.Random(5)
+    generator, at_work = random.Random(5), 0
     for _ in range(kills):
+        before = _lines(output)
         program = fork.start("-m", "helpers", *words)
-        end = time.monotonic() + generator.uniform(0.5, latest)
-        while time.monotonic() < end and " rows in " not in program.text("out"):
+
+        def goes_on(program: Program = program) -> bool:
+            return " rows in " not in program.text("out") and psutil.pid_exists(program.number)
+
+        new = generator.randrange(rows) if rows else 0
+        while _lines(output) < before + new and goes_on():
             time.sleep(0.01)
+        end = time.monotonic() + generator.uniform(0.0 if rows else 0.5, latest)
+        while time.monotonic() < end and goes_on():
+            time.sleep(0.01)
+        at_work += _lines(output) > before and goes_on()
         with contextlib.suppress(psutil.NoSuchProcess):  # it was done
             program.kill()
         program.wait()
-        if tear and output.exists() and generator.random() < 0.3:
+        if rows and output.exists() and generator.random() < 0.3:
             output.write_bytes(output.read_bytes()[: -generator.randint(1, 60)])
+    return at_work
+
+
+def _lines(output: Path) -> int:
+    return output.read_bytes().count(b"\n") if output.exists() else 0

@@ -197,3 +197,17 @@ def fork_without_hub() -> Iterator[Fork]:
     """Return the same for programs that download."""
     with contextlib.closing(new_fork(WITHOUT_HUB)) as fork:
         yield fork
+
+
+def output_of(*command: object, **options: object) -> str:
+    """Return what a command prints that ends well, with `options` of `subprocess.run`."""
+    process = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=800,
+        **options,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout

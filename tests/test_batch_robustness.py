@@ -113,14 +113,22 @@ def test_a_full_disk_ends_a_job_with_a_sentence_and_it_goes_on(tmp_path):
     assert written(path).keys() == {identity for identity, _ in rows}
 
 
-@pytest.mark.long("integration")
-def test_500_pictures_and_20_kills(internvl2_folder, tmp_path, fork):
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(20, marks=pytest.mark.long("integration")),
+        pytest.param(100, marks=pytest.mark.long("torture")),
+    ],
+)
+def test_500_pictures_and_many_kills(internvl2_folder, tmp_path, fork, kills):
     pictures = draw_pictures(tmp_path / "pictures", 500)
     reference, output = tmp_path / "reference.jsonl", tmp_path / "answers.jsonl"
     question = asked(QUESTIONS[0])
     assert main(command(internvl2_folder, pictures, reference, *question)) == 3
     words = command(internvl2_folder, pictures, output, *question)
-    kill_at_random(fork, words, output, 20, latest=8)
+    when = {"latest": 0.5, "rows": 9} if kills > 20 else {"latest": 8}
+    at_work = kill_at_random(fork, words, output, kills, **when)
+    print(f"{at_work} of {kills} kills came while rows were written")
     assert main(words) == 3
     assert len(written(reference)) == 503
     assert without_times(written(output)) == without_times(written(reference))
@@ -167,6 +175,7 @@ def test_memory_does_not_grow(internvl2_folder, tmp_path):
     output = tmp_path / "answers.jsonl"
     progress = run_job(local, read_rows(source, ()), output, options, report=print)
     assert (progress.new, progress.failed) == (ROWS, 0)
-    growth = sizes[-1] - sizes[len(sizes) // 5]
-    print(f"{growth / 1e6:.1f} MB more after {ROWS} rows than after {ROWS // 5}")
+    before, after = sizes[len(sizes) // 5], sizes[-1]
+    growth = after - before
+    print(f"{before / 1e6:.1f} MB after {ROWS // 5} rows, {after / 1e6:.1f} MB after {ROWS}")
     assert growth < GROWTH

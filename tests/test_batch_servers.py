@@ -145,7 +145,9 @@ def test_pictures_of_formats_that_servers_do_not_take(pictures, tmp_path):
     [
         (("--server", "http://127.0.0.1:1"), "does not answer"),
         (("--server", "http://"), "is no address of a server"),
-        (("--server", "127.0.0.1:1", "--picture-tokens", "5"), "leave them"),
+        (("--server", "127.0.0.1:1", "--device", "CPU", "--untuned"), "--device and --untuned"),
+        (("--server", "127.0.0.1:1", "--picture-tokens", "0"), "Leave out --picture-tokens"),
+        (("--server", "127.0.0.1:1", "--ray", "auto"), "Leave out --ray"),
         ((), "Give the folder"),
     ],
 )

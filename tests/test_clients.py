@@ -7,7 +7,6 @@ this.
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
+from tests.programs import output_of
 from tests.servers import data_url, message, serving
 from tests.test_client_pages import programs_of
 
@@ -65,20 +65,6 @@ def expected(internvl2_folder, picture) -> str:
     """Return the answer of our own pipeline."""
     pipeline = VisionLanguagePipeline(internvl2_folder)
     return pipeline.ask(QUESTION, [picture]).text
-
-
-def output_of(*command: object, **options: object) -> str:
-    """Return what a program prints."""
-    process = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        timeout=300,
-        **options,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from which an installation needs none.
 
 import re
 import shutil
-import subprocess
 import sys
 import time
 import urllib.request
@@ -20,6 +19,7 @@ from helpers.workshop import release, wheelhouse
 from helpers.workshop.notebooks import SHOW
 from helpers.workshop.wheelhouse import COLLECTION, WHEELS
 from tests.offline import run_offline
+from tests.programs import output_of
 from tests.readme import readme_commands
 
 # What does not end by itself, or takes as long as a full-size model does.
@@ -35,26 +35,13 @@ def environment(request, tmp_path_factory) -> Path:
     for path in release.files():
         (place / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
         (place / "copy" / path).write_bytes((release.ROOT / path).read_bytes())
-    run(place, sys.executable, "-m", "venv", "environment")
+    output_of(sys.executable, "-m", "venv", "environment", cwd=place)
     programs = place / "environment" / ("Scripts" if sys.platform == "win32" else "bin")
     pip = (programs / "python", "-m", "pip", "install", "--quiet", "--no-input")
-    run(place / "copy", *pip, "-r", "requirements.txt", "-c", "constraints.txt")
-    run(place / "copy", *pip, "--no-deps", ".")
+    requirements = ("-r", "requirements.txt", "-c", "constraints.txt")
+    output_of(*pip, *requirements, cwd=place / "copy")
+    output_of(*pip, "--no-deps", ".", cwd=place / "copy")
     return programs
-
-
-def run(folder: Path, *command: object) -> str:
-    """Run a program where nothing of this copy can be imported; return what it prints."""
-    process = subprocess.run(
-        [str(part) for part in command],
-        cwd=folder,
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        timeout=800,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout
 
 
 def test_the_commands_of_the_readme(environment, tmp_path):
@@ -64,7 +51,8 @@ def test_the_commands_of_the_readme(environment, tmp_path):
     for program, command, *arguments in readme_commands():
         assert program == "vlm"
         if command not in LEFT_OUT:
-            outputs[command] = run(tmp_path, environment / "vlm", command, *arguments)
+            vlm = environment / "vlm"
+            outputs[command] = output_of(vlm, command, *arguments, cwd=tmp_path)
     assert outputs.keys() == {"convert", "ask", "evaluate", "batch", "info", "verify", "clean"}
     assert outputs["ask"].strip()
     assert re.search(r"\b9\d\.\d%", outputs["evaluate"])

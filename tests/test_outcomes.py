@@ -62,6 +62,24 @@ def test_progress_and_time_left_are_told(capsys, converted, data):
     assert re.search(r"3 of 3 questions answered, about 0 s left", messages)
 
 
+def test_questions_that_cannot_be_asked_are_left_out(capsys, converted, data):
+    path = data.with_name("odd.JSONL")
+    questions = ("word " * 5000, "\ud800?", "What?")
+    lines = [{"image": "0.png", "question": text, "answer": "red"} for text in questions]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    report = evaluate(capsys, converted, "--data", path, code=3)
+    long, half = report["left_out"]
+    assert report["questions"] == 1
+    assert "the model's context holds" in long and "halves of characters" in half
+
+
+def test_questions_without_answers_need_another_model(capsys, converted, data):
+    path = data.with_name("unanswered.jsonl")
+    path.write_text('{"image": "0.png", "question": "What?"}')
+    assert main(["evaluate", str(converted), "--data", str(path)]) == 1
+    assert "has no answers, so that none can be right" in capsys.readouterr().err
+
+
 def test_agreement_with_pytorch_without_answers(capsys, tmp_path, converted, checkpoint, data):
     """The folder's weights are the checkpoint's, so that nothing differs but roundings."""
     page = tmp_path / "page.html"
@@ -94,6 +112,9 @@ def test_agreement_of_two_folders(capsys, tmp_path, converted, checkpoint, data)
         (("--data", "{data}", "--questions", "0"), "Ask at least one question"),
         (("--data", "{data}", "--pictures", "."), "Pictures of your own questions"),
         (("--data", "{data}", "--against", "no-such"), "no-such is neither a folder"),
+        (("--data", "{data}", "--against", "mobilevlm"), "The two models have other tokens"),
+        (("--max-new-tokens", "0"), "max_new_tokens is 0; it should be"),
+        (("--data", "{data}", "--max-new-tokens", "-1"), "max_new_tokens is -1"),
     ],
 )
 def test_what_is_refused(capsys, converted, data, options, sentence):
@@ -216,11 +237,20 @@ def test_files_of_no_set(tmp_path):
         ('[{"a": 1}]', "has the columns of none of DocVQA, ChartQA"),
         ("[]", "has the columns of none"),
         ('"text"', "has the columns of none"),
-        ("{", "cannot be read"),
+        ("{", "has the columns of none"),
+        ("image,question\n", "has the columns of none"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(SettingsError, match=sentence):
             read_data_set(path)
+
+
+def test_a_file_that_is_not_there_or_has_windows_mark(tmp_path):
+    path = tmp_path / "file.json"
+    with pytest.raises(SettingsError, match=r"file.json cannot be read \(No such file"):
+        read_data_set(path)
+    path.write_text(json.dumps(ROWS["ChartQA"]), encoding="utf-8-sig")
+    assert len(read_data_set(path).samples) == 1
 
 
 def test_a_row_that_lacks_a_column_is_told(tmp_path):

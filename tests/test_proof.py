@@ -90,12 +90,20 @@ def test_a_model_that_differs_fails_the_proof(checkpoint, tmp_path, capsys, monk
     assert "OpenVINO fp16 differ from ours" in capsys.readouterr().out
 
 
-def test_what_is_refused(checkpoint, tmp_path, capsys):
+def test_a_conversion_is_no_checkpoint(converted, tmp_path, capsys):
+    assert main(["prove", str(converted), "--output", str(tmp_path / "page")]) == 1
+    assert "is a conversion already" in capsys.readouterr().err
+
+
+def test_what_is_refused(tmp_path, capsys):
     for words, sentence in (
-        (("--precision", "int3"), "int3"),
+        (("--precision", "fp16,int3"), "int3"),
         (("--questions", "0"), "Ask at least one question"),
+        (("--questions", "21"), "at most 20"),
+        (("--max-new-tokens", "0"), "max_new_tokens is 0"),
     ):
-        arguments = ["prove", str(checkpoint), "--output", str(tmp_path / "page"), *words]
+        # What is wrong is told before anything is downloaded.
+        arguments = ["prove", "qwen3-vl-2b", "--output", str(tmp_path / "page"), *words]
         assert main(arguments) == 1
         assert sentence in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "page").exists()
@@ -127,6 +135,12 @@ def test_the_questions_are_the_same_each_time():
     again = proof_questions()
     assert [question for _, question in pairs] == [question for _, question in again]
     assert all(a.tobytes() == b.tobytes() for (a, _), (b, _) in zip(pairs, again, strict=True))
+
+
+def test_a_proof_of_fewer_bits_alone_proves_nothing():
+    ours, int4 = Comparison("ours", Share(1, 2)), Comparison("int4", Share(1, 2), 0.1, 0.1)
+    result = proof.Proof({}, "", "", None, [], [ours, int4], {})
+    assert "they may differ" in result.verdict
 
 
 @pytest.mark.parametrize(

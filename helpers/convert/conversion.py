@@ -60,6 +60,15 @@ def convert_part(part: Part | Table) -> ov.Model:
     return model
 
 
+def refuse_conversion(checkpoint: Path) -> None:
+    """Raise a `CheckpointError` for a folder that `convert` wrote."""
+    if holds_conversion(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint} is a conversion already; give the checkpoint that it was made of, or "
+            f"ask it: `python -m helpers ask {checkpoint}`."
+        )
+
+
 def convert(
     checkpoint: Path, output: Path, preset: Preset, *, report: Report = lambda line: None
 ) -> dict[str, list[BitWidth]]:
@@ -72,11 +81,7 @@ def convert(
     """
     checkpoint, output = Path(checkpoint), Path(output)
     absolute(output)  # or it is told
-    if holds_conversion(checkpoint):
-        raise CheckpointError(
-            f"{checkpoint} is a conversion already; give the checkpoint that it was made of, or "
-            f"ask it: `python -m helpers ask {checkpoint}`."
-        )
+    refuse_conversion(checkpoint)
     made_of = _made_of(checkpoint, preset)
     complete(output)
     with suppress(OutputError):  # nothing there, or it is damaged and made anew

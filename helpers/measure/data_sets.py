@@ -166,8 +166,10 @@ def read_data_set(path: Path, pictures: Path | None = None) -> Questions:
     try:
         rows = _tab_separated(path) if path.suffix == ".tsv" else _json(path)
         first = rows[0] if rows else {}
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise SettingsError(f"{path} cannot be read ({error}).") from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError, csv.Error):
+        rows, first = [], {}
     columns = set(first) if isinstance(first, dict) else set()
     data_set = next((known for known in DATA_SETS if known.columns <= columns), None)
     if data_set is None:
@@ -187,7 +189,7 @@ def read_data_set(path: Path, pictures: Path | None = None) -> Questions:
 
 def _json(path: Path) -> list[Row]:
     """Return the rows of a list, or of an object with `data`."""
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(path.read_text(encoding="utf-8-sig"))
     rows = data.get("data") if isinstance(data, dict) else data
     return rows if isinstance(rows, list) else []
 
@@ -198,7 +200,7 @@ def _tab_separated(path: Path) -> list[Row]:
     That is so in files of VLMEvalKit, `vlmeval/dataset/image_base.py` of open-compass/VLMEvalKit.
     """
     csv.field_size_limit(2**31 - 1)  # a picture is one field
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows: list[Row] = list(csv.DictReader(file, delimiter="\t"))
     pictures = {row.get("index"): row.get("image") or "" for row in rows}
     for row in rows:

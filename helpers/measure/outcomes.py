@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from helpers.errors import PictureError
+from helpers.errors import PictureError, QuestionError, SettingsError
+from helpers.inputs.messages import message_of
 from helpers.inputs.questions import PictureQuestion, Question
 from helpers.measure.data_sets import Questions, Sample
 from helpers.measure.evaluation import (
@@ -49,8 +50,14 @@ def outcomes_of(
 ) -> tuple[list[Outcome], list[str]]:
     """Return what one model or two answer greedily, and sentences on what could not be asked.
 
-    `report` is told how far it is. Pictures are opened a few at a time.
+    `report` is told how far it is. Pictures are opened a few at a time. Raises `SettingsError` for
+    models with other tokens, whose first ones cannot be compared.
     """
+    if any(_tokens(model) != _tokens(models[0]) for model in models):
+        raise SettingsError(
+            "The two models have other tokens, so that they cannot be compared; give two that were "
+            "made of one checkpoint, or of one family."
+        )
     outcomes: list[Outcome] = []
     left_out = list(questions.left_out)
     samples, started = questions.samples, time.monotonic()
@@ -59,8 +66,10 @@ def outcomes_of(
         pairs: list[tuple[Sample, PictureQuestion]] = []
         for sample in chunk:
             try:
-                pairs.append((sample, _pair(sample, questions.instruction)))
-            except PictureError as error:
+                pair = _pair(sample, questions.instruction)
+                _check(models[0], pair, max_new_tokens)
+                pairs.append((sample, pair))
+            except (PictureError, QuestionError) as error:
                 left_out.append(f"{sample.name}: {error}")
         answers = [
             answer(model, [pair for _, pair in pairs], max_new_tokens=max_new_tokens, batch=BATCH)
@@ -74,9 +83,22 @@ def outcomes_of(
     return outcomes, left_out
 
 
+def _tokens(model: Model) -> dict[str, int]:
+    vocabulary: dict[str, int] = model.processor.tokenizer.get_vocab()
+    return vocabulary
+
+
 def _pair(sample: Sample, instruction: str) -> PictureQuestion:
     text = f"{sample.text}\n{instruction}" if instruction else sample.text
     return sample.open(), Question(sample.kind, text, sample.right[0] if sample.right else "")
+
+
+def _check(model: Model, pair: PictureQuestion, max_new_tokens: int) -> None:
+    """Raise a `QuestionError` for a question that has no words, or no room in the context."""
+    picture, question = pair
+    message = message_of(question.text, [picture])
+    ids = model.processor.input_ids([message], model.image_inputs([picture]))
+    model.processor.check_room(ids.shape[1], max_new_tokens)
 
 
 def _joined(samples: Sequence[Sample], answers: Sequence[Answers]) -> list[Outcome]:

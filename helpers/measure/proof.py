@@ -141,7 +141,9 @@ class Proof:
         if names:
             return f"{' and '.join(names)} differ from {OURS} by more than rounding."
         judged = [c.name for c in self.comparisons if c.tolerance is not None]
-        return f"But for rounding, the same as {OURS}: {' and '.join(judged) or 'nothing asked'}."
+        if not judged:
+            return f"Weights in fewer bits alone were compared with {OURS}; they may differ."
+        return f"But for rounding, the same as {OURS}: {' and '.join(judged)}."
 
     @property
     def about_reference(self) -> str:

@@ -17,7 +17,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from helpers.errors import CheckpointError, QuestionError, SettingsError, reason_of
+from helpers.errors import (
+    CheckpointError,
+    ContextError,
+    QuestionError,
+    SettingsError,
+    reason_of,
+)
 from helpers.inputs.images import open_picture
 from helpers.inputs.messages import Message, user_message
 from helpers.inputs.prompts import Template, encode
@@ -81,6 +87,16 @@ class Processor(ABC):
     @abstractmethod
     def context_length(self) -> int:
         """How many tokens a conversation may have."""
+
+    def check_room(self, tokens: int, max_new_tokens: int) -> None:
+        """Raise a `ContextError` for a prompt of so many tokens without room for the answer."""
+        limit = self.context_length
+        if tokens + max_new_tokens > limit:
+            raise ContextError(
+                f"The conversation would need {tokens} tokens and {max_new_tokens} for the answer, "
+                f"but the model's context holds {limit}; ask less or start a new one.",
+                limit - tokens,
+            )
 
     @abstractmethod
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:

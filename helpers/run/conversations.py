@@ -21,7 +21,6 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
-from helpers.errors import ContextError
 from helpers.graphs.core import Stopped
 from helpers.inputs.messages import (
     Message,
@@ -138,13 +137,7 @@ class Conversation:
             ids = processor.input_ids([*earlier, message], inputs)[0].tolist()
         else:
             ids = self.ids + processor.turn_ids(message, inputs, first=not self.ids)
-        limit = processor.context_length
-        if len(ids) + sampling.max_new_tokens > limit:
-            raise ContextError(
-                f"The conversation would need {len(ids)} tokens and {sampling.max_new_tokens} for "
-                f"the answer, but the model's context holds {limit}; ask less or start a new one.",
-                limit - len(ids),
-            )
+        processor.check_room(len(ids), sampling.max_new_tokens)
         return Request(message, ids, inputs, sampling, len(self.ids), started, processor)
 
     def take_back(self, reply: "Reply") -> None:

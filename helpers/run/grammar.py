@@ -40,28 +40,45 @@ class Grammars:
 
         Raises `SettingsError` for a schema that llguidance cannot follow.
         """
-        try:
-            # Small models would write spaces until their limit, where they may stand anywhere.
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(
-                json.dumps(schema), overrides={"whitespace_flexible": False}
-            )
-            matcher = llguidance.LLMatcher(self.tokenizer, grammar)
-            reason = matcher.get_error() if matcher.is_error() else ""
-        except (TypeError, ValueError) as error:
-            reason = str(error)
-        if reason:
-            raise SettingsError(f"The schema cannot be followed ({_first_line(reason)}).")
+        matcher = llguidance.LLMatcher(self.tokenizer, _grammar_of(schema))
+        if matcher.is_error():
+            raise _refusal(matcher.get_error())
         return SchemaProcessor(matcher, self)
 
 
-def read_schema(path: Path) -> dict[str, Any]:
-    """Return the JSON schema in a file; raises `SettingsError` where there is none."""
+def _grammar_of(schema: Mapping[str, Any] | bool) -> str:
+    """Return a schema's grammar; raises `SettingsError` where llguidance cannot follow it."""
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        # Small models would write spaces until their limit, where they may stand anywhere.
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(
+            json.dumps(schema), overrides={"whitespace_flexible": False}
+        )
+        reason = llguidance.LLMatcher.validate_grammar(grammar)
+    except (TypeError, ValueError) as error:
+        reason = str(error)
+    if reason:
+        raise _refusal(reason)
+    return str(grammar)
+
+
+def _refusal(reason: str) -> SettingsError:
+    return SettingsError(f"The schema cannot be followed ({_first_line(reason)}).")
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """Return the JSON schema in a file, which any model can follow.
+
+    Raises `SettingsError` where there is none.
+    """
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError):
         schema = None
     if not isinstance(schema, dict):
         raise SettingsError(f"{path} holds no JSON schema, which is an object.")
+    _grammar_of(schema)
     return schema
 
 

@@ -126,7 +126,7 @@ def read_key(path: Path | None) -> str | None:
     if path is None:
         return os.environ.get("VLM_KEY") or None
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        key = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError):
         key = ""
     if not key:

@@ -20,7 +20,7 @@ def answerer_for(
     report: Callable[[str], None],
     *,
     folder: Path | None = None,
-    device: str = "CPU",
+    device: str | None = None,
     picture_tokens: int | None = None,
     untuned: bool = False,
     server: Sequence[str] = (),
@@ -31,23 +31,23 @@ def answerer_for(
     """Return who answers with the `options` of `Conversation.ask`.
 
     It is the model in `folder`, here or on the cluster at the address `ray`, or the one of running
-    servers. Raises `SettingsError` for neither and for both.
+    servers. Raises `SettingsError` for neither, for both, and for what has no effect on the one.
     """
     Sampling.of(**options)  # or it is an error
     if server:
-        if folder or picture_tokens or ray:
-            raise SettingsError(
-                "A --server has its own folder and --picture-tokens; leave them and --ray out here."
-            )
+        own = {"folder": folder, "--device": device, "--picture-tokens": picture_tokens}
+        _refuse(own | {"--untuned": untuned, "--ray": ray}, "which a --server has of its own")
         from helpers.serve.remote import Servers
 
         return Servers(server, read_key(key_file), model, options, report)
     if folder is None:
         raise SettingsError("Give the folder of a model, or a --server that has it.")
+    _refuse({"--model": model, "--key-file": key_file}, "which only a --server needs")
+    device = (device or "CPU").upper()
     if ray:
         from helpers.serve.cluster import Cluster
 
-        return Cluster(ray, folder, device, picture_tokens, options, report)
+        return Cluster(ray, folder, device, picture_tokens, options, report, tuned=not untuned)
     from helpers.run.pipeline import VisionLanguagePipeline
 
     pipeline = VisionLanguagePipeline(
@@ -58,3 +58,10 @@ def answerer_for(
         answers_at_once=BATCH,
     )
     return Local(pipeline, fingerprint_of(folder, device, picture_tokens), options)
+
+
+def _refuse(settings: Mapping[str, Any], why: str) -> None:
+    """Raise a `SettingsError` that names the settings that were given."""
+    names = [name for name, value in settings.items() if value is not None and value is not False]
+    if names:
+        raise SettingsError(f"Leave out {' and '.join(names)}, {why}.")

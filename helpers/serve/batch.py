@@ -70,8 +70,9 @@ def run_job(
 ) -> Progress:
     """Answer the rows that a file lacks; return how many are done and have failed.
 
-    `options` are those of `Conversation.ask`. A batch of which one is missing is answered whole, so
-    that what is computed together never depends on when the job was interrupted.
+    `options` are what answers depend on beside the model and the rows. A batch of which one is
+    missing is answered whole, so that what is computed together never depends on when the job was
+    interrupted.
     """
     job = job_of(answerer.fingerprint, options)
     with results_in(output, job, retry_errors=retry_errors) as results:
@@ -81,7 +82,8 @@ def run_job(
             if any(row.identity not in results.done for row in batch)
         ]
         done = sum(row.identity in results.done for row in rows)
-        progress = Progress(len(rows), done, report, failed=len(results.failed))
+        failed = sum(row.identity in results.failed for row in rows)
+        progress = Progress(len(rows), done, report, failed=failed)
         for answers in answerer.answers(missing):
             new = [answer for answer in answers if answer[0] not in results.done]
             results.add(new)

@@ -31,12 +31,16 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Model:
-    """A folder, how it is run, and the fingerprint that it has where the job was started."""
+    """A folder, how it is run, and the fingerprint that it has where the job was started.
+
+    What `vlm tune` chose on a computer counts there if it is `tuned`, but for threads.
+    """
 
     folder: Path
     device: str
     picture_tokens: int | None
     fingerprint: str
+    tuned: bool
 
     def difference(self) -> str:
         """Return how the folder differs on this computer, as the end of a sentence, or nothing."""
@@ -63,7 +67,7 @@ class Actor:
             model.folder,
             model.device,
             picture_tokens=model.picture_tokens,
-            tuned=False,  # how many threads there are is for Ray to say
+            tuned=model.tuned,
             properties=properties if model.device == "CPU" else {},
             answers_at_once=BATCH,
         )
@@ -88,10 +92,12 @@ class Cluster:
         picture_tokens: int | None,
         options: Mapping[str, Any],
         report: Report,
+        *,
+        tuned: bool = True,
     ) -> None:
         self.address, self.options, self.report = address, dict(options), report
         self.fingerprint = fingerprint_of(folder, device, picture_tokens)
-        self.model = Model(folder.resolve(), device, picture_tokens, self.fingerprint)
+        self.model = Model(folder.resolve(), device, picture_tokens, self.fingerprint, tuned)
 
     def answers(self, batches: Sequence[Sequence[Row]]) -> Iterator[Answers]:
         """Yield the answers to batches as they come back.

@@ -8,10 +8,11 @@ import json
 from dataclasses import dataclass
 
 from helpers.serve.completions import THOUGHT, Completion, Usage
-from helpers.serve.results import ERROR
+from helpers.serve.results import ERROR, JOB, ROW
 from helpers.serve.rows import CUSTOM_ID, IMAGE, Columns, Row
 
 ANSWER = ("answer", "finish_reason", "tokens", "seconds", ERROR)
+OURS = (*ANSWER, ROW, JOB)  # an input's columns of these names get others
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ def columns_of(row: Row, answer: Answer | None, error: str = "") -> Columns:
         response = {"status_code": 200, "request_id": row.identity}
         return {
             "id": f"batch_req_{row.identity}",
-            CUSTOM_ID: row.columns[CUSTOM_ID],
+            CUSTOM_ID: row.columns.get(CUSTOM_ID),
             "response": response | {"body": _body(row, answer)} if answer else None,
             ERROR: {"code": "invalid_request", "message": error} if error else None,
         }
     columns = {
-        (f"input_{name}" if name in ANSWER else name): value for name, value in row.columns.items()
+        (f"input_{name}" if name in OURS else name): value for name, value in row.columns.items()
     }
     columns |= dict.fromkeys(ANSWER)
     if answer:

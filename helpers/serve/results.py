@@ -27,7 +27,7 @@ Answers = Sequence[tuple[str, Mapping[str, Any]]]  # rows' identities and column
 def fingerprint_of(folder: Path, device: str, picture_tokens: int | None) -> str:
     """Return what tells models apart: their files, and how they are run."""
     files = {name: file["sha256"] for name, file in read_manifest(folder)["files"].items()}
-    return _digest([files, device, picture_tokens])
+    return _digest([files, device.upper(), picture_tokens])
 
 
 def job_of(fingerprint: str, options: Mapping[str, Any]) -> str:
@@ -93,7 +93,11 @@ def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[
         raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
     try:
         results = Results(path, job)
-        _read(results, retry_errors=retry_errors)
+        try:
+            _read(results, retry_errors=retry_errors)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"{path} cannot be read ({reason}); give another file.") from None
         yield results
     finally:
         lock.release()
@@ -103,11 +107,14 @@ def _read(results: Results, *, retry_errors: bool) -> None:
     """Read what is done, and cut off a line that is not whole."""
     if not results.path.exists():
         return
-    length, lines = 0, []
+    length = 0
+    lines: list[bytes] = []
     with results.path.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n"):
-                break  # the end of a process
+            if not line.endswith(b"\n"):  # the end of a process
+                if not lines and not _may_be_torn(line):
+                    raise _foreign(results.path)
+                break
             length += len(line)
             identity, is_failed = _identity(results, line)
             if is_failed and retry_errors:
@@ -124,15 +131,26 @@ def _read(results: Results, *, retry_errors: bool) -> None:
         os.truncate(results.path, length)
 
 
+def _may_be_torn(line: bytes) -> bool:
+    """Return whether a line may be the beginning of one of ours, and no whole file of another's."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return line.startswith(b'{"')
+    return False
+
+
+def _foreign(path: Path) -> OutputError:
+    return OutputError(f"{path} is no file of answers to this job; give another file.")
+
+
 def _identity(results: Results, line: bytes) -> tuple[str, bool]:
     """Return a line's identity, and whether it has an error."""
     try:
         columns = json.loads(line)
         identity, job = columns[ROW], columns[JOB]
     except (ValueError, KeyError, TypeError):
-        raise OutputError(
-            f"{results.path} is no file of answers to this job; give another file."
-        ) from None
+        raise _foreign(results.path) from None
     if job != results.job:
         raise OutputError(
             f"{results.path} was begun with another model, question or option; give another file."

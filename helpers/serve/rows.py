@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from helpers.errors import SettingsError
 
 Columns = dict[str, Any]
 
+# Of pictures in a folder; those that cannot be read here, such as a telephone's .heic, are told.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".jp2")
 LONGEST_NAME = 255  # bytes, of a file on the systems that there are
 IMAGE, QUESTION = "image", "question"
-CUSTOM_ID = "custom_id"  # which a line of OpenAI's batch file has
+LINE = "line"  # one that is no JSON object
+CUSTOM_ID, BODY = "custom_id", "body"  # which a line of OpenAI's batch file has
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,7 @@ class Row:
     question: str = ""
     error: str = ""
     size: int = 0
-
-    @property
-    def is_openai(self) -> bool:
-        """Whether it is a line of OpenAI's batch file, which has the whole request in it."""
-        return CUSTOM_ID in self.columns and "body" in self.columns
+    is_openai: bool = False  # a line of OpenAI's batch file, which has the whole request in it
 
 
 def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
@@ -51,6 +50,8 @@ def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
     `questions` are asked about each picture; a line may have its own instead. Raises
     `SettingsError` for an input that is not there or asks nothing.
     """
+    if not all(map(str.strip, questions)):
+        raise SettingsError("A --question has no words; leave it out, or ask one.")
     if source.is_dir():
         if not questions:
             raise SettingsError("Pictures of a folder need a --question.")
@@ -62,32 +63,45 @@ def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
         raise SettingsError(f"{source} does not exist; give a folder of pictures or a JSONL file.")
     if not lines:
         raise SettingsError(f"{source} has no picture and no line to ask about.")
+    if all(columns.keys() == {LINE} for columns in lines):
+        raise SettingsError(
+            f"{source} has no line of JSON; give a folder of pictures, or a JSONL file in UTF-8, "
+            "each line an object with image and question."
+        )
+    if questions and not any(columns.get(QUESTION) in questions for columns in lines):
+        raise SettingsError(f"{source} has questions of its own; leave --question out.")
+    of_openai = any(CUSTOM_ID in columns and BODY in columns for columns in lines)
     counts: Counter[str] = Counter()
     rows = []
     for number, columns in enumerate(lines):
         words = json.dumps(columns, sort_keys=True, ensure_ascii=False, default=str)
         digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         counts[digest] += 1
-        rows.append(_row(f"{digest}-{counts[digest]}", number, columns, base))
+        row = _row(f"{digest}-{counts[digest]}", number, columns, base)
+        # What is wrong in OpenAI's file is written in its form too.
+        is_openai = row.is_openai or (of_openai and QUESTION not in columns)
+        rows.append(replace(row, is_openai=is_openai))
     return rows
 
 
 def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
+        name = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in name.parts)  # thumbnails, and macOS's ._
+        if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and path.is_file() and not is_hidden:
             for question in questions:
-                yield {IMAGE: path.relative_to(folder).as_posix(), QUESTION: question}
+                yield {IMAGE: name.as_posix(), QUESTION: question}
 
 
 def _lines_of_file(path: Path, questions: Sequence[str]) -> Iterator[Columns]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for line in filter(str.strip, file):
             try:
                 columns = json.loads(line)
             except (ValueError, RecursionError):
                 columns = None
             if not isinstance(columns, dict):
-                yield {"line": line.rstrip("\n")[:1000]}
+                yield {LINE: line.rstrip("\n")[:1000]}
             elif QUESTION in columns or CUSTOM_ID in columns or not questions:
                 yield columns
             else:
@@ -96,11 +110,15 @@ def _lines_of_file(path: Path, questions: Sequence[str]) -> Iterator[Columns]:
 
 
 def _row(identity: str, number: int, columns: Columns, base: Path) -> Row:
-    if CUSTOM_ID in columns and "body" in columns:
-        return Row(identity, number, columns)
+    if CUSTOM_ID in columns and BODY in columns:
+        return Row(identity, number, columns, is_openai=True)
     image, question = columns.get(IMAGE), columns.get(QUESTION)
     error = ""
-    if not isinstance(question, str) or not question.strip():
+    if columns.keys() == {LINE}:
+        error = f"The line is no JSON object: {str(columns[LINE])[:40]!r}."
+    elif CUSTOM_ID in columns and QUESTION not in columns:
+        error = "The line has no body, which OpenAI's batch file has in each."
+    elif not isinstance(question, str) or not question.strip():
         error = "The line has no question; give it one, or --question for all."
     elif image is not None and not _is_path(image):
         error = "The line's image is no path."
@@ -112,7 +130,7 @@ def _row(identity: str, number: int, columns: Columns, base: Path) -> Row:
 
 def _is_path(image: Any) -> bool:
     """Return whether a value may be a path on some system."""
-    if not isinstance(image, str) or "\0" in image:
+    if not isinstance(image, str) or not image or "\0" in image:
         return False
     names = image.encode("utf-8", "surrogatepass").split(b"/")
     return max(map(len, names)) <= LONGEST_NAME
