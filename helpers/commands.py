@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import accuracy_commands, command_options, speed_commands
 from helpers.command_output import SOME_FAILED, Result, report, show
-from helpers.errors import UserError
+from helpers.errors import SettingsError, UserError
 from helpers.graphs.presets import fastest_preset, find_preset, name_of
 from helpers.resources import path_of
 
@@ -28,14 +28,27 @@ if TYPE_CHECKING:
 
 def convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint and print the bit widths of its parts."""
-    from helpers.convert import conversion, folders
+    from helpers.convert import calibration, conversion, folders
     from helpers.graphs.bit_widths import bit_width_rows
     from helpers.models.families import find_checkpoint
 
     precision = fastest_preset() if options.precision == "auto" else options.precision
-    preset = find_preset(precision, group_size=options.group_size, ratio=options.ratio)
+    preset = find_preset(
+        precision,
+        image_encoder=options.image_encoder,
+        group_size=options.group_size,
+        ratio=options.ratio,
+    )
+    samples = []
+    if options.samples is not None:
+        if preset.image_encoder is None or not preset.image_encoder.needs_data:
+            raise SettingsError(
+                "Samples are looked at by int8-activations alone; choose that as the precision, "
+                "or as --image-encoder, or leave --samples out."
+            )
+        samples = calibration.find_samples(options.samples, preset.image_encoder.samples)
     folder = find_checkpoint(options.checkpoint)
-    widths = conversion.convert(folder, options.output, preset, report=report)
+    widths = conversion.convert(folder, options.output, preset, samples=samples, report=report)
     data = {
         "folder": str(options.output),
         "bytes": folders.folder_bytes(options.output),
