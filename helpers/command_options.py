@@ -5,7 +5,7 @@ What this module does not know: what a command does.
 
 import argparse
 
-from helpers.graphs.presets import PRESETS
+from helpers.graphs.presets import ALL_PRESETS
 from helpers.resources import path_of
 
 
@@ -57,9 +57,17 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Add the options of `convert`."""
     parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
-    presets = "; ".join(f"{name}: {preset.why}" for name, preset in PRESETS.items())
+    presets = "; ".join(f"{name}: {preset.why}" for name, preset in ALL_PRESETS.items())
     presets += "; auto: of int4 and int4-sym the one that is faster on this computer's processor"
     parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
+    parser.add_argument(
+        "--image-encoder", help="another of these for the image encoder, such as int8-activations"
+    )
+    parser.add_argument(
+        "--samples",
+        help="what int8-activations is calibrated on: a folder of pictures, or a data set of the "
+        "hub (default: pictures that are drawn)",
+    )
     parser.add_argument(
         "--group-size", type=int, help="weights that share a scale in 4 bits (default: 128)"
     )
@@ -186,7 +194,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="int4",
-        help=f"one or several of {','.join(PRESETS)} (default: int4)",
+        help=f"one or several of {','.join(ALL_PRESETS)} (default: int4)",
     )
     parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
     parser.add_argument(

@@ -28,14 +28,20 @@ if TYPE_CHECKING:
 
 def convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint and print the bit widths of its parts."""
-    from helpers.convert import conversion, folders
+    from helpers.convert import calibration, conversion, folders
     from helpers.graphs.bit_widths import bit_width_rows
     from helpers.models.families import find_checkpoint
 
     precision = fastest_preset() if options.precision == "auto" else options.precision
-    preset = find_preset(precision, group_size=options.group_size, ratio=options.ratio)
+    preset = find_preset(
+        precision,
+        image_encoder=options.image_encoder,
+        group_size=options.group_size,
+        ratio=options.ratio,
+    )
+    samples = calibration.samples_for(preset, options.samples)
     folder = find_checkpoint(options.checkpoint)
-    widths = conversion.convert(folder, options.output, preset, report=report)
+    widths = conversion.convert(folder, options.output, preset, samples=samples, report=report)
     data = {
         "folder": str(options.output),
         "bytes": folders.folder_bytes(options.output),

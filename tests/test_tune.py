@@ -247,7 +247,7 @@ def test_settings_that_are_tried_keep_the_answers_of_a_trained_model(bundled_fol
     divergences = []
     for properties in (
         {},
-        {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128},
+        {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64},
     ):
         answers = evaluation.answer(VisionLanguagePipeline(folder, properties=properties), pairs)
         assert abs(evaluation.accuracy(answers, pairs)["all"].right - right) <= 1

@@ -20,6 +20,7 @@ from torch import Tensor
 from helpers.errors import PictureError, SettingsError
 from helpers.graphs.core import compile_model, feed_of, run_model
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.graphs.presets import Preset, Quantization
 from helpers.graphs.stateful import BEAM_INPUT
 from helpers.graphs.token_rows import apart, row_shapes, side_by_side
 from helpers.inputs.messages import user_message
@@ -49,6 +50,21 @@ def find_samples(source: str, number: int, *, prompt: str = PROMPT) -> list[Samp
     raise SettingsError(
         f"{source} is neither a folder of pictures nor a data set's name such as owner/name."
     )
+
+
+def samples_for(preset: Preset, source: str | None) -> list[Sample]:
+    """Return what an image encoder with quantised activations looks at; [] for drawn pictures.
+
+    Raises `SettingsError` for a `source` where nothing looks at samples.
+    """
+    if source is None:
+        return []
+    if not isinstance(preset.image_encoder, Quantization):
+        raise SettingsError(
+            "Samples are looked at by int8-activations alone; choose that as the precision, or as "
+            "--image-encoder, or leave --samples out."
+        )
+    return find_samples(source, preset.image_encoder.samples)
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -115,6 +131,12 @@ def inputs_by_part(
     }
 
 
+def encoder_inputs(part: ov.Model, processor: Processor, samples: Sequence[Sample]) -> PartInputs:
+    """Return the inputs of an image encoder that is the only part for pictures."""
+    compute = _SampleInputs({IMAGE_ENCODER: part}, processor)
+    return PartInputs(samples, compute.of_image_encoder)
+
+
 class _SampleInputs:
     """The inputs of each part for one sample."""
 
@@ -125,10 +147,7 @@ class _SampleInputs:
             for name, part in parts.items()
             if name != LANGUAGE_MODEL
         }
-        language_model = parts[LANGUAGE_MODEL]
-        ports = language_model.inputs
-        self.language_inputs = {name for port in ports for name in port.get_names()}
-        self.row_shapes = row_shapes(language_model, processor.exported.token_parts.values())
+        self.language_model = parts.get(LANGUAGE_MODEL)
 
     def of_image_encoder(self, sample: Sample) -> list[Inputs]:
         """Return the inputs of every call of the image encoder."""
@@ -157,10 +176,11 @@ class _SampleInputs:
         pictured = prepared.pop("pictures", None)
         if pictured is not None:
             prepared |= pictured.fixed | pictured.at(torch.arange(ids.shape[1]), 1)
-        prepared |= apart(prepared["inputs_embeds"], self.row_shapes)
-        feed = {
-            name: value.numpy() for name, value in prepared.items() if name in self.language_inputs
-        }
+        assert self.language_model is not None, "the language model's own samples are asked for"
+        shapes = row_shapes(self.language_model, self.processor.exported.token_parts.values())
+        prepared |= apart(prepared["inputs_embeds"], shapes)
+        names = {name for port in self.language_model.inputs for name in port.get_names()}
+        feed = {name: value.numpy() for name, value in prepared.items() if name in names}
         return [feed | {BEAM_INPUT: np.zeros(1, np.int32)}]
 
     def _run(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,11 @@
 """Convert all parts of a checkpoint into one folder that a pipeline can run."""
 
 import functools
-import hashlib
 import json
-import platform
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,9 @@ from helpers.convert.folders import (
     written_aside,
 )
 from helpers.convert.manifests import bit_widths_of
+from helpers.convert.origins import made_of
 from helpers.convert.places import COPIED, holds_conversion
+from helpers.convert.quantizing import quantized_encoder, varied_pictures
 from helpers.convert.runtime_files import has_runtime_files, write_runtime_files
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
@@ -38,16 +37,11 @@ from helpers.graphs.presets import Preset, Quantization, Weights
 from helpers.graphs.stateful import make_stateful
 from helpers.graphs.tables import Table, table_model
 from helpers.graphs.tracing import trace
+from helpers.inputs.questions import Sample
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel
-from helpers.models.families import family_of
 from helpers.resources import Growth, free_disk, in_words
-from helpers.sources.checkpoints import Config, check_name, read_config
-from helpers.sources.hub import checkpoint_name
-from helpers.sources.tensors import weight_files
 from helpers.upstream.locales import plain_numbers
-
-_PACKAGES = ("openvino", "nncf", "torch", "transformers")
 
 
 def convert_part(part: Part | Table) -> ov.Model:
@@ -70,9 +64,17 @@ def refuse_conversion(checkpoint: Path) -> None:
 
 
 def convert(
-    checkpoint: Path, output: Path, preset: Preset, *, report: Report = lambda line: None
+    checkpoint: Path,
+    output: Path,
+    preset: Preset,
+    *,
+    samples: Sequence[Sample] = (),
+    report: Report = lambda line: None,
 ) -> dict[str, list[BitWidth]]:
     """Convert the checkpoint in a folder into `output`; return the bit widths by part.
+
+    An image encoder whose activations are quantised is calibrated on the pictures of `samples`, or
+    on drawn ones if there are none; a language model that needs data is refused.
 
     `report` is told of each step. A complete folder made of the same checkpoint with the same
     preset is kept, any other conversion replaced; an incomplete one never appears, and one that was
@@ -82,11 +84,11 @@ def convert(
     checkpoint, output = Path(checkpoint), Path(output)
     absolute(output)  # or it is told
     refuse_conversion(checkpoint)
-    made_of = _made_of(checkpoint, preset)
+    origin = made_of(checkpoint, preset, samples)
     complete(output)
     with suppress(OutputError):  # nothing there, or it is damaged and made anew
         manifest = read_manifest(output)
-        if all(manifest[entry] == made_of[entry] for entry in ("source", "preset")):
+        if all(manifest[entry] == origin[entry] for entry in ("source", "preset")):
             report(f"{output} is there already, made of the same checkpoint and settings.")
             if not has_runtime_files(load_processor(checkpoint), manifest["files"]):
                 report("files for OpenVINO GenAI and Model Server are added")
@@ -94,7 +96,7 @@ def convert(
             return bit_widths_of(manifest)
     model = load_model(checkpoint)
     model.processor.check()
-    with written_aside(output, made_of, resume=True, report=report) as work:
+    with written_aside(output, origin, resume=True, report=report) as work:
         missing = expected_bytes(model, preset) - work.bytes
         check_room(missing, output, memory=expected_memory(model, preset), report=report)
         weights, done = _weights_by_part(model), 0
@@ -104,7 +106,16 @@ def convert(
                     report(f"{part.name}: finished before the interruption")
                 else:
                     report(f"{part.name}: converting ({done / sum(weights.values()):.0%} done)")
-                    _store(work, part.name, _converted(model, part, checkpoint), preset, report)
+                    graph = _converted(model, part, checkpoint)
+                    setting = preset.weights_of(part.name)
+                    if isinstance(setting, Quantization):
+                        pictures = samples or varied_pictures(setting.samples)
+                        graph = quantized_encoder(
+                            graph, setting, model.processor, pictures, report=report
+                        )
+                        _save(work, part.name, graph)
+                    else:
+                        _store(work, part.name, graph, preset, report)
                 done += weights.get(part.name, 0)  # a small part is counted with its whole
         _write_small_files(checkpoint, work.folder)
     report(f"{output} is complete; it took at most {in_words(growth.bytes)} of memory.")
@@ -252,7 +263,7 @@ def write(
     by part. Whatever stands at `output` is replaced, since nobody knows how parts that come from
     outside were made.
     """
-    with written_aside(Path(output), _made_of(checkpoint, preset)) as work:
+    with written_aside(Path(output), made_of(checkpoint, preset)) as work:
         for name, model in parts:
             if compressed:
                 _save(work, name, model)
@@ -312,44 +323,3 @@ def _write_small_files(checkpoint: Path, folder: Path) -> None:
     config = json.dumps(processor.config, indent=1, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     write_runtime_files(processor, folder)
-
-
-def _made_of(checkpoint: Path, preset: Preset) -> Config:
-    """Return what a conversion depends on: its source, settings, and the packages' versions."""
-    versions = {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
-    source = describe_source(Path(checkpoint))
-    parts = load_processor(Path(checkpoint)).exported.files
-    return {
-        "source": source,
-        "preset": preset.settings,
-        "versions": versions,
-        "parts": parts,
-    }
-
-
-def describe_source(checkpoint: Path) -> Config:
-    """Return what tells one checkpoint from another: of each file that is read, what it holds.
-
-    That is a small file's hash, and the size and time of one with weights. Other files of the
-    folder do not count. Raises `CheckpointError` for a folder that is no checkpoint.
-    """
-    check_name(checkpoint)
-    family = family_of(checkpoint)
-    config = checkpoint / "config.json"
-    files: Config = {}
-    for folder in (checkpoint, *family.other_folders(checkpoint, read_config(checkpoint))):
-        prefix = "" if folder == checkpoint else f"{folder.name}/"
-        for path in sorted(folder.iterdir()):
-            if path.suffix in _READ or path.name in _WORDS:
-                files[prefix + path.name] = _sha256(path)
-        with suppress(CheckpointError):  # told when they are read
-            for path in weight_files(folder):
-                files[prefix + path.name] = [path.stat().st_size, path.stat().st_mtime_ns]
-    return {"name": checkpoint_name(checkpoint), "files": files, "config_sha256": _sha256(config)}
-
-
-_READ, _WORDS = (".json", ".model", ".jinja"), ("vocab.txt", "merges.txt")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

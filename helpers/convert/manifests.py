@@ -96,12 +96,13 @@ def exists(path: Path) -> bool:
 def describe_files(folder: Path, names: list[str]) -> dict[str, Config]:
     """Return the size and the hash of files, as a manifest records them."""
     return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)}
         for name in names
     }
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -121,5 +122,5 @@ def altered(folder: Path, files: dict[str, Config]) -> list[str]:
     return of_another_size + [
         name
         for name, file in files.items()
-        if name not in of_another_size and _sha256(folder / name) != file["sha256"]
+        if name not in of_another_size and file_hash(folder / name) != file["sha256"]
     ]

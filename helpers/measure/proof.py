@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from helpers.convert.conversion import convert, describe_source
+from helpers.convert.conversion import convert
 from helpers.convert.folders import Report
+from helpers.convert.origins import describe_source
 from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import PictureQuestion

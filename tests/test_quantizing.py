@@ -1,0 +1,115 @@
+"""An image encoder with activations in 8 bits: one preset, calibrated on pictures of the reader."""
+
+from collections import Counter
+
+import openvino as ov
+import pytest
+import torch
+
+from helpers.__main__ import main
+from helpers.convert import conversion, quantizing
+from helpers.convert.folders import read_manifest
+from helpers.errors import SettingsError
+from helpers.graphs.compression import compress
+from helpers.graphs.part_names import FILES, IMAGE_ENCODER
+from helpers.graphs.presets import INT8, Quantization, find_preset, name_of
+from helpers.measure import evaluation
+from helpers.models import load_model, load_processor
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.shapes.questions import draw_questions
+from helpers.sources.checkpoints import BUNDLED
+
+ONE_SIZE = ("llava_mpt", "mobilevlm", "internvl2", "mllama")
+ANY_SIZE = ("minicpm_v2", "qwen3_vl")
+
+
+@pytest.fixture(scope="module")
+def folder(bundled_folder):
+    return bundled_folder("internvl2", "int8-activations")
+
+
+def test_the_image_encoder_multiplies_in_8_bits_and_its_answers_stay_right(folder):
+    assert name_of(read_manifest(folder)["preset"]) == "int8-activations"
+    graph = ov.Core().read_model(folder / FILES[IMAGE_ENCODER])
+    kinds = Counter(node.get_type_name() for node in graph.get_ops())
+    assert kinds["FakeQuantize"] > kinds["MatMul"] / 2
+    pairs = draw_questions(21, seed=5)
+    right = evaluation.accuracy(evaluation.answer(VisionLanguagePipeline(folder), pairs), pairs)
+    assert right["all"].right >= 19
+
+
+def test_the_error_is_told_beside_that_of_weights_alone(tmp_path):
+    lines = []
+    checkpoint = BUNDLED / "mobilevlm"
+    preset = find_preset("int4", image_encoder="int8-activations")
+    conversion.convert(checkpoint, tmp_path / "made", preset, report=lines.append)
+    (line,) = [line for line in lines if "features differ" in line]
+    told = [float(word.strip("%,.")) / 100 for word in line.split() if "%" in word]
+    processor = load_processor(checkpoint)
+    exact = conversion.convert_part(load_model(checkpoint).image_encoder_part())
+    pictures = quantizing.varied_pictures(quantizing.HELD_OUT, seed=1)
+    calls = list(quantizing.encoder_inputs(exact, processor, pictures))
+    stored = ov.Core().read_model(tmp_path / "made" / FILES[IMAGE_ENCODER])
+
+    def features(graph):
+        compiled = ov.Core().compile_model(graph, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+        return torch.cat([torch.from_numpy(compiled(call)[0]).flatten() for call in calls])
+
+    expected = features(exact)
+    for graph, distance in ((stored, told[0]), (compress(exact, INT8), told[1])):
+        measured = (features(graph) - expected).norm() / expected.norm()
+        assert distance == pytest.approx(float(measured), abs=6e-4)
+
+
+@pytest.mark.parametrize("name", ONE_SIZE)
+def test_tiles_of_one_size_are_taken(name):
+    quantizing.check_one_size(
+        conversion.convert_part(load_model(BUNDLED / name).image_encoder_part())
+    )
+
+
+@pytest.mark.parametrize("name", ANY_SIZE)
+def test_pictures_of_any_size_are_refused_in_a_sentence(name, tmp_path, capsys):
+    checkpoint, output = BUNDLED / name, tmp_path / "made"
+    options = ["--precision", "int8-activations", "--output", str(output)]
+    assert main(["convert", str(checkpoint), *options]) == 1
+    assert "pictures of any size" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_pictures_of_a_reader_are_what_calibration_looks_at(tmp_path, capsys):
+    pictures = tmp_path / "photographs"
+    pictures.mkdir()
+    for number, (picture, _) in enumerate(quantizing.varied_pictures(3)):
+        picture.save(pictures / f"{number}.png")
+    output = tmp_path / "made"
+    options = ["--image-encoder", "int8-activations", "--samples", str(pictures)]
+    options += ["--output", str(output)]
+    assert main(["convert", "internvl2", *options]) == 0
+    first = read_manifest(output)
+    assert first["preset"]["image_encoder"]["smooth_quant"] == 0.6
+    assert first["preset"]["language_model"]["mode"] == "int4-asym"
+    assert "looking at 3 pictures" in capsys.readouterr().err
+    (pictures / "0.png").unlink()
+    assert main(["convert", "internvl2", *options]) == 0
+    assert read_manifest(output)["source"]["samples"] != first["source"]["samples"]
+
+
+def test_samples_that_nothing_looks_at_are_refused(tmp_path, capsys):
+    options = ["--samples", str(tmp_path), "--output", str(tmp_path / "made")]
+    assert main(["convert", "internvl2", *options]) == 1
+    assert "--samples" in capsys.readouterr().err
+
+
+def test_drawn_pictures_are_the_same_every_time_and_differ_in_size():
+    first, again = (quantizing.varied_pictures(24) for _ in range(2))
+    assert [picture.tobytes() for picture, _ in first] == [one.tobytes() for one, _ in again]
+    assert len({picture.size for picture, _ in first}) >= 6
+
+
+def test_a_preset_is_changed_in_its_image_encoder_alone():
+    preset = find_preset("int4", image_encoder="int8-activations")
+    assert isinstance(preset.image_encoder, Quantization)
+    assert preset.language_model == find_preset("int4").language_model
+    with pytest.raises(SettingsError, match="int5"):
+        find_preset("int4", image_encoder="int5")
