@@ -19,8 +19,8 @@ from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
 from helpers.sources.checkpoints import BUNDLED
 
-ONE_SIZE = ("llava_mpt", "mobilevlm", "internvl2", "mllama")
-ANY_SIZE = ("minicpm_v2", "qwen3_vl")
+TILES = ("llava_mpt", "mobilevlm", "internvl2", "mllama")
+WHOLE_PICTURES = ("minicpm_v2", "qwen3_vl")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_the_error_is_told_beside_that_of_weights_alone(tmp_path):
     preset = find_preset("int4", image_encoder="int8-activations")
     conversion.convert(checkpoint, tmp_path / "made", preset, report=lines.append)
     (line,) = [line for line in lines if "features differ" in line]
-    told = [float(word.strip("%,.")) / 100 for word in line.split() if "%" in word]
+    shares = [float(word.strip("%,.")) / 100 for word in line.split() if "%" in word]
     processor = load_processor(checkpoint)
     exact = conversion.convert_part(load_model(checkpoint).image_encoder_part())
     pictures = quantizing.varied_pictures(quantizing.HELD_OUT, seed=1)
@@ -56,19 +56,19 @@ def test_the_error_is_told_beside_that_of_weights_alone(tmp_path):
         return torch.cat([torch.from_numpy(compiled(call)[0]).flatten() for call in calls])
 
     expected = features(exact)
-    for graph, distance in ((stored, told[0]), (compress(exact, INT8), told[1])):
+    for graph, distance in ((stored, shares[0]), (compress(exact, INT8), shares[1])):
         measured = (features(graph) - expected).norm() / expected.norm()
         assert distance == pytest.approx(float(measured), abs=6e-4)
 
 
-@pytest.mark.parametrize("name", ONE_SIZE)
+@pytest.mark.parametrize("name", TILES)
 def test_tiles_of_one_size_are_taken(name):
     quantizing.check_one_size(
         conversion.convert_part(load_model(BUNDLED / name).image_encoder_part())
     )
 
 
-@pytest.mark.parametrize("name", ANY_SIZE)
+@pytest.mark.parametrize("name", WHOLE_PICTURES)
 def test_pictures_of_any_size_are_refused_in_a_sentence(name, tmp_path, capsys):
     checkpoint, output = BUNDLED / name, tmp_path / "made"
     options = ["--precision", "int8-activations", "--output", str(output)]
@@ -103,7 +103,7 @@ def test_samples_that_nothing_looks_at_are_refused(tmp_path, capsys):
 
 def test_drawn_pictures_are_the_same_every_time_and_differ_in_size():
     first, again = (quantizing.varied_pictures(24) for _ in range(2))
-    assert [picture.tobytes() for picture, _ in first] == [one.tobytes() for one, _ in again]
+    assert [picture.tobytes() for picture, _ in first] == [other.tobytes() for other, _ in again]
     assert len({picture.size for picture, _ in first}) >= 6
 
 
