@@ -15,6 +15,8 @@ from helpers.inputs.video import Video
 from helpers.models import load_model
 from helpers.models.exported import collate
 from helpers.models.families import family_of, find_original
+from helpers.models.gemma4.originals import TOKENIZER
+from helpers.models.gemma4.processor import PICTURE_MARKS
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.sources.checkpoints import read_json, write_json
 from tests.random_gemma4 import write_random
@@ -148,6 +150,17 @@ def test_answers_that_are_computed_together_are_the_same(random_models):
     assert [reply.token_ids for reply in replies] == alone
 
 
+@torch.inference_mode()
+def test_masks_by_what_is_visible_have_the_window(random_models):
+    """As training makes them, where questions share a picture: here every earlier token is seen."""
+    model, prompt = random_models.model, prompt_of(random_models, *CASES["text"])
+    inputs, length = prepared(model, prompt), prompt.ids.shape[1]
+    positions = torch.arange(length)[None]
+    masks = model.attention_masks(torch.ones(1, 1, length, length).bool().tril(), positions)
+    actual = model(**inputs | {"attention_mask": masks, "position_ids": positions}).logits
+    assert error(actual, model(**inputs).logits) < 5e-6
+
+
 def operations(compiled) -> list[str]:
     """Return the kinds of operations that run."""
     model = compiled.get_runtime_model()
@@ -189,6 +202,8 @@ def test_the_usual_budget_is_that_of_the_files(random_models, tmp_path):
     write_json(tmp_path / "processor_config.json", {"image_processor": {"max_soft_tokens": 560}})
     other = type(processor)(tmp_path, processor.config)
     assert other.usual_picture_tokens == 560
+    plain = type(processor)(processor.folder, processor.config)  # as `load_model` has it
+    assert plain.image_inputs([noise(40, 40)])["pixel_values"].shape[1] == 9 * 280
 
 
 def test_videos_are_refused(random_models):
@@ -258,3 +273,20 @@ def test_the_unified_model_is_refused(random_models, tmp_path):
     write_json(tmp_path / "config.json", config)
     with pytest.raises(CheckpointError, match="holds a 'gemma4_unified' model; this reads"):
         family_of(tmp_path)
+
+
+def test_the_chat_template_writes_the_prompt_of_the_processor(random_models):
+    processor = random_models.pipeline.processor
+    text = "What is it?"
+    parts = [{"type": "image"}, {"type": "text", "text": text}]
+    written = processor.tokenizer.apply_chat_template(
+        [{"role": "user", "content": parts}],
+        chat_template=TOKENIZER.chat_template,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    begin, token, end = PICTURE_MARKS
+    inputs = processor.image_inputs([noise(40, 40)])
+    prompt = processor.tokenizer.decode(processor.input_ids([user_message(text, 1)], inputs)[0])
+    (count,) = processor.exported.token_counts(inputs["image_position_ids"])
+    assert prompt == written.replace(token, begin + count * token + end)

@@ -143,6 +143,13 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         kinds = getattr(self.language_model.config, "layer_types", None) or ()
         return "linear_attention" in kinds
 
+    def attention_masks(self, visible: Tensor, position_ids: Tensor) -> Any:
+        """Return `forward`'s `attention_mask` where a token sees what is `visible` to it.
+
+        `visible` is (batch, 1, length, length) of bools, `position_ids` those of `forward`.
+        """
+        return visible
+
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)

@@ -19,6 +19,7 @@ from helpers.graphs.tables import Table
 from helpers.models.base import VisionLanguageModel
 from helpers.models.families import Family
 from helpers.models.gemma4.encoder import PictureEncoder, plain_table
+from helpers.models.gemma4.exported import FULL, SLIDING
 from helpers.models.gemma4.language_model import Gemma4Decoder, Gemma4LanguageModel, ScaledEmbedding
 from helpers.models.gemma4.originals import ORIGINALS, TOKENIZER, token_ids
 from helpers.models.gemma4.processor import Gemma4Processor
@@ -93,6 +94,12 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
         rows = self.per_layer_embeddings(self.processor.text_ids(input_ids))
         per_layer = rows.unflatten(-1, self._row_shape)
         return super().prepare(input_ids, features) | {"per_layer_inputs": per_layer}
+
+    def attention_masks(self, visible: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
+        """Return a mask for each kind of layer: one for all tokens, one for those in a window."""
+        distance = position_ids[:, None, :, None] - position_ids[:, None, None]
+        near = distance < self.processor.text.sliding_window
+        return {FULL: visible, SLIDING: visible & near}
 
     # What is exported
 

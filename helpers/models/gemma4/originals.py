@@ -13,10 +13,32 @@ def token_ids(size: int) -> dict[str, int]:
     return {name: size - len(names) + number for number, name in enumerate(names)}
 
 
+# The published form, without thinking and tools.
+CHAT_TEMPLATE = """{{- bos_token }}
+{%- for message in messages %}
+{{- "<|turn>" + ("model" if message.role == "assistant" else message.role) + "\\n" }}
+{%- if message.content is string %}
+{{- message.content | trim }}
+{%- else %}
+{%- for part in message.content %}
+{%- if part.type == "image" %}
+{{- "<|image|>" }}
+{%- else %}
+{{- part.text | trim }}
+{%- endif %}
+{%- endfor %}
+{%- endif %}
+{{- "<turn|>\\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- "<|turn>model\\n" }}
+{%- endif %}
+"""
 TOKENIZER = SmallTokenizer(
     "gemma",
     ("user\n", "model\n"),
     ("<|turn>", "<turn|>", *THOUGHT_MARKS, *PICTURE_MARKS, VIDEO_MARK),
+    CHAT_TEMPLATE,
 )
 
 

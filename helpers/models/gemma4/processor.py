@@ -152,12 +152,16 @@ class Gemma4Processor(Processor):
 
     @property
     def image_processor(self) -> Gemma4ImageProcessorPil:
-        """transformers' processor, within the budget of tokens."""
+        """transformers' processor, within the budget of tokens or, if none is set, the usual one.
+
+        No picture is too small for a budget: without one, the largest would be the usual case.
+        """
         pieces = self.pieces
+        budget = self.usual_picture_tokens if self.picture_tokens is None else self.picture_tokens
         return Gemma4ImageProcessorPil(
             patch_size=self.vision.patch_size,
             pooling_kernel_size=self.vision.pooling_kernel_size,
-            max_soft_tokens=pieces.total(pieces.within(self.picture_tokens)),
+            max_soft_tokens=pieces.total(pieces.within(budget)),
         )
 
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
