@@ -132,7 +132,10 @@ class Conversation:
         if earlier:
             ids = processor.input_ids([*earlier, message], inputs)[0].tolist()
         else:
-            ids = self.ids + processor.turn_ids(message, inputs, first=not self.ids)
+            shown = sum(len(pictures_of(part)) for part in self.messages)
+            ids = self.ids + processor.turn_ids(
+                message, inputs, first=not self.ids, earlier_pictures=shown
+            )
         limit = processor.context_length
         if len(ids) + sampling.max_new_tokens > limit:
             raise ContextError(
