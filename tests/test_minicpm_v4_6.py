@@ -66,6 +66,16 @@ def test_a_conversation_goes_on_and_back(models):
     check_conversation(models)
 
 
+def test_pictures_are_counted_through_a_conversation(models):
+    conversation = models.pipeline.conversation()
+    for picture in PICTURES:
+        reply = conversation.ask("What is it?", [picture], max_new_tokens=2)
+        reply.wait()
+    prompt = models.pipeline.processor.tokenizer.decode(reply.prompt_ids)
+    numbers = [prompt.count(f"<image_id>{number}</image_id>") for number in range(4)]
+    assert numbers == [1, 1, 1, 0]
+
+
 def test_each_linear_layer_is_one_operation(models):
     nodes = models.pipeline.parts[LANGUAGE_MODEL].get_runtime_model().get_ops()
     kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]

@@ -132,9 +132,9 @@ class Conversation:
         if earlier:
             ids = processor.input_ids([*earlier, message], inputs)[0].tolist()
         else:
-            shown = sum(len(pictures_of(part)) for part in self.messages)
+            number = sum(len(pictures_of(part)) for part in self.messages)
             ids = self.ids + processor.turn_ids(
-                message, inputs, first=not self.ids, earlier_pictures=shown
+                message, inputs, first=not self.ids, earlier_pictures=number
             )
         limit = processor.context_length
         if len(ids) + sampling.max_new_tokens > limit:
