@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from helpers.models.qwen3_5.originals import TOKENIZER
-from helpers.models.qwen3_vl.originals import token_ids
+from helpers.models.qwen_vision.originals import token_ids
 from helpers.shapes import tokenizers
+from tests.random_models import fill
 from tests.tiny import seeded
 
 
@@ -59,12 +59,14 @@ class Dimensions:
         )
 
 
-def config_of(dimensions: Dimensions, vocabulary: int) -> Qwen3_5Config:
-    """Return transformers' config; the table of tokens has a few rows more than tokens."""
-    hidden = 64
-    text = {
+HIDDEN = 64
+
+
+def text_of(dimensions: Dimensions, vocabulary: int) -> dict[str, Any]:
+    """Return the language model's config; its table has a few rows more than there are tokens."""
+    return {
         "vocab_size": vocabulary + 5,
-        "hidden_size": hidden,
+        "hidden_size": HIDDEN,
         "intermediate_size": 96,
         "num_hidden_layers": dimensions.layers,
         "full_attention_interval": dimensions.interval,
@@ -84,20 +86,29 @@ def config_of(dimensions: Dimensions, vocabulary: int) -> Qwen3_5Config:
             "mrope_interleaved": True,
         },
     }
+
+
+def config_of(dimensions: Dimensions, vocabulary: int) -> Qwen3_5Config:
+    """Return transformers' config."""
     vision = {
         "depth": dimensions.vision_layers,
         "hidden_size": dimensions.vision_heads * dimensions.vision_head_size,
         "intermediate_size": 80,
         "num_heads": dimensions.vision_heads,
-        "out_hidden_size": hidden,
+        "out_hidden_size": HIDDEN,
         "num_position_embeddings": dimensions.side**2,
     }
     return Qwen3_5Config(
-        text_config=text,
+        text_config=text_of(dimensions, vocabulary),
         vision_config=vision,
         tie_word_embeddings=dimensions.tied,
         **token_ids(vocabulary),
     )
+
+
+def is_zero_centred(name: str) -> bool:
+    """Return whether a norm adds its weights to one, as most of the language model do."""
+    return "language_model" in name and "linear_attn.norm" not in name
 
 
 def write_random(folder: Path, seed: int, *, dimensions: Dimensions | None = None) -> Any:
@@ -106,12 +117,7 @@ def write_random(folder: Path, seed: int, *, dimensions: Dimensions | None = Non
     with seeded(seed):
         config = config_of(dimensions or Dimensions.drawn(seed), vocabulary)
         model = Qwen3_5ForConditionalGeneration(config)
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.15)
-            elif "norm" in name and name.endswith("weight"):
-                is_zero_centred = "visual" not in name and "linear_attn.norm" not in name
-                torch.nn.init.normal_(parameter, 0 if is_zero_centred else 1, 0.1)
+        fill(model, is_zero_centred)
     model.eval().save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TOKENIZER.chat_template, encoding="utf-8")
     return model

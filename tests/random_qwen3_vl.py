@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from helpers.models.qwen3_vl.originals import TOKENIZER, token_ids
+from helpers.models.qwen3_vl.originals import TOKENIZER
+from helpers.models.qwen_vision.originals import token_ids
 from helpers.shapes import tokenizers
+from tests.random_models import fill
 from tests.tiny import seeded
 
 
@@ -98,16 +97,6 @@ def write_random(
     vocabulary = tokenizers.TRAINERS["qwen2"](tokenizers.corpus(300), folder, TOKENIZER.marks)
     with seeded(seed):
         model = Qwen3VLForConditionalGeneration(config_of(dimensions, vocabulary, hidden))
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.15)
-            elif "norm" in name and name.endswith("weight"):
-                torch.nn.init.normal_(parameter, 1, 0.1)
+        fill(model)
     model.eval().save_pretrained(folder)
     return model
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Return a picture of random pixels."""
-    values = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)

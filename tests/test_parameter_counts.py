@@ -34,6 +34,7 @@ COUNTS = {
     # Without the layer that guesses ahead.
     "Qwen/Qwen3.5-0.8B": (100_592_896, 0, 752_393_024),
     "Qwen/Qwen3.5-9B": (456_010_480, 0, 8_953_803_264),
+    "openbmb/MiniCPM-V-4.6": (522_299_312, 25_967_104, 752_393_024),
     # Without the audio encoder; tables of per-layer embeddings are the language model's.
     "google/gemma-4-E2B-it": (167_364_608, 1_179_648, 4_628_569_344),
     "google/gemma-4-E4B-it": (167_364_608, 1_966_080, 7_463_013_376),

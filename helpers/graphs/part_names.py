@@ -8,6 +8,9 @@ PER_LAYER_EMBEDDINGS = "per-layer embeddings"
 # What stands before the layers of an image encoder that takes pictures of any size.
 PATCH_EMBEDDINGS = "patch embeddings"
 POSITION_EMBEDDINGS = "position embeddings"
+# An image encoder that merges its tokens in its middle: what stands before, and what merges them.
+EARLY_LAYERS = "early image layers"
+WINDOW_MERGER = "window merger"
 # The names that optimum-intel and OpenVINO GenAI share, so that they can read the folder too.
 FILES = {
     IMAGE_ENCODER: "openvino_vision_embeddings_model.xml",
@@ -18,6 +21,13 @@ FILES = {
 FILES_OF_THREE_PART_ENCODER = {
     PATCH_EMBEDDINGS: "openvino_vision_embeddings_model.xml",
     POSITION_EMBEDDINGS: "openvino_vision_embeddings_pos_model.xml",
+    **FILES,
+    IMAGE_ENCODER: "openvino_vision_embeddings_merger_model.xml",
+}
+# Files of such an encoder; nobody else knows it yet.
+FILES_OF_MERGING_ENCODER = {
+    EARLY_LAYERS: "openvino_vision_embeddings_model.xml",
+    WINDOW_MERGER: "openvino_vision_window_merger_model.xml",
     **FILES,
     IMAGE_ENCODER: "openvino_vision_embeddings_merger_model.xml",
 }

@@ -6,7 +6,7 @@ tokens a piece has; then as many pieces are cut as the budget has room for.
 What this module does not know: how a picture is cut.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,9 @@ class Pieces:
     """The pieces that a picture is cut into: what they are called, the tokens of each, the most.
 
     `overview` says that beside several pieces comes the whole picture as one more. `choices` are
-    the only numbers of pieces that there can be, where not all up to the most can be.
+    the only numbers of pieces that there can be, where not all up to the most can be. `finer` is
+    how many tokens a piece has instead where the budget has room for the most pieces of so many; 0
+    where there is no such choice.
     """
 
     name: str
@@ -22,6 +24,18 @@ class Pieces:
     most: int = 1
     overview: bool = False
     choices: tuple[int, ...] = ()
+    finer: int = 0
+
+    @property
+    def largest(self) -> int:
+        """How many tokens a picture has at most."""
+        return replace(self, tokens=self.finer or self.tokens).total(self.most)
+
+    def at(self, budget: int | None) -> "Pieces":
+        """Return the pieces that a budget has room for; None: those of the files."""
+        if not self.finer or budget is None or budget < self.largest:
+            return self
+        return replace(self, tokens=self.finer, finer=0)
 
     def total(self, pieces: int) -> int:
         """Return how many tokens a picture in so many pieces has."""
@@ -35,8 +49,14 @@ class Pieces:
         fitting = [pieces for pieces in choices if self.total(pieces) <= budget]
         return max(fitting, default=1)
 
+    def tokens_within(self, budget: int | None) -> int:
+        """Return how many tokens a picture has at most within a budget."""
+        return self.at(budget).total(self.within(budget))
+
     def sentence(self, budget: int | None) -> str:
         """Return what a picture becomes, in words."""
+        if self.at(budget) != self:
+            return self.at(budget).sentence(budget)
         pieces = self.within(budget)
         tokens = f"{self.total(pieces)} tokens"
         if self.most == 1:

@@ -36,6 +36,7 @@ MODULES = (
     "qwen3_vl",
     "qwen3_5",
     "gemma4",
+    "minicpm_v4_6",
 )
 CONFIGS = Path(__file__).parent / "originals"
 
@@ -129,7 +130,7 @@ class Family:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", "-").lower()
+    return name.replace("_", "-").replace(".", "-").lower()
 
 
 @functools.cache

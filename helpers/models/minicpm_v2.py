@@ -7,11 +7,10 @@ What this module does not know: MiniCPM-V-2.5 and later, which share the model t
 tensors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ from helpers.models.minicpm_v2_vision import (
     vision_config,
 )
 from helpers.models.processors import Processor, Runtime, set_bos
-from helpers.models.slices import Slicing, slice_picture
+from helpers.models.slices import Slicing, by_size, normalised, slice_picture
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 
@@ -50,8 +49,6 @@ __all__ = [
     "MiniCPMV2Processor",
     "ScaledEmbedding",
     "bicubic_weights",
-    "by_size",
-    "normalised",
     "text_config",
     "vision_config",
 ]
@@ -177,24 +174,6 @@ class MiniCPMV2Processor(Processor):
     def picture_token_ids(self) -> set[int]:
         """The ids of `<image>` and `</image>`."""
         return {self.mark_id("<image>"), self.mark_id("</image>")}
-
-
-def normalised(picture: Image.Image) -> Tensor:
-    """Return an RGB picture's pixels from -1 to 1, (1, 3, height, width)."""
-    values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    return (values[None].float() / 255 - 0.5) / 0.5
-
-
-def by_size(encode: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:
-    """Return what `encode` gives for each row of `pieces`; rows of one size go together."""
-    rows = [row for piece in pieces for row in piece]
-    encoded: list[Tensor] = [torch.empty(0)] * len(rows)
-    for size in dict.fromkeys(row.shape for row in rows):
-        places = [place for place, row in enumerate(rows) if row.shape == size]
-        results = encode(torch.stack([rows[place] for place in places]))
-        for place, result in zip(places, results, strict=True):
-            encoded[place] = result
-    return encoded
 
 
 class MiniCPMV2(VisionLanguageModel[MiniCPMV2Processor]):

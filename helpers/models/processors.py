@@ -235,8 +235,21 @@ class Processor(ABC):
         self, messages: Sequence[Message], image_inputs: ImageInputs | None = None
     ) -> Tensor:
         """Return the prompt of `messages` as ids (1, length), with room for the pictures."""
-        images = self.image_strings(image_inputs) if image_inputs else []
+        images = self._strings(image_inputs, 0)
         return torch.tensor([encode(self.tokenizer, self.words.pieces(messages), images)])
+
+    def _strings(
+        self, image_inputs: ImageInputs | None, earlier_pictures: int
+    ) -> list[str | list[int]]:
+        strings = self.image_strings(image_inputs) if image_inputs else []
+        return [self.with_number(*pair) for pair in enumerate(strings, earlier_pictures)]
+
+    def with_number(self, number: int, string: str | list[int]) -> str | list[int]:
+        """Return what stands for a conversation's picture of this number, counted from 0.
+
+        Most families do not write the number.
+        """
+        return string
 
     def transformers_inputs(self, input_ids: Tensor, image_inputs: ImageInputs) -> ImageInputs:
         """Return what transformers' own class takes for a prompt with these pictures."""
@@ -263,13 +276,19 @@ class Processor(ABC):
         return input_ids.clamp(min=0)
 
     def turn_ids(
-        self, message: Message, image_inputs: ImageInputs | None = None, *, first: bool = True
+        self,
+        message: Message,
+        image_inputs: ImageInputs | None = None,
+        *,
+        first: bool = True,
+        earlier_pictures: int = 0,
     ) -> list[int]:
         """Return the ids of one user's message up to where the answer starts.
 
         After the `first` turn there is no system message, and earlier turns keep the ids they have.
+        `earlier_pictures` are how many those showed.
         """
-        images = self.image_strings(image_inputs) if image_inputs else []
+        images = self._strings(image_inputs, earlier_pictures)
         pieces = self.words.pieces([message], first=first)
         return encode(self.tokenizer, pieces, images, first=first)
 

@@ -6,9 +6,13 @@ modeling_minicpmv.py, Python's rounding included, so that the sizes are the same
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from helpers.errors import PictureError
 
@@ -91,21 +95,42 @@ def slice_picture(picture: Image.Image, slicing: Slicing) -> tuple[list[Image.Im
     side than a slice has in all.
     """
     plan = plan_slices(*picture.size, slicing)
-    longest = slicing.resolution**2 // slicing.patch
+    refuse_long(picture.size, plan, slicing.resolution**2 // slicing.patch)
+    return cut(picture, plan), plan.grid
+
+
+def refuse_long(size: Size, plan: Plan, longest: int) -> None:
+    """Raise `PictureError` if a piece of a picture has a side of more than `longest` pixels."""
     if max(*plan.overview, *(plan.cell or ())) > longest:
         raise PictureError(
-            f"A picture of {picture.width} x {picture.height} pixels is too long and narrow; "
-            "crop it first."
+            f"A picture of {size[0]} x {size[1]} pixels is too long and narrow; crop it first."
         )
+
+
+def cut(picture: Image.Image, plan: Plan) -> list[Image.Image]:
+    """Return the overview of a picture and, row by row, the cells of its grid."""
     pieces = [picture.resize(plan.overview, Image.Resampling.BICUBIC)]
-    if plan.grid is not None and plan.cell is not None:
-        pieces += _cut(picture, plan.grid, plan.cell)
-    return pieces, plan.grid
-
-
-def _cut(picture: Image.Image, grid: Size, cell: Size) -> list[Image.Image]:
-    """Resize `picture` to fill `grid` with cells of size `cell`; return them row by row."""
-    (columns, rows), (width, height) = grid, cell
+    if plan.grid is None or plan.cell is None:
+        return pieces
+    (columns, rows), (width, height) = plan.grid, plan.cell
     canvas = picture.resize((width * columns, height * rows), Image.Resampling.BICUBIC)
     corners = [(column * width, row * height) for row in range(rows) for column in range(columns)]
-    return [canvas.crop((x, y, x + width, y + height)) for x, y in corners]
+    return pieces + [canvas.crop((x, y, x + width, y + height)) for x, y in corners]
+
+
+def normalised(picture: Image.Image) -> Tensor:
+    """Return an RGB picture's pixels from -1 to 1, (1, 3, height, width)."""
+    values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return (values[None].float() / 255 - 0.5) / 0.5
+
+
+def by_size(encode: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:
+    """Return what `encode` gives for each row of `pieces`; rows of one size go together."""
+    rows = [row for piece in pieces for row in piece]
+    encoded: list[Tensor] = [torch.empty(0)] * len(rows)
+    for size in dict.fromkeys(row.shape for row in rows):
+        places = [place for place, row in enumerate(rows) if row.shape == size]
+        results = encode(torch.stack([rows[place] for place in places]))
+        for place, result in zip(places, results, strict=True):
+            encoded[place] = result
+    return encoded

@@ -136,7 +136,10 @@ class Conversation:
         if earlier:
             ids = processor.input_ids([*earlier, message], inputs)[0].tolist()
         else:
-            ids = self.ids + processor.turn_ids(message, inputs, first=not self.ids)
+            number = sum(len(pictures_of(part)) for part in self.messages)
+            ids = self.ids + processor.turn_ids(
+                message, inputs, first=not self.ids, earlier_pictures=number
+            )
         processor.check_room(len(ids), sampling.max_new_tokens)
         return Request(message, ids, inputs, sampling, len(self.ids), started, processor)
 

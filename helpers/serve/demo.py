@@ -267,10 +267,10 @@ def thinking_control(processor: Processor) -> list[Control]:
 def _picture_budget(processor: Processor) -> list[Control]:
     """Return the control of how many tokens a picture has, where that can be chosen."""
     pieces = processor.pieces
-    low, high = pieces.tokens, pieces.total(pieces.most)
+    low, high = pieces.tokens, pieces.largest
     if low == high:
         return []
-    value = pieces.total(pieces.within(processor.picture_tokens))
+    value = pieces.tokens_within(processor.picture_tokens)
     label = "Tokens of a picture at most"
     return [Slider("picture_tokens", label, low, high, value=value, step=low)]
 

@@ -100,7 +100,7 @@ class Service:
         """Return the budget of a picture; None for the pipeline's own."""
         pieces = self.pipeline.processor.pieces
         if detail == "high":
-            return pieces.total(pieces.most)
+            return pieces.largest
         return max(LOW_TOKENS, pieces.tokens) if detail == "low" else None
 
 

@@ -63,6 +63,20 @@ def read_config(folder: Path) -> Config:
     return config
 
 
+def preparation(
+    folder: Path, kind: str = "image_processor", file: str = "preprocessor_config.json"
+) -> Config:
+    """Return what a folder says of preparing pictures, or another `kind` of input; {} if nothing.
+
+    Its own `file` comes before the one that transformers 5 writes for all kinds jointly.
+    """
+    path, joint = Path(folder) / file, Path(folder) / "processor_config.json"
+    if path.exists():
+        return read_json(path)
+    settings: Config = read_json(joint).get(kind, {}) if joint.exists() else {}
+    return settings
+
+
 # The most that a field of a config may ask for, far above any model that fits a computer: what
 # follows from these numbers is built in loops and held in memory before any weight is looked at.
 _LIMITS = {

@@ -16,7 +16,7 @@ from helpers.models.budgets import Pieces
 from helpers.models.exported import ImageInputs
 from helpers.models.gemma4.exported import Gemma4Exported
 from helpers.models.processors import Processor, Runtime, set_bos
-from helpers.sources.checkpoints import Config, read_json
+from helpers.sources.checkpoints import Config, preparation
 
 PICTURE_MARKS = ("<|image>", "<|image|>", "<image|>")
 VIDEO_MARK = "<|video|>"
@@ -133,12 +133,7 @@ class Gemma4Processor(Processor):
     @cached_property
     def picture_settings(self) -> Config:
         """What the folder says of preparing pictures, in a file of its own or in a joint one."""
-        joint = self.folder / "processor_config.json"  # as transformers 5 writes it
-        path = self.folder / "preprocessor_config.json"
-        if path.exists():
-            return read_json(path)
-        settings = read_json(joint).get("image_processor", {}) if joint.exists() else {}
-        return cast(Config, settings)
+        return preparation(self.folder)
 
     @property
     def usual_picture_tokens(self) -> int:  # type: ignore[override]

@@ -9,8 +9,8 @@ from helpers.models.families import Family
 from helpers.models.qwen3_5.language_model import SENSITIVE_LAYERS, language_model_part
 from helpers.models.qwen3_5.originals import ORIGINALS, TOKENIZER
 from helpers.models.qwen3_5.processor import Qwen3_5Processor
-from helpers.models.qwen3_vl.originals import token_ids
 from helpers.models.qwen_vision.model import QwenVisionLanguageModel
+from helpers.models.qwen_vision.originals import token_ids
 
 
 class Qwen3_5(QwenVisionLanguageModel[Qwen3_5Processor]):

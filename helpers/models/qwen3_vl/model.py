@@ -11,10 +11,11 @@ from helpers.graphs.parts import Part, decoder_example, past_names, present_name
 from helpers.models.families import Family
 from helpers.models.qwen3_vl.exported import DeepStackTokens
 from helpers.models.qwen3_vl.language_model import Qwen3VLDecoder, Qwen3VLLanguageModel
-from helpers.models.qwen3_vl.originals import ORIGINALS, TOKENIZER, token_ids
+from helpers.models.qwen3_vl.originals import ORIGINALS, TOKENIZER
 from helpers.models.qwen3_vl.processor import Qwen3VLProcessor
 from helpers.models.qwen_vision.exported import PictureTokens
 from helpers.models.qwen_vision.model import QwenVisionLanguageModel
+from helpers.models.qwen_vision.originals import token_ids
 from helpers.models.qwen_vision.places import Grid
 
 

@@ -23,7 +23,7 @@ from helpers.models.processors import Processor, Runtime
 from helpers.models.qwen_vision.exported import PictureTokens, QwenVisionExported
 from helpers.models.qwen_vision.places import Grid, single_frames, token_positions
 from helpers.models.qwen_vision.videos import VideoSettings, video_inputs
-from helpers.sources.checkpoints import Config, read_json
+from helpers.sources.checkpoints import Config, preparation
 
 PICTURE_MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 VIDEO_MARK = "<|video_pad|>"
@@ -182,15 +182,6 @@ class QwenVisionProcessor(Processor):
 
     # Pictures and videos
 
-    def _settings_of(self, kind: str, file: str) -> Config:
-        """Return what the folder says of preparing a kind of input, in its own file or jointly."""
-        path = self.folder / file
-        joint = self.folder / "processor_config.json"  # as transformers 5 writes it
-        if path.exists():
-            return read_json(path)
-        settings = read_json(joint).get(kind, {}) if joint.exists() else {}
-        return cast(Config, settings)
-
     @property
     def pixels_per_token(self) -> int:
         """How many pixels of a picture become one token."""
@@ -209,7 +200,7 @@ class QwenVisionProcessor(Processor):
 
     @property
     def _picture_settings(self) -> Config:
-        return SHIPPED | self._settings_of("image_processor", "preprocessor_config.json")
+        return SHIPPED | preparation(self.folder)
 
     @property
     def _files_pixels(self) -> tuple[int, int]:
@@ -236,7 +227,8 @@ class QwenVisionProcessor(Processor):
     @property
     def video_settings(self) -> VideoSettings:
         """Which frames of a video are read, and in which size."""
-        settings = self._settings_of("video_processor", "video_preprocessor_config.json")
+        file = "video_preprocessor_config.json"
+        settings = preparation(self.folder, "video_processor", file)
         unit = self.vision.patch_size * self.vision.spatial_merge_size
         return VideoSettings.of(settings, unit, self._most_pixels)
 

@@ -1,0 +1,69 @@
+"""MiniCPM-V 4.6 as it is exported: an image encoder in three parts, the middle one if needed."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from helpers.graphs.part_names import (
+    EARLY_LAYERS,
+    FILES_OF_MERGING_ENCODER,
+    IMAGE_ENCODER,
+    WINDOW_MERGER,
+)
+from helpers.models.exported import ExportedParts, Features, ImageInputs, RunPart
+from helpers.models.minicpm_v4_6.patches import (
+    FEW,
+    in_order,
+    levels_of,
+    nested_order,
+    table_places,
+    unpack,
+)
+from helpers.models.qwen_vision.exported import PositionInputs
+from helpers.models.slices import by_size
+
+if TYPE_CHECKING:
+    from helpers.models.minicpm_v4_6.processor import MiniCPMV4_6Processor
+
+
+class MiniCPMV4_6Exported(ExportedParts):
+    """The exported parts: slices of one size at a time, and positions as Qwen3.5 has them."""
+
+    processor: "MiniCPMV4_6Processor"
+    files = FILES_OF_MERGING_ENCODER
+
+    def encode_images(self, run: RunPart, image_inputs: ImageInputs) -> list[Tensor]:
+        """Return (tokens, hidden) for each overview and slice."""
+        mode = image_inputs.get("downsample_mode") or self.processor.downsample_mode
+        pieces = list(unpack(image_inputs["pixel_values"], image_inputs["target_sizes"]))
+        return by_size(lambda pixels: self._encode(run, pixels, mode), pieces)
+
+    def _encode(self, run: RunPart, pixels: Tensor, mode: str) -> Tensor:
+        """Return the features (number, tokens, hidden) of pieces (number, 3, height, width)."""
+        settings = self.processor.settings
+        vision, side = settings.vision_config, settings.patch_size
+        rows, columns = pixels.shape[2] // side, pixels.shape[3] // side
+        order = nested_order(rows, columns, levels_of(mode, settings.merger_times))
+        inputs = {
+            "pixel_values": in_order(pixels, side, order),
+            "position_ids": table_places(rows, columns, vision.image_size // side, order),
+        }
+        hidden = run(EARLY_LAYERS, inputs)["hidden_states"]
+        if mode == FEW:
+            hidden = run(WINDOW_MERGER, {"hidden_states": hidden})["merged_states"]
+        return run(IMAGE_ENCODER, {"hidden_states": hidden})["last_hidden_state"]
+
+    def prepare(
+        self,
+        input_ids: Tensor,
+        embed_tokens: Callable[[Tensor], Tensor],
+        features: Features | None = None,
+        *,
+        past: int = 0,
+    ) -> dict[str, Any]:
+        """Return what the language model takes; it has the same position four times."""
+        prepared = super().prepare(input_ids, embed_tokens, features, past=past)
+        positions = torch.stack([prepared["position_ids"]] * 4, dim=-1)
+        return prepared | {"pictures": PositionInputs({}, {"position_ids": positions})}

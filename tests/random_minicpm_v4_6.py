@@ -1,0 +1,73 @@
+"""Random checkpoints of MiniCPM-V 4.6 in their published layout, and transformers' own model."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
+
+from helpers.models.minicpm_v4_6.originals import TOKENIZER, token_ids
+from helpers.shapes import tokenizers
+from helpers.sources.checkpoints import write_json
+from tests import random_qwen3_5
+from tests.random_models import fill
+from tests.tiny import seeded
+
+PREPARATION = {"scale_resolution": 168, "max_slice_nums": 5, "use_image_id": True}
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What is drawn of a checkpoint beside the language model, which is drawn as Qwen3.5's."""
+
+    layers: int
+    merged_after: int
+    heads: int
+    head_size: int
+    side: int  # of the table of positions
+
+    @classmethod
+    def drawn(cls, seed: int) -> "Dimensions":
+        """Return other dimensions for each seed; the merge is behind the first layer, or later."""
+        generator = random.Random(seed)
+        layers = generator.randint(2, 4)
+        return cls(
+            layers=layers,
+            merged_after=generator.randint(0, layers - 1),
+            heads=generator.choice((2, 4)),
+            head_size=generator.choice((8, 16)),
+            side=generator.randint(5, 13),
+        )
+
+
+def config_of(seed: int, vocabulary: int) -> MiniCPMV4_6Config:
+    """Return transformers' config."""
+    dimensions, language = Dimensions.drawn(seed), random_qwen3_5.Dimensions.drawn(seed)
+    vision = {
+        "num_hidden_layers": dimensions.layers,
+        "hidden_size": dimensions.heads * dimensions.head_size,
+        "intermediate_size": 40,
+        "num_attention_heads": dimensions.heads,
+        "image_size": 14 * dimensions.side,
+        "patch_size": 14,
+    }
+    return MiniCPMV4_6Config(
+        text_config={"model_type": "qwen3_5_text"} | random_qwen3_5.text_of(language, vocabulary),
+        vision_config=vision,
+        insert_layer_id=dimensions.merged_after,
+        tie_word_embeddings=language.tied,
+        **token_ids(vocabulary),
+    )
+
+
+def write_random(folder: Path, seed: int) -> Any:
+    """Write a random checkpoint into `folder` and return transformers' model of it."""
+    vocabulary = tokenizers.TRAINERS["qwen3_5"](tokenizers.corpus(300), folder, TOKENIZER.marks)
+    with seeded(seed):
+        model = MiniCPMV4_6ForConditionalGeneration(config_of(seed, vocabulary))
+        fill(model, random_qwen3_5.is_zero_centred)
+    model.eval().save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TOKENIZER.chat_template, encoding="utf-8")
+    write_json(folder / "preprocessor_config.json", PREPARATION)
+    return model
