@@ -200,8 +200,8 @@ def test_the_unified_model_is_refused(models, tmp_path):
         family_of(tmp_path)
 
 
-def test_the_chat_template_writes_the_prompt_of_the_processor(random_models):
-    processor = random_models.pipeline.processor
+def test_the_chat_template_writes_the_prompt_of_the_processor(models):
+    processor = models.pipeline.processor
     text = "What is it?"
     parts = [{"type": "image"}, {"type": "text", "text": text}]
     written = processor.tokenizer.apply_chat_template(
