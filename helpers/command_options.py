@@ -166,7 +166,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     from helpers.models.families import families
 
     names = ", ".join(o.name for family in families() for o in family.originals)
-    parser.add_argument("model", help=names)
+    parser.add_argument("model", help=f"{names}; or a folder that `convert` wrote")
     parser.add_argument(
         "--full-size",
         action="store_true",
@@ -178,7 +178,11 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
         default="int4",
         help=f"one or several of {','.join(PRESETS)} (default: int4)",
     )
-    parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
+    parser.add_argument(
+        "--against",
+        help="measure pytorch as well; of a folder one or several of pytorch,genai,llama.cpp, "
+        "which `make peers` installs",
+    )
     parser.add_argument(
         "--folder",
         type=path_of,
