@@ -86,6 +86,11 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default): none")
     parser.add_argument("--seed", type=int, help="makes sampling the same every time")
+    parser.add_argument(
+        "--prompt-lookup",
+        action="store_true",
+        help="faster where the answer repeats the prompt, slower where it does not",
+    )
 
 
 def add_ask(parser: argparse.ArgumentParser) -> None:

@@ -90,6 +90,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
         "num_beams": options.beams,
         "repetition_penalty": options.repetition_penalty,
         "seed": options.seed,
+        "prompt_lookup": options.prompt_lookup,
     }
 
 

@@ -37,7 +37,8 @@ class Sampling:
     Without `do_sample`, or with a temperature of 0, the most probable token is taken, and
     temperature, top_p and top_k do not count. Whole numbers may come as `2.0`, as sliders send
     them. An answer ends before the first of the `stop_strings` (a string, or several), and is JSON
-    that follows a JSON `schema`, if there is one.
+    that follows a JSON `schema`, if there is one. With `prompt_lookup`, what an answer repeats of
+    its prompt is computed several tokens at a time.
 
     Raises `SettingsError` for a value out of its range.
     """
@@ -52,13 +53,17 @@ class Sampling:
     seed: int | None = None
     stop_strings: tuple[str, ...] = ()
     schema: Mapping[str, Any] | bool | None = None
+    prompt_lookup: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature == 0:  # most clients mean the most probable token by it
             object.__setattr__(self, "do_sample", False)
             object.__setattr__(self, "temperature", None)
-        if not isinstance(self.do_sample, bool):
-            raise SettingsError(f"do_sample is {self.do_sample!r}; it should be True or False.")
+        for name in ("do_sample", "prompt_lookup"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(
+                    f"{name} is {getattr(self, name)!r}; it should be True or False."
+                )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -74,6 +79,10 @@ class Sampling:
         object.__setattr__(self, "stop_strings", _strings(self.stop_strings))
         if self.schema is not None and self.num_beams > 1:
             raise SettingsError("A schema and beams do not go together; leave num_beams at 1.")
+        if self.prompt_lookup and (self.num_beams > 1 or self.do_sample):
+            raise SettingsError(
+                "Prompt lookup takes the most probable tokens; ask without beams and sampling."
+            )
 
     @classmethod
     def of(cls, **options: Any) -> "Sampling":
