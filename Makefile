@@ -40,7 +40,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
-.PHONY: help run lab test check integration genai clients cluster shuffled torture soak browser screenshots full-size \
+.PHONY: help run lab test check integration genai peers clients cluster shuffled torture soak browser screenshots full-size \
 	release handouts wheelhouse classroom lint format clean constraints
 .DEFAULT_GOAL := help
 
@@ -67,6 +67,7 @@ integration: $(VENV)/.checks genai clients cluster  ## Install anew and do what 
 	@$(BIN)/python -m pytest --integration $(INTEGRATION:%=tests/test_%.py)
 
 genai: $(VENV)-genai/.installed  ## Install OpenVINO GenAI into an environment of its own
+peers: $(VENV)-genai/.installed $(VENV)-llama/.installed  ## Install GenAI and llama.cpp, to be measured beside us
 clients: $(VENV)-clients/.installed  ## Install other programs' clients into one of their own
 cluster: $(VENV)-cluster/.installed  ## Install Ray into one that has the notebooks' packages besides
 $(VENV)-%/.installed: requirements-%.txt
@@ -82,6 +83,14 @@ $(VENV)-cluster/.installed: requirements-cluster.txt $(VENV)/.installed
 		"$$($(VENV)-cluster/$(notdir $(BIN))/python -c "$(PACKAGES)")/notebooks.pth"
 	$(VENV)-cluster/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input \
 		-r requirements-cluster.txt -c constraints.txt
+	@touch $@
+
+# llama.cpp has no build of its own for each processor, so it is compiled here, with a C++ compiler.
+$(VENV)-llama/.installed: requirements-peers.txt $(VENV)/.installed
+	@$(FIND_PYTHON); "$$python" -m venv $(VENV)-llama
+	CMAKE_ARGS="$$($(BIN)/python -m helpers.measure.peers.llama_build)" \
+		$(VENV)-llama/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input \
+		--no-binary llama-cpp-python -r requirements-peers.txt
 	@touch $@
 
 shuffled: $(VENV)/.checks  ## Run the quick tests in a random order; print what they cover

@@ -31,7 +31,8 @@ EXAMPLES = {
     "evaluate": "vlm evaluate models/internvl2 --questions 100 --seed 1\n"
     "vlm evaluate models/internvl2 --data questions.jsonl --against internvl2 --page page.html",
     "prove": "vlm prove OpenGVLab/InternVL2-1B --output proof.html",
-    "benchmark": "vlm benchmark internvl2-1b --full-size --against pytorch",
+    "benchmark": "vlm benchmark internvl2-1b --full-size --against pytorch\n"
+    "vlm benchmark models/internvl2 --against pytorch,genai,llama.cpp",
     "tune": "vlm tune models/1b",
     "demo": "vlm demo models/internvl2",
     "serve": "vlm serve models/internvl2 --port 8000",

@@ -103,6 +103,11 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 (default): none")
     parser.add_argument("--seed", type=int, help="makes sampling the same every time")
+    parser.add_argument(
+        "--prompt-lookup",
+        action="store_true",
+        help="faster where the answer repeats the prompt, slower where it does not",
+    )
     add_thinking(parser)
 
 
@@ -184,7 +189,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     from helpers.models.families import families
 
     names = ", ".join(o.name for family in families() for o in family.originals)
-    parser.add_argument("model", help=names)
+    parser.add_argument("model", help=f"{names}; or a folder that `convert` wrote")
     parser.add_argument(
         "--full-size",
         action="store_true",
@@ -196,7 +201,11 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
         default="int4",
         help=f"one or several of {','.join(ALL_PRESETS)} (default: int4)",
     )
-    parser.add_argument("--against", choices=["pytorch"], help="measure PyTorch as well")
+    parser.add_argument(
+        "--against",
+        help="measure pytorch as well; of a folder one or several of pytorch,genai,llama.cpp, "
+        "which `make peers` installs",
+    )
     parser.add_argument(
         "--folder",
         type=path_of,

@@ -98,6 +98,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
         "repetition_penalty": options.repetition_penalty,
         "seed": options.seed,
         "thinking": options.thinking,
+        "prompt_lookup": options.prompt_lookup,
     }
 
 

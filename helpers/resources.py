@@ -92,13 +92,20 @@ def processors() -> int:
 
 
 def instruction_sets() -> list[str]:
-    """Return which of the processor's instruction sets matter for speed here; [] if unknown.
-
-    Only Linux tells them in a file (`/proc/cpuinfo`).
-    """
+    """Return which of the processor's instruction sets matter for speed here; [] if unknown."""
     names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI"}
     names["amx_int8"] = "AMX"
+    flags = processor_flags()
+    return list(dict.fromkeys(name for flag, name in names.items() if flag in flags))
+
+
+def has_bfloat16() -> bool:
+    """Return whether the processor multiplies numbers of type bfloat16."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & processor_flags())
+
+
+def processor_flags() -> set[str]:
+    """Return what the processor says it has, as Linux calls it (`/proc/cpuinfo`); else nothing."""
     with suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-        return list(dict.fromkeys(name for flag, name in names.items() if flag in flags))
-    return []
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    return set()

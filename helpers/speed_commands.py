@@ -8,17 +8,49 @@ import tempfile
 from pathlib import Path
 
 from helpers.command_output import Result, check_output, report, show, writing
+from helpers.errors import SettingsError
+from helpers.resources import path_of
 
 QUESTIONS = 24  # drawn ones, that settings are compared on where there is time for all
 
 
 def benchmark(options: argparse.Namespace) -> int:
-    """Print the time, memory and disk that a model takes."""
-    from helpers.measure.benchmark import benchmark as measure
-    from helpers.measure.benchmark import figure_rows
+    """Print what a model takes, or a folder beside what other engines take."""
+    from helpers.convert.manifests import MANIFEST
 
     if options.output:
         check_output(options.output)
+    against = [name for name in (options.against or "").split(",") if name]
+    if (path_of(options.model) / MANIFEST).is_file():
+        result = _comparison(path_of(options.model), against)
+    else:
+        result = _figures(options, against)
+    if options.output:
+        with writing(options.output):
+            options.output.write_text(json.dumps(result.data, indent=1) + "\n", encoding="utf-8")
+    return show(result, options)
+
+
+def _comparison(folder: Path, against: list[str]) -> Result:
+    """Measure a converted folder beside other engines."""
+    from helpers.measure.peers.comparison import compare, lines_of, rows_of
+
+    comparison = compare(folder, against, report=report)
+    return Result(dataclasses.asdict(comparison), lines_of(comparison), rows_of(comparison))
+
+
+def _figures(options: argparse.Namespace, against: list[str]) -> Result:
+    """Measure the time, memory and disk that a model takes."""
+    from helpers.measure.benchmark import benchmark as measure
+    from helpers.measure.benchmark import figure_rows
+    from helpers.measure.peers.comparison import check_peers
+
+    check_peers(against)
+    if set(against) - {"pytorch"}:
+        raise SettingsError(
+            f"{options.model} is measured against pytorch only; convert it, and measure the folder "
+            "against the others."
+        )
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         figures = measure(
@@ -26,15 +58,10 @@ def benchmark(options: argparse.Namespace) -> int:
             folder,
             full_size=options.full_size,
             precisions=options.precision.split(","),
-            against=("bfloat16", "float32") if options.against else (),
+            against=("bfloat16", "float32") if against else (),
             report=report,
         )
-    data = dataclasses.asdict(figures)
-    show(Result(data, rows=figure_rows(figures)), options)
-    if options.output:
-        with writing(options.output):
-            options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return Result(dataclasses.asdict(figures), rows=figure_rows(figures))
 
 
 def tune(options: argparse.Namespace) -> int:

@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PIN = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;]+)(?:;[^#]*)?(?:\s+#.*)?$")
 # Of environments of their own.
-OTHERS = ("requirements-genai.txt", "requirements-clients.txt", "requirements-cluster.txt")
+OTHERS = tuple(f"requirements-{name}.txt" for name in ("genai", "peers", "clients", "cluster"))
+# Imported by runners in environments of their own, which `make peers` makes.
+ELSEWHERE = {"openvino-genai", "llama-cpp", "gguf"}
 LOCAL = {"helpers", "tests"}
 ABSENT = {"torchvision", "timm", "einops"}  # each would need a build of torch of its own
 
@@ -64,7 +66,8 @@ def test_what_readers_import_is_required():
     # ipywidgets requires IPython, and display() is all that is used of it; data sets by name are
     # for who has installed `datasets`, and helpers.convert.calibration says so to all others. Ray
     # is for clusters only, see requirements-cluster.txt.
-    assert imported - {"ipython", "datasets", "ray"} <= set(pins("requirements.txt"))
+    elsewhere = {"ipython", "datasets", "ray", *ELSEWHERE}
+    assert imported - elsewhere <= set(pins("requirements.txt"))
 
 
 def test_what_tests_import_is_required():

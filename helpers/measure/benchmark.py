@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 import torch
@@ -33,6 +34,7 @@ from helpers.measure.figures import (
 from helpers.measure.random_checkpoint import write_random
 from helpers.measure.tasks import measure
 from helpers.models import load_model
+from helpers.models.base import VisionLanguageModel
 from helpers.models.families import family_of_original, find_original
 from helpers.resources import in_words, instruction_sets, time_in_words
 from helpers.run.devices import available_devices
@@ -61,7 +63,7 @@ def benchmark(
         checkpoint = write_random(original, place / "checkpoint", report=report)
     elif checkpoint is None:
         raise SettingsError(f"There is no small {name} here yet; measure it with --full-size.")
-    parameters = count_parameters(checkpoint)
+    parameters = count_parameters(load_model(checkpoint))
     picture = original.picture
     runs = {
         precision: _converted(checkpoint, place / precision, precision, picture, report)
@@ -92,9 +94,8 @@ def _converted(
     return Run(running, conversion, profile, Floor(size / running.speed.bandwidth, times))
 
 
-def count_parameters(checkpoint: Path) -> dict[str, int]:
+def count_parameters(model: VisionLanguageModel[Any]) -> dict[str, int]:
     """Return the number of weights of the language model and of all else."""
-    model = load_model(checkpoint)
     language = sum(weight.numel() for weight in model.language_model.parameters())
     total = sum(weight.numel() for weight in model.parameters())
     return {LANGUAGE_MODEL: language, "others": total - language}

@@ -9,15 +9,18 @@ What this module does not know: which original needs what; its family's entry sa
 import math
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from helpers.convert.folders import Report
-from helpers.models.families import Original, without_weights
+from helpers.models.base import VisionLanguageModel
+from helpers.models.families import Original, on_meta_device, without_weights
 from helpers.resources import in_words
 from helpers.shapes import tokenizers
 from helpers.sources.checkpoints import write_json
+from helpers.sources.key_mapping import Rule, load_tensors
 from helpers.sources.saving import by_size, save_tensors
 
 DTYPE = torch.bfloat16
@@ -41,8 +44,7 @@ def write_random(
     texts = [*tokenizers.corpus(TEXTS), *original.tokenizer.words * 100]
     trainer = tokenizers.TRAINERS[original.tokenizer.kind]
     config |= original.token_ids(trainer(texts, folder, original.tokenizer.marks))
-    generator = torch.Generator().manual_seed(seed)
-    block = torch.empty(BLOCK, dtype=torch.float32).normal_(std=0.02, generator=generator).to(DTYPE)
+    block = _block(seed)
     for files in without_weights(config).layout():
         place = folder / files.folder
         shards = by_size(files.tensors, SHARD, DTYPE)
@@ -59,6 +61,23 @@ def write_random(
             write_json(place / "config.json", files.config)
     complete.touch()
     return folder
+
+
+def random_model(folder: Path, dtype: torch.dtype, *, seed: int = 0) -> VisionLanguageModel[Any]:
+    """Return the PyTorch model that a folder's `config.json` describes, with random weights."""
+    model, block = on_meta_device(folder), _block(seed)
+    tensors = {
+        name: _filled(tensor, name, block, None)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    load_tensors(model, tensors, [Rule("{x}", "{x}")], dtype=dtype)
+    return model
+
+
+def _block(seed: int) -> Tensor:
+    """Return the numbers that all tensors take theirs from."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.empty(BLOCK, dtype=torch.float32).normal_(std=0.02, generator=generator).to(DTYPE)
 
 
 def _filled(empty: Tensor, name: str, block: Tensor, constant: float | None) -> Tensor:

@@ -3,7 +3,6 @@
 What this module does not know: why; `benchmark` profiles.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -18,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from helpers.inputs.messages import user_message
 from helpers.measure.evaluation import Model, generate
+from helpers.measure.peers.jobs import Clock
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def answer_times(
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
     clock = _Clock()
     generate(model, **prepared, generation_config=config, streamer=clock)
-    return clock.first_and_next
+    return clock.clock.first_and_next
 
 
 def compare(
@@ -110,21 +110,15 @@ class _Clock(BaseStreamer):
     """Notes when tokens come."""
 
     def __init__(self) -> None:
-        self.times = [time.perf_counter()]
+        self.clock = Clock()
 
     def put(self, value: Tensor) -> None:
         """Take a token, or first of all the ids of a prompt, which are none here."""
         if value.numel():
-            self.times.append(time.perf_counter())
+            self.clock.note()
 
     def end(self) -> None:
         """Do nothing."""
-
-    @property
-    def first_and_next(self) -> tuple[float, float]:
-        """The seconds to the first token, and the median of those between tokens."""
-        waits = [after - before for before, after in itertools.pairwise(self.times)]
-        return waits[0], median(waits[1:])
 
 
 def timed(function: Callable[[], T]) -> tuple[float, T]:

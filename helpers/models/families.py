@@ -206,6 +206,13 @@ def load_processor(folder: Path) -> Processor:
     return family_of(folder).model.processor_class(folder, read_config(folder))
 
 
+def on_meta_device(folder: Path) -> VisionLanguageModel[Any]:
+    """Return the model of a checkpoint's or a converted folder, without memory for weights."""
+    model, config = family_of(folder).model, read_config(folder)
+    with torch.device("meta"):
+        return model(config, model.processor_class(folder, config))
+
+
 def without_weights(config: Config) -> VisionLanguageModel[Any]:
     """Return the model that `config` describes on the meta device, which takes no memory."""
     family = find_family(config["model_type"])

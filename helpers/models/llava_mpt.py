@@ -44,6 +44,7 @@ class LlavaMptProcessor(ClipProcessor):
     """Center-cropped pictures, and MPT's chat with `SYSTEM` or, if so set, `RELEASE_SYSTEM`."""
 
     system: str = SYSTEM
+    counts_places = True  # which is how ALiBi knows distances
 
     @property
     def has_image_marks(self) -> bool:

@@ -26,16 +26,20 @@ States = dict[str, NDArray[np.float32]]  # by name, each of one row
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """The last `token` of an answer, behind what is in its cache, whose next one is wanted."""
+    """The last `token` of an answer, behind what is in its cache, whose next one is wanted.
+
+    With a `draft`, which may be empty, so are those behind each of its tokens; None: it has none.
+    """
 
     cache: StateCache
     pictures: PictureInputs | None
     token: int
+    draft: tuple[int, ...] | None = None
 
     @property
     def can_be_joined(self) -> bool:
-        """Whether nothing but the cache stays the same for all of the answer's tokens."""
-        return self.pictures is None or not self.pictures.fixed
+        """Whether nothing but the cache stays the same, and it is one token that is computed."""
+        return self.draft is None and (self.pictures is None or not self.pictures.fixed)
 
 
 class _TokenInputs(PictureInputs):
@@ -56,7 +60,7 @@ class Batch:
         self.common: StateCache | None = None
 
     def compute(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Return the logits (1, vocabulary) behind each row's token.
+        """Return the logits (1, vocabulary) behind each row's token, and those behind its draft.
 
         Rows that cannot be joined are computed one after another.
         """
@@ -80,11 +84,15 @@ class Batch:
             self.members = []
 
     def _compute_alone(self, row: Row) -> Tensor:
+        tokens = [row.token, *(row.draft or ())]
         output = self.language_model.forward(
-            input_ids=torch.tensor([[row.token]]), past_key_values=row.cache, pictures=row.pictures
+            input_ids=torch.tensor([tokens]),
+            past_key_values=row.cache,
+            pictures=row.pictures,
+            logits_to_keep=len(tokens),
         )
         assert output.logits is not None
-        return output.logits[:, -1]
+        return output.logits[0]
 
     def _compute_together(self, rows: Sequence[Row]) -> list[Tensor]:
         if not rows:

@@ -14,12 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 import openvino as ov
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
-from transformers.generation import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteriaList,
-)
 
 from helpers.graphs.core import Stopped
 from helpers.inputs.messages import (
@@ -34,8 +28,10 @@ from helpers.inputs.messages import (
 from helpers.inputs.video import Video
 from helpers.models.processors import Processor
 from helpers.run.batches import Row
+from helpers.run.beams import search
 from helpers.run.choosing import Chooser
-from helpers.run.generation import Mark, StateCache, StopOnEvent
+from helpers.run.generation import Mark, StateCache
+from helpers.run.prompt_lookup import answer_tokens
 from helpers.run.replies import (
     CANCELLED,
     LENGTH,
@@ -99,14 +95,16 @@ class Conversation:
         `sampling` are options of transformers' `generate`: do_sample, temperature,
         top_p, top_k, num_beams, repetition_penalty (of the answer's own tokens), `seed`,
         `stop_strings`, before the first of which the answer ends, `schema`, a JSON schema that
-        the answer follows, and `thinking`, whether there is a thought before the answer (None: as
-        the model's template has it).
+        the answer follows, `thinking`, whether there is a thought before the answer (None: as the
+        model's template has it), and `prompt_lookup`, for answers that repeat the prompt.
         Raises `SettingsError` for options that cannot be, `QuestionError` for an empty question or
         one that does not fit into the context, and `PictureError` for what is no picture.
         """
         choose = self.pipeline.processor.choose_frames
         message = with_open_videos(message_of(question, images, video), choose)
         settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)
+        if settings.prompt_lookup:
+            self.pipeline.processor.exported.check_skipping()
         if settings.schema is not None:
             self.pipeline.grammars.follow(settings.schema)  # or it is an error
         self._wait()
@@ -220,7 +218,10 @@ class Conversation:
         ids = torch.tensor([request.prompt_ids])
         prepared = pipeline.prepare(ids, features, past=cache.length)
         if sampling.num_beams > 1:
-            best = self._search(prepared, cache, sampling, stop)
+            stop_ids = pipeline.processor.stop_token_ids
+            best = search(
+                pipeline.language_model, prepared, cache, sampling, stop=stop, stop_ids=stop_ids
+            )
             streamer.add(best)
             self.cache = None  # it holds the beams in their last order
             return best
@@ -236,15 +237,25 @@ class Conversation:
         if not words.answer_start:
             self.fork = cache.mark()
         tokens: list[int] = []
+
+        def take(logits: Tensor) -> int:
+            tokens.append(chooser.choose(logits, tokens))
+            streamer.put(tokens[-1])
+            return tokens[-1]
+
         try:
-            while True:
-                tokens.append(chooser.choose(logits, tokens))
-                streamer.put(tokens[-1])
-                if self._is_over(tokens, sampling, streamer, stop):
-                    return tokens
-                logits = yield Row(cache, prepared.get("pictures"), tokens[-1])
+            yield from answer_tokens(
+                logits,
+                cache,
+                prepared.get("pictures"),
+                take,
+                prompt=request.prompt_ids if sampling.prompt_lookup else None,
+                is_over=lambda: self._is_over(tokens, sampling, streamer, stop),
+            )
+            return tokens
         finally:
             pipeline.batch.leave(cache)
+            cache.close_holes()
 
     def _forward(self, prepared: dict[str, Any], cache: StateCache, *, end: int) -> Tensor:
         """Compute a prompt up to a place; return the logits (1, vocabulary) of its last token."""
@@ -265,28 +276,6 @@ class Conversation:
             or streamer.stop_strings.is_set()
             or stop.is_set()
         )
-
-    def _search(
-        self, prepared: dict[str, Any], cache: StateCache, sampling: Sampling, stop: Stop
-    ) -> list[int]:
-        """Return the tokens of the best beam, which is transformers' work."""
-        stop_ids = self.pipeline.processor.stop_token_ids
-        config = GenerationConfig(
-            **sampling.for_generate(), eos_token_id=stop_ids, pad_token_id=stop_ids[0]
-        )
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-        # Given as an option, a penalty would warn of each answer that the prompt has none.
-        penalty = sampling.repetition_penalty
-        penalties = [] if penalty == 1 else [RepetitionPenaltyLogitsProcessor(penalty)]
-        output = cast(Any, self.pipeline.language_model).generate(
-            **prepared,
-            past_key_values=cache,
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([StopOnEvent(stop)]),
-            logits_processor=LogitsProcessorList(penalties),
-        )
-        return cast(list[int], output[0].tolist())
 
     def _finish(self, answer: Answer, stop: Stop) -> str:
         """Return why an answer ended; one whose end is the last token that is allowed is whole."""

@@ -4,7 +4,7 @@
 it needs is a model whose `forward` gives logits and a cache object. The cache object here holds
 neither keys nor values: they live in the state of an OpenVINO inference request.
 
-What this module does not know: speculative decoding, and how caches that began apart are joined.
+What this module does not know: which tokens are drafts, and how caches that began apart are joined.
 """
 
 import time
@@ -60,6 +60,7 @@ class StateCache:
     def __init__(self, request: ov.InferRequest) -> None:
         self.request = request
         self.length = 0
+        self.holes: list[int] = []  # places in the state that hold what was rejected
         self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
         self.stop: Stoppable | None = None
         self.pictures: dict[str, Tensor] = {}  # what the request was handed of them
@@ -76,7 +77,35 @@ class StateCache:
     def clear(self) -> None:
         """Empty the state."""
         self.request.reset_state()
-        self.length, self.rows, self.pictures = 0, None, {}
+        self.length, self.holes, self.rows, self.pictures = 0, [], None, {}
+
+    def mask(self, batch: int, new: int) -> Tensor:
+        """Return which places (batch, places) of the state and of so many new ones count."""
+        mask = torch.ones(batch, self.length + len(self.holes) + new, dtype=torch.int64)
+        mask[:, self.holes] = 0
+        return mask
+
+    def keep(self, length: int) -> None:
+        """Let the last positions count no more, so that so many are left.
+
+        Cutting them off would copy all of the state; they are masked until `close_holes`.
+        """
+        self.holes += self._places()[length:].tolist()
+        self.length = length
+
+    def _places(self) -> NDArray[np.int64]:
+        """Return the places in the state that count."""
+        return np.setdiff1d(np.arange(self.length + len(self.holes)), self.holes)
+
+    def close_holes(self) -> None:
+        """Take what was rejected out of the state."""
+        if not self.holes:
+            return
+        places = self._places()
+        for state in self.request.query_state():
+            if state.name not in self.pictures:
+                state.state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, places]))
+        self.holes = []
 
     def mark(self) -> Mark | None:
         """Return what brings the cache back to where it is; None where nothing does.
@@ -180,16 +209,20 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         past_key_values: StateCache | None = None,
         pictures: PictureInputs | None = None,
+        logits_to_keep: int = 1,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Run the new positions and return the last one's logits (batch, 1, vocabulary)."""
+        """Run the new positions; return the last ones' logits (batch, to keep, vocabulary).
+
+        There are as many as the graph returns, at most.
+        """
         if inputs_embeds is None:
             assert input_ids is not None  # transformers gives one of the two
             inputs_embeds = self.embed_tokens(input_ids)
         batch, new = inputs_embeds.shape[:2]
         cache = past_key_values if past_key_values is not None else self.new_cache()
         if attention_mask is None:
-            attention_mask = torch.ones(batch, cache.length + new, dtype=torch.int64)
+            attention_mask = cache.mask(batch, new)
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         inputs_embeds = self._embeddings_to_compute(
             cache, inputs_embeds, length=int(positions.max()) + 1
@@ -205,8 +238,9 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         if pictures is not None:
             self._set_pictures(cache, pictures)
         self.step(cache, inputs, pictures)
-        cache.length, cache.rows = attention_mask.shape[1], None
-        logits = torch.from_numpy(cache.request.get_tensor("logits").data.copy())
+        cache.length, cache.rows = attention_mask.shape[1] - len(cache.holes), None
+        last = cache.request.get_tensor("logits").data[:, -logits_to_keep:]
+        logits = torch.from_numpy(last.copy())
         return CausalLMOutputWithPast(logits=logits, past_key_values=cast(Cache, cache))
 
     def _set_pictures(self, cache: StateCache, pictures: PictureInputs) -> None:
@@ -261,7 +295,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
                 BEAM_INPUT: inputs[BEAM_INPUT] if start == 0 else np.arange(batch, dtype=np.int32),
             }
             if pictures is not None:
-                places = torch.arange(past + start, past + end)
+                places = torch.arange(past + start, past + end) - len(cache.holes)
                 part |= {
                     name: np.ascontiguousarray(value)
                     for name, value in pictures.at(places, batch).items()

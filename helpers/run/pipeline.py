@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from helpers.convert.folders import read_manifest
 from helpers.errors import DeviceError, OutputError, QuestionError, UserError, reason_of
 from helpers.graphs.core import Stoppable, compile_model, core, run_model
+from helpers.graphs.last_logits import return_last_logits
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.inputs.messages import Message, Pictures
 from helpers.inputs.video import Video
@@ -29,6 +30,7 @@ from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import PrefillAgainLanguageModel
+from helpers.run.prompt_lookup import LONGEST
 from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Reply
 from helpers.run.tuning import Properties, read_tuning
@@ -145,6 +147,7 @@ class VisionLanguagePipeline:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.")
         if name == LANGUAGE_MODEL:
             exported.adapt(model)
+            return_last_logits(model, 1 + LONGEST)
         options = {"PERFORMANCE_HINT": "LATENCY"} | properties
         if "CACHE_DIR" in options:  # or a table that stays on disk would be written there again
             options.setdefault("CACHE_MODE", "OPTIMIZE_SIZE")

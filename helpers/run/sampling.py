@@ -39,6 +39,7 @@ class Sampling:
     them. An answer ends before the first of the `stop_strings` (a string, or several), and is JSON
     that follows a JSON `schema`, if there is one. `thinking` is whether the model thinks before it
     answers (None: as its template has it); neither stop strings nor a schema count in the thought.
+    With `prompt_lookup`, what an answer repeats of its prompt is computed several tokens at a time.
 
     Raises `SettingsError` for a value out of its range.
     """
@@ -54,6 +55,7 @@ class Sampling:
     stop_strings: tuple[str, ...] = ()
     schema: Mapping[str, Any] | bool | None = None
     thinking: bool | None = None
+    prompt_lookup: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature == 0:  # most clients mean the most probable token by it
@@ -61,8 +63,11 @@ class Sampling:
             object.__setattr__(self, "temperature", None)
         if self.thinking not in (None, True, False):
             raise SettingsError(f"thinking is {self.thinking!r}; it should be True or False.")
-        if not isinstance(self.do_sample, bool):
-            raise SettingsError(f"do_sample is {self.do_sample!r}; it should be True or False.")
+        for name in ("do_sample", "prompt_lookup"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(
+                    f"{name} is {getattr(self, name)!r}; it should be True or False."
+                )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -78,6 +83,10 @@ class Sampling:
         object.__setattr__(self, "stop_strings", _strings(self.stop_strings))
         if self.schema is not None and self.num_beams > 1:
             raise SettingsError("A schema and beams do not go together; leave num_beams at 1.")
+        if self.prompt_lookup and (self.num_beams > 1 or self.do_sample):
+            raise SettingsError(
+                "Prompt lookup takes the most probable tokens; ask without beams and sampling."
+            )
 
     @classmethod
     def of(cls, **options: Any) -> "Sampling":

@@ -51,6 +51,7 @@ class Gemma4Processor(Processor):
     """Pictures as patches in their own shape, within one of five budgets of tokens."""
 
     exported_class = Gemma4Exported
+    counts_places = True  # in its windows
     exported: Gemma4Exported
     most_pictures = None
     template = TEMPLATE
