@@ -8,30 +8,34 @@ from helpers.show.answers import NOT_YET
 from helpers.show.exercises import EXERCISES
 from tests.validation import REPAIRED, validate
 
-EXERCISE = EXERCISES["05-3"]
+EXERCISE = EXERCISES["03-3"]
 HINT = f"Not right yet. {EXERCISE.hint}"
+FORM = "Not right yet: the answer is a number, and this is something else."
 RESPONSES = {
     "None": NOT_YET,
-    "0.46": "Right.",
-    "0.48": HINT,
-    "'0.46'": 'Not right yet: the answer is a number, and this is the text "0.46".',
-    "0.5": "Not right yet. Not by the gate itself.",
+    "4.25": "Right.",
+    "7": HINT,
+    "'4.25'": FORM,
+    "[4, 16]": FORM,
+    "4": "Not right yet. That is the weight alone.",
+    "4.125": "Not right yet. Those are groups of 128.",
+    "4.3125": "Not right yet. There is no zero point.",
 }
 CHECK = "def check(name, answer):\n    print({responses}[repr(answer)])"
-EXERCISE_CELL = 'my_factor = None\n\ncheck("05-3", my_factor)'
+EXERCISE_CELL = 'my_bits = None\n\ncheck("03-3", my_bits)'
 SOLUTION = "<details><summary>Solution</summary>\n\n```python\n{}\n```\n\nWhy.\n\n</details>"
-USUAL = SOLUTION.format("my_factor = 0.46")
-BY_FUNCTION = SOLUTION.format("factor = 0.46\nmy_factor = factor")
+USUAL = SOLUTION.format("my_bits = 4.25")
+BY_FUNCTION = SOLUTION.format("bits = 4.25\nmy_bits = bits")
 # By name: what answers are told instead, the text below the exercise, and what the plugin names.
 BROKEN = {
-    "solution": ({}, SOLUTION.format("my_factor = 0.48"), "05-3, solution"),
+    "solution": ({}, SOLUTION.format("my_bits = 7"), "03-3, solution"),
     "no_solution": ({}, "Think.", "no solution below it"),
-    "other_name": ({}, SOLUTION.format("my_answer = 0.46"), "05-3, solution"),
-    "value": ({"0.48": "Right."}, USUAL, "05-3, value"),
-    "form": ({"'0.46'": HINT}, USUAL, "05-3, form"),
-    "mistake": ({"0.5": HINT}, USUAL, "05-3, mistake"),
-    "traceback": ({"'0.46'": None}, USUAL, "Traceback"),
-    "silent": ({"0.5": ""}, USUAL, "05-3, mistake"),
+    "other_name": ({}, SOLUTION.format("my_answer = 4.25"), "03-3, solution"),
+    "value": ({"7": "Right."}, USUAL, "03-3, value"),
+    "form": ({"'4.25'": HINT}, USUAL, "03-3, form"),
+    "mistake": ({"4.125": HINT}, USUAL, "03-3, mistake"),
+    "traceback": ({"'4.25'": None}, USUAL, "Traceback"),
+    "silent": ({"4.125": ""}, USUAL, "03-3, mistake"),
 }
 
 pytestmark = pytest.mark.slow
@@ -53,7 +57,7 @@ def cells(tmp_path_factory):
                 new_code_cell(EXERCISE_CELL, execution_count=2, outputs=[stream(NOT_YET)]),
                 new_markdown_cell(text),
                 new_code_cell(
-                    "print(my_factor, 'factor' in globals())",
+                    "print(my_bits, 'bits' in globals())",
                     execution_count=3,
                     outputs=[stream("None False")],
                 ),

@@ -36,10 +36,11 @@ from helpers.models.minicpm_v2_vision import (
     bicubic_weights,
     vision_config,
 )
-from helpers.models.processors import Processor, Runtime, set_bos
+from helpers.models.processors import Processor, Runtime
 from helpers.models.slices import Slicing, by_size, normalised, slice_picture
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
+from helpers.upstream.transformers import set_bos
 
 __all__ = [
     "FAMILY",

@@ -240,17 +240,12 @@ class Processor(ABC):
         images = self._strings(image_inputs, 0)
         return torch.tensor([encode(self.tokenizer, self.words.pieces(messages), images)])
 
-    def _strings(
-        self, image_inputs: ImageInputs | None, earlier_pictures: int
-    ) -> list[str | list[int]]:
+    def _strings(self, image_inputs: ImageInputs | None, earlier: int) -> list[str | list[int]]:
         strings = self.image_strings(image_inputs) if image_inputs else []
-        return [self.with_number(*pair) for pair in enumerate(strings, earlier_pictures)]
+        return [self.with_number(*pair) for pair in enumerate(strings, earlier)]
 
     def with_number(self, number: int, string: str | list[int]) -> str | list[int]:
-        """Return what stands for a conversation's picture of this number, counted from 0.
-
-        Most families do not write the number.
-        """
+        """Return what stands for a conversation's picture of a number, which few families write."""
         return string
 
     def transformers_inputs(self, input_ids: Tensor, image_inputs: ImageInputs) -> ImageInputs:
@@ -287,8 +282,8 @@ class Processor(ABC):
     ) -> list[int]:
         """Return the ids of one user's message up to where the answer starts.
 
-        After the `first` turn there is no system message, and earlier turns keep the ids they have.
-        `earlier_pictures` are how many those showed.
+        After the `first` turn there is no system message, and earlier turns keep the ids they have,
+        and their pictures, so many `earlier_pictures`.
         """
         images = self._strings(image_inputs, earlier_pictures)
         pieces = self.words.pieces([message], first=first)
@@ -353,11 +348,3 @@ class Processor(ABC):
         merged = embeddings.clone()
         merged[..., : rows.shape[-1]][positions] = rows.to(embeddings.dtype)
         return merged
-
-
-def set_bos(tokenizer: Any, *, added: bool) -> None:
-    """Set whether `tokenizer` puts BOS in front of a text.
-
-    transformers defines a setter for the property, which mypy does not recognise as one.
-    """
-    tokenizer.add_bos_token = added

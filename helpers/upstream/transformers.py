@@ -81,3 +81,11 @@ def no_rope_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def set_bos(tokenizer: Any, *, added: bool) -> None:
+    """Set whether `tokenizer` puts BOS in front of a text.
+
+    transformers defines a setter for the property, which mypy does not recognise as one.
+    """
+    tokenizer.add_bos_token = added

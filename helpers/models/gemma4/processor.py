@@ -15,8 +15,9 @@ from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.budgets import Pieces
 from helpers.models.exported import ImageInputs
 from helpers.models.gemma4.exported import Gemma4Exported
-from helpers.models.processors import Processor, Runtime, set_bos
+from helpers.models.processors import Processor, Runtime
 from helpers.sources.checkpoints import Config, preparation
+from helpers.upstream.transformers import set_bos
 
 PICTURE_MARKS = ("<|image>", "<|image|>", "<image|>")
 VIDEO_MARK = "<|video|>"

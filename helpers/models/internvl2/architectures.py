@@ -28,9 +28,9 @@ from transformers import (
 
 from helpers.models.internlm2_tokenizer import internlm2_tokenizer
 from helpers.models.longrope import LongPhi3
-from helpers.models.processors import set_bos
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
+from helpers.upstream.transformers import set_bos
 
 # transformers reads these itself or under another name
 _NOT_FOR_TEXT = ("architectures", "auto_map", "model_type", "torch_dtype", "rope_scaling")

@@ -20,8 +20,9 @@ from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.budgets import Pieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.mllama.exported import MllamaExported
-from helpers.models.processors import Processor, set_bos
+from helpers.models.processors import Processor
 from helpers.sources.checkpoints import read_json
+from helpers.upstream.transformers import set_bos
 
 IMAGE_TOKEN = "<|image|>"
 
