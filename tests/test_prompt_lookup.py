@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from helpers.__main__ import main
+from helpers.convert import conversion
 from helpers.errors import SettingsError
 from helpers.graphs.last_logits import return_last_logits
+from helpers.graphs.presets import find_preset
 from helpers.models import load_processor
 from helpers.models.families import families
 from helpers.run import prompt_lookup
@@ -14,6 +16,7 @@ from helpers.run.batches import Batch
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.prompt_lookup import LONGEST, draft
 from helpers.shapes.questions import draw_questions
+from tests import random_minicpm_v4_6, random_qwen3_5
 from tests.tiny import picture
 
 BUNDLED = [family for family in families() if family.checkpoint]
@@ -148,10 +151,19 @@ def test_five_families_can_skip_places():
     assert len(SKIPPING) == 5 and COUNTING == ["llava_mpt"]
 
 
-def test_who_counts_places_says_so(bundled_folder, tmp_path, capsys):
+def test_who_counts_places_says_so(bundled_folder):
     folder = bundled_folder("llava_mpt", "int8")
     with pytest.raises(SettingsError, match="Prompt lookup leaves gaps in the cache"):
         VisionLanguagePipeline(folder).ask("What?", [picture()], prompt_lookup=True)
+
+
+@pytest.mark.parametrize("family", [random_qwen3_5, random_minicpm_v4_6])
+def test_who_forgets_no_token_says_so(family, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    family.write_random(tmp_path / "checkpoint", seed=1)
+    conversion.convert(tmp_path / "checkpoint", tmp_path / "model", find_preset("fp16"))
+    with pytest.raises(SettingsError, match="Prompt lookup leaves gaps in the cache"):
+        VisionLanguagePipeline(tmp_path / "model").ask("What?", prompt_lookup=True)
 
 
 def test_what_does_not_go_together_is_told(pipeline):

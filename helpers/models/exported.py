@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from helpers.errors import SettingsError
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, TEXT_EMBEDDINGS
 from helpers.graphs.stateful import keep_inputs
 
@@ -107,13 +106,10 @@ class ExportedParts:
         """The length after which cached keys count no more, because all are computed otherwise."""
         return None
 
-    def check_skipping(self) -> None:
-        """Raise a `SettingsError` where places in the cache cannot be masked and left out."""
-        if self.processor.counts_places or self.prefill_again_beyond is not None:
-            raise SettingsError(
-                "Prompt lookup leaves gaps in the cache, and this model counts or changes what is "
-                "between two tokens; ask without it."
-            )
+    @property
+    def can_skip_places(self) -> bool:
+        """Whether places in the cache may be masked and left out."""
+        return not self.processor.counts_places and self.prefill_again_beyond is None
 
     def encode_images(self, run: RunPart, image_inputs: ImageInputs) -> Features:
         """Return picture features; iterating gives those of each tile, slice or picture."""

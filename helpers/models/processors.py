@@ -58,7 +58,7 @@ class Processor(ABC):
     """Turn pictures and messages into what a model takes; knows no weights."""
 
     exported_class: type[ExportedParts] = ExportedParts
-    # Whether the language model counts masked places between two tokens, or cannot forget one.
+    # Whether the language model counts masked places between two tokens.
     counts_places = False
     most_pictures: int | None = 1  # that a conversation is meant to have; None: as many as fit
     picture_tokens: int | None = None  # that a picture may become at most; None: its files' limit

@@ -104,7 +104,7 @@ class Conversation:
         message = with_open_videos(message_of(question, images, video), choose)
         settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)
         if settings.prompt_lookup:
-            self.pipeline.processor.exported.check_skipping()
+            self.pipeline.check_prompt_lookup()
         if settings.schema is not None:
             self.pipeline.grammars.follow(settings.schema)  # or it is an error
         self._wait()

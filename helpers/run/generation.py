@@ -10,6 +10,7 @@ What this module does not know: which tokens are drafts, and how caches that beg
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -194,6 +195,12 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     def new_cache(self, request: ov.InferRequest | None = None) -> StateCache:
         """Return an empty cache in `request`, or in a request of its own."""
         return StateCache(request or self.language_model.create_infer_request())
+
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """Whether it keeps states that no token can be taken out of again."""
+        states = self.language_model.create_infer_request().query_state()
+        return any(is_fixed_size(state.name) for state in states)
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings (batch, length, hidden) of token ids, and what else they have."""

@@ -17,7 +17,14 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from helpers.convert.folders import read_manifest
-from helpers.errors import DeviceError, OutputError, QuestionError, UserError, reason_of
+from helpers.errors import (
+    DeviceError,
+    OutputError,
+    QuestionError,
+    SettingsError,
+    UserError,
+    reason_of,
+)
 from helpers.graphs.core import Stoppable, compile_model, core, run_model
 from helpers.graphs.last_logits import return_last_logits
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
@@ -195,6 +202,15 @@ class VisionLanguagePipeline:
 
         vocabulary = self.language_model.config.vocab_size
         return Grammars(self.processor.tokenizer, vocabulary, self.processor.stop_token_ids)
+
+    def check_prompt_lookup(self) -> None:
+        """Raise a `SettingsError` where what was drafted and rejected would leave a trace."""
+        exported = self.processor.exported
+        if self.language_model.is_recurrent or not exported.can_skip_places:
+            raise SettingsError(
+                "Prompt lookup leaves gaps in the cache, and this model counts or changes what is "
+                "between two tokens; ask without it."
+            )
 
     # Asking
 

@@ -14,7 +14,6 @@ class Qwen3_5Processor(QwenVisionProcessor):
     """Pictures and prompts of Qwen3.5."""
 
     settings_class = Qwen3_5Config
-    counts_places = True  # recurrences forget no token
 
     def positions_around(self, input_ids: Tensor, grids: Sequence[Grid]) -> Tensor:
         """Return positions (4, batch, length): tokens counted, then in time, down and across."""
