@@ -74,7 +74,7 @@ def models_table() -> str:
     for family in families():
         stem = stems.get(family.name)
         names = ", ".join(original.hub_id for original in family.originals)
-        notebook = "loads and converts; its notebook is not written yet"
+        notebook = "loads and converts; no notebook of its own"
         if stem is not None:
             notebook = f"[{stem[:2]}](notebooks/{stem}.ipynb)"
         lines.append(f"| {family.name} | {names} | {notebook} |")
