@@ -62,7 +62,7 @@ def exercise_problems(item: IPyNbCell, name: str, variable: str) -> list[str]:
     blank = f"{variable} = None"
     solution = solution_below(item.parent.nb.cells, item.cell)
     if name not in EXERCISES or name not in WRONG_ANSWERS:
-        return [f"Exercise {name} is not in helpers/show/exercises.py and exercise_answers.py."]
+        return [f"Exercise {name} is not in helpers/show/exercises/ and exercise_answers.py."]
     if solution is None:
         return [f"Exercise {name} has no solution below it that could be pasted."]
     if blank not in item.cell.source.splitlines():

@@ -1,0 +1,34 @@
+"""The exercises of the notebooks, and the check of an answer: `check("01-2", my_bytes, part)`.
+
+Each entry is one exercise, by notebook and number. Its truth does not stand in the cell, and is
+computed from what the cell hands over where it depends on the checkpoint.
+
+What this package does not know: how an answer is compared, and what trials do with it.
+"""
+
+from helpers.show.exercises import (
+    notebook_01,
+    notebook_02,
+    notebook_03,
+    notebook_04,
+    notebook_05,
+    notebook_06,
+)
+
+EXERCISES = {
+    name: exercise
+    for notebook in (
+        notebook_01,
+        notebook_02,
+        notebook_03,
+        notebook_04,
+        notebook_05,
+        notebook_06,
+    )
+    for name, exercise in notebook.EXERCISES.items()
+}
+
+
+def check(name: str, answer: object, *data: object) -> None:
+    """Print what is to be said of an answer to the exercise `name`; `data` is what it needs."""
+    print(EXERCISES[name].response(answer, *data))
