@@ -9,6 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from nncf.openvino.optimized_functions import models as optimized_models
+from openvino import opset13 as ops
 
 from helpers.convert import calibration, conversion
 from helpers.errors import SettingsError
@@ -25,6 +26,7 @@ from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT
 from helpers.graphs.presets import Preset, Quantization, Weights, find_preset
 from helpers.graphs.stateful import is_stateful
 from helpers.models import load_processor
+from helpers.resources import Growth
 from helpers.shapes.questions import draw_samples
 from helpers.show import choices
 from helpers.upstream import nncf as upstream
@@ -160,6 +162,35 @@ def assert_same(actual: ov.Model, expected: ov.Model) -> None:
         assert operation.get_type_name() == counterpart.get_type_name()
         if operation.get_type_name() == "Constant":
             assert operation.get_data().tobytes() == counterpart.get_data().tobytes()
+
+
+@pytest.mark.parametrize("all_layers", [False, True])
+@pytest.mark.parametrize("mode", ["int8", "int4-asym", "int4-sym"])
+def test_large_matrices_are_rounded_as_by_nncf(
+    language_model, inputs, monkeypatch, mode, all_layers
+):
+    weights = Weights(mode, group_size=64, all_layers=all_layers and mode != "int8")
+    by_nncf = compress(language_model.clone(), weights)
+    monkeypatch.setattr(compression, "LARGE", 2**15)  # the last layer is larger
+    by_us = compress(language_model.clone(), weights)
+    assert layer_types(by_us) == layer_types(by_nncf)
+    assert stored_bytes(by_us) == stored_bytes(by_nncf)
+    samples = inputs[LANGUAGE_MODEL]
+    exact = logits_of(language_model, samples)
+    errors = [np.square(logits_of(model, samples) - exact).mean() for model in (by_us, by_nncf)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.2)
+
+
+def test_a_large_matrix_takes_little_memory():
+    number, width = 2**17, 1024
+    matrix = np.random.default_rng(0).standard_normal((number, width), np.float32)
+    matrix = matrix.astype(np.float16)
+    words = ops.parameter([-1, width], ov.Type.f32)
+    wide = ops.convert(ov.op.Constant(ov.Tensor(matrix, shared_memory=True)), "f32")
+    graph = ov.Model([ops.matmul(words, wide, False, True)], [words])
+    with Growth() as growth:
+        compress(graph, find_preset("int8").others)
+    assert growth.bytes <= 2.5 * number * width  # of NNCF 8.7 times
 
 
 def test_fp16_leaves_a_model_as_it_is(language_model):

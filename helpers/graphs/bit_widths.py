@@ -34,7 +34,7 @@ def bit_widths(model: ov.Model) -> list[BitWidth]:
     A layer is an operation that multiplies by a stored matrix or looks rows up in one. A matrix
     that two layers share is counted once.
     """
-    stored = {constant.get_friendly_name(): constant for _, constant in _layers(model)}
+    stored = {constant.get_friendly_name(): constant for _, constant in stored_layers(model)}
     layers: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for constant in stored.values():
@@ -53,7 +53,7 @@ def layer_types(model: ov.Model) -> dict[str, str]:
     """
     return {
         module_of(layer): constant.get_element_type().get_type_name()
-        for layer, constant in _layers(model)
+        for layer, constant in stored_layers(model)
     }
 
 
@@ -92,9 +92,9 @@ def same_weights(first: ov.Model, second: ov.Model) -> bool:
     return all(ours == theirs for ours, theirs in pairs)
 
 
-def _layers(model: ov.Model) -> Iterator[tuple[ov.Node, ov.Node]]:
+def stored_layers(model: ov.Model) -> Iterator[tuple[ov.Node, ov.Node]]:
     """Yield each operation that uses a stored matrix, with the constant that holds it."""
-    for node in model.get_ops():
+    for node in model.get_ordered_ops():
         for index in _USERS.get(node.get_type_name(), ()):
             constant = _stored_weight(node.input_value(index).get_node())
             if constant is not None and _is_matrix(constant):

@@ -11,6 +11,7 @@ What this module does not know: quantised activations in the language model, NF4
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -21,10 +22,11 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from helpers.errors import SettingsError
-from helpers.graphs.bit_widths import module_of
+from helpers.graphs.bit_widths import module_of, stored_layers
 from helpers.graphs.core import core, safe_options
 from helpers.graphs.parts import SENSITIVE
 from helpers.graphs.presets import Quantization, Weights, find_preset
+from helpers.graphs.rounding import rounded
 from helpers.graphs.tables import compress_table, is_table
 from helpers.upstream import nncf as upstream
 
@@ -33,6 +35,8 @@ _MODES = {
     "int4-asym": nncf.CompressWeightsMode.INT4_ASYM,
     "int4-sym": nncf.CompressWeightsMode.INT4_SYM,
 }
+# Weights of a matrix from which on 8 bits are made here, for which NNCF would take 1.2 GB or more.
+LARGE = 2**27
 _REFUSALS = (
     nncf.ParameterNotSupportedError,
     nncf.UnsupportedModelError,
@@ -68,6 +72,8 @@ def compress(
     names = _sensitive_layers(model) if is_in_4_bits and not weights.all_layers else []
     if names:
         options["ignored_scope"] = nncf.IgnoredScope(names=names)
+    if _round_large(model, weights) and is_in_4_bits:
+        options["all_layers"] = True  # that are left: the last one, which is not one, is done
     try:
         with repaired_nncf(), upstream.compiled_once():
             model = nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
@@ -82,6 +88,34 @@ def compress(
         ) from None
     except _REFUSALS as error:
         raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
+
+
+def _round_large(model: ov.Model, weights: Weights) -> bool:
+    """Round large matrices that get 8 bits, in place, and return whether there were any.
+
+    NNCF leaves them as they are then. Where others get 4 bits, that is the last layer alone.
+    """
+    layers = list(stored_layers(model))
+    if weights.mode != "int8":
+        layers = [] if weights.all_layers else layers[-1:]
+    large = [
+        matrix
+        for layer, matrix in layers
+        if math.prod(matrix.get_output_shape(0)) >= LARGE and _is_by_rows(layer)
+    ]
+    for matrix in large:
+        restored = rounded(matrix, 8, matrix.get_output_shape(0)[1])
+        if matrix.get_output_element_type(0) == ov.Type.f32:
+            restored = ops.convert(restored, "f32")
+        for reader in matrix.output(0).get_target_inputs():
+            reader.replace_source_output(restored.output(0))
+    return bool(large)
+
+
+def _is_by_rows(layer: ov.Node) -> bool:
+    """Return whether a layer looks rows of its matrix up, or each gives a number of its output."""
+    kind = layer.get_type_name()
+    return bool(kind == "Gather" or (kind == "MatMul" and layer.get_attributes()["transpose_b"]))
 
 
 def _sensitive_layers(model: ov.Model) -> list[str]:
