@@ -125,20 +125,31 @@ class ExportedParts:
     ) -> dict[str, Any]:
         """Return what the language model takes for a prompt (1, length) with picture features.
 
-        The first `past` positions are in its cache, so their embeddings are left zero.
+        The first `past` positions are in its cache, so their embeddings are left zero. What it
+        takes beside embeddings is under "pictures".
         """
         rows = None
-        if features is not None and len(features):
+        if merged := self.merged_features(features):
             cached = int(self.processor.picture_positions(input_ids[:, :past]).sum())
-            rows = torch.cat(list(features))[cached:]
+            rows = torch.cat(merged)[cached:]
         new_features = None if rows is None or not len(rows) else [rows]
         new = self.processor.embed(input_ids[:, past:], embed_tokens, new_features)
         mask = torch.ones(input_ids.shape, dtype=torch.int64)
-        return {
+        prepared = {
             "inputs_embeds": nn.functional.pad(new, (0, 0, past, 0)),
             "attention_mask": mask,
             "position_ids": mask.cumsum(1) - 1,
         }
+        pictures = self.picture_inputs(input_ids, features)
+        return prepared if pictures is None else prepared | {"pictures": pictures}
+
+    def merged_features(self, features: Features | None) -> list[Tensor]:
+        """Return the features that take the places of a prompt's picture tokens."""
+        return [] if features is None else list(features)
+
+    def picture_inputs(self, input_ids: Tensor, features: Features | None) -> PictureInputs | None:
+        """Return what a prompt (1, length) takes beside embeddings; in most families nothing."""
+        return None
 
 
 def pad_left(tensor: Tensor, length: int) -> Tensor:

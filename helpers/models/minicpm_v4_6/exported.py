@@ -1,7 +1,6 @@
 """MiniCPM-V 4.6 as it is exported: an image encoder in three parts, the middle one if needed."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -55,15 +54,7 @@ class MiniCPMV4_6Exported(ExportedParts):
             hidden = run(WINDOW_MERGER, {"hidden_states": hidden})["merged_states"]
         return run(IMAGE_ENCODER, {"hidden_states": hidden})["last_hidden_state"]
 
-    def prepare(
-        self,
-        input_ids: Tensor,
-        embed_tokens: Callable[[Tensor], Tensor],
-        features: Features | None = None,
-        *,
-        past: int = 0,
-    ) -> dict[str, Any]:
-        """Return what the language model takes; it has the same position four times."""
-        prepared = super().prepare(input_ids, embed_tokens, features, past=past)
-        positions = torch.stack([prepared["position_ids"]] * 4, dim=-1)
-        return prepared | {"pictures": PositionInputs({}, {"position_ids": positions})}
+    def picture_inputs(self, input_ids: Tensor, features: Features | None) -> PositionInputs:
+        """Return the positions of a prompt's tokens, each the same four times."""
+        positions = torch.arange(input_ids.shape[1])[None, :, None].repeat(1, 1, 4)
+        return PositionInputs({}, {"position_ids": positions})

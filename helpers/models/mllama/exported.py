@@ -1,8 +1,8 @@
 """Llama-3.2-Vision as it is exported: a picture's keys and values are computed once, and kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,19 +84,15 @@ class MllamaExported(ExportedParts):
             for index, number in enumerate(tiles)
         ]
 
-    def prepare(
-        self,
-        input_ids: Tensor,
-        embed_tokens: Callable[[Tensor], Tensor],
-        features: Features | None = None,
-        *,
-        past: int = 0,
-    ) -> dict[str, Any]:
-        """Return the prompt, and under `pictures` the keys and values and who attends to them.
+    def merged_features(self, features: Features | None) -> list[Tensor]:
+        """Return nothing: a picture takes no places of the prompt."""
+        return []
+
+    def picture_inputs(self, input_ids: Tensor, features: Features | None) -> PictureInputs:
+        """Return the pictures' keys and values and which tokens attend to them.
 
         Without `features` there are none of them, and `has_picture` is 0.
         """
-        prepared = super().prepare(input_ids, embed_tokens, past=past)
         pictures: list[PictureKeysValues] = [] if features is None else list(features)
         if pictures:
             tiles = [picture.tiles for picture in pictures]
@@ -107,7 +103,7 @@ class MllamaExported(ExportedParts):
         fixed = self._joined(pictures or [self._no_picture()])
         fixed["has_picture"] = torch.full((1,), float(bool(pictures)))
         along = {"cross_attention_mask": mask.to(torch.int64)}
-        return prepared | {"pictures": PictureInputs(fixed, along)}
+        return PictureInputs(fixed, along)
 
     @staticmethod
     def _joined(pictures: Sequence[PictureKeysValues]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Qwen3-VL as it is exported: what each part takes and gives of DeepStack."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor
@@ -85,20 +85,13 @@ class Qwen3VLExported(QwenVisionExported):
         features, rows = output["last_hidden_state"], output["deepstack_feature_lists"]
         return DeepStackTokens.with_rows(features, grid, rows)
 
-    def prepare(
-        self,
-        input_ids: Tensor,
-        embed_tokens: Callable[[Tensor], Tensor],
-        features: Features | None = None,
-        *,
-        past: int = 0,
-    ) -> dict[str, Any]:
-        """Return what the language model takes, rows of DeepStack among it."""
-        prepared = super().prepare(input_ids, embed_tokens, features, past=past)
-        layers, hidden = self.processor.deepstack_layers, prepared["inputs_embeds"].shape[-1]
+    def picture_inputs(self, input_ids: Tensor, features: Features | None) -> DeepStackInputs:
+        """Return the positions of a prompt's tokens, and DeepStack rows of those of pictures."""
+        layers = self.processor.deepstack_layers
+        hidden = self.processor.settings.text_config.hidden_size
         pictures = cast(Sequence[DeepStackTokens], features or ())
         rows = [picture.deepstack for picture in pictures] or [torch.zeros(layers, 0, hidden)]
-        along = prepared["pictures"].along | {
+        along = super().picture_inputs(input_ids, features).along | {
             "visual_pos_masks": self.processor.picture_positions(input_ids)
         }
-        return prepared | {"pictures": DeepStackInputs({}, along, [torch.cat(rows, dim=1)])}
+        return DeepStackInputs({}, along, [torch.cat(rows, dim=1)])

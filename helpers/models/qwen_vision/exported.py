@@ -1,7 +1,7 @@
 """How pictures go through three exported parts, and what a prompt takes of their positions."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor
@@ -101,18 +101,8 @@ class QwenVisionExported(ExportedParts):
         """Return a picture's features from the image encoder's output."""
         return PictureTokens.of(output["last_hidden_state"], grid)
 
-    def prepare(
-        self,
-        input_ids: Tensor,
-        embed_tokens: Callable[[Tensor], Tensor],
-        features: Features | None = None,
-        *,
-        past: int = 0,
-    ) -> dict[str, Any]:
-        """Return what the language model takes; positions count in several dimensions."""
-        prepared = super().prepare(input_ids, embed_tokens, features, past=past)
+    def picture_inputs(self, input_ids: Tensor, features: Features | None) -> PositionInputs:
+        """Return the positions of a prompt's tokens, which count in several dimensions."""
         pictures = cast(Sequence[PictureTokens], features or ())
         position_ids = self.processor.positions_around(input_ids, [p.grid for p in pictures])
-        return prepared | {
-            "pictures": PositionInputs({}, {"position_ids": position_ids.permute(1, 2, 0)}),
-        }
+        return PositionInputs({}, {"position_ids": position_ids.permute(1, 2, 0)})
