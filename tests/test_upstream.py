@@ -173,6 +173,33 @@ def test_transformers_still_collects_the_outputs_of_layers():
     assert (nearest == "output") == transformers.MLLAMA_COLLECTS_OUTPUTS
 
 
+# A language model of Qwen3.5 as a user's program runs it, in PyTorch.
+LINEAR_ATTENTION = """
+import importlib, sys, torch
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+sizes = dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 1)
+sizes |= dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "intermediate_size"), 16)
+sizes |= dict.fromkeys(("num_hidden_layers", "full_attention_interval"), 2)
+model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(vocab_size=32, hidden_size=16, **sizes))
+model.generate(torch.ones(1, 5, dtype=torch.int64), max_new_tokens=2, pad_token_id=0)
+"""
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "minicpm_v4_6"])
+def test_linear_attention_in_pytorch_says_nothing(fork, family):
+    program = fork.run("-c", LINEAR_ATTENTION, f"helpers.models.{family}")
+    assert (program.returncode, program.stderr) == (0, "")
+
+
+def test_transformers_still_advises_faster_packages(fork):
+    """For a model of two states: whole prompts and single tokens have two functions each."""
+    program = fork.run("-c", LINEAR_ATTENTION)
+    assert program.returncode == 0, program.stderr
+    assert program.stderr.count("is falling back to its reference PyTorch implementation") == 4
+
+
 def test_the_cache_goes_by_the_name_that_a_layer_has_for_it():
     def today(hidden, past_key_values=None): ...
 

@@ -1,4 +1,4 @@
-"""transformers 5.23: mllama's vision states, the cache's name and states, heads, and a warning."""
+"""transformers 5.23: mllama's vision states, the cache's name and states, heads, and warnings."""
 
 import contextlib
 import copy
@@ -81,6 +81,20 @@ def no_rope_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def silence_slow_kernels() -> None:
+    """Drop what transformers says of packages with which linear attention would be faster.
+
+    They are flash-linear-attention and causal_conv1d, which compute on GPUs. In PyTorch a model
+    runs here only so that OpenVINO's answers can be compared with it.
+    """
+    logger = logging.getLogger("transformers.integrations.hub_kernels")
+    logger.addFilter(_is_of_no_slow_kernel)  # once, however often it is added
+
+
+def _is_of_no_slow_kernel(record: logging.LogRecord) -> bool:
+    return "is falling back to its reference PyTorch implementation" not in record.getMessage()
 
 
 def set_bos(tokenizer: Any, *, added: bool) -> None:

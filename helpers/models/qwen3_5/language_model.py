@@ -16,7 +16,9 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.parts import Part, cache_of
 from helpers.graphs.recurrence import GatedDeltaRule
-from helpers.upstream.transformers import cache_argument
+from helpers.upstream.transformers import cache_argument, silence_slow_kernels
+
+silence_slow_kernels()
 
 # What a recurrence reads: its errors in 4 bits grow along a text (docs/next-steps.md has figures).
 SENSITIVE_LAYERS = ("in_proj_qkv",)
