@@ -1,5 +1,8 @@
 """What the notebooks import: from a PyTorch checkpoint to an OpenVINO model that answers."""
 
+from helpers import interrupts  # noqa: F401  so that Ctrl-C counts from here on
+
+# isort: split
 import os
 from typing import TYPE_CHECKING
 

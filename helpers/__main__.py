@@ -4,7 +4,6 @@ Errors that a user can cause are one sentence on the error stream and exit code 
 line is exit code 2; Ctrl-C is exit code 130. `--debug` shows where an error comes from.
 """
 
-import _thread
 import argparse
 import contextlib
 import errno
@@ -12,13 +11,13 @@ import io
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import helpers
+from helpers import interrupts
 from helpers.errors import UserError
 
 EXAMPLES = {
@@ -78,11 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "Python leaves out docstrings, which transformers reads; unset PYTHONOPTIMIZE, or "
                 "start Python without -OO."
             )
-        options = parse(arguments)
-        run: Callable[[argparse.Namespace], int] = options.run
-        code = run(options)
-        sys.stdout.flush()
-        return code
+        return _run(arguments)
     except UserError as error:
         if "--debug" in arguments:
             _show_traceback(error)
@@ -94,12 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {_without_packages(error.name)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        return interrupts.stop()
     except OSError as error:
         if not _is_of_output(error):
             raise
         return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command; Ctrl-C is KeyboardInterrupt also where a package makes another error of it."""
+    try:
+        options = parse(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
+        code = run(options)
+        sys.stdout.flush()
+    except Exception as error:
+        if interrupts.is_cause(error):
+            raise KeyboardInterrupt from None
+        raise
+    return code
 
 
 def program() -> int:
@@ -108,30 +116,13 @@ def program() -> int:
     Computations that were stopped are joined while the interpreter ends. Interrupted there, a
     thread inside OpenVINO would end the process with an abort.
     """
-    sys.unraisablehook = _interrupt_again
+    interrupts.handle()
     try:
         return main()
     except KeyboardInterrupt:  # a second one, while the first was told
-        return 130
+        return interrupts.EXIT_CODE
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
-    """Repeat a Ctrl-C that came while Python was cleaning up an object, where it has no effect."""
-    if not issubclass(lost.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
-        return
-    with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no thread
-        threading.Timer(0.05, _interrupt_main_thread).start()
-
-
-def _interrupt_main_thread() -> None:
-    """Send the main thread a Ctrl-C of its own, which wakes it from what it waits for."""
-    if sys.platform == "win32":  # it has no signals to threads
-        _thread.interrupt_main()
-    elif (number := threading.main_thread().ident) is not None:
-        signal.pthread_kill(number, signal.SIGINT)
 
 
 def _spell_out_characters() -> None:

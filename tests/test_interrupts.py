@@ -18,6 +18,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from helpers.__main__ import main
 from helpers.serve.controls import SAMPLING
 from tests.programs import Fork
 from tests.tiny import picture
@@ -27,13 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.independent, pytest.mark.usefixtures
 # What a command imports, so that Ctrl-C comes where it works; what it does before is below.
 IMPORTED = ("gradio", "helpers.commands", "helpers.measure.evaluation", "helpers.run.pipeline")
 PROGRAM = "import sys; from helpers.__main__ import program; sys.exit(program())"
-# Before the first import is done, Ctrl-C is Python's own affair, so this says when it begins.
-FRESH = """
-import sys
-from helpers.__main__ import program
-print("begun", file=sys.stderr, flush=True)
-sys.exit(program())
-"""
+# Before the first module of ours, Ctrl-C is Python's own affair; so Python says what it imports.
+FRESH = [sys.executable, "-X", "importtime", "-m", "helpers"]
 # With tokens nearly alike an answer seldom ends, so that there is something to interrupt.
 ENDLESS = ["--temperature", "5", "--top-k", "0", "--top-p", "1", "--max-new-tokens", "1500"]
 QUESTIONS = "How many shapes are there?\n/clear\nWhat is in the picture?\n/nothing\nWhat?\n"
@@ -167,21 +163,45 @@ def test_control_c_at_any_moment(model, repetitions):
     assert sum(count for (_, code), count in endings.items() if code == 130) >= number / 3
 
 
-def test_control_c_while_packages_are_imported(model, repetitions):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_control_c_while_packages_are_imported(model, repetitions, at_once):
     arguments = arguments_of("ask", model, 0)
     for seed in range(repetitions("Ctrl-C while packages are imported", 1, 12)):
         process = subprocess.Popen(
-            [sys.executable, "-c", FRESH, *arguments],
+            [*FRESH, *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            text=True,
         )
         with process:
-            assert process.stderr.readline() == b"begun\n"
-            time.sleep(random.Random(seed).uniform(0, 3))
+            imports = iter(process.stderr.readline, "")
+            assert any(line.split()[-1] == "helpers.interrupts" for line in imports)
+            time.sleep(0 if at_once else random.Random(seed).uniform(0, 3))
             send_control_c(process.pid, os.getpid())
             _, errors = process.communicate(timeout=LIMIT)
-        check(Ending("ask", process.returncode, errors.decode(), members(process.pid)))
+        check(Ending("ask", process.returncode, errors, members(process.pid)))
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), ValueError("bad")])
+def test_control_c_of_which_a_package_makes_another_error(monkeypatch, capsys, cause):
+    """Modules in C++, OpenVINO's among them, raise ImportError from what came meanwhile."""
+
+    def parse(arguments):
+        raise ImportError("initialization failed") from cause
+
+    monkeypatch.setattr("helpers.__main__.parse", parse)
+    if isinstance(cause, ValueError):
+        with pytest.raises(ImportError, match="initialization failed"):
+            main([])
+        return
+    assert main([]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_control_c_in_a_program_that_is_not_ours(fork):
+    result = fork.run("-c", "import helpers; raise KeyboardInterrupt")
+    assert "Traceback" in result.stderr and result.returncode == -signal.SIGINT
 
 
 LOST = """

@@ -37,7 +37,7 @@ ABOVE = (
     "command_options",
     "command_output",
 )
-BELOW = ("resources", "errors")
+BELOW = ("resources", "errors", "interrupts")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""Ctrl-C ends a program of this collection with a word and exit code 130, whenever it comes.
+
+Importing this is enough for one that is starting, so `helpers` does it before anything else: of the
+half second until a command begins, most is spent on imports. A program that only imports `helpers`
+is left alone.
+"""
+
+import sys
+
+EXIT_CODE = 130  # as shells have it: 128 and the number of SIGINT
+
+
+def stop() -> int:
+    """Say that Ctrl-C ends the program, and return its exit code."""
+    print("stopped", file=sys.stderr)
+    return EXIT_CODE
+
+
+def is_cause(error: BaseException | None) -> bool:
+    """Return whether an error says that Ctrl-C is its cause, as compiled packages do at import."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
+
+
+def handle() -> None:
+    """Let Ctrl-C that nobody catches end this program without a traceback."""
+    sys.excepthook = _stop_quietly
+    sys.unraisablehook = _interrupt_again
+
+
+def _stop_quietly(kind: type[BaseException], error: BaseException, *trace: object) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.exit(stop())
+    sys.__excepthook__(kind, error, error.__traceback__)
+
+
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that came while Python was cleaning up an object, where it has no effect."""
+    import contextlib
+    import threading
+
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no thread
+        threading.Timer(0.05, _interrupt_main_thread).start()
+
+
+def _interrupt_main_thread() -> None:
+    """Send the main thread a Ctrl-C of its own, which wakes it from what it waits for."""
+    import _thread
+    import signal
+    import threading
+
+    if sys.platform == "win32":  # it has no signals to threads
+        _thread.interrupt_main()
+    elif (number := threading.main_thread().ident) is not None:
+        signal.pthread_kill(number, signal.SIGINT)
+
+
+# While `python -m helpers` imports this package, `-m` stands for the program's name.
+if sys.argv[0].replace("\\", "/").rpartition("/")[2] in ("vlm", "vlm.exe", "-m"):
+    handle()
