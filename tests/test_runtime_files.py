@@ -1,6 +1,7 @@
 """Files for OpenVINO GenAI and Model Server: what they say, and that earlier folders get them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from openvino import Core
@@ -12,6 +13,7 @@ from helpers.inputs.chat_templates import jinja_of, template_of
 from helpers.inputs.messages import answer_message, user_message
 from helpers.models import load_processor
 from helpers.models.families import families
+from helpers.models.gemma4 import processor as gemma4
 from helpers.sources.checkpoints import BUNDLED
 
 NAMES = [family.bundled for family in families() if family.checkpoint]
@@ -33,6 +35,26 @@ def test_a_chat_template_writes_our_prompts(name):
         assert written([SYSTEM, *MESSAGES]) == template.render([SYSTEM, *MESSAGES])
     pictured = [user_message("What is it?", 1)]
     assert written(pictured) == template.render(pictured).replace("<image>", "<picture>")
+
+
+@pytest.mark.parametrize("is_usual", [False, True])
+@pytest.mark.parametrize("on", [None, True, False])
+@pytest.mark.parametrize("answer", ["A star.", "<|channel>thought\nOh<channel|>A star.", "\nA"])
+def test_a_chat_template_with_a_switch(on, is_usual, answer):
+    """Of Gemma 4, and of one whose model thinks unless it is told not to."""
+    template = gemma4.TEMPLATE
+    if is_usual:
+        template = replace(template.otherwise, otherwise=template)
+    tokenizer = load_processor(BUNDLED / "internvl2").tokenizer
+    tokenizer.chat_template = jinja_of(template, "<picture>")
+    switch = {} if on is None else {"enable_thinking": on}
+    messages = [user_message("What is it?"), answer_message(answer), user_message("Where?")]
+    for prompt in (messages, [SYSTEM, *messages]):
+        text = tokenizer.apply_chat_template(
+            prompt, tokenize=False, add_generation_prompt=True, **switch
+        )
+        assert text == template.thinking(on).render(prompt)
+        assert ("<|think|>" in text) == (is_usual if on is None else on)
 
 
 @pytest.mark.parametrize("name", ["internvl2", "qwen3_vl"])

@@ -93,18 +93,21 @@ def test_the_template_decides_where_nobody_does(folders, kind, usual):
     assert processor.words.thinks == usual
 
 
-@pytest.mark.parametrize("kind", ["qwen", "large"])
+@pytest.mark.parametrize("kind", ["qwen", "large", "gemma"])
 @pytest.mark.parametrize("on", [None, True, False])
-def test_prompts_are_those_of_the_checkpoints_template(folders, kind, on):
+def test_prompts_are_those_of_the_folders_template(folders, kind, on):
+    """Qwen's is the checkpoint's own; Gemma's is the one that is written for other runtimes."""
     processor = load_processor(folders[kind])
+    begin, end = processor.template.thought
     messages = [user_message("Why?"), answer_message("So."), user_message("And?")]
     switch = {} if on is None else {"enable_thinking": on}
     expected = processor.tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, **switch
     )
     assert decoded(processor, processor.thinking(on).input_ids(messages)[0]) == expected
-    kept = [messages[0], answer_message(f"<think>\n{THOUGHT}\n</think>\n\nSo."), messages[2]]
-    assert decoded(processor, processor.thinking(on).input_ids(kept)[0]) == expected
+    answer = answer_message(f"{begin}\n{THOUGHT}\n{end}\n\nSo.")
+    ids = processor.thinking(on).input_ids([messages[0], answer, messages[2]])
+    assert decoded(processor, ids[0]) == expected
 
 
 def test_a_thought_is_told_from_the_answer(model):

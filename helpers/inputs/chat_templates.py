@@ -98,29 +98,43 @@ def jinja_of(template: Template, image_text: str) -> str:
     """Return a chat template that writes what a `Template` says, `image_text` for a picture.
 
     A content may be a text or a list of parts. A system message replaces the authors' words where
-    the template has a place for one.
+    the template has a place for one. `enable_thinking` chooses between a template's two ways.
     """
-    before, _, after = (template.system_form or SYSTEM_WORDS).partition(SYSTEM_WORDS)
-    image = template.image.replace(IMAGE, image_text)
-    quoted = {
-        name: json.dumps(text, ensure_ascii=False)
-        for name, text in {
-            "system": template.system,
-            "before": before,
-            "after": after,
-            "user": template.user,
-            "user_end": template.user_end,
-            "assistant": template.assistant,
-            "before_answer": template.before_answer,
-            "answer_start": template.answer_start,
-            "assistant_end": template.assistant_end,
-            "image": image,
-        }.items()
-    }
+    other = template.otherwise or template
+    on, off = (template, other) if template.thinks else (other, template)
+    words, words_of_off = _expressions(on, image_text), _expressions(off, image_text)
     text = _JINJA
-    for name, words in quoted.items():
-        text = text.replace(f"<{name}>", words)
+    if on != off:
+        condition = "is not defined or" if template.thinks else "is defined and"
+        text = f"{{%- set thinks = {_SWITCH} {condition} {_SWITCH} is true -%}}\n{text}"
+    for name, expression in words.items():
+        if expression != words_of_off[name]:
+            expression = f"({expression} if thinks else {words_of_off[name]})"
+        text = text.replace(f"<{name}>", expression)
     return text
+
+
+def _expressions(template: Template, image_text: str) -> dict[str, str]:
+    """Return the expressions of Jinja that stand in `_JINJA`, by what stands there for them."""
+    before, _, after = (template.system_form or SYSTEM_WORDS).partition(SYSTEM_WORDS)
+    words = {
+        "system": template.system,
+        "before": before,
+        "after": after,
+        "user": template.user,
+        "user_end": template.user_end,
+        "assistant": template.assistant,
+        "before_answer": template.before_answer,
+        "answer_start": template.answer_start,
+        "assistant_end": template.assistant_end,
+        "image": template.image.replace(IMAGE, image_text),
+    }
+    expressions = {name: json.dumps(text, ensure_ascii=False) for name, text in words.items()}
+    answer = "content(message)"
+    if template.thought:  # earlier answers stand in a prompt without theirs
+        end = json.dumps(template.thought[1], ensure_ascii=False)
+        answer = f'({answer}.split({end})[-1].lstrip("\\n") if {end} in {answer} else {answer})'
+    return expressions | {"answer": answer}
 
 
 _JINJA = """\
@@ -146,7 +160,7 @@ _JINJA = """\
 {%- elif message.role == "user" -%}
 {{- <user> + content(message) + <user_end> -}}
 {%- else -%}
-{{- <assistant> + <before_answer> + content(message) + <assistant_end> -}}
+{{- <assistant> + <before_answer> + <answer> + <assistant_end> -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
