@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+from transformers import Gemma4Config, Gemma4ForConditionalGeneration, PreTrainedModel
 
 from helpers.models.gemma4.originals import TOKENIZER, constant_of, token_ids
-from helpers.shapes import tokenizers
-from tests.tiny import seeded
+from tests.random_models import write_model
 
 
 @dataclass(frozen=True)
@@ -101,14 +100,15 @@ def write_random(folder: Path, seed: int, **changes: Any) -> Any:
 
     `changes` are other dimensions than those drawn.
     """
-    vocabulary = tokenizers.TRAINERS["gemma"](tokenizers.corpus(300), folder, TOKENIZER.marks)
     dimensions = Dimensions(**(vars(Dimensions.drawn(seed)) | changes))
-    with seeded(seed), torch.no_grad():
+
+    def new_model(vocabulary: int) -> PreTrainedModel:
         model = Gemma4ForConditionalGeneration(config_of(dimensions, vocabulary))
         for name, tensor in model.state_dict().items():
             fill(name, tensor)
-    model.eval().save_pretrained(folder)
-    return model
+        return model
+
+    return write_model(folder, seed, TOKENIZER, new_model)
 
 
 def fill(name: str, tensor: torch.Tensor) -> None:

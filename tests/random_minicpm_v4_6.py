@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
+from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration, PreTrainedModel
 
 from helpers.models.minicpm_v4_6.originals import TOKENIZER, token_ids
-from helpers.shapes import tokenizers
 from helpers.sources.checkpoints import write_json
 from tests import random_qwen3_5
-from tests.random_models import fill
-from tests.tiny import seeded
+from tests.random_models import filled, write_model
 
 PREPARATION = {"scale_resolution": 168, "max_slice_nums": 5, "use_image_id": True}
 
@@ -63,11 +61,10 @@ def config_of(seed: int, vocabulary: int) -> MiniCPMV4_6Config:
 
 def write_random(folder: Path, seed: int) -> Any:
     """Write a random checkpoint into `folder` and return transformers' model of it."""
-    vocabulary = tokenizers.TRAINERS["qwen3_5"](tokenizers.corpus(300), folder, TOKENIZER.marks)
-    with seeded(seed):
+
+    def new_model(vocabulary: int) -> PreTrainedModel:
         model = MiniCPMV4_6ForConditionalGeneration(config_of(seed, vocabulary))
-        fill(model, random_qwen3_5.is_zero_centred)
-    model.eval().save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(TOKENIZER.chat_template, encoding="utf-8")
+        return filled(model, random_qwen3_5.is_zero_centred)
+
     write_json(folder / "preprocessor_config.json", PREPARATION)
-    return model
+    return write_model(folder, seed, TOKENIZER, new_model, has_template=True)

@@ -5,23 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+from transformers import PreTrainedModel, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from helpers.models.qwen3_5.originals import TOKENIZER
 from helpers.models.qwen_vision.originals import token_ids
-from helpers.shapes import tokenizers
-from tests.random_models import fill
-from tests.tiny import seeded
+from tests.random_models import filled, write_model
+from tests.random_qwen3_vl import VisionDimensions
 
 
 @dataclass(frozen=True)
-class Dimensions:
+class Dimensions(VisionDimensions):
     """What is drawn of a checkpoint: sizes of both models, and which layers are full attention."""
 
-    vision_layers: int
-    vision_heads: int
-    vision_head_size: int
-    side: int  # of the table of positions
     layers: int
     interval: int  # of layers of full attention
     heads: int
@@ -90,17 +85,9 @@ def text_of(dimensions: Dimensions, vocabulary: int) -> dict[str, Any]:
 
 def config_of(dimensions: Dimensions, vocabulary: int) -> Qwen3_5Config:
     """Return transformers' config."""
-    vision = {
-        "depth": dimensions.vision_layers,
-        "hidden_size": dimensions.vision_heads * dimensions.vision_head_size,
-        "intermediate_size": 80,
-        "num_heads": dimensions.vision_heads,
-        "out_hidden_size": HIDDEN,
-        "num_position_embeddings": dimensions.side**2,
-    }
     return Qwen3_5Config(
         text_config=text_of(dimensions, vocabulary),
-        vision_config=vision,
+        vision_config=dimensions.vision_config(HIDDEN),
         tie_word_embeddings=dimensions.tied,
         **token_ids(vocabulary),
     )
@@ -113,11 +100,9 @@ def is_zero_centred(name: str) -> bool:
 
 def write_random(folder: Path, seed: int, *, dimensions: Dimensions | None = None) -> Any:
     """Write a random checkpoint into `folder` and return transformers' model of it."""
-    vocabulary = tokenizers.TRAINERS["qwen3_5"](tokenizers.corpus(300), folder, TOKENIZER.marks)
-    with seeded(seed):
+
+    def new_model(vocabulary: int) -> PreTrainedModel:
         config = config_of(dimensions or Dimensions.drawn(seed), vocabulary)
-        model = Qwen3_5ForConditionalGeneration(config)
-        fill(model, is_zero_centred)
-    model.eval().save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(TOKENIZER.chat_template, encoding="utf-8")
-    return model
+        return filled(Qwen3_5ForConditionalGeneration(config), is_zero_centred)
+
+    return write_model(folder, seed, TOKENIZER, new_model, has_template=True)

@@ -5,24 +5,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from helpers.models.qwen3_vl.originals import TOKENIZER
 from helpers.models.qwen_vision.originals import token_ids
-from helpers.shapes import tokenizers
-from tests.random_models import fill
-from tests.tiny import seeded
+from tests.random_models import filled, write_model
 
 
 @dataclass(frozen=True)
-class Dimensions:
-    """What is drawn of a checkpoint: sizes of both models, and which layers are tapped."""
+class VisionDimensions:
+    """What is drawn of an image encoder, which Qwen3.5 has too."""
 
     vision_layers: int
     vision_heads: int
     vision_head_size: int
-    taps: tuple[int, ...]
     side: int  # of the table of positions
+
+    def vision_config(self, hidden: int) -> dict[str, Any]:
+        """Return its config; `hidden` is the language model's width."""
+        return {
+            "depth": self.vision_layers,
+            "hidden_size": self.vision_heads * self.vision_head_size,
+            "intermediate_size": 80,
+            "num_heads": self.vision_heads,
+            "out_hidden_size": hidden,
+            "num_position_embeddings": self.side**2,
+        }
+
+
+@dataclass(frozen=True)
+class Dimensions(VisionDimensions):
+    """What is drawn of a checkpoint: sizes of both models, and which layers are tapped."""
+
+    taps: tuple[int, ...]
     layers: int
     heads: int
     groups: int
@@ -72,18 +87,10 @@ def config_of(dimensions: Dimensions, vocabulary: int, hidden: int = 64) -> Qwen
             "mrope_interleaved": True,
         },
     }
-    vision = {
-        "depth": dimensions.vision_layers,
-        "hidden_size": dimensions.vision_heads * dimensions.vision_head_size,
-        "intermediate_size": 80,
-        "num_heads": dimensions.vision_heads,
-        "out_hidden_size": hidden,
-        "num_position_embeddings": dimensions.side**2,
-        "deepstack_visual_indexes": list(dimensions.taps),
-    }
+    taps = {"deepstack_visual_indexes": list(dimensions.taps)}
     return Qwen3VLConfig(
         text_config=text,
-        vision_config=vision,
+        vision_config=dimensions.vision_config(hidden) | taps,
         tie_word_embeddings=dimensions.tied,
         **token_ids(vocabulary),
     )
@@ -94,9 +101,8 @@ def write_random(
 ) -> Any:
     """Write a random checkpoint into `folder` and return transformers' model of it."""
     dimensions = dimensions or Dimensions.drawn(seed)
-    vocabulary = tokenizers.TRAINERS["qwen2"](tokenizers.corpus(300), folder, TOKENIZER.marks)
-    with seeded(seed):
-        model = Qwen3VLForConditionalGeneration(config_of(dimensions, vocabulary, hidden))
-        fill(model)
-    model.eval().save_pretrained(folder)
-    return model
+
+    def new_model(vocabulary: int) -> PreTrainedModel:
+        return filled(Qwen3VLForConditionalGeneration(config_of(dimensions, vocabulary, hidden)))
+
+    return write_model(folder, seed, TOKENIZER, new_model)

@@ -18,10 +18,6 @@ from tests.random_gemma4 import write_random
 from tests.random_models import (
     PICTURES,
     WAYS,
-    check_batch,
-    check_conversation,
-    check_logits,
-    check_tokens,
     error,
     noise,
     prepared,
@@ -47,20 +43,20 @@ def models(request, tmp_path_factory):
 def test_logits(models, case):
     prompt = models.prompt(*CASES[case])
     assert prompt.ids.shape[1] > 3 * models.reference.config.text_config.sliding_window
-    check_logits(models, prompt)
+    models.check_logits(prompt)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_tokens(models, way):
-    check_tokens(models, models.prompt(*CASES["pictures"]), WAYS[way] | {"eos_token_id": 1})
+    models.check_tokens(models.prompt(*CASES["pictures"]), WAYS[way] | {"eos_token_id": 1})
 
 
 def test_prompts_of_several_lengths_in_one_batch(models):
-    check_batch(models, [models.prompt(*case) for case in CASES.values()])
+    models.check_batch([models.prompt(*case) for case in CASES.values()])
 
 
 def test_a_conversation_is_the_prompt_of_all_its_turns(models):
-    check_conversation(models, (1, 0, 2))
+    models.check_conversation((1, 0, 2))
 
 
 def test_answers_that_are_computed_together_are_the_same(models):
@@ -86,17 +82,11 @@ def test_masks_by_what_is_visible_have_the_window(models):
     assert error(actual, model(**inputs).logits) < 5e-6
 
 
-def operations(compiled) -> list[str]:
-    """Return the kinds of operations that run."""
-    model = compiled.get_runtime_model()
-    return [str(node.get_rt_info()["layerType"].astype(str)) for node in model.get_ops()]
-
-
 def test_which_operations_run(models):
     """Every layer with keys and values of its own keeps them where it attends to them."""
     text = models.reference.config.text_config
     owners = text.num_hidden_layers - text.num_kv_shared_layers
-    kinds = operations(models.pipeline.parts[LANGUAGE_MODEL])
+    kinds = models.operations(LANGUAGE_MODEL)
     assert kinds.count("RoPE") == 2 * owners + text.num_kv_shared_layers
     assert kinds.count("ScaledDotProductAttention") == owners
 

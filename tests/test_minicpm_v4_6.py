@@ -19,12 +19,9 @@ from helpers.sources.checkpoints import write_json
 from tests.random_minicpm_v4_6 import PREPARATION, write_random
 from tests.random_models import (
     BETWEEN,
+    CASES,
     PICTURES,
     WAYS,
-    check_batch,
-    check_conversation,
-    check_logits,
-    check_tokens,
     error,
     noise,
     random_models,
@@ -34,11 +31,6 @@ from tests.workers import in_groups
 LARGE = 10**6  # a budget of tokens that has room for the mode with many
 # Seeds and budgets: each checkpoint in one of the modes.
 CHECKPOINTS = in_groups([(0, None), (1, LARGE)], "minicpm_v4_6")
-CASES = {
-    "pictures between words": (BETWEEN, PICTURES),
-    "one picture": (user_message("What is it?", 1), PICTURES[:1]),
-    "text": (user_message("Who are you?"), ()),
-}
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -50,20 +42,20 @@ def models(request, tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits(models, case):
-    check_logits(models, models.prompt(*CASES[case]))
+    models.check_logits(models.prompt(*CASES[case]))
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_tokens(models, way):
-    check_tokens(models, models.prompt(*CASES["pictures between words"]), WAYS[way])
+    models.check_tokens(models.prompt(*CASES["pictures between words"]), WAYS[way])
 
 
 def test_prompts_of_several_lengths_in_one_batch(models):
-    check_batch(models, [models.prompt(*case) for case in CASES.values()])
+    models.check_batch([models.prompt(*case) for case in CASES.values()])
 
 
 def test_a_conversation_goes_on_and_back(models):
-    check_conversation(models)
+    models.check_conversation()
 
 
 def test_pictures_are_counted_through_a_conversation(models):
@@ -77,8 +69,7 @@ def test_pictures_are_counted_through_a_conversation(models):
 
 
 def test_each_linear_layer_is_one_operation(models):
-    nodes = models.pipeline.parts[LANGUAGE_MODEL].get_runtime_model().get_ops()
-    kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
+    kinds = models.operations(LANGUAGE_MODEL)
     layers = models.reference.config.text_config.layer_types
     assert kinds.count("GatedDeltaNet") == layers.count("linear_attention")
 

@@ -17,12 +17,9 @@ from helpers.sources.saving import save_tensors
 from helpers.sources.tensors import open_tensors
 from tests.random_models import (
     BETWEEN,
+    CASES,
     PICTURES,
     WAYS,
-    check_batch,
-    check_conversation,
-    check_logits,
-    check_tokens,
     error,
     random_models,
 )
@@ -30,11 +27,6 @@ from tests.random_qwen3_5 import write_random
 from tests.workers import in_groups
 
 SEEDS = in_groups(range(2), "qwen3_5")
-CASES = {
-    "pictures between words": (BETWEEN, PICTURES),
-    "one picture": (user_message("What is it?", 1), PICTURES[:1]),
-    "text": (user_message("Who are you?"), ()),
-}
 
 
 @pytest.fixture(scope="module", params=SEEDS)
@@ -45,12 +37,11 @@ def models(request, tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits(models, case):
-    check_logits(models, models.prompt(*CASES[case]))
+    models.check_logits(models.prompt(*CASES[case]))
 
 
 def test_each_linear_layer_is_one_operation(models):
-    nodes = models.pipeline.parts[LANGUAGE_MODEL].get_runtime_model().get_ops()
-    kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
+    kinds = models.operations(LANGUAGE_MODEL)
     layers = models.reference.config.text_config.layer_types
     assert kinds.count("GatedDeltaNet") == layers.count("linear_attention")
     assert not {"Loop", "TensorIterator"} & set(kinds)
@@ -87,13 +78,13 @@ def test_what_the_recurrence_reads_keeps_8_bits(models):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_tokens(models, way):
-    check_tokens(models, models.prompt(*CASES["pictures between words"]), WAYS[way])
+    models.check_tokens(models.prompt(*CASES["pictures between words"]), WAYS[way])
 
 
 @torch.inference_mode()
 def test_padding_leaves_the_states_untouched(models):
     pipeline = models.pipeline
-    prompts = check_batch(models, [models.prompt(*case) for case in CASES.values()])
+    prompts = models.check_batch([models.prompt(*case) for case in CASES.values()])
     caches = [pipeline.language_model.new_cache() for _ in range(2)]
     pipeline.language_model(**collate(prompts), past_key_values=caches[0])
     pipeline.language_model(**prompts[-1], past_key_values=caches[1])
@@ -120,7 +111,7 @@ def test_prompts_are_those_of_the_checkpoints_template(models):
 
 def test_a_conversation_goes_on_and_back(models):
     """With the states it had, since nothing can be taken out of them."""
-    check_conversation(models)
+    models.check_conversation()
 
 
 def test_thoughts_stay_in_no_earlier_turn(models):

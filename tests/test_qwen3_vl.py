@@ -10,20 +10,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from helpers.errors import CheckpointError, PictureError, QuestionError
 from helpers.graphs.part_names import IMAGE_ENCODER
-from helpers.inputs.messages import user_message
 from helpers.models import load_model
 from helpers.models.qwen_vision import exported
 from helpers.models.qwen_vision.places import table_places
 from helpers.resources import anonymous_memory, return_freed_memory
 from helpers.sources.checkpoints import write_json
 from tests.random_models import (
-    BETWEEN,
+    CASES,
     PICTURES,
     WAYS,
-    check_batch,
-    check_conversation,
-    check_logits,
-    check_tokens,
     error,
     noise,
     random_models,
@@ -32,11 +27,6 @@ from tests.random_qwen3_vl import write_random
 from tests.workers import in_groups
 
 SEEDS = in_groups(range(3), "qwen3_vl")
-CASES = {
-    "pictures between words": (BETWEEN, PICTURES),
-    "one picture": (user_message("What is it?", 1), PICTURES[:1]),
-    "text": (user_message("Who are you?"), ()),
-}
 
 
 @pytest.fixture(scope="module", params=SEEDS)
@@ -46,7 +36,7 @@ def models(request, tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits(models, case):
-    check_logits(models, models.prompt(*CASES[case]))
+    models.check_logits(models.prompt(*CASES[case]))
 
 
 @torch.inference_mode()
@@ -102,16 +92,16 @@ def test_a_folder_as_transformers_writes_it(models, tmp_path):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_tokens(models, way):
-    check_tokens(models, models.prompt(*CASES["pictures between words"]), WAYS[way])
+    models.check_tokens(models.prompt(*CASES["pictures between words"]), WAYS[way])
 
 
 def test_prompts_of_several_lengths_in_one_batch(models):
-    check_batch(models, [models.prompt(*case) for case in CASES.values()])
+    models.check_batch([models.prompt(*case) for case in CASES.values()])
 
 
 def test_a_conversation_is_the_prompt_of_all_its_turns(models):
     """Positions are not token counts, so what is cached must be counted otherwise."""
-    check_conversation(models, (1, 0, 2, 0, 1))
+    models.check_conversation((1, 0, 2, 0, 1))
 
 
 def test_a_question_that_does_not_fit_is_told_beforehand(models):
