@@ -6,16 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import openvino as ov
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
 from helpers.convert.conversion import convert_part
+from helpers.errors import CheckpointError
 from helpers.graphs.parts import Part
 from helpers.inputs.messages import user_message
+from helpers.models import load_model
+from helpers.models.base import VisionLanguageModel
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import PrefillAgainLanguageModel
+from helpers.sources.key_mapping import original_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 3e-6  # of the largest expected value; measured: up to 2.3e-6
@@ -113,6 +118,22 @@ def change_type(folder: Path, dtype: torch.dtype) -> None:
     change_tensors(
         folder, lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()}
     )
+
+
+def loading_error(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> str:
+    """Return what is said of a checkpoint to whose tensors `change` is applied."""
+    change_tensors(folder, change)
+    with pytest.raises(CheckpointError) as error:
+        load_model(folder)
+    return str(error.value)
+
+
+def check_original_tensors(model: VisionLanguageModel, name: str) -> None:
+    """Compare the tensors of a loaded model, under their original names, with its files'."""
+    original = model.original_tensors(GOLDEN / name)
+    saved = original_tensors(model, model.rules())
+    assert saved.keys() == original.keys()
+    assert all(torch.equal(saved[name], original[name]) for name in original)
 
 
 def conversations() -> dict[str, list[dict]]:

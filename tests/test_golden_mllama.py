@@ -22,20 +22,20 @@ from helpers.models.mllama import (
     text_config,
 )
 from helpers.sources.checkpoints import read_config
-from helpers.sources.key_mapping import original_tensors
 from helpers.upstream import transformers as upstream
 from tests.golden_checks import (
     GOLDEN,
     TOLERANCE,
     assert_close,
     assert_pixels,
-    change_tensors,
     change_type,
+    check_original_tensors,
     conversations,
     copy_of,
     golden_pixels,
     golden_prompts,
     golden_results,
+    loading_error,
     relative_error,
 )
 
@@ -141,20 +141,14 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
         tensors["vision_model.class_embedding"] = tensors["vision_model.class_embedding"][1:]
         return tensors | {"vision_model.other": torch.zeros(1)}
 
-    folder = copy_of(FAMILY, tmp_path)
-    change_tensors(folder, change)
-    with pytest.raises(CheckpointError) as error:
-        load_model(folder)
-    assert "missing projector.bias" in str(error.value)
-    assert "mis-shaped vision_model.class_embedding" in str(error.value)
-    assert "unexpected vision_model.other" in str(error.value)
+    message = loading_error(copy_of(FAMILY, tmp_path), change)
+    assert "missing projector.bias" in message
+    assert "mis-shaped vision_model.class_embedding" in message
+    assert "unexpected vision_model.other" in message
 
 
 def test_saving_gives_the_original_tensors(model):
-    original = model.original_tensors(GOLDEN / FAMILY)
-    saved = original_tensors(model, model.rules())
-    assert saved.keys() == original.keys()
-    assert all(torch.equal(saved[name], original[name]) for name in original)
+    check_original_tensors(model, FAMILY)
 
 
 # The vision states that transformers collects one layer late
