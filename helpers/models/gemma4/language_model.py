@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from helpers.models.gemma4.exported import FULL, SLIDING
+from helpers.models.prompt_input import WithPromptInput
 from helpers.upstream.transformers import cache_argument, unpacked_heads
 
 
@@ -27,8 +28,10 @@ class ScaledEmbedding(nn.Embedding):
         return super().forward(input_ids) * self.rounded_factor
 
 
-class Gemma4LanguageModel(Gemma4ForCausalLM):
-    """transformers' language model, which `generate` gives per-layer embeddings of a prompt."""
+class Gemma4LanguageModel(WithPromptInput, Gemma4ForCausalLM):
+    """transformers' language model; per-layer embeddings of later tokens it looks up itself."""
+
+    prompt_input = "per_layer_inputs"
 
     def __init__(self, config: Gemma4TextConfig) -> None:
         super().__init__(config)
@@ -39,25 +42,6 @@ class Gemma4LanguageModel(Gemma4ForCausalLM):
             rows, width = table.weight.shape
             setattr(text, name, ScaledEmbedding(rows, width, table.scalar_embed_scale))
         self.tie_weights()
-
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        *,
-        inputs_embeds: Tensor | None = None,  # `generate` looks for the name
-        is_first_iteration: bool = False,
-        per_layer_inputs: Tensor | None = None,
-        **kwargs: Any,  # under this name `generate` knows that `forward` takes the rest
-    ) -> dict[str, Any]:
-        """Return the inputs of one call; those of tokens that are written later are looked up."""
-        parent: Any = super()
-        inputs: dict[str, Any] = parent.prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        return inputs | ({"per_layer_inputs": per_layer_inputs} if is_first_iteration else {})
 
 
 class Gemma4Decoder(nn.Module):

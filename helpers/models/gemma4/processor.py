@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, Gemma4Config, Gemma4TextConfig, PreTrainedTokenizerBase
+from transformers import Gemma4Config, Gemma4TextConfig, PreTrainedTokenizerBase
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 from helpers.errors import CheckpointError
@@ -98,9 +98,9 @@ class Gemma4Processor(Processor):
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer of the folder's own files; the template begins a text itself."""
-        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        tokenizer = super().load_tokenizer()
         set_bos(tokenizer, added=False)
-        return cast(PreTrainedTokenizerBase, tokenizer)
+        return tokenizer
 
     @property
     def image_token_id(self) -> int:

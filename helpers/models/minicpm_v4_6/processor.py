@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, MiniCPMV4_6Config, PreTrainedTokenizerBase
+from transformers import MiniCPMV4_6Config
 
 from helpers.inputs.chat_templates import template_of
 from helpers.inputs.prompts import IMAGE, Template
@@ -50,10 +50,6 @@ class MiniCPMV4_6Processor(Processor):
         return SHIPPED | preparation(self.folder)
 
     # Prompts
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of the folder's own files."""
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(self.folder))
 
     @cached_property
     def template(self) -> Template:

@@ -9,6 +9,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfi
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLPreTrainedModel, Qwen3VLTextModel
 
 from helpers.graphs.parts import DecoderWithCache, cache_of
+from helpers.models.prompt_input import WithPromptInput
 from helpers.upstream.transformers import cache_argument
 
 
@@ -23,9 +24,10 @@ class Qwen3VLText(Qwen3VLTextModel):
         return hidden_states + visual_embeds.expand(tokens, -1).reshape(hidden_states.shape)
 
 
-class Qwen3VLLanguageModel(Qwen3VLPreTrainedModel, GenerationMixin):
+class Qwen3VLLanguageModel(WithPromptInput, Qwen3VLPreTrainedModel, GenerationMixin):
     """The language model alone, which transformers has only together with the image encoder."""
 
+    prompt_input = "deepstack_embeds"
     config: Any  # a `Qwen3VLTextConfig`; the parent has that of the whole model
     _tied_weights_keys: ClassVar = {  # type: ignore[misc]
         "lm_head.weight": "model.embed_tokens.weight"
@@ -68,25 +70,6 @@ class Qwen3VLLanguageModel(Qwen3VLPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             logits=self.lm_head(hidden), past_key_values=output.past_key_values
         )
-
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        *,
-        inputs_embeds: Tensor | None = None,  # `generate` looks for the name
-        is_first_iteration: bool = False,
-        deepstack_embeds: Tensor | None = None,
-        **kwargs: Any,  # under this name `generate` knows that `forward` takes the rest
-    ) -> dict[str, Any]:
-        """Return the inputs of one call; tokens that are written later are text."""
-        parent: Any = super()
-        inputs: dict[str, Any] = parent.prepare_inputs_for_generation(
-            input_ids,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        return inputs | ({"deepstack_embeds": deepstack_embeds} if is_first_iteration else {})
 
 
 class Qwen3VLDecoder(DecoderWithCache):

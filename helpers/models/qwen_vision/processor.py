@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from helpers.errors import CheckpointError, PictureError
@@ -86,10 +86,6 @@ class QwenVisionProcessor(Processor):
         return Runtime(image_text="".join(PICTURE_MARKS), pictures=settings)
 
     # Prompts
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer of the folder's own files."""
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(self.folder))
 
     @cached_property
     def template(self) -> Template:
