@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GenerationConfig
 
 from helpers.convert.conversion import convert_part
 from helpers.errors import CheckpointError
@@ -19,7 +18,7 @@ from helpers.inputs.messages import user_message
 from helpers.models import load_model
 from helpers.models.base import VisionLanguageModel
 from helpers.run.generation import StatefulLanguageModel
-from helpers.run.prefill_again import PrefillAgainLanguageModel
+from helpers.run.prefill_again import language_model_of
 from helpers.sources.key_mapping import original_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -73,10 +72,7 @@ def stateful(model) -> StatefulLanguageModel:
     """Return the language model of `model` on OpenVINO, behind transformers' `generate`."""
     embeddings, language_model = model.text_embeddings_part(), model.language_model_part()
     parts = ({"inputs_embeds": compiled(embeddings)}, compiled(language_model))
-    limit = model.processor.exported.prefill_again_beyond
-    if limit is None:
-        return StatefulLanguageModel(*parts, generation=GenerationConfig())
-    return PrefillAgainLanguageModel(*parts, generation=GenerationConfig(), limit=limit)
+    return language_model_of(*parts, model.processor.exported)
 
 
 def generate(language_model, embeddings: Tensor, **options) -> Tensor:

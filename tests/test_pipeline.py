@@ -491,3 +491,10 @@ def test_errors_are_one_sentence(pipeline):
     with pytest.raises(UserError) as caught:
         pipeline.ask("")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_answer_at_once_is_refused(converted, number):
+    """Nobody would compute any."""
+    with pytest.raises(SettingsError, match=f"answers_at_once is {number}; it should be at least"):
+        VisionLanguagePipeline(converted, answers_at_once=number)

@@ -148,18 +148,14 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
 
     def __init__(
-        self,
-        tables: Mapping[str, ov.CompiledModel],
-        language_model: ov.CompiledModel,
-        *,
-        generation: GenerationConfig,
+        self, tables: Mapping[str, ov.CompiledModel], language_model: ov.CompiledModel
     ) -> None:
         sizes = language_model.output("logits").get_partial_shape()
         vocabulary = sizes[-1].get_length()
         config = PreTrainedConfig(is_encoder_decoder=False)
         config.vocab_size = vocabulary  # which beam search asks for
         super().__init__(config)
-        self.generation_config = generation
+        self.generation_config = GenerationConfig()
         self.tables = tables
         self.row_shapes = row_shapes(language_model, tables)
         self.language_model = language_model

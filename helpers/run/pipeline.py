@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self
 import openvino as ov
 from PIL import Image
 from torch import Tensor
-from transformers import GenerationConfig
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import (
@@ -35,8 +34,7 @@ from helpers.models.exported import Features
 from helpers.run.batches import Batch
 from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
-from helpers.run.generation import StatefulLanguageModel
-from helpers.run.prefill_again import PrefillAgainLanguageModel
+from helpers.run.prefill_again import language_model_of
 from helpers.run.prompt_lookup import LONGEST
 from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Reply
@@ -65,7 +63,8 @@ class VisionLanguagePipeline:
     computed together, where several people ask.
 
     Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
-    that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has.
+    that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has
+    and for no answer at once.
     """
 
     def __init__(
@@ -92,6 +91,8 @@ class VisionLanguagePipeline:
         self.tuning = read_tuning(folder) if is_tuned else None
         of_parts = self.tuning.properties if self.tuning else {}
         mode = {"EXECUTION_MODE_HINT": "ACCURACY"} if accuracy else {}
+        if answers_at_once < 1:
+            raise SettingsError(f"answers_at_once is {answers_at_once}; it should be at least 1.")
         self.answers_at_once = answers_at_once
         self._use(
             {
@@ -105,14 +106,9 @@ class VisionLanguagePipeline:
         self.parts = parts
         token_parts = self.processor.exported.token_parts
         tables = {row: parts[name] for name, row in token_parts.items()}
-        language = (tables, parts[LANGUAGE_MODEL])
-        limit = self.processor.exported.prefill_again_beyond
-        if limit is None:
-            self.language_model = StatefulLanguageModel(*language, generation=GenerationConfig())
-        else:
-            self.language_model = PrefillAgainLanguageModel(
-                *language, generation=GenerationConfig(), limit=limit
-            )
+        self.language_model = language_model_of(
+            tables, parts[LANGUAGE_MODEL], self.processor.exported
+        )
         self.requests = {
             name: part.create_infer_request()
             for name, part in parts.items()
@@ -223,11 +219,18 @@ class VisionLanguagePipeline:
         return Conversation(self, messages)
 
     def ask(self, text: str, images: Pictures = (), **options: Any) -> Reply:
-        """Ask one question in a conversation of its own."""
+        """Ask one question in a conversation of its own.
+
+        `options` are those of `Conversation.ask`, which says what is raised.
+        """
         return self.conversation().ask(text, images, **options)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Reply:
-        """Answer the last of `messages`, a whole conversation as chat programs keep it."""
+        """Answer the last of `messages`, a whole conversation as chat programs keep it.
+
+        `options` are those of `Conversation.ask`. Raises `QuestionError` for no messages, and as
+        `conversation` and `Conversation.ask` do.
+        """
         if not messages:
             raise QuestionError("There are no messages; give at least one of a user.")
         return self.conversation(messages[:-1]).ask(messages[-1], **options)

@@ -4,6 +4,7 @@ Phi-3's LongRoPE (arXiv:2402.13753) rotates all keys otherwise beyond the length
 first trained with, so those in the cache count no more.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from helpers.models.exported import ExportedParts
 from helpers.run.generation import Mark, StateCache, StatefulLanguageModel
 
 
@@ -46,8 +48,14 @@ class PrefillAgainLanguageModel(StatefulLanguageModel):
 
     can_be_joined = False  # each sequence outgrows the limit at a time of its own
 
-    def __init__(self, *models: Any, limit: int, **options: Any) -> None:
-        super().__init__(*models, **options)
+    def __init__(
+        self,
+        tables: Mapping[str, ov.CompiledModel],
+        language_model: ov.CompiledModel,
+        *,
+        limit: int,
+    ) -> None:
+        super().__init__(tables, language_model)
         self.limit = limit
 
     def new_cache(self, request: ov.InferRequest | None = None) -> StateCache:
@@ -65,3 +73,15 @@ class PrefillAgainLanguageModel(StatefulLanguageModel):
         # What is beyond the limit decides how all before it is computed, so both go together.
         crosses = past <= self.limit < past + new
         return new if crosses else super()._positions_at_once(cache, past, new)
+
+
+def language_model_of(
+    tables: Mapping[str, ov.CompiledModel],
+    language_model: ov.CompiledModel,
+    exported: ExportedParts,
+) -> StatefulLanguageModel:
+    """Return a family's language model, with the tables by which tokens become its inputs."""
+    limit = exported.prefill_again_beyond
+    if limit is None:
+        return StatefulLanguageModel(tables, language_model)
+    return PrefillAgainLanguageModel(tables, language_model, limit=limit)
