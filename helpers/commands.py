@@ -85,11 +85,7 @@ def advise(options: argparse.Namespace, *folders: Path) -> None:
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `Conversation.ask`: a temperature, top-p or top-k means to sample."""
-    choices = {
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "top_k": options.top_k,
-    }
+    choices = {name: getattr(options, name) for name in ("temperature", "top_p", "top_k")}
     choices = {name: value for name, value in choices.items() if value is not None}
     return choices | {
         "do_sample": bool(choices),
@@ -108,13 +104,12 @@ def ask(options: argparse.Namespace) -> int:
 
     question = _read_question() if options.question == "-" else options.question
     pictures = [open_picture(path_of(path)) for path in options.image]
-    pipeline = open_pipeline(options)
-    answer: dict[str, Any] = {"stop_strings": options.stop}
+    answer = {"stop_strings": options.stop, **_sampling(options)}
     if options.schema:
         from helpers.run.grammar import read_schema
 
         answer["schema"] = read_schema(options.schema)
-    answer |= _sampling(options)
+    pipeline = open_pipeline(options)
     reply = pipeline.ask(question, pictures, video=_video(options), **answer)
     if not options.json:
         _stream(reply)
@@ -131,7 +126,7 @@ def _video(options: argparse.Namespace) -> Path | tuple[()]:
 
 def _read_question() -> str:
     if sys.stdin.isatty():
-        report("Type the question, then Ctrl-D:")
+        report(f"Type the question, then {END_OF_INPUT}:")
     return sys.stdin.read()
 
 
@@ -149,7 +144,10 @@ def _stream(reply: "Reply") -> None:
         report("The limit of tokens ended the thought; give a larger --max-new-tokens.")
 
 
-CHAT_HELP = "/image PATH adds a picture, /clear begins anew, /quit or Ctrl-D ends; Ctrl-C stops"
+END_OF_INPUT = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+CHAT_HELP = (
+    f"/image PATH adds a picture, /clear begins anew, /quit or {END_OF_INPUT} ends; Ctrl-C stops"
+)
 
 
 def chat(options: argparse.Namespace) -> int:

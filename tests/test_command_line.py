@@ -263,6 +263,11 @@ def test_questions_that_cannot_be_asked(run, converted, options, sentence):
     assert_refused(run("ask", converted, *options), sentence)
 
 
+def test_a_schema_that_is_not_there_is_told_before_a_model_is_loaded(run, tmp_path):
+    command = ("ask", tmp_path / "no model", "--question", "What?", "--schema", "none.json")
+    assert_refused(run(*command), "none.json cannot be read (No such file or directory)")
+
+
 def test_a_picture_that_is_cut_off(run, converted, tmp_path):
     path = tmp_path / "cut.jpg"
     Image.effect_noise((200, 200), 90).save(path)
