@@ -124,7 +124,7 @@ def looked_up(model: ov.Model, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_table_is_looked_up(weights, most, kind, monkeypatch):
     """What is rounded is off by half a step of its group's range, and by its scale's 16 bits."""
-    monkeypatch.setattr("helpers.graphs.rounding._BLOCK", 300)  # several blocks, the last one shorter
+    monkeypatch.setattr("helpers.graphs.rounding._BLOCK", 300)  # several blocks
     generator = torch.Generator().manual_seed(SEED)
     rows = torch.randn(23, 96, generator=generator).to(kind)
     table = Table("rows", rows, (3, 32), "out", factor=4.0, replaced={7: 2, 9: 2})
