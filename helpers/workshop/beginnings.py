@@ -213,29 +213,6 @@ def waves_of_places(line: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat([across, down], dim=-1).flatten(0, 1)
 
 
-WAVE_LENGTHS = (
-    64,
-    4,
-)  # places in the table: the longest, four times a usual side, and the shortest
-PLACES_TO_PATCHES = 0.6  # how large the waves are beside the patches: less, and boxes stay coarse
-
-
-def qwen3_vl_places(config: Config) -> Tensors:
-    """Return a table of positions that says where a patch is, from the first step on.
-
-    Rotations tell patches how far they are from each other, and a random table is learned slowly
-    beside patches that are forty times as large: boxes fail for want of a place.
-    """
-    vision = config["vision_config"]
-    side, count = math.isqrt(vision["num_position_embeddings"]), vision["hidden_size"] // 4
-    longest, shortest = WAVE_LENGTHS
-    frequencies = 2 * math.pi / longest * (longest / shortest) ** torch.linspace(0, 1, count)
-    waves = waves_of_places(torch.arange(side), frequencies)
-    inputs = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
-    patches = WEIGHT_STD * inputs**0.5  # of pixels about as large as 1
-    return {"image_encoder.pos_embed.weight": waves * (PLACES_TO_PATCHES * patches / waves.std())}
-
-
 # Language models
 
 

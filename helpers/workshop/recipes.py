@@ -17,9 +17,9 @@ from helpers.models.families import Family, families
 from helpers.shapes import tokenizers
 from helpers.shapes.questions import BOX_KINDS, KINDS
 from helpers.sources.checkpoints import BUNDLED, Config, read_json, write_json
-from helpers.workshop import beginnings
+from helpers.workshop import beginnings, qwen_beginnings
 from helpers.workshop.beginnings import Beginning, Tensors
-from helpers.workshop.stages import AT_OWN_SIZE, FROM_NOTHING, FROM_PARTS, Stage
+from helpers.workshop.stages import AT_OWN_SIZE, FROM_AN_ENCODER, FROM_NOTHING, FROM_PARTS, Stage
 
 # Pictures in a batch of each sort: the work goes with tiles and questions.
 BATCHES = {"name": 64, "word": 32, "strip": 32, "small": 16, "large": 16, "wide": 16, "clip": 16}
@@ -34,7 +34,8 @@ class Recipe:
     `instruction` is what the authors' training put behind questions that a word answers. Training
     begins with parts of the bundled models of the families in `begins_with`, each with what becomes
     of them here, and with `first_tensors` of the new model's config. It has `stages`, in which the
-    model learns `kinds` of question, and `clips` too. `int4` is how its notebook stores the
+    model learns `kinds` of question, and `clips` too, in conversations of at most so many `turns`.
+    `int4` is how its notebook stores the
     language model in 4 bits.
     """
 
@@ -48,6 +49,7 @@ class Recipe:
     stages: tuple[Stage, ...] = FROM_NOTHING
     kinds: tuple[str, ...] = tuple(KINDS)
     clips: bool = False
+    turns: int = 10
     steps: int = 8000
     batches: dict[str, int] = field(default_factory=lambda: BATCHES)
     learning_rate: float = 1.2e-3
@@ -148,13 +150,25 @@ RECIPES = {
             "qwen3_vl",
             scales=(1, 1, 2),
             word_grids=((2, 2),),
-            first_tensors=beginnings.qwen3_vl_places,
+            first_tensors=qwen_beginnings.qwen3_vl_places,
             batches=BATCHES | {"word": 24, "strip": 24, "large": 14, "wide": 14},
             stages=AT_OWN_SIZE,
             kinds=(*KINDS, *BOX_KINDS),
             clips=True,
             steps=12_000,
             learning_rate=6e-4,
+        ),
+        Recipe(
+            "qwen3_5",
+            scales=(1, 1, 2),
+            word_grids=((2, 2),),
+            begins_with={"qwen3_vl": qwen_beginnings.qwen3_vl_as_qwen3_5},
+            first_tensors=qwen_beginnings.qwen3_5_states,
+            batches=BATCHES | {"word": 24, "strip": 20, "large": 10, "wide": 10},
+            stages=FROM_AN_ENCODER,
+            turns=3,
+            steps=5000,
+            learning_rate=1e-3,
         ),
     )
 }

@@ -199,7 +199,8 @@ class Batches(IterableDataset[Batch]):
             stages = self.recipe.stages
             stage = next(stage for stage in stages if step < stage.until * self.steps)
             sort = generator.choices(list(stage.batches), list(stage.batches.values()))[0]
-            yield make_batch(self.processor, self.recipe, generator, sort, stage.kinds)
+            batch = make_batch(self.processor, self.recipe, generator, sort, stage.kinds)
+            yield batch | ({"frozen": True} if stage.frozen else {})
 
 
 def make_batch(
@@ -240,6 +241,7 @@ def make_batch(
             sides.append(sides_of_boxes(boxes, *processor.token_grid(images[-1])))
         if questions:
             turns = generator.random() < CONVERSATIONS
+            questions = questions[: recipe.turns] if turns else questions
             samples.append(encode_sample(processor, images[-1], questions, turns=turns))
     batch: Batch = {"images": join_images(images)} | (collate(samples) if samples else {})
     if sort not in NO_SQUARES:

@@ -22,12 +22,14 @@ class Stage:
     """A part of training up to a share of the steps: how often each sort of batch and question.
 
     A batch is of pictures to `name`, of a `word` to read, of words on a `strip`, of `small`,
-    `large` or `wide` pictures, or of a `clip`.
+    `large` or `wide` pictures, or of a `clip`. An image encoder that knows them already may be
+    `frozen` meanwhile.
     """
 
     until: float
     batches: Mapping[str, float]
     kinds: Mapping[str, float]
+    frozen: bool = False
 
 
 FROM_NOTHING = (
@@ -78,4 +80,19 @@ AT_OWN_SIZE = (
         {"word": 0.1, "strip": 0.13, "small": 0.1, "large": 0.35, "wide": 0.2, "clip": 0.12},
         ALL_KINDS | {"box": 12, "unusual": 7, "count": 4},
     ),
+)
+
+# For a new language model behind an image encoder that has learned to name: looking up is learned
+# in hundreds of steps, before the image encoder learns on, to read above all.
+FROM_AN_ENCODER = (
+    Stage(0.06, {"small": 1}, {"where": 1}, frozen=True),
+    Stage(0.14, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}, frozen=True),
+    Stage(
+        0.23,
+        {"small": 1},
+        {"unusual": 5, "count": 2, "describe": 2, "colour": 1, "shape": 1, "where": 1},
+        frozen=True,
+    ),
+    Stage(0.38, {"word": 0.6, "small": 0.2, "large": 0.2}, ALL_KINDS | {"count": 3}),
+    Stage(1.0, {"word": 0.15, "strip": 0.1, "small": 0.25, "large": 0.5}, ALL_KINDS | {"count": 3}),
 )

@@ -80,7 +80,8 @@ def loss_of(model: Model, batch: Batch, locator: nn.Linear) -> Tensor:
     """Return the loss of a batch: that of answers, of naming and of locating, of what it has."""
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16):
-        features = model.encode_images(**batch["images"])
+        with torch.set_grad_enabled(not batch.get("frozen")):
+            features = model.encode_images(**batch["images"])
         logits = forward(model, batch, features) if "labels" in batch else None
     loss = torch.zeros((), device=device)
     if logits is not None:
