@@ -55,6 +55,34 @@ def cut(picture, numbers):
 
 my_cut = cut
 """
+RULE = """
+def added(queries, keys, values, decays, strengths):
+    state, outputs = np.zeros((keys.shape[1], values.shape[1])), []
+    for token in range(len(keys)):
+        state = state * {} + np.outer(keys[token], {})
+        outputs.append(queries[token] @ state)
+    return np.stack(outputs)
+
+my_rule = added
+"""
+REMEMBER = """
+def remember(language):
+    for layer in {}:
+        if hasattr(layer, "linear_attn"):
+            layer.linear_attn.{}
+
+my_change = remember
+"""
+PAD = """
+def pad(prompts):
+    longest, embeddings, mask = max(map(len, prompts)), [], []
+    for prompt in prompts:
+        embeddings.append(np.pad(prompt, ({}, (0, 0))))
+        mask.append(np.pad(np.ones(len(prompt)), {}))
+    return np.stack(embeddings), np.stack(mask)
+
+my_pad = pad
+"""
 IMPORT = "from helpers.models.mobilevlm import LdpBlock\n"
 
 WRONG_ANSWERS = {
@@ -184,6 +212,38 @@ WRONG_ANSWERS = {
             CUT.format("picture.height", "picture.width"),
             CUT.format("picture.width", "picture.width"),
             CUT.format("picture.height", "picture.height"),
+        ),
+    ),
+    "07-1": WrongAnswers(("7",), ('"77"',), ("76",)),
+    "07-2": WrongAnswers(
+        (RULE.format("decays[token]", "2 * strengths[token] * values[token]"),),
+        ("6", "lambda queries, keys: keys"),
+        (
+            "delta_rule",
+            RULE.format("1", "strengths[token] * values[token]"),
+            RULE.format("decays[token]", "values[token]"),
+            RULE.format("1", "values[token]"),
+        ),
+    ),
+    "07-3": WrongAnswers(
+        ("lambda language: 1 / 0",),
+        ("-30", "lambda: 0"),
+        (
+            "lambda language: language",
+            REMEMBER.format("language.model.layers", "A_log.fill_(9)"),
+            REMEMBER.format("language.model.layers[:1]", "A_log.fill_(-30)"),
+            REMEMBER.format("language.model.layers", "A_log.fill_(-3)"),
+            REMEMBER.format("language.model.layers", "in_proj_a.weight.zero_()"),
+        ),
+    ),
+    "07-4": WrongAnswers(
+        ("lambda prompts: 1 / 0",),
+        ("6", "lambda: 0"),
+        (
+            PAD.format("(0, longest - len(prompt))", "(0, longest - len(prompt))"),
+            PAD.format("(longest - len(prompt), 0)", "(0, longest - len(prompt))"),
+            "lambda prompts: (prompts[0], prompts[1])",
+            "lambda prompts: (np.zeros((2, 5, 4)), np.ones((2, 5)))",
         ),
     ),
 }

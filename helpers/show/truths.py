@@ -3,6 +3,7 @@
 What this module does not know: which exercise asks for it.
 """
 
+import math
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -38,6 +39,17 @@ def cache_bytes(part: Part) -> int:
     """Return the bytes of one token's keys and values in 16 bits, in a traced language model."""
     shapes = [part.example_inputs[name].shape for name in part.cache]
     return sum(2 * heads * size for _, heads, _, size in shapes)
+
+
+def tokens_until_less(series: dict[str, dict[int, float]]) -> int:
+    """Return from how many tokens on the first of two models keeps less than the second.
+
+    `series` says how much each keeps after 100 and after 1000 tokens; both grow evenly.
+    """
+    slopes = [(kept[1000] - kept[100]) / 900 for kept in series.values()]
+    fixed = [kept[100] - 100 * slope for kept, slope in zip(series.values(), slopes, strict=True)]
+    equal = (fixed[0] - fixed[1]) / (slopes[1] - slopes[0])
+    return math.floor(equal + 1e-6) + 1
 
 
 def tile_number(model: Any) -> int:

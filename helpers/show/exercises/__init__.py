@@ -13,6 +13,7 @@ from helpers.show.exercises import (
     notebook_04,
     notebook_05,
     notebook_06,
+    notebook_07,
 )
 
 EXERCISES = {
@@ -24,6 +25,7 @@ EXERCISES = {
         notebook_04,
         notebook_05,
         notebook_06,
+        notebook_07,
     )
     for name, exercise in notebook.EXERCISES.items()
 }
