@@ -85,18 +85,18 @@ AT_OWN_SIZE = (
 # For a new language model behind an image encoder that has learned to name: looking up is learned
 # in hundreds of steps, before the image encoder learns on, to read above all.
 FROM_AN_ENCODER = (
-    Stage(0.045, {"small": 1}, {"where": 1}, frozen=True),
-    Stage(0.1, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}, frozen=True),
+    Stage(0.04, {"small": 1}, {"where": 1}, frozen=True),
+    Stage(0.09, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}, frozen=True),
     Stage(
-        0.165,
+        0.15,
         {"small": 1},
         {"unusual": 5, "count": 2, "describe": 2, "colour": 1, "shape": 1, "where": 1},
         frozen=True,
     ),
-    Stage(0.415, {"word": 0.7, "small": 0.15, "large": 0.15}, ALL_KINDS | {"count": 3}),
+    Stage(0.37, {"word": 0.75, "small": 0.1, "large": 0.15}, ALL_KINDS | {"count": 3}),
     Stage(
         1.0,
-        {"word": 0.2, "strip": 0.2, "small": 0.15, "large": 0.45},
+        {"word": 0.25, "strip": 0.25, "small": 0.1, "large": 0.4},
         {"describe": 2, "count": 3, "colour": 1, "shape": 1, "where": 2, "unusual": 8, "word": 4},
     ),
 )
