@@ -167,7 +167,7 @@ RECIPES = {
             batches=BATCHES | {"word": 24, "strip": 20, "large": 10, "wide": 10},
             stages=FROM_AN_ENCODER,
             turns=3,
-            steps=7800,
+            steps=7500,
             learning_rate=1e-3,
         ),
     )
