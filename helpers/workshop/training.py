@@ -71,7 +71,8 @@ def forward(model: Model, batch: Batch, features: Features) -> Tensor:
     blocks, position_ids = batch["blocks"], batch["position_ids"]
     if model.is_recurrent:
         return logits_of_rows(model, prepared["inputs_embeds"], position_ids, blocks)
-    prepared |= {"attention_mask": visible_mask(blocks), "position_ids": position_ids}
+    masks = model.attention_masks(visible_mask(blocks), position_ids)
+    prepared |= {"attention_mask": masks, "position_ids": position_ids}
     logits: Tensor = model(**prepared, use_cache=False).logits
     return logits
 
@@ -80,7 +81,8 @@ def loss_of(model: Model, batch: Batch, locator: nn.Linear) -> Tensor:
     """Return the loss of a batch: that of answers, of naming and of locating, of what it has."""
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16):
-        features = model.encode_images(**batch["images"])
+        with torch.set_grad_enabled(not batch.get("frozen")):
+            features = model.encode_images(**batch["images"])
         logits = forward(model, batch, features) if "labels" in batch else None
     loss = torch.zeros((), device=device)
     if logits is not None:

@@ -177,6 +177,7 @@ FAMILY = Family(
     name="gemma-4",
     model_type="gemma4",
     model=Gemma4,
+    bundled="gemma4",
     tokenizer=TOKENIZER,
     vocabulary=(
         ("text_config", "vocab_size"),
