@@ -309,11 +309,11 @@ def test_an_image_encoder_alone_is_measured_and_shown(small, tmp_path, monkeypat
     encoder = full_size.encoder_of("internvl2-1b")
     assert {name: len(run.rounds) for name, run in encoder.runs.items()} == {
         "int8": 2,
-        "quantized": 2,
+        "int8-activations": 2,
     }
     assert all(min(run.rounds) > 0 and run.bytes > 1e5 for run in encoder.runs.values())
     rows = full_size.encoder_rows(encoder)
-    assert [row["image encoder"] for row in rows] == ["int8", "quantized"]
+    assert [row["image encoder"] for row in rows] == ["int8", "int8-activations"]
     assert rows[0]["on disk"] == in_words(encoder.runs["int8"].bytes)
     text = full_size_text([history(full_size.FOLDER / "internvl2-1b.jsonl")])
     assert "### internvl2-1b, the image encoder alone" in text

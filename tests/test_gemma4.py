@@ -144,6 +144,18 @@ def test_random_checkpoints_of_full_size_are_no_chaos():
     assert constant("model.language_model.layers.3.mlp.up_proj.weight", (4, 4)) is None
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_embeddings_are_multiplied_by_a_number_of_the_checkpoints_type(tmp_path, kind):
+    """Computed in 32 bits too, or PyTorch's numbers would not be those of the converted folder."""
+    write_random(tmp_path, 1, per_layer=12)
+    config = read_json(tmp_path / "config.json")
+    config["text_config"].pop("dtype", None)
+    write_json(tmp_path / "config.json", config | {"dtype": "bfloat16"})
+    model = load_model(tmp_path, kind)
+    assert model.per_layer_embeddings.factor == 3.46875  # the root of 12 is 3.4641
+    assert model.per_layer_embeddings_part().factor == 3.46875
+
+
 def test_tensors_that_are_not_used_are_passed_over_knowingly(models, tmp_path):
     """Those of audio, and keys of layers that share others'; any other is an error."""
     source, model = models.folder, models.model

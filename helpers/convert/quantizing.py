@@ -83,13 +83,13 @@ def quantized_encoder(
     held_out = list(encoder_inputs(part, processor, varied_pictures(HELD_OUT, seed=1)))
     expected = _features(part, held_out)
     weights_only = _distance(_features(compress(part.clone(), INT8), held_out), expected)
-    quantized = compress(part, setting, calibration)
-    distance = _distance(_features(quantized, held_out), expected)
+    encoder = compress(part, setting, calibration)
+    distance = _distance(_features(encoder, held_out), expected)
     report(
         f"{IMAGE_ENCODER}: features differ from those in 16 bits by {distance:.1%}, with weights "
         f"alone in 8 bits by {weights_only:.1%}"
     )
-    return quantized
+    return encoder
 
 
 def check_one_size(part: ov.Model) -> None:

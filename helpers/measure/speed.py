@@ -18,6 +18,10 @@ from transformers.generation.streamers import BaseStreamer
 from helpers.inputs.messages import user_message
 from helpers.measure.evaluation import Model, generate
 from helpers.measure.peers.jobs import Clock
+from helpers.run.batches import Row
+from helpers.run.choosing import Chooser
+from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.sampling import Sampling
 
 T = TypeVar("T")
 
@@ -47,13 +51,35 @@ def measure(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) 
 def answer_times(
     model: Model, prepared: Mapping[str, Any], *, tokens: int = 32
 ) -> tuple[float, float]:
-    """Return the seconds to the first token after a prompt, and the median of those to the next."""
+    """Return the seconds to the first token after a prompt, and the median of those to the next.
+
+    A pipeline chooses and computes them as it does when it is asked, PyTorch in `generate`.
+    """
+    if isinstance(model, VisionLanguagePipeline):
+        return _asked(model, prepared, tokens)
     # Every run makes the same number of tokens, whatever the model wants to say. (With
     # min_new_tokens, transformers would look through the whole vocabulary for each of them.)
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
     clock = _Clock()
     generate(model, **prepared, generation_config=config, streamer=clock)
     return clock.clock.first_and_next
+
+
+def _asked(
+    pipeline: VisionLanguagePipeline, prepared: Mapping[str, Any], tokens: int
+) -> tuple[float, float]:
+    clock, chooser, ids = Clock(), Chooser(Sampling()), list[int]()
+    cache = pipeline.language_model.new_cache()
+    logits = pipeline.language_model.forward(**prepared, past_key_values=cache).logits
+    assert logits is not None
+    row_logits = logits[:, -1]
+    while True:
+        ids.append(chooser.choose(row_logits, ids))
+        clock.note()
+        if len(ids) == tokens:
+            return clock.first_and_next
+        row = Row(cache, prepared.get("pictures"), ids[-1])
+        (row_logits,) = pipeline.batch.compute([row])
 
 
 def compare(

@@ -21,7 +21,7 @@ from helpers.errors import CheckpointError, SettingsError
 from helpers.models.base import VisionLanguageModel
 from helpers.models.processors import Processor
 from helpers.resources import path_of
-from helpers.sources.checkpoints import BUNDLED, Config, read_config, read_json
+from helpers.sources.checkpoints import BUNDLED, CARD, Config, read_config, read_json
 from helpers.sources.hub import download
 from helpers.sources.other_forms import refuse_experts, refuse_files
 
@@ -120,9 +120,9 @@ class Family:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The folder of its bundled checkpoint; None where there is none."""
+        """The folder of its bundled checkpoint; None where there is none, or it is not trained."""
         folder = BUNDLED / self.bundled
-        return folder if self.bundled and (folder / "config.json").exists() else None
+        return folder if self.bundled and (folder / CARD).exists() else None
 
     def is_called(self, name: str) -> bool:
         """Return whether `name` means this family: its own, or its folder's, hyphens or not."""

@@ -306,7 +306,9 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             feed = {name: value for name, value in part.items() if name in self.input_names}
             started = time.perf_counter()
             try:
-                cache.request.infer(feed, share_inputs=True)
+                # Not `infer`: it computes in this thread, beside those that wait on their cores.
+                cache.request.start_async(feed, share_inputs=True)
+                cache.request.wait()
             except RuntimeError as error:
                 raise cannot_compute(error) from error
             if new > 1:

@@ -24,6 +24,7 @@ from helpers.errors import (
     UserError,
     reason_of,
 )
+from helpers.graphs.attention_masks import add_masks
 from helpers.graphs.core import Stoppable, compile_model, core, run_model
 from helpers.graphs.last_logits import return_last_logits
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
@@ -151,6 +152,7 @@ class VisionLanguagePipeline:
         if name == LANGUAGE_MODEL:
             exported.adapt(model)
             return_last_logits(model, 1 + LONGEST)
+        add_masks(model)
         options = {"PERFORMANCE_HINT": "LATENCY"} | properties
         if "CACHE_DIR" in options:  # or a table that stays on disk would be written there again
             options.setdefault("CACHE_MODE", "OPTIMIZE_SIZE")

@@ -194,6 +194,15 @@ def draw(
     return picture.resize(plan.size, Image.Resampling.LANCZOS)
 
 
+def on_page(picture: Image.Image, times: int, generator: random.Random) -> Image.Image:
+    """Return a page so many times as wide and as high, with the picture somewhere on it."""
+    width, height = times * picture.width, times * picture.height
+    page = Image.new("RGB", (width, height), (250, 250, 250))
+    left = generator.randint(0, width - picture.width)
+    page.paste(picture, (left, generator.randint(0, height - picture.height)))
+    return page
+
+
 def item_boxes(scene: Scene, *, cell: int = CELL) -> dict[str, Box]:
     """Return the smallest box around each shape by the name of its place."""
     plan = _plan(scene, cell, None)

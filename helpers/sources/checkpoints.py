@@ -13,12 +13,12 @@ from helpers.sources.other_forms import refuse_files, refuse_quantised
 
 Config = dict[str, Any]  # what a JSON file such as config.json holds
 BUNDLED = Path(__file__).parent.parent / "shapes" / "checkpoints"
-CARD = "bundled.json"  # stands beside a bundled checkpoint and says what it knows
+CARD = "bundled.json"  # stands beside a bundled checkpoint that is trained: what it knows
 
 
 def bundled_checkpoints() -> dict[str, Path]:
     """Return the folders of the small checkpoints that come with this collection, by name."""
-    return {path.parent.name: path.parent for path in sorted(BUNDLED.glob("*/config.json"))}
+    return {path.parent.name: path.parent for path in sorted(BUNDLED.glob(f"*/{CARD}"))}
 
 
 def read_json(path: Path) -> Config:

@@ -63,12 +63,12 @@ def _alone(encoder: Encoder) -> str:
         for name, value in fields.items()
     )
     rounds = len(next(iter(encoder.runs.values())).rounds)
-    why = f"Since quantizing all of it took more memory, with {changes}. " if changes else ""
+    why = f"Since all of it took more memory than there was, with {changes}. " if changes else ""
     picture = " x ".join(map(str, encoder.picture))
     return (
-        f"### {encoder.model}{_ALONE}\n\n{why}*quantized* is post-training INT8 with SmoothQuant, "
-        f"which looked at one sample. A picture of {picture}, {rounds} rounds in turn. Measured on "
-        f"{encoder.computer}.\n\n```\n{format_table(encoder_rows(encoder))}\n```\n"
+        f"### {encoder.model}{_ALONE}\n\n{why}*int8-activations* is post-training INT8 with "
+        f"SmoothQuant, which looked at one sample. A picture of {picture}, {rounds} rounds in turn."
+        f" Measured on {encoder.computer}.\n\n```\n{format_table(encoder_rows(encoder))}\n```\n"
     )
 
 

@@ -1,12 +1,12 @@
-"""Measure an image encoder without the rest of its model, in weights of 8 bits and quantized.
+"""Measure an image encoder without the rest of its model, in int8 and in int8-activations.
 
 `python -m helpers.workshop.image_encoders llama-3.2-vision FOLDER` writes what it finds to
 `notebooks/full-size/image-encoders/`. A checkpoint with random weights and the converted encoders
-stay in FOLDER, so that a run that was cut off goes on there. Where quantizing takes more memory
-than there is, `--changes FILE` replaces fields of the original's config, such as the number of
-layers, by those of a JSON file; they are kept with the figures.
+stay in FOLDER, so that a run that was cut off goes on there. Where int8-activations takes more
+memory than there is, `--changes FILE` replaces fields of the original's config, such as the number
+of layers, by those of a JSON file; they are kept with the figures.
 
-What this module does not know: how good a quantized encoder is; its samples are one drawn picture,
+What this module does not know: how good such an encoder is; its samples are one drawn picture,
 which time does not depend on. Nor an encoder that takes more than a picture, as Qwen3-VL's.
 """
 
@@ -38,7 +38,10 @@ from helpers.models.families import Original, find_original
 from helpers.resources import Growth, in_words, time_in_words
 from helpers.sources.checkpoints import Config, read_json, write_json
 
-SETTINGS: dict[str, Weights | Quantization] = {"int8": INT8, "quantized": Quantization(samples=1)}
+SETTINGS: dict[str, Weights | Quantization] = {
+    "int8": INT8,
+    "int8-activations": Quantization(samples=1),
+}
 ROUNDS = 3
 
 

@@ -36,9 +36,15 @@ def shown_words(processor: Processor, scenes: Sequence[world.Scene], side: int =
         boxes = world.letter_boxes(scene)
         letters = processor.tokenizer(scene.word or "", add_special_tokens=False)["input_ids"]
         # A space may stand in front. Letters that are no tokens of their own are not named.
-        for box, letter in zip(boxes, letters[-len(boxes) :], strict=False):
-            if len(letters) >= len(boxes):
+        pairs = list(zip(boxes, letters[-len(boxes) :], strict=False))
+        if len(letters) >= len(boxes):
+            for box, letter in pairs:
                 _name(ids[index], box, (1, 1), [letter])
+            column = -1  # each has a point of its own, the one in its middle or the next
+            for (left, top, right, bottom), letter in pairs:
+                row, middle = int((top + bottom) * side / 2), int((left + right) * side / 2)
+                column = max(column + 1, middle)
+                _name(ids[index], (column, row, column + 1, row + 1), (side, side), [letter])
     return ids
 
 
@@ -63,8 +69,9 @@ def tokens_after(processor: Processor, before: str, words: str) -> list[int]:
 def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: Tensor) -> Tensor:
     """Return how far picture tokens are from the sums of the embeddings of the words they show.
 
-    The unit is the variance of those sums. `features` holds one tile's tokens for each picture,
-    which lie on a square.
+    The unit is the variance of those sums. Tokens with one word, a letter, count once more among
+    themselves: they are few and much alike, and are hardly learned beside all others. `features`
+    holds one tile's tokens for each picture, which lie on a square.
     """
     tokens = squares(features).float()
     side, points = math.isqrt(tokens.shape[1]), word_ids.shape[1]
@@ -72,7 +79,12 @@ def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: T
     ids = word_ids[:, nearest][:, :, nearest].flatten(1, 2)
     words = model.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[..., None]
     sums = words.sum(2).float()
-    return nn.functional.mse_loss(tokens, sums) / sums.var()
+    loss: Tensor = nn.functional.mse_loss(tokens, sums) / sums.var()
+    is_letter = (ids >= 0).sum(2) == 1
+    letters = sums[is_letter]
+    if len(letters) < 2 or not (unit := letters.var(0).mean()):
+        return loss
+    return loss + nn.functional.mse_loss(tokens[is_letter], letters) / unit
 
 
 def squares(features: Features) -> Tensor:

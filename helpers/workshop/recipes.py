@@ -17,9 +17,16 @@ from helpers.models.families import Family, families
 from helpers.shapes import tokenizers
 from helpers.shapes.questions import BOX_KINDS, KINDS
 from helpers.sources.checkpoints import BUNDLED, Config, read_json, write_json
-from helpers.workshop import beginnings, qwen_beginnings
+from helpers.workshop import beginnings, gemma_beginnings, qwen_beginnings
 from helpers.workshop.beginnings import Beginning, Tensors
-from helpers.workshop.stages import AT_OWN_SIZE, FROM_AN_ENCODER, FROM_NOTHING, FROM_PARTS, Stage
+from helpers.workshop.stages import (
+    AT_OWN_SIZE,
+    FROM_A_LANGUAGE_MODEL,
+    FROM_AN_ENCODER,
+    FROM_NOTHING,
+    FROM_PARTS,
+    Stage,
+)
 
 # Pictures in a batch of each sort: the work goes with tiles and questions.
 BATCHES = {"name": 64, "word": 32, "strip": 32, "small": 16, "large": 16, "wide": 16, "clip": 16}
@@ -31,6 +38,9 @@ class Recipe:
 
     Weights are written as `shards` files. Words are learned in pictures of `word_grids`. Where the
     image encoder sees tiles as one picture, small pictures are drawn at several `scales`.
+    Pictures that are no square get one of the `budgets` of tokens, where there are some. What is to
+    be named is told at `points` a side of a picture: where letters are no wider than a token, at as
+    many as there are tokens.
     `instruction` is what the authors' training put behind questions that a word answers. Training
     begins with parts of the bundled models of the families in `begins_with`, each with what becomes
     of them here, and with `first_tensors` of the new model's config. It has `stages`, in which the
@@ -43,6 +53,8 @@ class Recipe:
     shards: int = 1
     word_grids: tuple[tuple[int, int], ...] = ((1, 1),)
     scales: tuple[int, ...] = (1,)
+    budgets: tuple[int, ...] = ()
+    points: int = 12
     instruction: str = ""
     begins_with: dict[str, Beginning] = field(default_factory=dict)
     first_tensors: Callable[[Config], Tensors] = beginnings.none
@@ -169,6 +181,20 @@ RECIPES = {
             turns=3,
             steps=7500,
             learning_rate=1e-3,
+        ),
+        Recipe(
+            "gemma4",
+            word_grids=((2, 2),),
+            begins_with={
+                "qwen3_vl": gemma_beginnings.qwen3_vl_as_gemma4,
+                "internvl2": gemma_beginnings.internvl2_as_gemma4,
+            },
+            first_tensors=gemma_beginnings.gemma4_first,
+            budgets=(70, 70, 70, 140),
+            points=8,
+            batches=BATCHES | {"name": 32, "word": 24, "strip": 20, "page": 6, "large": 12},
+            stages=FROM_A_LANGUAGE_MODEL,
+            steps=6000,
         ),
     )
 }

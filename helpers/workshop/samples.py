@@ -31,7 +31,9 @@ Batch = dict[str, Any]
 CONVERSATIONS = 0.25  # of the samples: several turns
 INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
 # Batches of pictures that are no square, or that image encoders may cut.
-NO_SQUARES = ("strip", "large", "wide", "clip")
+NO_SQUARES = ("strip", "large", "wide", "page", "clip")
+OF_WORDS = ("word", "strip", "page")  # which ask for the word alone
+PAGE = 2  # times as wide and as high as its picture, which has the usual number of tokens there
 LONGEST_SHAPE = 8  # times as long as it is wide, a place of a `wide` picture
 SHORTEST_PLACE, LONGEST_PLACE = 32, 256  # its sides in pixels
 
@@ -54,6 +56,8 @@ def sample_scene(
         longer = max(ratio, 1 / ratio)
         size = generator.uniform(SHORTEST_PLACE * longer, min(150, LONGEST_PLACE / longer))
         return replace(world.random_scene(generator, split), stretch=ratio), round(size)
+    if batch == "page":
+        return world.random_scene(generator, split, word=0.95), generator.randint(64, 144)
     if batch == "strip":
         grid = generator.choice(((2, 1), (1, 2)))
         scene = world.random_scene(generator, split, grid=grid, word=0.95)
@@ -218,9 +222,12 @@ def make_batch(
     scenes: list[world.Scene] = []
     sides: list[Tensor] = []
     scale = 1 if sort in NO_SQUARES else generator.choice(recipe.scales)
+    if recipe.budgets and sort in NO_SQUARES:
+        page = min(recipe.budgets) * PAGE**2
+        processor = processor.within(page if sort == "page" else generator.choice(recipe.budgets))
     while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
-        if sort in ("word", "strip"):
+        if sort in OF_WORDS:
             questions = [word(scene, generator)]
         else:
             questions = sample_questions(scene, generator, 10, kinds) if kinds else []
@@ -230,6 +237,8 @@ def make_batch(
             with_instruction(question, recipe.instruction, generator) for question in questions
         ]
         picture = world.draw(scene, cell=cell * scale)
+        if sort == "page":
+            picture = world.on_page(picture, PAGE, generator)
         if sort not in NO_SQUARES:
             # A square, so that it is known where on the image encoder's canvas everything is.
             # All of a batch are of one size, since their picture tokens are compared together.
@@ -245,7 +254,7 @@ def make_batch(
             samples.append(encode_sample(processor, images[-1], questions, turns=turns))
     batch: Batch = {"images": join_images(images)} | (collate(samples) if samples else {})
     if sort not in NO_SQUARES:
-        batch["shown"] = shown_words(processor, scenes)
+        batch["shown"] = shown_words(processor, scenes, recipe.points)
     return batch | ({"sides": torch.cat(sides)} if sides else {})
 
 

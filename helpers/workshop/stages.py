@@ -23,7 +23,7 @@ class Stage:
 
     A batch is of pictures to `name`, of a `word` to read, of words on a `strip`, of `small`,
     `large` or `wide` pictures, or of a `clip`. An image encoder that knows them already may be
-    `frozen` meanwhile.
+    `frozen` meanwhile. In small print, words are on a `page`.
     """
 
     until: float
@@ -79,6 +79,30 @@ AT_OWN_SIZE = (
         1.0,
         {"word": 0.1, "strip": 0.13, "small": 0.1, "large": 0.35, "wide": 0.2, "clip": 0.12},
         ALL_KINDS | {"box": 12, "unusual": 7, "count": 4},
+    ),
+)
+
+# For an image encoder that has to learn anew what it says, letters too, before layers that know the
+# language: it learns to name, then looking up is learned behind it as it is, and at last both read.
+FROM_A_LANGUAGE_MODEL = (
+    Stage(0.1, {"name": 0.3, "word": 0.7}, {}),
+    Stage(0.13, {"small": 1}, {"where": 1}, frozen=True),
+    Stage(0.18, {"small": 1}, {"colour": 3, "shape": 3, "describe": 2, "where": 1}, frozen=True),
+    Stage(
+        0.25,
+        {"small": 1},
+        {"unusual": 5, "count": 2, "describe": 2, "colour": 1, "shape": 1, "where": 1},
+        frozen=True,
+    ),
+    Stage(
+        0.42,
+        {"word": 0.5, "small": 0.15, "large": 0.35},
+        ALL_KINDS | {"count": 3, "unusual": 6},
+    ),
+    Stage(
+        1.0,
+        {"word": 0.2, "strip": 0.12, "page": 0.08, "small": 0.1, "large": 0.5},
+        {"describe": 2, "count": 3, "colour": 1, "shape": 1, "where": 2, "unusual": 8, "word": 4},
     ),
 )
 

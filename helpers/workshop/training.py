@@ -71,7 +71,8 @@ def forward(model: Model, batch: Batch, features: Features) -> Tensor:
     blocks, position_ids = batch["blocks"], batch["position_ids"]
     if model.is_recurrent:
         return logits_of_rows(model, prepared["inputs_embeds"], position_ids, blocks)
-    prepared |= {"attention_mask": visible_mask(blocks), "position_ids": position_ids}
+    masks = model.attention_masks(visible_mask(blocks), position_ids)
+    prepared |= {"attention_mask": masks, "position_ids": position_ids}
     logits: Tensor = model(**prepared, use_cache=False).logits
     return logits
 

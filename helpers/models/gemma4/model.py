@@ -42,6 +42,7 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
         """Create the image encoder, its projector and the language model."""
         settings, text = self.processor.settings, self.processor.text
         text.tie_word_embeddings = settings.tie_word_embeddings
+        text.dtype = text.dtype or settings.dtype
         self.image_encoder = Gemma4VisionModel(self.processor.vision)
         self.projector = Gemma4MultimodalEmbedder(self.processor.vision, text)
         self.language_model = Gemma4LanguageModel(text)
@@ -130,7 +131,7 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
     def text_embeddings_part(self) -> Part:
         """Return `embed_tokens` as it is exported."""
         scaled = cast(ScaledEmbedding, self.token_embeddings)
-        table, factor = plain_table(scaled.weight), scaled.rounded_factor
+        table, factor = plain_table(scaled.weight), scaled.factor
         example = {"input": torch.ones(2, 3, dtype=torch.int64)}
         module = Traceable(lambda ids: table(ids) * factor, table)
         return Part(TEXT_EMBEDDINGS, module, example, outputs=("inputs_embeds",))
@@ -142,7 +143,7 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
             PER_LAYER_EMBEDDINGS,
             table.weight,
             self._row_shape,
-            factor=table.rounded_factor,
+            factor=table.factor,
             output="per_layer_inputs",
             replaced=dict.fromkeys(
                 self.processor.marks_without_embeddings, self.processor.text.pad_token_id or 0
@@ -176,6 +177,7 @@ FAMILY = Family(
     name="gemma-4",
     model_type="gemma4",
     model=Gemma4,
+    bundled="gemma4",
     tokenizer=TOKENIZER,
     vocabulary=(
         ("text_config", "vocab_size"),
