@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Gemma4ForConditionalGeneration
 
 from helpers.errors import CheckpointError, QuestionError, SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL
@@ -145,15 +146,18 @@ def test_random_checkpoints_of_full_size_are_no_chaos():
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_embeddings_are_multiplied_by_a_number_of_the_checkpoints_type(tmp_path, kind):
-    """Computed in 32 bits too, or PyTorch's numbers would not be those of the converted folder."""
+def test_embeddings_are_multiplied_as_by_transformers(tmp_path, kind):
+    """Its factor has the type that is computed in, which is 32 bits in a converted folder."""
     write_random(tmp_path, 1, per_layer=12)
-    config = read_json(tmp_path / "config.json")
-    config["text_config"].pop("dtype", None)
-    write_json(tmp_path / "config.json", config | {"dtype": "bfloat16"})
     model = load_model(tmp_path, kind)
-    assert model.per_layer_embeddings.factor == 3.46875  # the root of 12 is 3.4641
-    assert model.per_layer_embeddings_part().factor == 3.46875
+    expected = Gemma4ForConditionalGeneration.from_pretrained(tmp_path, dtype=kind)
+    ids, layers = torch.arange(5)[None], expected.model.language_model
+    for name, table in (
+        ("embed_tokens", model.token_embeddings),
+        ("embed_tokens_per_layer", model.per_layer_embeddings),
+    ):
+        torch.testing.assert_close(table(ids), getattr(layers, name)(ids), atol=0, rtol=0)
+    assert model.per_layer_embeddings_part().factor == 12**0.5
 
 
 def test_tensors_that_are_not_used_are_passed_over_knowingly(models, tmp_path):

@@ -12,24 +12,20 @@ from helpers.upstream.transformers import cache_argument, unpacked_heads
 
 
 class ScaledEmbedding(nn.Embedding):
-    """A table whose rows are multiplied by `factor`."""
+    """A table whose rows are multiplied by `factor`, rounded to the type that is computed in."""
 
     def __init__(self, rows: int, width: int, factor: float) -> None:
         super().__init__(rows, width)
         self.factor = factor
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Return the rows of `input_ids`."""
-        return super().forward(input_ids) * self.factor
+        """Return the rows of `input_ids`; in bfloat16 the root of 2560 is 50.5."""
+        rows = super().forward(input_ids)
+        return rows * torch.tensor(self.factor, dtype=rows.dtype, device="cpu").item()
 
 
 class Gemma4LanguageModel(WithPromptInput, Gemma4ForCausalLM):
-    """transformers' language model; per-layer embeddings of later tokens it looks up itself.
-
-    Embeddings are multiplied by the root of their width, which the authors round to the type that
-    they compute in: in bfloat16 that of 2560 is 50.5. Here it is rounded to the checkpoint's type,
-    whichever is computed in.
-    """
+    """transformers' language model; per-layer embeddings of later tokens it looks up itself."""
 
     prompt_input = "per_layer_inputs"
 
@@ -40,9 +36,7 @@ class Gemma4LanguageModel(WithPromptInput, Gemma4ForCausalLM):
         for name in ("embed_tokens", "embed_tokens_per_layer"):
             table = getattr(text, name)
             rows, width = table.weight.shape
-            kind = cast(torch.dtype | None, config.dtype)
-            factor = torch.tensor(table.scalar_embed_scale, dtype=kind, device="cpu")
-            setattr(text, name, ScaledEmbedding(rows, width, factor.item()))
+            setattr(text, name, ScaledEmbedding(rows, width, table.scalar_embed_scale))
         self.tie_weights()
 
 

@@ -42,7 +42,6 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
         """Create the image encoder, its projector and the language model."""
         settings, text = self.processor.settings, self.processor.text
         text.tie_word_embeddings = settings.tie_word_embeddings
-        text.dtype = text.dtype or settings.dtype
         self.image_encoder = Gemma4VisionModel(self.processor.vision)
         self.projector = Gemma4MultimodalEmbedder(self.processor.vision, text)
         self.language_model = Gemma4LanguageModel(text)
