@@ -16,7 +16,7 @@ from helpers import accuracy_commands, command_options, speed_commands
 from helpers.command_output import SOME_FAILED, Result, report, show, thoughts
 from helpers.errors import UserError
 from helpers.graphs.presets import fastest_preset, find_preset, name_of
-from helpers.resources import path_of
+from helpers.resources import freeze_objects, path_of
 
 if TYPE_CHECKING:
     from helpers.run.pipeline import VisionLanguagePipeline
@@ -65,6 +65,7 @@ def open_pipeline(
         accuracy=accuracy,
         tuned=not options.untuned,
     )
+    freeze_objects()
     if pipeline.notice:
         report(f"note: {pipeline.notice}")
     if not accuracy:  # which is never tuned

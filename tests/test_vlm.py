@@ -1,5 +1,6 @@
 """`vlm`: what it is called, what it understands, how it is helped along."""
 
+import gc
 import io
 import json
 import re
@@ -15,6 +16,7 @@ import helpers
 from helpers.__main__ import EXAMPLES, SUMMARIES, main
 from helpers.commands import COMMANDS
 from helpers.models.families import families, find_checkpoint, find_original
+from helpers.run.pipeline import VisionLanguagePipeline
 from tests.tiny import picture
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / ("vlm.exe" if sys.platform == "win32" else "vlm")
@@ -120,6 +122,16 @@ def test_a_chat_ends_with_its_input(converted, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n"))
     assert main(["chat", str(converted), "--max-new-tokens", "2"]) == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_looks_for_garbage_pass_over_what_a_command_has_loaded(converted, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    gc.unfreeze()
+    VisionLanguagePipeline(converted)
+    assert not gc.get_freeze_count()  # a library shares its process with others
+    assert main(["chat", str(converted)]) == 0
+    assert gc.get_freeze_count() > 100_000
+    gc.unfreeze()
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path, capsys):

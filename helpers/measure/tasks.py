@@ -3,7 +3,6 @@
 What this module does not know: which tasks a model needs.
 """
 
-import gc
 import json
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from helpers.measure.evaluation import Model
 from helpers.measure.figures import from_json
 from helpers.measure.speed import measure as measure_speed
 from helpers.models import load_model
-from helpers.resources import EVERY, anonymous_memory, in_words
+from helpers.resources import EVERY, anonymous_memory, freeze_objects, in_words
 from helpers.run.pipeline import VisionLanguagePipeline
 
 T = TypeVar("T")
@@ -187,10 +186,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 def main() -> None:
     """Run one task, for `measure`, and print its result as the last line."""
     task, arguments = sys.argv[1:]
-    # A look for garbage goes through all objects of all packages, takes a quarter of a second, and
-    # comes at any moment; those that are there already it now passes over.
-    gc.collect()
-    gc.freeze()
+    freeze_objects()
     print(json.dumps(TASKS[task](**json.loads(arguments))))
 
 

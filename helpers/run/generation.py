@@ -306,7 +306,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             feed = {name: value for name, value in part.items() if name in self.input_names}
             started = time.perf_counter()
             try:
-                # Not `infer`: it computes in this thread, beside those that wait on their cores.
+                # `infer` computes in this thread instead, in which a token took 0.3 to 5 ms longer.
                 cache.request.start_async(feed, share_inputs=True)
                 cache.request.wait()
             except RuntimeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import SettingsError
+from helpers.resources import freeze_objects
 from helpers.run.sampling import Sampling
 from helpers.serve.access import read_key
 from helpers.serve.batch import Answerer
@@ -57,6 +58,7 @@ def answerer_for(
         tuned=not untuned,
         answers_at_once=BATCH,
     )
+    freeze_objects()
     return Local(pipeline, fingerprint_of(folder, device, picture_tokens), options)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import OutputError, SettingsError, UserError, reason_of
+from helpers.resources import freeze_objects
 from helpers.serve.local import BATCH, Local
 from helpers.serve.results import Answers, fingerprint_of
 from helpers.serve.rows import Row
@@ -71,6 +72,7 @@ class Actor:
             properties=properties if model.device == "CPU" else {},
             answers_at_once=BATCH,
         )
+        freeze_objects()
         self.local = Local(pipeline, model.fingerprint, options)
 
     def __call__(self, table: Mapping[str, Any]) -> dict[str, list[bytes]]:

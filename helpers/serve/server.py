@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import SettingsError
+from helpers.resources import freeze_objects
 from helpers.run.devices import check_device
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.access import Access, Models, defect, place_of
@@ -257,6 +258,7 @@ def serve(
             pages = build_pages(models.pipelines)
             mounting = mount_pages(app.app, pages, access.key)
             asyncio.run_coroutine_threadsafe(mounting, server.loop).result()
+            freeze_objects()
             report("its page is there")
         except Exception as error:  # raised below, in the main thread
             errors.append(error)
