@@ -60,8 +60,6 @@ def test_what_the_recurrence_reads_keeps_8_bits(models):
         return types
 
     in_4_bits = [
-        "in_proj_a",
-        "in_proj_b",
         "in_proj_z",
         "out_proj",
         "q_proj",
@@ -71,7 +69,9 @@ def test_what_the_recurrence_reads_keeps_8_bits(models):
     ]
     in_4_bits += ["gate_proj", "up_proj", "down_proj"]
     expected = {name: {"u4"} for name in in_4_bits}
-    expected |= {name: {"u8"} for name in ("in_proj_qkv", "conv1d", "lm_head")}
+    expected |= {
+        name: {"u8"} for name in ("in_proj_qkv", "in_proj_a", "in_proj_b", "conv1d", "lm_head")
+    }
     assert stored() == expected
     assert stored(all_layers=True)["in_proj_qkv"] == {"u4"}
 
