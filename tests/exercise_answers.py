@@ -246,4 +246,9 @@ WRONG_ANSWERS = {
             "lambda prompts: (np.zeros((2, 5, 4)), np.ones((2, 5)))",
         ),
     ),
+    "07-5": WrongAnswers(
+        (),
+        ('"int4"', "128"),
+        ('Weights("int4-asym", group_size=128)', 'Weights("int8")'),
+    ),
 }

@@ -46,6 +46,14 @@ def size_between(weights: Weights, graph: ov.Model, smaller: Weights = PLAIN_INT
     return "too small" if size <= least else "too large" if size >= most else "between"
 
 
+def smaller_than(weights: Weights, graph: ov.Model, other: Weights) -> str:
+    """Return whether a graph in `weights` is smaller than in `other` weights."""
+    sizes = [stored_size(settings, graph) for settings in (other, weights)]
+    for size, settings in zip(sizes, (other, weights), strict=True):
+        print(f"{size / 1e6:8.2f} MB  {settings}")
+    return "smaller" if sizes[1] < sizes[0] else "larger" if sizes[1] > sizes[0] else "the same"
+
+
 def share_in_4_bits(ratio: float, graph: ov.Model, low: float = 0.4, high: float = 0.6) -> str:
     """Return whether a ratio stores from `low` to `high` of a graph's weights in 4 bits."""
     compressed = compress(graph.clone(), Weights("int4-asym", ratio=ratio))

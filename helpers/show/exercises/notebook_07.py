@@ -1,7 +1,8 @@
 """The exercises of notebook 07."""
 
-from helpers.show import state_trials, truths
+from helpers.show import state_trials, trials, truths
 from helpers.show.answers import NUMBER, Exercise, function
+from helpers.show.exercises.forms import WEIGHTS
 
 EXERCISES = {
     "07-1": Exercise(
@@ -46,5 +47,15 @@ EXERCISES = {
             "not the prompts": "The shorter prompt's own tokens have to stay as they are.",
         },
         trial=state_trials.padded,
+    ),
+    "07-5": Exercise(
+        WEIGHTS,
+        truth="smaller",
+        hint="Which layers keep 8 bits? Weights has a setting that gives all layers 4.",
+        mistakes={
+            "the same": "Those are the preset's own weights: all layers are to have 4 bits.",
+            "larger": "That takes more than the preset: start with its mode and groups.",
+        },
+        trial=trials.smaller_than,
     ),
 }
