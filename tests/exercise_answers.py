@@ -83,6 +83,7 @@ def pad(prompts):
 
 my_pad = pad
 """
+WEIGHTS = "from helpers.graphs.presets import Weights\n\nmy_weights = Weights({})"
 IMPORT = "from helpers.models.mobilevlm import LdpBlock\n"
 
 WRONG_ANSWERS = {
@@ -249,6 +250,6 @@ WRONG_ANSWERS = {
     "07-5": WrongAnswers(
         (),
         ('"int4"', "128"),
-        ('Weights("int4-asym", group_size=128)', 'Weights("int8")'),
+        (WEIGHTS.format('"int4-asym", group_size=128'), WEIGHTS.format('"int8"')),
     ),
 }
