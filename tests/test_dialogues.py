@@ -128,22 +128,25 @@ def talk(pipeline, **options):
 
 
 def answer_of(reply, processor) -> list[int]:
-    """Return an answer's tokens without the one that ends it."""
+    """Return an answer's tokens without the one that ends it, and without those of pictures."""
     tokens = reply.token_ids
-    return tokens[:-1] if tokens and tokens[-1] in processor.stop_token_ids else tokens
+    tokens = tokens[:-1] if tokens and tokens[-1] in processor.stop_token_ids else tokens
+    return [token for token in tokens if token not in processor.picture_token_ids]
 
 
 def around(replies, processor) -> list[list[int]]:
     """Return the tokens before, between and behind the answers of a conversation.
 
-    That the answers are in it as they were generated is checked on the way.
+    That the answers are in it as they were generated is checked on the way; what stands before the
+    one to come, an empty thought, stands before none of the earlier ones.
     """
     pieces, begin = [], 0
-    final = replies[-1].prompt_ids
+    final, start = replies[-1].prompt_ids, len(processor.start_of_answer_ids)
     for reply in replies:
-        pieces.append(final[begin : len(reply.prompt_ids)])
-        assert final[: len(reply.prompt_ids)] == reply.prompt_ids
-        begin = len(reply.prompt_ids)
+        end = len(reply.prompt_ids) - (0 if reply is replies[-1] else start)
+        pieces.append(final[begin:end])
+        assert final[:end] == reply.prompt_ids[:end]
+        begin = end
         if reply is not replies[-1]:
             answer = answer_of(reply, processor)
             assert final[begin : begin + len(answer)] == answer

@@ -183,14 +183,15 @@ def most_probable(model, prompt: list[int], answer: list[int], pictures: list) -
 def test_a_conversation_says_what_pytorch_says(random_model):
     model, pipeline = random_model.reference, random_model.pipeline
     picture = world.draw(*samples.sample_scene(random.Random(3), "train", "large")[:1])
+    answers = []
     for pictures in ([picture], []):
-        conversation, answers = pipeline.conversation(), []
+        conversation = pipeline.conversation()
         for question, images in (("What do you see?", pictures), ("Where is the star?", [])):
             reply = conversation.ask(question, images, max_new_tokens=6)
             expected = most_probable(model, reply.prompt_ids, reply.token_ids, pictures)
             assert reply.token_ids == expected
             answers.append(reply.text)
-        assert len(set(answers)) == 2
+    assert len(set(answers)) >= 3  # of four: they are of what was asked and shown
 
 
 def test_a_second_question_hands_no_picture_over_again(random_model):
@@ -224,7 +225,9 @@ def second_prompt_starts_with_answer(pipeline) -> list[int]:
     tokens = first.token_ids[:-1] if ended else first.token_ids
     second = conversation.ask("Where?", max_new_tokens=1)
     turn = processor.turn_ids(user_message("Where?"), first=False)
-    expected = [*first.prompt_ids, *tokens, *processor.end_of_answer_ids, *turn]
+    # What stands before an answer to come, an empty thought, does not before an earlier one.
+    before = first.prompt_ids[: len(first.prompt_ids) - len(processor.start_of_answer_ids)]
+    expected = [*before, *tokens, *processor.end_of_answer_ids, *turn]
     assert second.prompt_ids == expected
     return tokens
 

@@ -19,6 +19,7 @@ EXPECTED = {
     "mllama": f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{WORDS}<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\n",
     "qwen3_vl": f"<|im_start|>system\n{WORDS}<|im_end|>\n<|im_start|>user\n",
+    "qwen3_5": f"<|im_start|>system\n{WORDS}<|im_end|>\n<|im_start|>user\n",
 }
 NAMES = [family.bundled for family in families() if family.checkpoint]
 
