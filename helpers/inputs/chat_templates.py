@@ -130,11 +130,11 @@ def _expressions(template: Template, image_text: str) -> dict[str, str]:
         "image": template.image.replace(IMAGE, image_text),
     }
     expressions = {name: json.dumps(text, ensure_ascii=False) for name, text in words.items()}
-    answer = "content(message)"
+    without_thought = ""
     if template.thought:  # earlier answers stand in a prompt without theirs
         end = json.dumps(template.thought[1], ensure_ascii=False)
-        answer = f'({answer}.split({end})[-1].lstrip("\\n") if {end} in {answer} else {answer})'
-    return expressions | {"answer": answer}
+        without_thought = _WITHOUT_THOUGHT.replace("<end>", end)
+    return expressions | {"without_thought": without_thought}
 
 
 _JINJA = """\
@@ -160,11 +160,20 @@ _JINJA = """\
 {%- elif message.role == "user" -%}
 {{- <user> + content(message) + <user_end> -}}
 {%- else -%}
-{{- <assistant> + <before_answer> + <answer> + <assistant_end> -}}
+{%- set answer = content(message) -%}
+<without_thought>{{- <assistant> + <before_answer> + answer + <assistant_end> -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- <assistant> + <answer_start> -}}
+{%- endif -%}
+"""
+
+
+# In steps, since GenAI's Jinja calls nothing of what a macro returns.
+_WITHOUT_THOUGHT = """\
+{%- if <end> in answer -%}
+{%- set answer = answer.split(<end>)[-1].lstrip("\\n") -%}
 {%- endif -%}
 """
 
