@@ -29,13 +29,13 @@ def rule_of(rule: Callable[[Array, Array, Array, Array, Array], Array]) -> str:
     generator = np.random.default_rng(0)
     queries, keys, values = generator.normal(size=(3, 6, 4))
     decays, strengths = generator.uniform(0.5, 1, size=(2, 6))
-    ones = np.ones(6)
+    unity = np.ones(6)  # no token shrinks or weakens anything
     outcomes = {
         "added": _read(queries, keys, values, decays, strengths),
         "delta rule": _read(queries, keys, values, decays, strengths, corrected=True),
-        "without decay": _read(queries, keys, values, ones, strengths),
-        "without strength": _read(queries, keys, values, decays, ones),
-        "neither": _read(queries, keys, values, ones, ones),
+        "without decay": _read(queries, keys, values, unity, strengths),
+        "without strength": _read(queries, keys, values, decays, unity),
+        "neither": _read(queries, keys, values, unity, unity),
     }
     output = rule(queries.copy(), keys.copy(), values.copy(), decays.copy(), strengths.copy())
     once = np.eye(4)[[0, 1, 0]]
