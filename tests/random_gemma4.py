@@ -33,12 +33,16 @@ class Dimensions:
 
     @classmethod
     def drawn(cls, seed: int) -> "Dimensions":
-        """Return other dimensions for each seed; those of 1 have one sharing layer of a kind."""
+        """Return other dimensions for each seed.
+
+        Those of 1 have one sharing layer of a kind, those of 2 none that share, and three heads
+        with keys and values.
+        """
         generator = random.Random(seed)
         sliding, full = "sliding_attention", "full_attention"
         owners = [sliding, full] * generator.randint(1, 2) + [sliding] * generator.randint(0, 1)
-        sharing = [sliding, full] if seed % 3 == 1 else [sliding, full, sliding, sliding, full]
-        groups = generator.choice((1, 2))
+        sharing = ([sliding, full, sliding, sliding, full], [sliding, full], [])[seed % 3]
+        groups = 3 if seed % 3 == 2 else generator.choice((1, 2))
         head_size = generator.choice((16, 32))
         return cls(
             vision_layers=generator.randint(2, 3),
@@ -46,7 +50,7 @@ class Dimensions:
             vision_head_size=generator.choice((8, 16)),
             is_standardised=bool(seed % 2),
             is_clipped=bool(seed % 3),
-            layer_types=(*owners, *sharing),
+            layer_types=(*owners, *(sharing or [full])),
             sharing=len(sharing),
             heads=groups * generator.choice((2, 4)),
             groups=groups,

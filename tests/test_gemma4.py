@@ -1,5 +1,7 @@
 """Gemma 4 at random dimensions, beside transformers' own model of the same checkpoint."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,8 +11,10 @@ from helpers.errors import CheckpointError, QuestionError, SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.inputs.messages import user_message
 from helpers.inputs.video import Video
-from helpers.models import load_model
+from helpers.models import load_model, load_processor
+from helpers.models.checks import check_processor
 from helpers.models.families import family_of, find_original
+from helpers.models.gemma4.exported import FULL
 from helpers.models.gemma4.originals import TOKENIZER
 from helpers.models.gemma4.processor import PICTURE_MARKS
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -92,6 +96,12 @@ def test_which_operations_run(models):
     assert kinds.count("ScaledDotProductAttention") == owners
 
 
+def test_layers_that_all_see_everything(tmp_path):
+    write = partial(write_random, layer_types=(FULL,) * 3, sharing=1)
+    models = random_models(tmp_path, write, 0)
+    models.check_logits(models.prompt(*CASES["text"]))
+
+
 # Pictures
 
 
@@ -170,9 +180,11 @@ def test_tensors_that_are_not_used_are_passed_over_knowingly(models, tmp_path):
     unused = {
         "model.audio_tower.layers.0.weight": torch.zeros(2, 2),
         "model.embed_audio.embedding_projection.weight": torch.zeros(2, 2),
-        f"model.language_model.layers.{last}.self_attn.k_proj.weight": torch.zeros(2, 2),
-        f"model.language_model.layers.{last}.self_attn.k_norm.weight": torch.zeros(2),
     }
+    if model.processor.text.num_kv_shared_layers:
+        layer = f"model.language_model.layers.{last}.self_attn"
+        unused[f"{layer}.k_proj.weight"] = torch.zeros(2, 2)
+        unused[f"{layer}.k_norm.weight"] = torch.zeros(2)
     save_file(tensors | unused, tmp_path / "model.safetensors", {"format": "pt"})
     again = load_model(tmp_path, torch.float32)
     for name, tensor in model.state_dict().items():
@@ -197,6 +209,15 @@ def test_larger_models_are_refused(models, tmp_path, change, sentence):
     write_json(tmp_path / "config.json", config)
     with pytest.raises(CheckpointError, match=f"{sentence}.* take gemma-4-E2B-it or E4B-it"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"image_token_id": None}, {"image_token_id": 258880}])
+def test_a_token_of_pictures_that_is_not_the_tokenizers(models, tmp_path, change):
+    for path in models.folder.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | change)
+    with pytest.raises(CheckpointError, match="a token for pictures that its tokenizer has not"):
+        check_processor(load_processor(tmp_path))
 
 
 def test_the_unified_model_is_refused(models, tmp_path):

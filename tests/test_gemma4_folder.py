@@ -3,6 +3,7 @@
 GenAI itself runs in an environment of its own (`test_genai.py`).
 """
 
+import json
 import os
 import sys
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from helpers.resources import anonymous_memory, return_freed_memory
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.sources.checkpoints import read_json
 from tests.random_gemma4 import write_random
+from tests.random_models import noise
 
 SEED = 1  # heads that share keys, and a single sharing layer of each kind
 PICTURE, TEXT, PER_LAYER, WORDS = FILES_WITH_PER_LAYER_EMBEDDINGS.values()
@@ -175,6 +177,53 @@ def test_a_table_stays_on_disk(tmp_path):
     del result
     return_freed_memory()
     assert anonymous_memory(os.getpid()) - before < 16e6
+
+
+def test_a_cache_of_compiled_parts_holds_no_table(folder, tmp_path):
+    """It would be written again, half of the parameters, and be read instead of the mapped file."""
+    tables = [(folder.path / name).with_suffix(".bin") for name in (TEXT, PER_LAYER)]
+    for _ in range(2):  # written, then read
+        pipeline = VisionLanguagePipeline(folder.path, properties={"CACHE_DIR": str(tmp_path)})
+        assert pipeline.ask("Who?", max_new_tokens=2).token_ids
+    sizes = sorted(path.stat().st_size for path in tmp_path.iterdir())
+    assert len(sizes) == len(FILES_WITH_PER_LAYER_EMBEDDINGS)
+    assert sizes[1] < min(path.stat().st_size for path in tables)  # the two smallest are theirs
+
+
+# Processors
+
+
+CAPPED = """
+import json, sys
+from helpers.graphs.part_names import LANGUAGE_MODEL
+from tests.test_gemma4_folder import exact_answers, exact_pipeline
+pipeline = exact_pipeline(sys.argv[1])
+nodes = pipeline.parts[LANGUAGE_MODEL].get_runtime_model().get_ops()
+kinds = [str(node.get_rt_info()["primitiveType"].astype(str)) for node in nodes]
+print(json.dumps([exact_answers(pipeline), kinds]))
+"""
+
+
+def exact_pipeline(folder) -> VisionLanguagePipeline:
+    properties = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    properties |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    return VisionLanguagePipeline(folder, properties=properties, picture_tokens=70)
+
+
+def exact_answers(pipeline: VisionLanguagePipeline) -> list[list[int]]:
+    cases = [], [noise(90, 60)]
+    return [pipeline.ask("Who?" * 20, case, max_new_tokens=12).token_ids for case in cases]
+
+
+@pytest.mark.slow
+def test_a_processor_without_avx512(folder, fork):
+    """As far as oneDNN can be told to be on one: nothing ends the process, the tokens are equal."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    program = fork.run("-c", CAPPED, folder.path, environment=environment)
+    assert program.returncode == 0, program.stderr
+    answers, kinds = json.loads(program.stdout.splitlines()[-1])
+    assert answers == exact_answers(exact_pipeline(folder.path))
+    assert not [kind for kind in kinds if kind.startswith(("brgemm_avx512", "brgemm_amx"))]
 
 
 # Steps

@@ -11,6 +11,7 @@ from PIL import Image
 from helpers.__main__ import main
 from helpers.errors import LONGEST, CheckpointError, UserError
 from helpers.models import load_model, load_processor
+from helpers.models.checks import check_processor
 from helpers.sources.checkpoints import BUNDLED, bundled_checkpoints, read_config
 from tests.golden_checks import GOLDEN, change_config
 from tests.mutations import damage
@@ -25,7 +26,7 @@ def load_and_look(folder) -> None:
 
 
 def load_and_check(folder) -> None:
-    load_processor(folder).check()
+    check_processor(load_processor(folder))
 
 
 def assert_no_worse_than_a_sentence(read, folder) -> str | None:
@@ -124,6 +125,15 @@ def test_a_field_that_is_null_is_not_there(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     change_config(folder, force_image_size=None)
     assert load_model(folder)
+
+
+@pytest.mark.parametrize("number", [5, 10**6])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+def test_a_token_of_pictures_that_no_prompt_has_is_told(tmp_path, family, number):
+    folder = shutil.copytree(BUNDLED / family, tmp_path / family)
+    change_config(folder, image_token_id=number)
+    with pytest.raises(CheckpointError, match="a token for pictures that its tokenizer has not"):
+        check_processor(load_processor(folder))
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors"])

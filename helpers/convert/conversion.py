@@ -40,6 +40,7 @@ from helpers.graphs.tracing import trace
 from helpers.inputs.questions import Sample
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel
+from helpers.models.checks import check_processor
 from helpers.resources import Growth, free_disk, in_words
 from helpers.upstream.locales import plain_numbers
 
@@ -95,7 +96,7 @@ def convert(
                 write_beside(output, functools.partial(_write_small_files, checkpoint))
             return bit_widths_of(manifest)
     model = load_model(checkpoint)
-    model.processor.check()
+    check_processor(model.processor)
     with written_aside(output, origin, resume=True, report=report) as work:
         missing = expected_bytes(model, preset) - work.bytes
         check_room(missing, output, memory=expected_memory(model, preset), report=report)

@@ -22,6 +22,7 @@ from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.graphs.tables import Table
 from helpers.inputs.video import Video
+from helpers.models.checks import check_pictures
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.processors import Processor
 from helpers.sources.checkpoints import Config, read_config
@@ -80,7 +81,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
                 f"{folder / 'config.json'} does not describe a model that can be built "
                 f"({reason_of(error)}); download it again."
             ) from None
-        model.processor.check_pictures()
+        check_pictures(model.processor)
         tensors = model.original_tensors(folder)
         load_tensors(model, tensors, model.rules(), ignore=cls.left_out, dtype=dtype)
         return model

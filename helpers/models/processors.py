@@ -22,7 +22,6 @@ from helpers.errors import (
     ContextError,
     QuestionError,
     SettingsError,
-    reason_of,
 )
 from helpers.inputs.images import open_picture
 from helpers.inputs.messages import Message, user_message
@@ -32,7 +31,7 @@ from helpers.models.budgets import Pieces
 from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config
 
-_SMALL = Image.new("RGB", (8, 8))
+SMALL_PICTURE = Image.new("RGB", (8, 8))
 FRAMES = 8  # of a video that a model is given, as in the examples of InternVL's model cards
 
 
@@ -119,7 +118,7 @@ class Processor(ABC):
 
         Unless a family says more, every picture has as many as a small one.
         """
-        ids = self.input_ids([user_message("", 1)], self.image_inputs([_SMALL]))
+        ids = self.input_ids([user_message("", 1)], self.image_inputs([SMALL_PICTURE]))
         return Pieces("picture", int(self.picture_positions(ids).sum()))
 
     def token_grid(self, image_inputs: ImageInputs) -> tuple[int, int]:
@@ -188,32 +187,6 @@ class Processor(ABC):
             token.special = True
         tokenizer.add_tokens(plain, special_tokens=True)
         return tokenizer
-
-    def check(self) -> None:
-        """Prepare a small picture and a question, so that bad files are found before long work.
-
-        Raises a `CheckpointError` where the tokenizer's files are missing or damaged, and where
-        the config does not describe how pictures and prompts are prepared.
-        """
-        self._try("The tokenizer's files", lambda: self.stop_token_ids)
-        self.check_pictures()
-        inputs = self.image_inputs([_SMALL])
-        self._try("The tokenizer's files", lambda: self.input_ids([user_message("", 1)], inputs))
-
-    def check_pictures(self) -> None:
-        """Raise a `CheckpointError` where the config does not say how pictures are prepared."""
-        self._try("config.json", lambda: self.image_inputs([_SMALL]))
-
-    def _try(self, files: str, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except CheckpointError:
-            raise
-        except Exception as error:  # what libraries raise for bad files has nothing in common
-            raise CheckpointError(
-                f"{files} in {self.folder} cannot be used ({reason_of(error)}); "
-                "download the checkpoint again."
-            ) from None
 
     @property
     def stop_token_ids(self) -> list[int]:

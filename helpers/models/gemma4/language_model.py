@@ -72,7 +72,7 @@ class Gemma4Decoder(nn.Module):
         total = attention_mask.shape[1]
         places = torch.arange(inputs_embeds.shape[1]) + total - inputs_embeds.shape[1]
         hidden, per_layer = inputs_embeds, self._per_layer(inputs_embeds, per_layer_inputs)
-        rotations = {kind: self.rotary(hidden, position_ids, kind) for kind in (SLIDING, FULL)}
+        rotations = {kind: self.rotary(hidden, position_ids, kind) for kind in set(kinds)}
         masks = self._masks(places, attention_mask)
         cache = _Joined(past)
         shared: dict[str, tuple[Tensor, Tensor]] = {}

@@ -1,0 +1,51 @@
+"""Whether a checkpoint's small files say how pictures and prompts are prepared.
+
+Checked before long work is done. What this module does not know: weights, and any family.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from helpers.errors import CheckpointError, reason_of
+from helpers.inputs.messages import user_message
+from helpers.models.processors import SMALL_PICTURE, Processor
+
+T = TypeVar("T")
+
+
+def check_processor(processor: Processor) -> None:
+    """Prepare a small picture and a question.
+
+    Raises a `CheckpointError` where the tokenizer's files are missing or damaged, where the config
+    does not describe how pictures and prompts are prepared, and where the two do not fit.
+    """
+    words, config = "The tokenizer's files", "config.json"
+    _tried(processor, words, lambda: processor.stop_token_ids)
+    check_pictures(processor)
+    inputs = processor.image_inputs([SMALL_PICTURE])
+    ids = _tried(processor, words, lambda: processor.input_ids([user_message("", 1)], inputs))
+    places = _tried(processor, config, lambda: processor.picture_positions(ids))
+    if not torch.as_tensor(places).any():
+        raise CheckpointError(
+            f"config.json in {processor.folder} names a token for pictures that its tokenizer has "
+            "not; take all files of the same checkpoint."
+        )
+
+
+def check_pictures(processor: Processor) -> None:
+    """Raise a `CheckpointError` where the config does not say how pictures are prepared."""
+    _tried(processor, "config.json", lambda: processor.image_inputs([SMALL_PICTURE]))
+
+
+def _tried(processor: Processor, files: str, step: Callable[[], T]) -> T:
+    try:
+        return step()
+    except CheckpointError:
+        raise
+    except Exception as error:  # what libraries raise for bad files has nothing in common
+        raise CheckpointError(
+            f"{files} in {processor.folder} cannot be used ({reason_of(error)}); "
+            "download the checkpoint again."
+        ) from None
