@@ -139,7 +139,7 @@ def test_videos_are_refused(models):
 
 def test_audio_is_refused(models):
     audio = {"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}
-    with pytest.raises(QuestionError, match="type"):
+    with pytest.raises(QuestionError, match="No model here reads audio"):
         models.pipeline.ask(audio)
 
 

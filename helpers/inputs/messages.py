@@ -53,12 +53,18 @@ def parts_of(message: Message) -> Sequence[Mapping[str, Any]]:
     content = message.get("content") if has_role else None
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
+    if isinstance(content, Sequence) and any(map(_is_audio, content)):
+        raise QuestionError("No model here reads audio; leave it out, or write down what is said.")
     if not isinstance(content, Sequence) or not all(map(_is_part, content)):
         raise QuestionError(
             "A message needs a role, system, user or assistant, and a content: a text, or a list "
             'of {"type": "text", "text": ...} and {"type": "image", "image": ...}.'
         )
     return content
+
+
+def _is_audio(part: object) -> bool:
+    return isinstance(part, Mapping) and "audio" in str(part.get("type"))
 
 
 def _is_part(part: object) -> bool:
