@@ -37,8 +37,8 @@ from helpers.models.processors import Processor
 from helpers.models.reference import (
     feature_rows,
     load_reference,
+    recorded_features,
     reference_class,
-    reference_features,
 )
 from helpers.resources import return_freed_memory
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -256,10 +256,11 @@ def _traces(
     pairs: Sequence[PictureQuestion],
     report: Report,
 ) -> list[Trace]:
-    traces = []
-    for number, pair in enumerate(pairs, 1):
+    traces: list[Trace] = []
+    for pair in pairs:
+        report(f"{name}: {len(traces)} of {len(pairs)} questions answered")
         traces.append(ask(pair))
-        report(f"{name}: {number} of {len(pairs)} questions answered")
+    report(f"{name}: {len(traces)} of {len(pairs)} questions answered")
     return traces
 
 
@@ -285,10 +286,10 @@ def _trace_reference(
     prompt = processor.input_ids([user_message(question.text, 1)], images)
     inputs = processor.transformers_inputs(prompt, images)
     model: Any = reference
-    output = model.generate(**inputs, generation_config=options)
-    beside = {name: value for name, value in inputs.items() if name in images}
-    features = reference_features(reference, beside)
-    return _trace_of(features, output, prompt.shape[1], processor)
+    with recorded_features(reference) as features:
+        output = model.generate(**inputs, generation_config=options)
+    rows = feature_rows(features[0]) if features else None
+    return _trace_of(rows, output, prompt.shape[1], processor)
 
 
 def _trace_of(features: Tensor | None, output: Any, start: int, processor: Processor) -> Trace:

@@ -4,6 +4,9 @@ What this module does not know: any family. What such a class takes, a processor
 (`transformers_inputs`); what its configuration needs, a model (`reference_config`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from helpers.models.exported import Features, ImageInputs
+from helpers.models.exported import Features
 from helpers.models.families import family_of
 from helpers.sources.checkpoints import read_config
 
@@ -39,12 +42,31 @@ def load_reference(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
-def reference_features(model: PreTrainedModel, image_inputs: ImageInputs) -> Tensor | None:
-    """Return the rows (tokens, hidden) of pictures; None where the class has no call for them."""
-    if not hasattr(model, "get_image_features"):
-        return None
-    call: Any = model.get_image_features
-    return feature_rows(call(**image_inputs).pooler_output)
+@contextmanager
+def recorded_features(model: PreTrainedModel) -> Iterator[list[Features]]:
+    """Give what a model makes of pictures while it answers; nothing where it has no call for them.
+
+    So its image encoder need not run once more.
+    """
+    owner: Any = model.base_model
+    features: list[Features] = []
+    if not hasattr(owner, "get_image_features"):
+        yield features
+        return
+
+    call = owner.get_image_features
+
+    @wraps(call)  # `generate` looks at what it takes
+    def recording(*arguments: Any, **options: Any) -> Any:
+        output = call(*arguments, **options)
+        features.append(output.pooler_output)
+        return output
+
+    owner.get_image_features = recording
+    try:
+        yield features
+    finally:
+        del owner.get_image_features
 
 
 def feature_rows(features: Features) -> Tensor | None:
