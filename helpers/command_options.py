@@ -276,6 +276,14 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _batch_size(text: str) -> int:
+    """Return how many rows are computed together, 0 where that is to be measured."""
+    number = 0 if text == "auto" else int(text)
+    if number < (text != "auto"):
+        raise ValueError
+    return number
+
+
 def add_batch(parser: argparse.ArgumentParser) -> None:
     """Add the options of `batch`."""
     parser.add_argument(
@@ -300,6 +308,12 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
     parser.add_argument(
         "--retry-errors", action="store_true", help="try the rows again that have an error"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        metavar="N",
+        help="rows that are computed together; auto: the fastest number here (default: 8)",
     )
     parser.add_argument(
         "--server",

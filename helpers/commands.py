@@ -256,8 +256,8 @@ def batch(options: argparse.Namespace) -> int:
         report("note: no line has an image, so that questions are asked without pictures")
     if options.folder and not options.ray:
         advise(options, options.folder)
-    names = ("folder", "device", "picture_tokens", "untuned", "server", "model", "key_file", "ray")
-    settings = {name: getattr(options, name) for name in names}
+    names = "folder device picture_tokens untuned batch_size output server model key_file ray"
+    settings = {name: getattr(options, name) for name in names.split()}
     answerer = answerer_for(answer, report, **settings)
     asked = answer | ({"questions": options.question} if options.question else {})
     retry = options.retry_errors

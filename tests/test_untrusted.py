@@ -127,6 +127,11 @@ def test_a_field_that_is_null_is_not_there(checkpoint, tmp_path):
     assert load_model(folder)
 
 
+@pytest.mark.parametrize("family", sorted(bundled_checkpoints()))
+def test_nothing_is_said_of_a_checkpoint_that_is_whole(family):
+    check_processor(load_processor(BUNDLED / family))
+
+
 @pytest.mark.parametrize("number", [5, 10**6])
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
 def test_a_token_of_pictures_that_no_prompt_has_is_told(tmp_path, family, number):

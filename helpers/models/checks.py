@@ -6,8 +6,6 @@ Checked before long work is done. What this module does not know: weights, and a
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 from helpers.errors import CheckpointError, reason_of
 from helpers.inputs.messages import user_message
 from helpers.models.processors import SMALL_PICTURE, Processor
@@ -26,8 +24,8 @@ def check_processor(processor: Processor) -> None:
     check_pictures(processor)
     inputs = processor.image_inputs([SMALL_PICTURE])
     ids = _tried(processor, words, lambda: processor.input_ids([user_message("", 1)], inputs))
-    places = _tried(processor, config, lambda: processor.picture_positions(ids))
-    if not torch.as_tensor(places).any():
+    marks = _tried(processor, config, lambda: processor.picture_token_ids)
+    if marks.isdisjoint(ids[0].tolist()):
         raise CheckpointError(
             f"config.json in {processor.folder} names a token for pictures that its tokenizer has "
             "not; take all files of the same checkpoint."

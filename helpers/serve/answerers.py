@@ -4,6 +4,7 @@ What this module does not know: which rows there are, and how they are answered.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from helpers.run.sampling import Sampling
 from helpers.serve.access import read_key
 from helpers.serve.batch import Answerer
 from helpers.serve.local import BATCH, Local
-from helpers.serve.results import fingerprint_of
+from helpers.serve.results import fingerprint_of, kept_size
 
 
 def answerer_for(
@@ -24,6 +25,8 @@ def answerer_for(
     device: str | None = None,
     picture_tokens: int | None = None,
     untuned: bool = False,
+    batch_size: int | None = None,
+    output: Path | None = None,
     server: Sequence[str] = (),
     model: str | None = None,
     key_file: Path | None = None,
@@ -32,12 +35,14 @@ def answerer_for(
     """Return who answers with the `options` of `Conversation.ask`.
 
     It is the model in `folder`, here or on the cluster at the address `ray`, or the one of running
-    servers. Raises `SettingsError` for neither, for both, and for what has no effect on the one.
+    servers. A `batch_size` of 0 is measured, and kept beside the `output` of the job. Raises
+    `SettingsError` for neither, for both, and for what has no effect on the one.
     """
     Sampling.of(**options)  # or it is an error
     if server:
         own = {"folder": folder, "--device": device, "--picture-tokens": picture_tokens}
-        _refuse(own | {"--untuned": untuned, "--ray": ray}, "which a --server has of its own")
+        own |= {"--untuned": untuned, "--batch-size": batch_size, "--ray": ray}
+        _refuse(own, "which a --server has of its own")
         from helpers.serve.remote import Servers
 
         return Servers(server, read_key(key_file), model, options, report)
@@ -45,10 +50,17 @@ def answerer_for(
         raise SettingsError("Give the folder of a model, or a --server that has it.")
     _refuse({"--model": model, "--key-file": key_file}, "which only a --server needs")
     device = (device or "CPU").upper()
+    size = BATCH if batch_size is None else batch_size
     if ray:
+        if not size:
+            raise SettingsError("--batch-size auto measures this computer; give --ray a number.")
         from helpers.serve.cluster import Cluster
 
-        return Cluster(ray, folder, device, picture_tokens, options, report, tuned=not untuned)
+        tuned = not untuned
+        return Cluster(
+            ray, folder, device, picture_tokens, options, report, tuned=tuned, rows_together=size
+        )
+    from helpers.measure.batch_size import SIZES, fastest_batch_size
     from helpers.run.pipeline import VisionLanguagePipeline
 
     pipeline = VisionLanguagePipeline(
@@ -56,10 +68,13 @@ def answerer_for(
         device,
         picture_tokens=picture_tokens,
         tuned=not untuned,
-        answers_at_once=BATCH,
+        answers_at_once=size or SIZES[-1],
     )
     freeze_objects()
-    return Local(pipeline, fingerprint_of(folder, device, picture_tokens), options)
+    if not size:
+        measure = partial(fastest_batch_size, pipeline, report=report)
+        size = kept_size(output, measure) if output else measure()
+    return Local(pipeline, fingerprint_of(folder, device, picture_tokens), options, size)
 
 
 def _refuse(settings: Mapping[str, Any], why: str) -> None:

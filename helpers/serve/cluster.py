@@ -57,7 +57,9 @@ class Model:
 class Actor:
     """A process of the cluster: its model is loaded once, and answers one batch after another."""
 
-    def __init__(self, model: Model, options: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self, model: Model, options: Mapping[str, Any], threads: int, rows_together: int
+    ) -> None:
         from helpers.run.pipeline import VisionLanguagePipeline
 
         if difference := model.difference():  # a computer that has joined the cluster since
@@ -70,10 +72,10 @@ class Actor:
             picture_tokens=model.picture_tokens,
             tuned=model.tuned,
             properties=properties if model.device == "CPU" else {},
-            answers_at_once=BATCH,
+            answers_at_once=rows_together,
         )
         freeze_objects()
-        self.local = Local(pipeline, model.fingerprint, options)
+        self.local = Local(pipeline, model.fingerprint, options, rows_together)
 
     def __call__(self, table: Mapping[str, Any]) -> dict[str, list[bytes]]:
         """Answer the batches in a table."""
@@ -83,8 +85,6 @@ class Actor:
 
 class Cluster:
     """Answers rows by the computers of a cluster; `options` are those of `Conversation.ask`."""
-
-    rows_together = BATCH
 
     def __init__(
         self,
@@ -96,7 +96,9 @@ class Cluster:
         report: Report,
         *,
         tuned: bool = True,
+        rows_together: int = BATCH,
     ) -> None:
+        self.rows_together = rows_together
         self.address, self.options, self.report = address, dict(options), report
         self.fingerprint = fingerprint_of(folder, device, picture_tokens)
         self.model = Model(folder.resolve(), device, picture_tokens, self.fingerprint, tuned)
@@ -135,7 +137,7 @@ class Cluster:
             tables = [{ROWS: pickle.dumps([_absolute(row) for row in batch])} for batch in batches]
             answers = ray.data.from_items(tables, override_num_blocks=len(tables)).map_batches(
                 Actor,
-                fn_constructor_args=(self.model, self.options, threads),
+                fn_constructor_args=(self.model, self.options, threads, self.rows_together),
                 batch_size=1,
                 num_cpus=threads,
                 compute=ray.data.ActorPoolStrategy(size=min(actors, len(batches))),

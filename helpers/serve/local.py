@@ -37,15 +37,18 @@ class Entry:
 
 
 class Local:
-    """Answers rows with one pipeline; `options` are those of `Conversation.ask`.
+    """Answers rows with one pipeline, so many `rows_together`.
 
-    Raises `SettingsError` for answers that are longer than the model's context.
+    `options` are those of `Conversation.ask`. Raises `SettingsError` for answers that are longer
+    than the model's context.
     """
 
-    rows_together = BATCH
-
     def __init__(
-        self, pipeline: VisionLanguagePipeline, fingerprint: str, options: Mapping[str, Any]
+        self,
+        pipeline: VisionLanguagePipeline,
+        fingerprint: str,
+        options: Mapping[str, Any],
+        rows_together: int = BATCH,
     ) -> None:
         pipeline.processor.thinking(options.get("thinking"))  # or it is an error of every row
         limit, tokens = pipeline.processor.context_length, options["max_new_tokens"]
@@ -55,6 +58,7 @@ class Local:
                 "for fewer with --max-new-tokens."
             )
         self.pipeline, self.fingerprint, self.options = pipeline, fingerprint, dict(options)
+        self.rows_together = rows_together
         self.pictures = Pictures()
         self.finished: dict[bytes, Answer] = {}  # of this run, by picture and question
         self.replies: dict[bytes, Reply] = {}  # those that are not answered yet

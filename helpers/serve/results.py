@@ -9,8 +9,8 @@ What this module does not know: what is asked.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,26 @@ def job_of(fingerprint: str, options: Mapping[str, Any]) -> str:
 
 def _digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept_size(output: Path, measure: Callable[[], int]) -> int:
+    """Return how many rows of a file are computed together, as when it was begun.
+
+    For a new file it is what `measure` says, which is kept beside it. Raises `OutputError` where
+    that cannot be written.
+    """
+    path = output.with_name(f".{output.name}.batch-size")
+    with suppress(OSError, ValueError):
+        if output.exists() and (size := int(path.read_text(encoding="ascii"))) > 0:
+            return size
+    size = measure()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(size), encoding="ascii")
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
+    return size
 
 
 class Results:
