@@ -37,11 +37,11 @@ def test_so_many_rows_are_computed_together(folder, tmp_path, number):
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(f'{{"question": "Who are you, {n}?"}}\n' for n in range(17)))
     local = answerer_for(OPTIONS, print, folder=folder, batch_size=number)
-    computed, compute = [], local.pipeline.batch.compute
-    local.pipeline.worker._compute = lambda rows: computed.append(len(rows)) or compute(rows)
+    numbers, compute = [], local.pipeline.batch.compute
+    local.pipeline.worker._compute = lambda rows: numbers.append(len(rows)) or compute(rows)
     rows = read_rows(source, ())
     run_job(local, rows, tmp_path / "a.jsonl", OPTIONS, report=lambda line: None)
-    assert len(written(tmp_path / "a.jsonl")) == 17 and max(computed) == number
+    assert len(written(tmp_path / "a.jsonl")) == 17 and max(numbers) == number
 
 
 @pytest.mark.slow
@@ -49,9 +49,9 @@ def test_the_fastest_number_is_kept_for_a_file_that_is_begun(folder, pictures, t
     output = tmp_path / "new" / "a.jsonl"
     words = command(folder, pictures, output, *asked("What?"), "--batch-size", "auto")
     words += ["--max-new-tokens", "3"]
-    for measured in (True, False):  # begun, then resumed
+    for is_new in (True, False):  # begun, then resumed
         assert main(words) == 3
-        assert (" rows together: " in capsys.readouterr().err) is measured
+        assert (" rows together: " in capsys.readouterr().err) is is_new
     assert int((output.parent / ".a.jsonl.batch-size").read_text()) in batch_size.SIZES
     output.unlink()
     (output.parent / ".a.jsonl.batch-size").write_text("many")
@@ -70,28 +70,28 @@ def test_the_fastest_number_is_kept_for_a_file_that_is_begun(folder, pictures, t
     ],
 )
 def test_what_is_fastest(pipeline, monkeypatch, seconds, free, expected):
-    tried = []
+    sizes = []
 
     class Batch:
         def __init__(self, language_model) -> None:
             pass
 
         def compute(self, rows) -> None:
-            tried.append(len(rows))
+            sizes.append(len(rows))
 
     def timed(step):
         step()
-        return seconds[tried[-1]], None
+        return seconds[sizes[-1]], None
 
     def memory():
-        taken = {0: 0, 4: 2, 8: 4, 16: 8, 32: 16}[tried[-1] if tried else 0]
+        taken = {0: 0, 4: 2, 8: 4, 16: 8, 32: 16}[sizes[-1] if sizes else 0]
         return SimpleNamespace(available=free - taken)
 
     monkeypatch.setattr(batch_size, "Batch", Batch)
     monkeypatch.setattr(batch_size, "timed", timed)
     monkeypatch.setattr(batch_size.psutil, "virtual_memory", memory)
     assert batch_size.fastest_batch_size(pipeline) == expected
-    assert sorted(set(tried)) == sorted(seconds)
+    assert sorted(set(sizes)) == sorted(seconds)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "many", "2.5"])
