@@ -130,8 +130,11 @@ def test_one_graph_takes_every_size(models):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives freed memory back when asked")
 @torch.inference_mode()
-def test_memory_grows_with_the_largest_picture_and_not_with_the_number_of_sizes(models):
-    """In one run 115 MB stayed after the largest; the other sizes added 1 MB, and then nothing."""
+def test_what_a_picture_took_is_given_back(models):
+    """In six runs 11 to 28 MB stayed after the largest (85 to 111 where nothing is released).
+
+    All sizes together add as much once, and then nothing.
+    """
     pipeline = models.pipeline
     pictures = [pipeline.processor.within(4096).image_inputs([noise(*size)]) for size in SIZES]
 
@@ -141,10 +144,10 @@ def test_memory_grows_with_the_largest_picture_and_not_with_the_number_of_sizes(
         return_freed_memory()
         return anonymous_memory(os.getpid())
 
-    largest = kept_after(pictures[-1:] * 3)
-    every_size = kept_after(pictures[:-1])
-    again = kept_after(pictures[:-1] * 3)
-    assert every_size - largest < 4 * 2**20
+    smallest = kept_after(pictures[:1] * 3)
+    assert kept_after(pictures[-1:] * 3) - smallest < 50 * 2**20
+    every_size = kept_after(pictures[:-1] * 2)
+    again = kept_after(pictures[:-1] * 2)
     assert again - every_size < 2**20
 
 

@@ -359,16 +359,17 @@ def test_naming_is_perfect_where_tokens_are_the_sums_of_their_words(torch_model)
 
 
 @torch.inference_mode()
-def test_a_letter_counts_among_letters(torch_model):
-    """Beside all tokens, three that are named by a mean letter would be off by a hundredth."""
-    scene = Scene((2, 2), (Item("star", "red"), None, None, None), word="AVX", word_place=2)
-    ids = naming.shown_words(torch_model.processor, [scene])
+@pytest.mark.parametrize(("words_of_token", "least"), [(1, 0.5), (4, 0.9)], ids=["letter", "shape"])
+def test_letters_count_among_letters_and_shapes_among_shapes(torch_model, words_of_token, least):
+    """Beside all tokens, three named by a mean letter would be off by a hundredth."""
+    items = (Item("star", "red"), None, None, Item("cross", "blue"))
+    ids = naming.shown_words(torch_model.processor, [Scene((2, 2), items, "AVX", 2)])
     words = torch_model.embed_tokens(ids.clamp(min=0)) * (ids >= 0)[..., None]
     tokens = words.sum(-2).flatten(1, 2)[0]
     assert naming.naming_loss(torch_model, [tokens], ids) < 1e-9
-    is_letter = ((ids >= 0).sum(-1) == 1).flatten()
-    tokens[is_letter] = tokens[is_letter].mean(0)
-    assert naming.naming_loss(torch_model, [tokens], ids) > 0.5
+    alike = ((ids >= 0).sum(-1) == words_of_token).flatten()
+    tokens[alike] = tokens[alike].mean(0)
+    assert naming.naming_loss(torch_model, [tokens], ids) > least
 
 
 def test_the_loss_is_that_of_the_answers(processor, example):

@@ -176,7 +176,9 @@ class VisionLanguagePipeline:
         """Return picture features; raises `Stopped` where `stop` is set before they are there."""
 
         def run_part(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return run_model(self.requests[name], inputs, stop)
+            outputs = run_model(self.requests[name], inputs, stop)
+            self.parts[name].release_memory()  # of activations, which may be more than the weights
+            return outputs
 
         return self.processor.exported.encode_images(run_part, dict(image_inputs))
 

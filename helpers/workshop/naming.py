@@ -69,8 +69,8 @@ def tokens_after(processor: Processor, before: str, words: str) -> list[int]:
 def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: Tensor) -> Tensor:
     """Return how far picture tokens are from the sums of the embeddings of the words they show.
 
-    The unit is the variance of those sums. Tokens with one word, a letter, count once more among
-    themselves: they are few and much alike, and are hardly learned beside all others. `features`
+    The unit is the variance of those sums. Letters count once more among themselves, and so do
+    shapes: beside what all words have in common, their differences are hardly learned. `features`
     holds one tile's tokens for each picture, which lie on a square.
     """
     tokens = squares(features).float()
@@ -80,11 +80,12 @@ def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: T
     words = model.embed_tokens(ids.clamp(min=0)).detach() * (ids >= 0)[..., None]
     sums = words.sum(2).float()
     loss: Tensor = nn.functional.mse_loss(tokens, sums) / sums.var()
-    is_letter = (ids >= 0).sum(2) == 1
-    letters = sums[is_letter]
-    if len(letters) < 2 or not (unit := letters.var(0).mean()):
-        return loss
-    return loss + nn.functional.mse_loss(tokens[is_letter], letters) / unit
+    words_of_tokens = (ids >= 0).sum(2)
+    for alike in (words_of_tokens == 1, words_of_tokens > 1):  # letters; shapes
+        some = sums[alike]
+        if len(some) > 1 and (unit := some.var(0).mean()):
+            loss = loss + nn.functional.mse_loss(tokens[alike], some) / unit
+    return loss
 
 
 def squares(features: Features) -> Tensor:
