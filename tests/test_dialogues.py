@@ -33,6 +33,7 @@ GOLDEN = {
     ),
     "mllama": ("mllama", "two_turns", "<|image|>"),
 }
+PICTURES = {"gemma4": "<|image|>"}  # in the authors' templates; elsewhere as in Qwen3-VL's
 TURNS = [
     ("How many shapes are there?", 1),
     ("What colour is the shape at the top left?", 0),
@@ -69,7 +70,7 @@ def authors_prompt(name: str, processor, answers: list[str]) -> str:
             messages += [] if answer is None else [answer_message(answer)]
         template = processor.tokenizer.apply_chat_template
         prompt = template(messages, tokenize=False, add_generation_prompt=True)
-        return prompt.replace("".join(PICTURE_MARKS), IMAGE)
+        return prompt.replace(PICTURES.get(name, "".join(PICTURE_MARKS)), IMAGE)
     family, key, mark = GOLDEN[name]
     beginning, rest = golden_prompts(family)[key].split(mark)
     after_picture, rest = rest.split("What is in the picture?")

@@ -20,8 +20,9 @@ SIZES = ((64, 64), (300, 200), (90, 700), (1500, 1000))
 
 @pytest.fixture(scope="module", params=BUNDLED)
 def processor(request):
-    """Return the processor of a bundled checkpoint, with the limits of its files."""
-    return load_processor(BUNDLED[request.param])
+    """Return the processor of a bundled checkpoint, with the largest budget that it takes."""
+    processor = load_processor(BUNDLED[request.param])
+    return processor.within(processor.pieces.largest)
 
 
 def drawn(size: tuple[int, int]) -> Image.Image:
@@ -51,7 +52,7 @@ def test_no_picture_has_more_tokens_than_the_budget(processor, share):
         assert tokens <= tokens_of(processor, size)
 
 
-def test_a_budget_beyond_the_files_limit_changes_nothing(processor):
+def test_a_budget_beyond_the_largest_changes_nothing(processor):
     within = processor.within(10**6)
     for size in SIZES:
         expected, inputs = (p.image_inputs([drawn(size)]) for p in (processor, within))

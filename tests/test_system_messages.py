@@ -20,6 +20,7 @@ EXPECTED = {
     "<|start_header_id|>user<|end_header_id|>\n\n",
     "qwen3_vl": f"<|im_start|>system\n{WORDS}<|im_end|>\n<|im_start|>user\n",
     "qwen3_5": f"<|im_start|>system\n{WORDS}<|im_end|>\n<|im_start|>user\n",
+    "gemma4": f"<bos><|turn>system\n{WORDS}<turn|>\n<|turn>user\n",
 }
 NAMES = [family.bundled for family in families() if family.checkpoint]
 

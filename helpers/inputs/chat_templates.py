@@ -134,19 +134,20 @@ def _expressions(template: Template, image_text: str) -> dict[str, str]:
     if template.thought:  # earlier answers stand in a prompt without theirs
         end = json.dumps(template.thought[1], ensure_ascii=False)
         without_thought = _WITHOUT_THOUGHT.replace("<end>", end)
-    return expressions | {"without_thought": without_thought}
+    trim = " | trim" if template.trimmed else ""
+    return expressions | {"without_thought": without_thought, "trim": trim}
 
 
 _JINJA = """\
 {%- macro content(message) -%}
 {%- if message.content is string -%}
-{{- message.content -}}
+{{- message.content<trim> -}}
 {%- else -%}
 {%- for part in message.content -%}
 {%- if part.type == "image" -%}
 {{- <image> -}}
 {%- elif part.type == "text" -%}
-{{- part.text -}}
+{{- part.text<trim> -}}
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}

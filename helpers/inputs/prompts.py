@@ -37,7 +37,8 @@ class Template:
     message at `SYSTEM_WORDS`; where it is None, they stand before the first question. `image` is
     what stands for a picture, {i} its number; where a message has several, `images` is used
     instead. `frame` stands for each frame of a video; where it is None, the whole video is one
-    picture. Template text around a picture is written in the same string.
+    picture. Template text around a picture is written in the same string. Where texts are
+    `trimmed`, they stand in a prompt without the spaces and line ends around them.
 
     Some models write a thought before their answer, between two marks, `thought`; earlier answers
     stand in a prompt without theirs. `thinks` says whether these words ask for one, and `otherwise`
@@ -55,6 +56,7 @@ class Template:
     before_answer: str = ""  # a space that the model itself puts before its answer, say
     answer_start: str = ""
     system_form: str | None = None
+    trimmed: bool = False
     thought: tuple[str, str] | None = None
     thinks: bool = False
     otherwise: "Template | None" = None
@@ -85,6 +87,7 @@ class Template:
         has_system = bool(messages) and messages[0]["role"] == SYSTEM_ROLE
         if has_system:
             words, _ = content_of(messages[0])
+            words = self._text(words)
             messages = messages[1:]
             if self.system_form is None:
                 messages = [_with_text(words + "\n", messages[0]), *messages[1:]]
@@ -101,11 +104,15 @@ class Template:
             else:
                 text, _ = content_of(message)
                 pieces += [Piece("template", self.before_answer)]
-                pieces += [Piece("text", self._without_thought(text))]
+                pieces += [Piece("text", self._text(self._without_thought(text)))]
                 pieces += [Piece("template", self.assistant_end)]
         if self.answer_start:
             pieces.append(Piece("template", self.answer_start))
         return pieces
+
+    def _text(self, text: str) -> str:
+        """Return a person's or the model's text as it stands in a prompt."""
+        return text.strip() if self.trimmed else text
 
     def _without_thought(self, answer: str) -> str:
         """Return an answer without the thought that a program may have kept in it."""
@@ -118,7 +125,7 @@ class Template:
         numbers = itertools.count(1)
         for part in parts:
             if part["type"] == "text":
-                yield Piece("text", part["text"])
+                yield Piece("text", self._text(part["text"]))
             elif part["type"] == "image":
                 form = self.images.format(i=next(numbers)) if several else self.image
                 yield from _around_picture(form)

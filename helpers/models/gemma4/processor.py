@@ -37,6 +37,7 @@ _ANSWERING = Template(
     images=IMAGE,
     frame=None,
     system_form=f"<bos><|turn>system\n{SYSTEM_WORDS}<turn|>\n",
+    trimmed=True,
     thought=(f"{THOUGHT_MARKS[1]}thought\n", THOUGHT_MARKS[2]),
 )
 _THINKING = replace(
