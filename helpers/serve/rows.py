@@ -119,7 +119,7 @@ def _row(identity: str, number: int, columns: Columns, base: Path) -> Row:
     elif CUSTOM_ID in columns and QUESTION not in columns:
         error = "The line has no body, which OpenAI's batch file has in each."
     elif not isinstance(question, str) or not question.strip():
-        error = "The line has no question; give it one, or --question for all."
+        error = "The line has no question; give it one, or, in `vlm batch`, --question."
     elif image is not None and not _is_path(image):
         error = "The line's image is no path."
     if error:
