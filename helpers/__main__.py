@@ -197,7 +197,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             epilog=f"examples:\n{EXAMPLES[command]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        subparser.add_argument("--json", action="store_true", help="print one JSON object")
+        if command != "chat":  # which prints answer after answer
+            subparser.add_argument("--json", action="store_true", help="print one JSON object")
         subparser.add_argument("--debug", action="store_true", help="show where an error is from")
         if command == name and find_spec("openvino") is None:
             raise ModuleNotFoundError(name="openvino")

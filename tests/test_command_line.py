@@ -303,3 +303,10 @@ def test_a_wrong_command_line_is_exit_code_2(capsys, arguments):
         main(arguments)
     assert caught.value.code == 2
     assert "usage: vlm" in capsys.readouterr().err
+
+
+def test_a_chat_has_no_json(run, capsys, tmp_path):
+    with pytest.raises(SystemExit) as exit_of:
+        run("chat", tmp_path, "--json")
+    assert exit_of.value.code == 2
+    assert "unrecognized arguments: --json" in capsys.readouterr().err
