@@ -141,15 +141,26 @@ class SetAfter(threading.Event):
         return self.checks < 0
 
 
+def lengths(cache) -> set[int]:
+    """Return how many positions the states of a cache have."""
+    return {state.state.shape[2] for state in cache.request.query_state()}
+
+
 @torch.inference_mode()
 def test_a_stop_event_gives_up_a_prompt_that_is_being_computed(pipeline, monkeypatch):
     model = pipeline.language_model
     monkeypatch.setattr(model, "pieces", equal_pieces(16))
     cache = model.new_cache()
-    cache.stop = SetAfter(2)
-    with pytest.raises(Stopped):
-        model(inputs_embeds=torch.zeros(1, 64, 128), past_key_values=cache)
-    assert {state.state.shape[2] for state in cache.request.query_state()} == {2 * 16}
+    for past in (0, 8):
+        if past:
+            model(inputs_embeds=torch.zeros(1, past, 128), past_key_values=cache)
+        mark, cache.stop = cache.mark(), SetAfter(2)
+        with pytest.raises(Stopped):
+            model(inputs_embeds=torch.zeros(1, 64, 128), past_key_values=cache)
+        assert lengths(cache) == {past + 2 * 16}
+        cache.return_to(mark)
+        assert lengths(cache) == {past} == {cache.length}
+        cache.stop = None
 
 
 @torch.inference_mode()
