@@ -3,12 +3,14 @@
 import os
 import shutil
 import sys
+from threading import Event
 
 import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from helpers.errors import CheckpointError, PictureError, QuestionError
+from helpers.graphs.core import Stopped
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.models import load_model
 from helpers.models.qwen_vision import exported
@@ -149,6 +151,21 @@ def test_what_a_picture_took_is_given_back(models):
     every_size = kept_after(pictures[:-1] * 2)
     again = kept_after(pictures[:-1] * 2)
     assert again - every_size < 2**20
+
+
+@torch.inference_mode()
+def test_a_picture_that_was_given_up_leaves_nothing_for_the_next_one(models):
+    """Where the part was not compiled anew, the next picture of another size ended in an error."""
+    encode, processor = models.pipeline.encode_images, models.pipeline.processor.within(4096)
+    small, large = (processor.image_inputs([noise(*size)]) for size in (SIZES[6], SIZES[-1]))
+    (expected,) = encode(**small)
+    stop = Event()
+    stop.set()
+    for _ in range(5):
+        with pytest.raises(Stopped):
+            models.pipeline.encode_until(stop, large)
+        (features,) = encode(**small)
+        assert torch.equal(features, expected)
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from helpers.errors import (
     reason_of,
 )
 from helpers.graphs.attention_masks import add_masks
-from helpers.graphs.core import Stoppable, compile_model, core, run_model
+from helpers.graphs.core import Stoppable, Stopped, compile_model, core, run_model
 from helpers.graphs.last_logits import return_last_logits
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.inputs.messages import Message, Pictures
@@ -95,12 +95,11 @@ class VisionLanguagePipeline:
         if answers_at_once < 1:
             raise SettingsError(f"answers_at_once is {answers_at_once}; it should be at least 1.")
         self.answers_at_once = answers_at_once
-        self._use(
-            {
-                name: self._compile(name, mode | of_parts.get(name, {}) | dict(properties or {}))
-                for name in self.processor.exported.files
-            }
-        )
+        self.properties = {
+            name: mode | of_parts.get(name, {}) | dict(properties or {})
+            for name in self.processor.exported.files
+        }
+        self._use({name: self._compile(name) for name in self.properties})
 
     def _use(self, parts: dict[str, ov.CompiledModel]) -> None:
         """Answer with these parts from now on."""
@@ -123,7 +122,8 @@ class VisionLanguagePipeline:
     def with_part(self, name: str, properties: Properties) -> Self:
         """Return a pipeline that shares all parts but this one, which has these properties only."""
         other = copy.copy(self)
-        other._use({**self.parts, name: self._compile(name, properties)})
+        other.properties = {**self.properties, name: properties}
+        other._use({**self.parts, name: other._compile(name)})
         return other
 
     def _check_tokenizer(self) -> None:
@@ -138,8 +138,8 @@ class VisionLanguagePipeline:
                 "the checkpoint again."
             ) from None
 
-    def _compile(self, name: str, properties: Properties) -> ov.CompiledModel:
-        """Return the part called `name` compiled with these properties for answers one by one."""
+    def _compile(self, name: str) -> ov.CompiledModel:
+        """Return the part called `name` compiled with its properties for answers one by one."""
         exported = self.processor.exported
         path = self.folder / exported.files[name]
         try:
@@ -153,7 +153,7 @@ class VisionLanguagePipeline:
             exported.adapt(model)
             return_last_logits(model, 1 + LONGEST)
         add_masks(model)
-        options = {"PERFORMANCE_HINT": "LATENCY"} | properties
+        options = {"PERFORMANCE_HINT": "LATENCY", **self.properties[name]}
         if "CACHE_DIR" in options:  # or a table that stays on disk would be written there again
             options.setdefault("CACHE_MODE", "OPTIMIZE_SIZE")
         try:
@@ -176,7 +176,16 @@ class VisionLanguagePipeline:
         """Return picture features; raises `Stopped` where `stop` is set before they are there."""
 
         def run_part(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            outputs = run_model(self.requests[name], inputs, stop)
+            if name not in self.requests:
+                self.parts[name] = self._compile(name)
+                self.requests[name] = self.parts[name].create_infer_request()
+            try:
+                outputs = run_model(self.requests[name], inputs, stop)
+            except Stopped:
+                # The CPU plugin of OpenVINO 2026.4 keeps sizes of what was cancelled, in the whole
+                # compiled model, and takes them for those of the next picture.
+                del self.requests[name]
+                raise
             self.parts[name].release_memory()  # of activations, which may be more than the weights
             return outputs
 
