@@ -190,7 +190,7 @@ def test_a_large_matrix_takes_little_memory():
     graph = ov.Model([ops.matmul(words, wide, False, True)], [words])
     with Growth() as growth:
         compress(graph, find_preset("int8").others)
-    assert growth.bytes <= 2.5 * number * width  # of NNCF 8.7 times
+    assert growth.bytes <= 2 * number * width  # of NNCF 8.7 times
 
 
 def test_fp16_leaves_a_model_as_it_is(language_model):

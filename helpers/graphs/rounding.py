@@ -15,7 +15,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-_BLOCK = 2**24  # numbers that are rounded at once
+_BLOCK = 2**22  # numbers that are rounded at once
 
 
 def rounded(rows: ov.Node, bits: int, group: int, *, symmetric: bool = False) -> ov.Node:
