@@ -278,10 +278,13 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _batch_size(text: str) -> int:
     """Return how many rows are computed together, 0 where that is to be measured."""
-    number = 0 if text == "auto" else int(text)
-    if number < (text != "auto"):
-        raise ValueError
-    return number
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of rows; give 1 or more, or auto to have it measured."
+        )
+    return int(text)
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:

@@ -256,8 +256,9 @@ def batch(options: argparse.Namespace) -> int:
         report("note: no line has an image, so that questions are asked without pictures")
     if options.folder and not options.ray:
         advise(options, options.folder)
-    names = "folder device picture_tokens untuned batch_size output server model key_file ray"
-    settings = {name: getattr(options, name) for name in names.split()}
+    names = ("folder", "device", "picture_tokens", "untuned", "batch_size", "output", "ray")
+    names_of_servers = ("server", "model", "key_file")
+    settings = {name: getattr(options, name) for name in (*names, *names_of_servers)}
     answerer = answerer_for(answer, report, **settings)
     asked = answer | ({"questions": options.question} if options.question else {})
     retry = options.retry_errors

@@ -84,8 +84,8 @@ def test_what_is_fastest(pipeline, monkeypatch, seconds, free, expected):
         return seconds[sizes[-1]], None
 
     def memory():
-        taken = {0: 0, 4: 2, 8: 4, 16: 8, 32: 16}[sizes[-1] if sizes else 0]
-        return SimpleNamespace(available=free - taken)
+        caches = {0: 0, 4: 2, 8: 4, 16: 8, 32: 16}[sizes[-1] if sizes else 0]
+        return SimpleNamespace(available=free - caches)
 
     monkeypatch.setattr(batch_size, "Batch", Batch)
     monkeypatch.setattr(batch_size, "timed", timed)
@@ -97,8 +97,8 @@ def test_what_is_fastest(pipeline, monkeypatch, seconds, free, expected):
 @pytest.mark.parametrize("number", ["0", "-1", "many", "2.5"])
 def test_what_is_no_number_is_told(folder, pictures, tmp_path, capsys, number):
     with pytest.raises(SystemExit):
-        main(command(folder, pictures, tmp_path / "a", *asked("What?"), "--batch-size", number))
-    assert "--batch-size" in capsys.readouterr().err
+        main(command(folder, pictures, tmp_path / "a", *asked("What?"), f"--batch-size={number}"))
+    assert f"'{number}' is no number of rows; give 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -367,8 +367,8 @@ def test_letters_count_among_letters_and_shapes_among_shapes(torch_model, words_
     words = torch_model.embed_tokens(ids.clamp(min=0)) * (ids >= 0)[..., None]
     tokens = words.sum(-2).flatten(1, 2)[0]
     assert naming.naming_loss(torch_model, [tokens], ids) < 1e-9
-    alike = ((ids >= 0).sum(-1) == words_of_token).flatten()
-    tokens[alike] = tokens[alike].mean(0)
+    group = ((ids >= 0).sum(-1) == words_of_token).flatten()
+    tokens[group] = tokens[group].mean(0)
     assert naming.naming_loss(torch_model, [tokens], ids) > least
 
 

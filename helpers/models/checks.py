@@ -20,11 +20,11 @@ def check_processor(processor: Processor) -> None:
     does not describe how pictures and prompts are prepared, and where the two do not fit.
     """
     words, config = "The tokenizer's files", "config.json"
-    _tried(processor, words, lambda: processor.stop_token_ids)
+    _attempt(processor, words, lambda: processor.stop_token_ids)
     check_pictures(processor)
     inputs = processor.image_inputs([SMALL_PICTURE])
-    ids = _tried(processor, words, lambda: processor.input_ids([user_message("", 1)], inputs))
-    marks = _tried(processor, config, lambda: processor.picture_token_ids)
+    ids = _attempt(processor, words, lambda: processor.input_ids([user_message("", 1)], inputs))
+    marks = _attempt(processor, config, lambda: processor.picture_token_ids)
     if marks.isdisjoint(ids[0].tolist()):
         raise CheckpointError(
             f"config.json in {processor.folder} names a token for pictures that its tokenizer has "
@@ -34,10 +34,10 @@ def check_processor(processor: Processor) -> None:
 
 def check_pictures(processor: Processor) -> None:
     """Raise a `CheckpointError` where the config does not say how pictures are prepared."""
-    _tried(processor, "config.json", lambda: processor.image_inputs([SMALL_PICTURE]))
+    _attempt(processor, "config.json", lambda: processor.image_inputs([SMALL_PICTURE]))
 
 
-def _tried(processor: Processor, files: str, step: Callable[[], T]) -> T:
+def _attempt(processor: Processor, files: str, step: Callable[[], T]) -> T:
     try:
         return step()
     except CheckpointError:

@@ -288,7 +288,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         start = 0
         while start < new:
             if cache.stop is not None and cache.stop.is_set():
-                cache.length = past + start - len(cache.holes)  # which `return_to` a mark takes out
+                cache.length = past + start - len(cache.holes)  # so that `return_to` cuts it
                 raise Stopped
             end = min(start + self._positions_at_once(cache, past + start, new - start), new)
             rows = apart(torch.from_numpy(inputs["inputs_embeds"][:, start:end]), self.row_shapes)

@@ -81,10 +81,10 @@ def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: T
     sums = words.sum(2).float()
     loss: Tensor = nn.functional.mse_loss(tokens, sums) / sums.var()
     words_of_tokens = (ids >= 0).sum(2)
-    for alike in (words_of_tokens == 1, words_of_tokens > 1):  # letters; shapes
-        some = sums[alike]
-        if len(some) > 1 and (unit := some.var(0).mean()):
-            loss = loss + nn.functional.mse_loss(tokens[alike], some) / unit
+    for group in (words_of_tokens == 1, words_of_tokens > 1):  # letters; shapes
+        names = sums[group]
+        if len(names) > 1 and (unit := names.var(0).mean()):
+            loss = loss + nn.functional.mse_loss(tokens[group], names) / unit
     return loss
 
 
