@@ -85,6 +85,15 @@ my_pad = pad
 """
 WEIGHTS = "from helpers.graphs.presets import Weights\n\nmy_weights = Weights({})"
 IMPORT = "from helpers.models.mobilevlm import LdpBlock\n"
+PIECE = """
+def my_piece(table, token, layer):
+    return {}
+"""
+CLOSED = """
+def my_close(language):
+    for layer in {}:
+        layer.per_layer_projection.weight.data.zero_()
+"""
 
 WRONG_ANSWERS = {
     "01-1": WrongAnswers(
@@ -251,5 +260,39 @@ WRONG_ANSWERS = {
         (),
         ('"int4"', "128"),
         (WEIGHTS.format('"int4-asym", group_size=128'), WEIGHTS.format('"int8"')),
+    ),
+    "08-1": WrongAnswers(
+        ("lambda table, token, layer: table", "lambda table, token, layer: 1 / 0"),
+        ("7", "lambda table: table"),
+        (
+            PIECE.format("table[token].reshape(shape)[layer]"),
+            PIECE.format("table[token] * factor"),
+            PIECE.format("table[token].reshape(shape[::-1])[:, layer] * factor"),
+        ),
+    ),
+    "08-2": WrongAnswers(
+        ("lambda near: near[:5]", "lambda near: 1 / 0"),
+        ("62",),
+        (
+            "lambda near: near",
+            "lambda near: torch.ones_like(near).tril() - torch.ones_like(near).tril(-64)",
+            "lambda near: torch.ones_like(near).tril()",
+        ),
+    ),
+    "08-3": WrongAnswers(
+        ('Image.new("RGB", (900, 300))', 'Image.new("RGB", (1, 1000))'), ("280", "(20, 14)"), ()
+    ),
+    "08-4": WrongAnswers(
+        (), ('"int4"', "64"), ('Weights("int4-asym", group_size=128)', 'Weights("int8")')
+    ),
+    "08-5": WrongAnswers(
+        ("lambda language: 1 / 0",),
+        ('"all"',),
+        (
+            "lambda language: None",
+            CLOSED.format("language.model.layers[:1]"),
+            CLOSED.format("language.model.layers[2:3]"),
+            CLOSED.format("language.model.layers[1:]"),
+        ),
     ),
 }

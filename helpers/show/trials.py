@@ -177,35 +177,95 @@ def depth_scale(flow: Callable[[Tensor, list[tuple[Tensor, Tensor]], float], Ten
 
 @torch.no_grad()
 def closed_gates(
-    close: Callable[[Any], object], model: Any, pairs: Sequence[VisualQuestion]
+    close: Callable[[Any], object],
+    model: Any,
+    pairs: Sequence[VisualQuestion],
+    *,
+    gate: str = "_gate",
 ) -> str:
     """Return which gates a function closes; tell how many answers are right then.
 
-    All gates are as before afterwards.
+    Gates are the weights with such a name, closed at 0. All are as before afterwards.
     """
-    before = {name: gate.clone() for name, gate in gates_of(model).items()}
+    before = {name: weight.clone() for name, weight in gates_of(model, gate).items()}
     close(model.language_model)
-    closed = [name for name, gate in gates_of(model).items() if not gate.any()]
+    closed = [name for name, weight in gates_of(model, gate).items() if not weight.any()]
     try:
         if closed and pairs:
             print("closed:", ", ".join(closed))
             print("right:", accuracy(answer(model, pairs), pairs)["all"].count)
     finally:
-        for name, gate in gates_of(model).items():
-            gate.copy_(before[name])
+        for name, weight in gates_of(model, gate).items():
+            weight.copy_(before[name])
     layers = dict.fromkeys(name.rpartition(".")[0] for name in before)
     first = [name for name in before if name.startswith(f"{next(iter(layers))}.")]
     outcomes = {"nothing": [], "all layers": list(before), "first layer": first}
     for outcome, names in outcomes.items():
         if closed == names:
             return outcome
-    return "half" if set(closed) < set(first) else "another layer"
+    if set(closed) < set(first):
+        return "half"
+    return "another layer" if len(closed) <= len(first) else "some layers"
 
 
-def gates_of(model: Any) -> dict[str, nn.Parameter]:
-    """Return the gates of a language model by name, those of the first layers first."""
+def gates_of(model: Any, gate: str) -> dict[str, nn.Parameter]:
+    """Return the weights of a language model with such a name, those of the first layers first."""
     parameters = model.language_model.named_parameters()
-    return {name: weight for name, weight in parameters if name.endswith("_gate")}
+    return {name: weight for name, weight in parameters if name.endswith(gate)}
+
+
+# Tables, windows and budgets
+
+
+@torch.inference_mode()
+def piece_of_row(piece: Callable[[Tensor, int, int], Tensor], model: Any) -> str:
+    """Return what a function takes of the stored table of per-layer embeddings for one layer.
+
+    It gets the table (tokens, layers * width), a token's id and a layer's number.
+    """
+    stored = model.per_layer_embeddings
+    table, text = stored.weight.float(), model.processor.text
+    shape = (text.num_hidden_layers, text.hidden_size_per_layer_input)
+    token, layer = text.vocab_size // 2, shape[0] - 2
+    row = table[token] * stored.factor
+    output = piece(table, token, layer)
+    inputs = model.prepare(torch.tensor([[token]]))["per_layer_inputs"][0, 0, layer].float()
+    if getattr(output, "shape", None) == inputs.shape:
+        print("as the model gets it:", torch.allclose(output, inputs, atol=1e-5))
+    return outcome_of(
+        output,
+        {
+            "piece": row.reshape(shape)[layer],
+            "not multiplied": table[token].reshape(shape)[layer],
+            "whole row": row,
+            "every so many": row.reshape(shape[::-1])[:, layer],
+        },
+    )
+
+
+def heard_through_windows(hear: Callable[[Tensor], Tensor]) -> str:
+    """Return what a function makes of the window that each token (row) sees in one layer."""
+    window, length = 32, 100
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    causal = distance >= 0
+    near = causal & (distance < window)
+    heard = torch.as_tensor(hear(near.float()) > 0)
+    print("the last token hears of", int(heard[-1].sum()) - 1, "tokens before it")
+    outcomes = {
+        "two layers": distance <= 2 * (window - 1),
+        "one layer": near,
+        "twice the window": distance < 2 * window,
+        "everything": causal,
+    }
+    return outcome_of(heard, {name: grid & causal for name, grid in outcomes.items()})
+
+
+def tokens_in_budget(picture: Image.Image, processor: Any) -> int:
+    """Return how many tokens a picture has within a budget of 280."""
+    inputs = processor.within(280).image_inputs([picture])
+    rows, columns = processor.token_grid(inputs)
+    print(f"{columns} columns, {rows} rows: {rows * columns} tokens")
+    return int(rows * columns)
 
 
 # Calling

@@ -14,6 +14,7 @@ from helpers.show.exercises import (
     notebook_05,
     notebook_06,
     notebook_07,
+    notebook_08,
 )
 
 EXERCISES = {
@@ -26,6 +27,7 @@ EXERCISES = {
         notebook_05,
         notebook_06,
         notebook_07,
+        notebook_08,
     )
     for name, exercise in notebook.EXERCISES.items()
 }

@@ -2,7 +2,7 @@
 
 from helpers.show import picture_trials, trials, truths
 from helpers.show.answers import NUMBER, Exercise, function
-from helpers.show.exercises.forms import SCENE, WEIGHTS
+from helpers.show.exercises.forms import OTHER_SIZES, SCENE, WEIGHTS
 
 EXERCISES = {
     "06-1": Exercise(
@@ -28,10 +28,7 @@ EXERCISES = {
         WEIGHTS,
         truth="between",
         hint="Change the size of the groups.",
-        mistakes={
-            "too small": "The scales and zero points have to become more: make the groups smaller.",
-            "too large": "That is 8 bits or more: use a mode of 4 bits.",
-        },
+        mistakes=OTHER_SIZES,
         trial=trials.size_between,
     ),
     "06-4": Exercise(
