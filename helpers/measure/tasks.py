@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -29,9 +30,11 @@ from helpers.measure.figures import from_json
 from helpers.measure.speed import measure as measure_speed
 from helpers.models import load_model
 from helpers.resources import EVERY, anonymous_memory, freeze_objects, in_words
+from helpers.run.generation import StateCache
 from helpers.run.pipeline import VisionLanguagePipeline
 
 T = TypeVar("T")
+Step = Callable[[], object]  # makes a decode step
 QUESTION = "Describe the picture."
 TOKENS = 32  # that an answer has, the first one included
 ROUNDS = 3
@@ -126,27 +129,39 @@ def running(folder: str, picture: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def profile(folder: str, picture: Sequence[int]) -> dict[str, Any]:
-    """Return the mean seconds of a decode step, and those of its kernels by type of operation."""
-    pipeline = VisionLanguagePipeline(Path(folder), properties={"PERF_COUNT": True})
+def read_prompt(
+    pipeline: VisionLanguagePipeline, picture: Sequence[int]
+) -> tuple[Step, StateCache]:
+    """Read a question about a picture of a width and height.
+
+    Return what makes a decode step, always of the same token, and the cache that it writes to.
+    """
     inputs = pipeline.image_inputs([draw_lake(*picture)])
     ids = pipeline.processor.input_ids([user_message(QUESTION, 1)], inputs)
     prepared = pipeline.prepare(ids, pipeline.encode_images(**inputs))
     model, pictures = pipeline.language_model, prepared.get("pictures")
     cache = model.new_cache()
     model(**prepared, past_key_values=cache)
+    token = torch.tensor([[0]])
+    return partial(model, input_ids=token, past_key_values=cache, pictures=pictures), cache
+
+
+def profile(folder: str, picture: Sequence[int]) -> dict[str, Any]:
+    """Return the mean seconds of a decode step, and those of its kernels by type of operation."""
+    pipeline = VisionLanguagePipeline(Path(folder), properties={"PERF_COUNT": True})
+    step, cache = read_prompt(pipeline, picture)
     before = _kernels(cache.request)
     started = time.perf_counter()
     for _ in range(TOKENS):
-        model(input_ids=torch.tensor([[0]]), past_key_values=cache, pictures=pictures)
-    step = (time.perf_counter() - started) / TOKENS
+        step()
+    seconds = (time.perf_counter() - started) / TOKENS
     after = _kernels(cache.request)
     # The counters are means over all calls, of which the prompt was one.
     kernels = {
         name: ((TOKENS + 1) * after[name] - before.get(name, 0.0)) / TOKENS for name in after
     }
     largest = dict(sorted(kernels.items(), key=lambda item: -item[1])[:5])
-    return {"step": step, "kernels": sum(kernels.values()), "largest": largest}
+    return {"step": seconds, "kernels": sum(kernels.values()), "largest": largest}
 
 
 def _kernels(request: ov.InferRequest) -> Counter[str]:

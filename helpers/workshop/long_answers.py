@@ -17,13 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
-import torch
 
 from helpers.convert.folders import folder_bytes
 from helpers.errors import UserError
-from helpers.inputs.images import draw_lake
-from helpers.inputs.messages import user_message
-from helpers.measure.tasks import QUESTION
+from helpers.measure.tasks import read_prompt
 from helpers.resources import (
     anonymous_memory,
     in_words,
@@ -40,29 +37,23 @@ LAST = 32  # steps whose mean time is told
 PLAIN = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
 
-@torch.inference_mode()
 def memory_of_steps(
     folder: Path, steps: Sequence[int], picture: Sequence[int], properties: dict[str, str]
 ) -> Iterator[dict[str, str]]:
     """Yield a row after each number of steps of an answer about a picture of a width and height."""
     pipeline = VisionLanguagePipeline(folder, properties=properties)
-    inputs = pipeline.image_inputs([draw_lake(*picture)])
-    ids = pipeline.processor.input_ids([user_message(QUESTION, 1)], inputs)
-    prepared = pipeline.prepare(ids, pipeline.encode_images(**inputs))
-    model, pictures = pipeline.language_model, prepared.get("pictures")
-    cache = model.new_cache()
-    model(**prepared, past_key_values=cache)
+    step, _ = read_prompt(pipeline, picture)
     process, peak, times = os.getpid(), 0, list[float]()
-    for step in range(1, max(steps) + 1):
+    for number in range(1, max(steps) + 1):
         started = time.perf_counter()
-        model(input_ids=torch.tensor([[0]]), past_key_values=cache, pictures=pictures)
+        step()
         times.append(time.perf_counter() - started)
         peak = max(peak, anonymous_memory(process))
-        if step in steps:
+        if number in steps:
             return_freed_memory()
             last = times[-LAST:]
             yield {
-                "steps": str(step),
+                "steps": str(number),
                 "own memory": in_words(anonymous_memory(process)),
                 "at most": in_words(peak),
                 "resident": in_words(psutil.Process(process).memory_info().rss),
