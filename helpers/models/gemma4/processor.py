@@ -78,6 +78,11 @@ class Gemma4Processor(Processor):
                 f"{field} in {self.folder / 'config.json'} is {getattr(text, field)!r}, as in the "
                 "larger Gemma 4 models, which are not read here; take gemma-4-E2B-it or E4B-it."
             )
+        if not text.sliding_window:
+            raise CheckpointError(
+                f"sliding_window in {self.folder / 'config.json'} is {text.sliding_window!r}, and "
+                "a window is at least one token; download the checkpoint again."
+            )
         return settings
 
     @property
