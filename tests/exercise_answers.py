@@ -90,7 +90,7 @@ def my_piece(table, token, layer):
     return {}
 """
 CLOSED = """
-def my_close(language):
+def my_change(language):
     for layer in {}:
         layer.per_layer_projection.weight.data.zero_()
 """
