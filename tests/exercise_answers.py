@@ -280,7 +280,7 @@ WRONG_ANSWERS = {
         ),
     ),
     "08-3": WrongAnswers(
-        ('Image.new("RGB", (900, 300))', 'Image.new("RGB", (1, 1000))'), ("280", "(20, 14)"), ()
+        ('Image.new("RGB", (900, 300))', 'Image.new("RGB", (500, 500))'), ("280", "(20, 14)"), ()
     ),
     "08-4": WrongAnswers(
         (), ('"int4"', "64"), ('Weights("int4-asym", group_size=128)', 'Weights("int8")')
