@@ -91,8 +91,8 @@ def earlier_solutions(cells: list[NotebookNode], cell: NotebookNode) -> str:
 
 def with_variable(source: str, variable: str) -> str:
     """Return lines that give the variable a value, for lines that do or for an expression."""
-    gives = re.search(rf"^({variable} =|def {variable}\()", source, re.M)
-    return source if gives else f"{variable} = {source}"
+    assignment = re.search(rf"^({variable} =|def {variable}\()", source, re.M)
+    return source if assignment else f"{variable} = {source}"
 
 
 def solution_below(cells: list[NotebookNode], cell: NotebookNode) -> str | None:
