@@ -69,7 +69,9 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         "hub (default: pictures that are drawn)",
     )
     parser.add_argument(
-        "--group-size", type=int, help="weights that share a scale in 4 bits (default: 128)"
+        "--group-size",
+        type=int,
+        help="weights that share a scale in 4 bits (default: 128, int4-sym 64)",
     )
     parser.add_argument(
         "--ratio", type=float, help="share of the weights in 4 bits, 0 to 1 (default: 1)"

@@ -64,7 +64,7 @@ def layers(widths: list[BitWidth]) -> dict[str, int]:
         ("fp16", {"f16": DECODER + HEAD}, {"f16": 1}, {"f16": ENCODER - 1, "f32": 1}),
         ("int8", {"u8": DECODER + HEAD}, {"u8": 1}, {"u8": ENCODER}),
         ("int4", {"u4": DECODER, "u8": HEAD}, {"u8": 1}, {"u8": ENCODER}),
-        ("int4-sym", {"i4": DECODER, "u8": HEAD}, {"u8": 1}, {"u8": ENCODER}),
+        ("int4-sym", {"i4": DECODER, "i8": HEAD}, {"u8": 1}, {"u8": ENCODER}),
     ],
 )
 def test_bit_widths_of_each_preset(stored, preset, language_model, embeddings, encoder):
@@ -90,19 +90,21 @@ def test_shares_are_those_of_the_weights(stored):
 
 def test_each_preset_is_smaller_than_the_one_before(stored, tmp_path):
     sizes = {}
-    for name in ("fp16", "int8", "int4", "int4-sym"):
+    for name in ("fp16", "int8", "int4-sym", "int4"):
         path = conversion.save_part(stored[name][LANGUAGE_MODEL], tmp_path, LANGUAGE_MODEL)
         sizes[name] = path.with_suffix(".bin").stat().st_size
         assert sizes[name] == pytest.approx(stored_bytes(stored[name][LANGUAGE_MODEL]), rel=0.01)
-    assert sizes["fp16"] > sizes["int8"] > sizes["int4"] > sizes["int4-sym"]
+    assert sizes["fp16"] > sizes["int8"] > sizes["int4-sym"] > sizes["int4"]
 
 
-def test_a_ratio_leaves_some_layers_at_8_bits(language_model):
+@pytest.mark.parametrize(("mode", "signs"), [("int4-asym", "u"), ("int4-sym", "i")])
+def test_a_ratio_leaves_some_layers_at_8_bits(language_model, mode, signs):
     before = stored_bytes(language_model)
-    widths = bit_widths(compress(language_model, Weights("int4-asym", ratio=0.5)))
+    widths = bit_widths(compress(language_model, Weights(mode, ratio=0.5)))
     layers_by_type = layers(widths)
+    assert layers_by_type.keys() == {f"{signs}4", f"{signs}8"}
     assert sum(layers_by_type.values()) == DECODER + HEAD
-    assert 0 < layers_by_type["u4"] < DECODER
+    assert 0 < layers_by_type[f"{signs}4"] < DECODER
     assert stored_bytes(language_model) < before
 
 
@@ -152,6 +154,8 @@ def test_large_results_stay_where_they_are(converted, monkeypatch, mode):
 
 def by_nncf_alone(model: ov.Model, mode: str) -> ov.Model:
     options = {} if mode == "int8" else {"group_size": 32, "ratio": 1.0}
+    if mode == "int4-sym":
+        options["backup_mode"] = nncf.BackupMode.INT8_SYM
     return nncf.compress_weights(model, mode=compression._MODES[mode], **options)
 
 
@@ -175,6 +179,7 @@ def test_large_matrices_are_rounded_as_by_nncf(
     by_us = compress(language_model.clone(), weights)
     assert layer_types(by_us) == layer_types(by_nncf)
     assert stored_bytes(by_us) == stored_bytes(by_nncf)
+    assert weights.is_symmetric != any(kind[0] == "u" for kind in layer_types(by_us).values())
     samples = inputs[LANGUAGE_MODEL]
     exact = logits_of(language_model, samples)
     errors = [np.square(logits_of(model, samples) - exact).mean() for model in (by_us, by_nncf)]
@@ -382,9 +387,9 @@ def test_changes_of_a_preset_are_for_its_language_model():
 
 
 def test_what_a_preset_says_of_itself():
-    assert str(find_preset("int4")) == (
-        "language model INT4-ASYM group 128 ratio 1, other parts INT8"
-    )
+    for name, weights in (("int4", "INT4-ASYM group 128"), ("int4-sym", "INT4-SYM group 64")):
+        text = f"language model {weights} ratio 1, other parts INT8"
+        assert str(find_preset(name)) == text
 
 
 def test_rows_for_a_table():

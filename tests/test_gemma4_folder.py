@@ -120,6 +120,7 @@ def looked_up(model: ov.Model, ids: torch.Tensor) -> torch.Tensor:
         (Weights("int4-asym", group_size=32), 1 / 15),
         (Weights("int4-sym", group_size=32), 1 / 15),
         (Weights("int4-asym", group_size=-1), 1 / 15),
+        (Weights("int4-sym", group_size=-1), 1 / 15),
     ],
     ids=str,
 )

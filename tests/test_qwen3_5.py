@@ -47,13 +47,14 @@ def test_each_linear_layer_is_one_operation(models):
     assert not {"Loop", "TensorIterator"} & set(kinds)
 
 
-def test_what_the_recurrence_reads_keeps_8_bits(models):
+@pytest.mark.parametrize(("mode", "signs"), [("int4-asym", "u"), ("int4-sym", "i")])
+def test_what_the_recurrence_reads_keeps_8_bits(models, mode, signs):
     """And so do the short convolution and the last layer; rates and decays are no layers."""
 
     def stored(**options) -> dict[str, set[str]]:
         model = conversion.convert_part(models.model.language_model_part())
         types: dict[str, set[str]] = {}
-        weights = Weights("int4-asym", group_size=16, **options)
+        weights = Weights(mode, group_size=16, **options)
         for name, width in layer_types(compress(model, weights)).items():
             end = name.rpartition(".")[2]  # a number is that of a layer, whose convolution it is
             types.setdefault("conv1d" if end.isdigit() else end, set()).add(width)
@@ -68,12 +69,13 @@ def test_what_the_recurrence_reads_keeps_8_bits(models):
         "o_proj",
     ]
     in_4_bits += ["gate_proj", "up_proj", "down_proj"]
-    expected = {name: {"u4"} for name in in_4_bits}
+    expected = {name: {f"{signs}4"} for name in in_4_bits}
     expected |= {
-        name: {"u8"} for name in ("in_proj_qkv", "in_proj_a", "in_proj_b", "conv1d", "lm_head")
+        name: {f"{signs}8"}
+        for name in ("in_proj_qkv", "in_proj_a", "in_proj_b", "conv1d", "lm_head")
     }
     assert stored() == expected
-    assert stored(all_layers=True)["in_proj_qkv"] == {"u4"}
+    assert stored(all_layers=True)["in_proj_qkv"] == {f"{signs}4"}
 
 
 @pytest.mark.parametrize("way", WAYS)

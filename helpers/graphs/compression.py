@@ -56,7 +56,8 @@ def compress(
 
     `samples` are what methods that need data look at: the model's inputs by name, in an iterable
     that can be gone through more than once. A stateful model starts anew for each sample. Layers
-    that are marked as sensitive get 8 bits where others get 4, unless `weights` mean all layers.
+    that are marked as sensitive get 8 bits where others get 4, unless `weights` mean all layers;
+    those 8 bits are symmetric where the 4 are.
 
     Raises `SettingsError` where samples are needed and there are none, and where NNCF refuses, as
     for a group size that does not divide a layer.
@@ -78,7 +79,7 @@ def compress(
         with repaired_nncf(), upstream.compiled_once():
             model = nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
             if names:  # which are the only ones left
-                model = nncf.compress_weights(model, mode=_MODES["int8"])
+                model = nncf.compress_weights(model, mode=_in_8_bits(weights))
             return model
     except nncf.InvalidGroupSizeError as error:
         widths = sorted({int(width) for width in re.findall(r"channel size: (\d+)", str(error))})
@@ -88,6 +89,12 @@ def compress(
         ) from None
     except _REFUSALS as error:
         raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
+
+
+def _in_8_bits(weights: Weights) -> nncf.CompressWeightsMode:
+    """Return how weights that get 8 bits are rounded: without zero points where 4 have none."""
+    mode = nncf.CompressWeightsMode
+    return mode.INT8_SYM if weights.is_symmetric else mode.INT8_ASYM
 
 
 def _round_large(model: ov.Model, weights: Weights) -> bool:
@@ -104,7 +111,8 @@ def _round_large(model: ov.Model, weights: Weights) -> bool:
         if math.prod(matrix.get_output_shape(0)) >= LARGE and _is_by_rows(layer)
     ]
     for matrix in large:
-        restored = rounded(matrix, 8, matrix.get_output_shape(0)[1])
+        width = matrix.get_output_shape(0)[1]
+        restored = rounded(matrix, 8, width, symmetric=weights.is_symmetric)
         if matrix.get_output_element_type(0) == ov.Type.f32:
             restored = ops.convert(restored, "f32")
         for reader in matrix.output(0).get_target_inputs():
@@ -139,6 +147,7 @@ def _options_of_4_bits(weights: Weights, samples: Inputs | None) -> dict[str, An
         "group_size": weights.group_size,
         "ratio": weights.ratio,
         "all_layers": weights.all_layers,
+        "backup_mode": nncf.BackupMode(_in_8_bits(weights).value),
     }
     if not weights.needs_data:
         return options

@@ -95,7 +95,7 @@ def compress_table(model: ov.Model, weights: Weights) -> ov.Model:
             f"A group size of {group} does not divide the width of every row ({width}); choose "
             "one that does."
         )
-    restored = rounded(rows, bits, group, symmetric=weights.mode == "int4-sym")
+    restored = rounded(rows, bits, group, symmetric=weights.is_symmetric)
     reader.get_node().set_arguments([restored.output(0)])
     model.validate_nodes_and_infer_types()
     return model

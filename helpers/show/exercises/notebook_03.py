@@ -32,7 +32,7 @@ EXERCISES = {
             4: "That is the weight alone; its share of the group's scale comes on top.",
             4 + 16 / 128: "Those are groups of 128; here 64 weights share a scale.",
             4 + 20 / 64: "A symmetric group has no zero point.",
-            4 + 20 / 128: "That is the INT4 above; here groups are symmetric, and of 64 weights.",
+            4 + 20 / 128: "That is the INT4-ASYM above; here groups are symmetric, of 64 weights.",
             4 + 16: "The scale is the whole group's: divide its bits among the weights.",
         },
     ),
