@@ -65,6 +65,17 @@ def answer_times(
     return clock.clock.first_and_next
 
 
+def answer_seconds(
+    model: Model, prepared: Mapping[str, Any], *, tokens: int, computed: int
+) -> float:
+    """Return the seconds of a whole answer of `tokens`, of which the first ones are `computed`.
+
+    What stands between the prompt and the next tokens counts, as moving the cache.
+    """
+    seconds, (_, next_token) = timed(lambda: answer_times(model, prepared, tokens=computed))
+    return seconds + (tokens - computed) * next_token
+
+
 def _asked(
     pipeline: VisionLanguagePipeline, prepared: Mapping[str, Any], tokens: int
 ) -> tuple[float, float]:

@@ -19,28 +19,27 @@ from torch import Tensor
 
 from helpers.convert.folders import Report, read_manifest, weight_bytes
 from helpers.errors import DeviceError
-from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import VisualQuestion
 from helpers.measure.duels import Duel, duel
 from helpers.measure.evaluation import divergences_of_logits
-from helpers.measure.speed import answer_times, timed
+from helpers.measure.speed import answer_seconds, timed
 from helpers.models.exported import Features, ImageInputs
 from helpers.resources import processors, time_in_words
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.tuning import Properties, Tuning, key_of, properties_in_words
+from helpers.run.tuning import Properties, Tuning, fits_twice, key_of, properties_in_words
 
 SECONDS_PER_GB = 60  # of weights, between the least and the most seconds
 LEAST_SECONDS, MOST_SECONDS = 60, 300
 TOKENS = 64  # of the answer whose whole time is compared, behind a picture and a question
-STEPS = 8  # tokens that are measured for it
+STEPS = 8  # tokens of it that are computed
 COMPARED = 4  # tokens of each answer that are compared with ACCURACY mode's
 LEAST_QUESTIONS = 2
-REFERENCE_SHARE, ENCODER_SHARE = 0.15, 0.55  # of the seconds, when these are over
-# A candidate's divergence from ACCURACY mode: at most this many times the default's, or that many
-# nats where the default's is smaller. (On bundled models the default's is 4e-6 to 4e-5 nats at the
-# first token and 1e-4 to 7e-4 at the tenth; even 2e-3 cost no more than one right answer of 300.)
-TIMES_DEFAULT, NATS = 2.0, 2e-4
+# Of the seconds, when ACCURACY mode's answers, the image encoder and the language model are over.
+REFERENCE_SHARE, ENCODER_SHARE, MODEL_SHARE = 0.15, 0.5, 0.85
+# A candidate may diverge from ACCURACY mode at most so many times as far as the default.
+TIMES_DEFAULT = 2.0
 
 # Groups of 128 are faster still, but took the bundled models' answers up to 3 times as far from
 # ACCURACY mode as the default. One that is larger than the weights' group switches them off.
@@ -110,7 +109,8 @@ def tune(
     folder's size says.
 
     The language model's settings are chosen for the time of a whole answer of 64 tokens, since
-    those that are fastest for a prompt and for the next token may differ.
+    those that are fastest for a prompt and for the next token may differ. Where there is memory for
+    it, it is then compiled a second time for next tokens alone, which is kept if it wins.
     """
     folder, sizes = Path(folder), weight_bytes(folder)
     if seconds is None:
@@ -120,14 +120,13 @@ def tune(
     weights = read_manifest(folder)["preset"]["language_model"]
     in_groups = weights["mode"].startswith("int4") and weights["group_size"] != -1
     group = min(LARGEST_GROUP, weights["group_size"]) if in_groups else LARGEST_GROUP
-    encoder, language_model = IMAGE_ENCODER, LANGUAGE_MODEL
-    chosen = {
-        encoder: tuner.tune_encoder(_candidates(sizes[encoder], LARGEST_GROUP)),
-        language_model: tuner.tune_language_model(
-            [*_candidates(sizes[language_model], group), {"KV_CACHE_PRECISION": "f16"}]
-        ),
-    }
-    return Tuning(key_of(folder), chosen, tuner.reasons), tuner.trials
+    tuner.tune_encoder(_candidates(sizes[IMAGE_ENCODER], LARGEST_GROUP))
+    tuner.tune_language_model(
+        [*_candidates(sizes[LANGUAGE_MODEL], group), {"KV_CACHE_PRECISION": "f16"}]
+    )
+    if fits_twice(folder):
+        tuner.tune_next_tokens()
+    return Tuning(key_of(folder), tuner.chosen, tuner.reasons), tuner.trials
 
 
 def _candidates(weight_bytes: int, group: int) -> list[Properties]:
@@ -162,6 +161,7 @@ class _Tuner:
         self.started, self.seconds, self.report = time.monotonic(), seconds, report
         self.trials: list[Trial] = []
         self.reasons: dict[str, str] = {}
+        self.chosen: dict[str, Properties] = {}
         report(f"{folder.name}: computing what is to come out, in ACCURACY mode")
         self.pipeline = VisionLanguagePipeline(folder, accuracy=True)
         prompts = sorted(map(self._prompt, pairs), key=lambda prompt: prompt[1].shape[1])
@@ -183,25 +183,36 @@ class _Tuner:
         message = user_message(question.text, 1)
         return inputs, self.pipeline.processor.input_ids([message], inputs)
 
-    def tune_encoder(self, candidates: Sequence[Properties]) -> Properties:
-        """Return the fastest properties of the image encoder."""
+    def tune_encoder(self, candidates: Sequence[Properties]) -> None:
+        """Choose the fastest properties of the image encoder."""
         inputs = self.samples[0].image_inputs
 
         def measure(pipeline: VisionLanguagePipeline) -> float:
             return timed(lambda: pipeline.encode_images(**inputs))[0]
 
-        return self._tune(IMAGE_ENCODER, candidates, measure, ENCODER_SHARE)
+        self._begin(IMAGE_ENCODER)
+        self._tune(IMAGE_ENCODER, candidates, measure, ENCODER_SHARE)
 
-    def tune_language_model(self, candidates: Sequence[Properties]) -> Properties:
-        """Return the properties of the language model with which a whole answer is fastest."""
+    def tune_language_model(self, candidates: Sequence[Properties]) -> None:
+        """Choose the properties of the language model with which a whole answer is fastest."""
+        self._begin(LANGUAGE_MODEL)
+        self._tune(LANGUAGE_MODEL, candidates, self._answer_seconds, MODEL_SHARE)
+
+    def tune_next_tokens(self) -> None:
+        """Choose whether next tokens are compiled apart from prompts, and their properties."""
+        of_prompts = self.chosen[LANGUAGE_MODEL]
+        candidates = [of_prompts, of_prompts | {PRECISION: "f32"}]
+        self._tune(NEXT_TOKENS, candidates, self._answer_seconds, 1)
+
+    def _answer_seconds(self, pipeline: VisionLanguagePipeline) -> float:
         sample = self.samples[0]
+        prepared = pipeline.prepare(sample.ids, sample.features)
+        return answer_seconds(pipeline, prepared, tokens=TOKENS, computed=STEPS)
 
-        def measure(pipeline: VisionLanguagePipeline) -> float:
-            prepared = pipeline.prepare(sample.ids, sample.features)
-            first, next_token = answer_times(pipeline, prepared, tokens=STEPS)
-            return first + (TOKENS - 1) * next_token
-
-        return self._tune(LANGUAGE_MODEL, candidates, measure, 1)
+    def _begin(self, part: str) -> None:
+        """Let a part have the defaults, and keep how far a candidate for it may diverge."""
+        self.pipeline, self.chosen[part] = self.pipeline.with_part(part, {}), {}
+        self.bound = TIMES_DEFAULT * self._divergence(self.pipeline, part)
 
     def _tune(
         self,
@@ -209,15 +220,14 @@ class _Tuner:
         candidates: Sequence[Properties],
         measure: Callable[[VisionLanguagePipeline], float],
         share: float,
-    ) -> Properties:
-        self.pipeline, properties = self.pipeline.with_part(part, {}), Properties()
-        bound = max(NATS, TIMES_DEFAULT * self._divergence(self.pipeline, part))
-        known, gain, untried = [_decisive(self.pipeline.parts[part])], 1.0, 0
+    ) -> None:
+        known = [_decisive(self.pipeline.parts[part])] if part in self.chosen else []
+        gain, untried = 1.0, 0
         for candidate in candidates:
             if self._is_over(share):
                 untried += 1
                 continue
-            trial = properties | candidate
+            trial = self.chosen.get(part, {}) | candidate
             try:
                 challenger = self.pipeline.with_part(part, trial)
                 decisive = _decisive(challenger.parts[part])
@@ -229,19 +239,19 @@ class _Tuner:
             except DeviceError:
                 self._note(Trial(part, trial, None, None, None, "cannot be computed here"))
                 continue
-            self._note(_trial(part, trial, result, divergence, bound))
-            if divergence is not None and divergence <= bound:
-                self.pipeline, properties = challenger, trial
+            self._note(_trial(part, trial, result, divergence, self.bound))
+            if divergence is not None and divergence <= self.bound:
+                self.pipeline, self.chosen[part] = challenger, trial
                 gain *= median(result.ratios)
         self.reasons[part] = self._reason(part, gain, untried)
-        return properties
 
     def _reason(self, part: str, gain: float, untried: int) -> str:
         """Return in a sentence what came of tuning a part."""
         trials = [trial for trial in self.trials if trial.part == part]
         noisy = [trial for trial in trials if trial.verdict.startswith(NOISY)]
         if gain < 1:
-            reason = f"takes {gain:.2f} of the default's time"
+            than = "one compiled model's" if part == NEXT_TOKENS else "the default's"
+            reason = f"takes {gain:.2f} of {than} time"
         elif noisy:
             reason = (
                 f"keeps the defaults: {noisy[0].verdict}; try again while the computer does "

@@ -90,6 +90,7 @@ class Batch:
             past_key_values=row.cache,
             pictures=row.pictures,
             logits_to_keep=len(tokens),
+            has_drafts=row.draft is not None,
         )
         assert output.logits is not None
         return output.logits[0]

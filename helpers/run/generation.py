@@ -52,7 +52,8 @@ class StateCache:
     """What `generate` is told about a cache that an inference request keeps.
 
     Handing it to `generate` again continues where it left off. `length` counts its positions;
-    `stop`, once set, gives up a prompt that is being computed.
+    `stop`, once set, gives up a prompt that is being computed. Where next tokens are compiled apart
+    from prompts, it moves between `request` and `other_request`, of the other compiled model.
     """
 
     is_compileable = False
@@ -60,6 +61,8 @@ class StateCache:
 
     def __init__(self, request: ov.InferRequest) -> None:
         self.request = request
+        self.other_request: ov.InferRequest | None = None
+        self.is_for_next_tokens = False
         self.length = 0
         self.holes: list[int] = []  # places in the state that hold what was rejected
         self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
@@ -74,6 +77,18 @@ class StateCache:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Continue row i of the batch from row beam_idx[i] at the next step."""
         self.rows = beam_idx.numpy().astype(np.int32)
+
+    def move_to(self, model: ov.CompiledModel) -> None:
+        """Go on in the other request, which is one of `model`, with the same states."""
+        target = self.other_request or model.create_infer_request()
+        sources = {state.name: state for state in self.request.query_state()}
+        for state in target.query_state():
+            if state.name not in self.pictures:  # which the next step hands it
+                state.state = ov.Tensor(sources[state.name].state.data.copy())
+        self.request.reset_state()
+        self.request, self.other_request = target, self.request
+        self.is_for_next_tokens = not self.is_for_next_tokens
+        self.pictures = {}
 
     def clear(self) -> None:
         """Empty the state."""
@@ -137,7 +152,8 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
 
     `language_model` is a compiled model, and so is each of `tables`, which look tokens up for its
     inputs of these names; what they give of a token is one row, side by side, and called
-    `inputs_embeds`. As with transformers' own models,
+    `inputs_embeds`. `next_tokens`, if given, is the language model compiled for one token of one
+    answer, to which a cache moves behind a prompt. As with transformers' own models,
     `inputs_embeds` given to `generate` are those of the whole sequence; the positions that the
     cache already holds are cut off.
     """
@@ -148,7 +164,10 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
 
     def __init__(
-        self, tables: Mapping[str, ov.CompiledModel], language_model: ov.CompiledModel
+        self,
+        tables: Mapping[str, ov.CompiledModel],
+        language_model: ov.CompiledModel,
+        next_tokens: ov.CompiledModel | None = None,
     ) -> None:
         sizes = language_model.output("logits").get_partial_shape()
         vocabulary = sizes[-1].get_length()
@@ -158,7 +177,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig()
         self.tables = tables
         self.row_shapes = row_shapes(language_model, tables)
-        self.language_model = language_model
+        self.language_model, self.next_tokens = language_model, next_tokens
         self.pieces = Pieces()
         self.input_names = {port.any_name for port in language_model.inputs}
 
@@ -213,11 +232,13 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         past_key_values: StateCache | None = None,
         pictures: PictureInputs | None = None,
         logits_to_keep: int = 1,
+        has_drafts: bool = False,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Run the new positions; return the last ones' logits (batch, to keep, vocabulary).
 
-        There are as many as the graph returns, at most.
+        There are as many as the graph returns, at most. An answer that `has_drafts` computes
+        several tokens at a time, and so never moves to the model for single ones.
         """
         if inputs_embeds is None:
             assert input_ids is not None  # transformers gives one of the two
@@ -231,6 +252,8 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             cache, inputs_embeds, length=int(positions.max()) + 1
         )
         positions = positions[:, -inputs_embeds.shape[1] :]
+        if not has_drafts:
+            self._choose_request(cache, is_single=positions.numel() == 1)
         rows = cache.rows if cache.rows is not None else np.arange(batch, dtype=np.int32)
         inputs = {
             "inputs_embeds": inputs_embeds.numpy(),
@@ -245,6 +268,12 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         last = cache.request.get_tensor("logits").data[:, -logits_to_keep:]
         logits = torch.from_numpy(last.copy())
         return CausalLMOutputWithPast(logits=logits, past_key_values=cast(Cache, cache))
+
+    def _choose_request(self, cache: StateCache, *, is_single: bool) -> None:
+        """Move a cache to the model that computes a single next token, or back to the other."""
+        is_next = is_single and cache.length > 0
+        if self.next_tokens is not None and is_next != cache.is_for_next_tokens:
+            cache.move_to(self.next_tokens if is_next else self.language_model)
 
     def _set_pictures(self, cache: StateCache, pictures: PictureInputs) -> None:
         """Hand the request what stays the same for all tokens, unless it has it."""

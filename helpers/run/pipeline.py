@@ -27,7 +27,8 @@ from helpers.errors import (
 from helpers.graphs.attention_masks import add_masks
 from helpers.graphs.core import Stoppable, Stopped, compile_model, core, run_model
 from helpers.graphs.last_logits import return_last_logits
-from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
+from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, NEXT_TOKENS, TEXT_EMBEDDINGS
+from helpers.graphs.single_token import expect_single_token
 from helpers.inputs.messages import Message, Pictures
 from helpers.inputs.video import Video
 from helpers.models import load_processor
@@ -39,7 +40,7 @@ from helpers.run.prefill_again import language_model_of
 from helpers.run.prompt_lookup import LONGEST
 from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Reply
-from helpers.run.tuning import Properties, read_tuning
+from helpers.run.tuning import Properties, fits_twice, read_tuning
 from helpers.run.worker import Worker
 from helpers.sources.checkpoints import CARD, read_json
 
@@ -60,8 +61,9 @@ class VisionLanguagePipeline:
     pixels, as the family has them; None: as many as is usual, which the family says.
     On the CPU, each part has the properties that `vlm tune` chose for it on this computer, unless
     it is not to be `tuned`; `tuning` holds them. `properties` are further ones of OpenVINO's
-    `compile_model` for all parts, such as INFERENCE_NUM_THREADS. So many `answers_at_once` are
-    computed together, where several people ask.
+    `compile_model` for all parts, such as INFERENCE_NUM_THREADS. Where `vlm tune` found that faster
+    and there is memory for it, the language model is compiled twice: for prompts, and for next
+    tokens. So many `answers_at_once` are computed together, where several people ask.
 
     Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
     that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has
@@ -95,9 +97,10 @@ class VisionLanguagePipeline:
         if answers_at_once < 1:
             raise SettingsError(f"answers_at_once is {answers_at_once}; it should be at least 1.")
         self.answers_at_once = answers_at_once
+        beside = [NEXT_TOKENS] if NEXT_TOKENS in of_parts and fits_twice(folder) else []
         self.properties = {
             name: mode | of_parts.get(name, {}) | dict(properties or {})
-            for name in self.processor.exported.files
+            for name in (*self.processor.exported.files, *beside)
         }
         self._use({name: self._compile(name) for name in self.properties})
 
@@ -107,12 +110,12 @@ class VisionLanguagePipeline:
         token_parts = self.processor.exported.token_parts
         tables = {row: parts[name] for name, row in token_parts.items()}
         self.language_model = language_model_of(
-            tables, parts[LANGUAGE_MODEL], self.processor.exported
+            tables, parts[LANGUAGE_MODEL], self.processor.exported, parts.get(NEXT_TOKENS)
         )
         self.requests = {
             name: part.create_infer_request()
             for name, part in parts.items()
-            if name not in (*token_parts, LANGUAGE_MODEL)
+            if name not in (*token_parts, LANGUAGE_MODEL, NEXT_TOKENS)
         }
         self.pictures = RememberedPictures()
         self.batch = Batch(self.language_model)
@@ -141,7 +144,7 @@ class VisionLanguagePipeline:
     def _compile(self, name: str) -> ov.CompiledModel:
         """Return the part called `name` compiled with its properties for answers one by one."""
         exported = self.processor.exported
-        path = self.folder / exported.files[name]
+        path = self.folder / exported.files[LANGUAGE_MODEL if name == NEXT_TOKENS else name]
         try:
             model = core().read_model(path)
             names = {name for port in (*model.inputs, *model.outputs) for name in port.names}
@@ -149,10 +152,13 @@ class VisionLanguagePipeline:
             names = set()
         if not names or not ALWAYS.get(path.name, set()) <= names:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.")
-        if name == LANGUAGE_MODEL:
+        if name in (LANGUAGE_MODEL, NEXT_TOKENS):
             exported.adapt(model)
+        if name == LANGUAGE_MODEL:
             return_last_logits(model, 1 + LONGEST)
         add_masks(model)
+        if name == NEXT_TOKENS:
+            expect_single_token(model)
         options = {"PERFORMANCE_HINT": "LATENCY", **self.properties[name]}
         if "CACHE_DIR" in options:  # or a table that stays on disk would be written there again
             options.setdefault("CACHE_MODE", "OPTIMIZE_SIZE")

@@ -52,10 +52,11 @@ class PrefillAgainLanguageModel(StatefulLanguageModel):
         self,
         tables: Mapping[str, ov.CompiledModel],
         language_model: ov.CompiledModel,
+        next_tokens: ov.CompiledModel | None = None,
         *,
         limit: int,
     ) -> None:
-        super().__init__(tables, language_model)
+        super().__init__(tables, language_model, next_tokens)
         self.limit = limit
 
     def new_cache(self, request: ov.InferRequest | None = None) -> StateCache:
@@ -79,9 +80,13 @@ def language_model_of(
     tables: Mapping[str, ov.CompiledModel],
     language_model: ov.CompiledModel,
     exported: ExportedParts,
+    next_tokens: ov.CompiledModel | None = None,
 ) -> StatefulLanguageModel:
-    """Return a family's language model, with the tables by which tokens become its inputs."""
+    """Return a family's language model, with the tables by which tokens become its inputs.
+
+    `next_tokens` is the same compiled for one token of one answer, if it is.
+    """
     limit = exported.prefill_again_beyond
     if limit is None:
-        return StatefulLanguageModel(tables, language_model)
-    return PrefillAgainLanguageModel(tables, language_model, limit=limit)
+        return StatefulLanguageModel(tables, language_model, next_tokens)
+    return PrefillAgainLanguageModel(tables, language_model, next_tokens, limit=limit)

@@ -14,14 +14,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from helpers.convert.folders import read_manifest, weight_bytes
 from helpers.convert.manifests import part_files
 from helpers.errors import CheckpointError, OutputError
+from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.resources import in_words, instruction_sets, processors
 from helpers.run.devices import available_devices
 from helpers.sources.checkpoints import read_json
 
 LARGE = 5e8  # bytes of weights from which a second of waiting is worth measuring for
+
+# Free memory, by the language model's weights, from which on it may be compiled a second time: both
+# keep weights of their own, reordered, and so much again is left for everything else.
+ROOM = 3
 
 Properties = dict[str, Any]  # of OpenVINO's `compile_model`, by name
 
@@ -47,6 +54,11 @@ class Tuning:
 def properties_in_words(properties: Mapping[str, Any]) -> str:
     """Return properties as a person reads them; none are the defaults."""
     return ", ".join(f"{name} {value}" for name, value in properties.items()) or "as by default"
+
+
+def fits_twice(folder: Path) -> bool:
+    """Return whether memory is free for a second compiled language model, for next tokens alone."""
+    return psutil.virtual_memory().available > ROOM * weight_bytes(folder)[LANGUAGE_MODEL]
 
 
 def key_of(folder: Path) -> dict[str, Any]:
