@@ -53,7 +53,7 @@ def convert(options: argparse.Namespace) -> int:
 
 
 def open_pipeline(
-    options: argparse.Namespace, *, accuracy: bool = False
+    options: argparse.Namespace, *, accuracy: bool = False, single_answer: bool = False
 ) -> "VisionLanguagePipeline":
     """Return the pipeline of the folder and the device that were named, with its notice told."""
     from helpers.run.pipeline import VisionLanguagePipeline
@@ -64,6 +64,7 @@ def open_pipeline(
         picture_tokens=options.picture_tokens,
         accuracy=accuracy,
         tuned=not options.untuned,
+        single_answer=single_answer,
     )
     freeze_objects()
     if pipeline.notice:

@@ -153,7 +153,7 @@ def test_a_pipeline_has_it_where_it_was_tuned_so_and_memory_is_free(
     assert [kind.to_string() for kind in kinds] == ["u8", "f16"]
     reply = pipeline.ask("What?", [PAIRS[0][0]], max_new_tokens=3)
     assert reply.wait(30) and reply.conversation.cache.is_for_next_tokens
-    for options in ({"tuned": False}, {"accuracy": True}):
+    for options in ({"tuned": False}, {"accuracy": True}, {"single_answer": True}):
         assert NEXT_TOKENS not in VisionLanguagePipeline(converted, **options).parts
     monkeypatch.setattr(kept, "ROOM", 1e9)
     assert NEXT_TOKENS not in VisionLanguagePipeline(converted).parts

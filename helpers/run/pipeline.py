@@ -63,7 +63,8 @@ class VisionLanguagePipeline:
     it is not to be `tuned`; `tuning` holds them. `properties` are further ones of OpenVINO's
     `compile_model` for all parts, such as INFERENCE_NUM_THREADS. Where `vlm tune` found that faster
     and there is memory for it, the language model is compiled twice: for prompts, and for next
-    tokens. So many `answers_at_once` are computed together, where several people ask.
+    tokens, unless it is for a `single_answer`, which would gain less than that takes. So many
+    `answers_at_once` are computed together, where several people ask.
 
     Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
     that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has
@@ -80,6 +81,7 @@ class VisionLanguagePipeline:
         tuned: bool = True,
         properties: Mapping[str, Any] | None = None,
         answers_at_once: int = 1,
+        single_answer: bool = False,
     ) -> None:
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
@@ -97,7 +99,8 @@ class VisionLanguagePipeline:
         if answers_at_once < 1:
             raise SettingsError(f"answers_at_once is {answers_at_once}; it should be at least 1.")
         self.answers_at_once = answers_at_once
-        beside = [NEXT_TOKENS] if NEXT_TOKENS in of_parts and fits_twice(folder) else []
+        is_twice = NEXT_TOKENS in of_parts and not single_answer and fits_twice(folder)
+        beside = [NEXT_TOKENS] if is_twice else []
         self.properties = {
             name: mode | of_parts.get(name, {}) | dict(properties or {})
             for name in (*self.processor.exported.files, *beside)
