@@ -5,7 +5,7 @@ What this module does not know: what a command does.
 
 import argparse
 
-from helpers.graphs.presets import ALL_PRESETS
+from helpers.graphs.presets import ALL_PRESETS, FASTEST
 from helpers.resources import path_of
 
 
@@ -58,7 +58,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     """Add the options of `convert`."""
     parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
     presets = "; ".join(f"{name}: {preset.why}" for name, preset in ALL_PRESETS.items())
-    presets += "; auto: of int4 and int4-sym the one that is faster on this computer's processor"
+    presets += f"; auto: the fastest of them, {FASTEST}"
     parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
     parser.add_argument(
         "--image-encoder", help="another of these for the image encoder, such as int8-activations"

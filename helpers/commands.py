@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from helpers import accuracy_commands, command_options, speed_commands
 from helpers.command_output import SOME_FAILED, Result, report, show, thoughts
 from helpers.errors import UserError
-from helpers.graphs.presets import fastest_preset, find_preset, name_of
+from helpers.graphs.presets import FASTEST, find_preset, name_of
 from helpers.resources import freeze_objects, path_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def convert(options: argparse.Namespace) -> int:
     from helpers.graphs.bit_widths import bit_width_rows
     from helpers.models.families import find_checkpoint
 
-    precision = fastest_preset() if options.precision == "auto" else options.precision
+    precision = FASTEST if options.precision == "auto" else options.precision
     preset = find_preset(
         precision,
         image_encoder=options.image_encoder,
