@@ -111,7 +111,7 @@ def ask(options: argparse.Namespace) -> int:
         from helpers.run.grammar import read_schema
 
         answer["schema"] = read_schema(options.schema)
-    pipeline = open_pipeline(options)
+    pipeline = open_pipeline(options, single_answer=True)
     reply = pipeline.ask(question, pictures, video=_video(options), **answer)
     if not options.json:
         _stream(reply)

@@ -76,10 +76,11 @@ def tune(options: argparse.Namespace) -> int:
         options.folder, draw_questions(QUESTIONS, seed=0), seconds=options.seconds, report=report
     )
     path = write_tuning(tuning)
-    lines = [
-        f"{part}: {properties_in_words(properties)}; {tuning.reasons[part]}"
+    settings = {
+        part: f"{properties_in_words(properties)}; "
         for part, properties in tuning.properties.items()
-    ]
+    }
+    lines = [f"{part}: {settings.get(part, '')}{why}" for part, why in tuning.reasons.items()]
     faster = faster_preset(read_manifest(options.folder)["preset"])
     if faster:
         lines.append(f"`vlm convert --precision {faster}` makes a folder that is faster here")

@@ -6,6 +6,7 @@ import openvino as ov
 import pytest
 import torch
 
+from helpers.__main__ import main
 from helpers.convert.conversion import convert_part
 from helpers.errors import DeviceError
 from helpers.graphs.part_names import LANGUAGE_MODEL, NEXT_TOKENS
@@ -13,6 +14,7 @@ from helpers.graphs.single_token import expect_single_token
 from helpers.models import load_model
 from helpers.models.families import families
 from helpers.run import tuning as kept
+from helpers.run.generation import StateCache
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.prefill_again import language_model_of
 from helpers.run.tuning import Tuning, key_of, write_tuning
@@ -88,8 +90,11 @@ _ENDLESS = {"schema": {"type": "string", "minLength": 2000}}
 
 
 def test_logits_are_the_same_there_and_back(bundled_folder):
-    one = VisionLanguagePipeline(bundled_folder("internvl2", "int8"), accuracy=True)
-    models, ids = [pipeline.language_model for pipeline in (one, apart(one))], torch.arange(20, 32)
+    single = VisionLanguagePipeline(bundled_folder("internvl2", "int8"), accuracy=True)
+    models, ids = (
+        [pipeline.language_model for pipeline in (single, apart(single))],
+        torch.arange(20, 32),
+    )
     caches = [model.new_cache() for model in models]
     for start, end in ((0, 5), (5, 6), (6, 7), (7, 10), (10, 11)):
         first, second = (
@@ -98,14 +103,18 @@ def test_logits_are_the_same_there_and_back(bundled_folder):
         )
         assert torch.allclose(first, second, atol=1e-4)
         assert caches[1].is_for_next_tokens == (end - start == 1) and caches[1].length == end
+    for model, cache in zip(models, caches, strict=True):  # the last token of a prompt, then drafts
+        model(input_ids=ids[None, :1], past_key_values=cache)
+        output = model(input_ids=ids[None, 1:4], past_key_values=cache, has_drafts=True)
+        assert output.logits.shape[1] == 1 and not cache.is_for_next_tokens
     caches[1].clear()
     assert models[1](input_ids=ids[None, :1], past_key_values=caches[1]).logits.isfinite().all()
 
 
 def test_drafts_stay_where_several_tokens_are_computed(bundled_folder):
-    one = VisionLanguagePipeline(bundled_folder("internvl2", "int8"), accuracy=True)
+    single = VisionLanguagePipeline(bundled_folder("internvl2", "int8"), accuracy=True)
     answers = []
-    for pipeline in (one, apart(one)):
+    for pipeline in (single, apart(single)):
         reply = pipeline.ask("Describe the picture.", [PAIRS[0][0]], prompt_lookup=True)
         answers.append(reply.token_ids)
         assert reply.wait(30) and not reply.conversation.cache.is_for_next_tokens
@@ -157,3 +166,41 @@ def test_a_pipeline_has_it_where_it_was_tuned_so_and_memory_is_free(
         assert NEXT_TOKENS not in VisionLanguagePipeline(converted, **options).parts
     monkeypatch.setattr(kept, "ROOM", 1e9)
     assert NEXT_TOKENS not in VisionLanguagePipeline(converted).parts
+
+
+def test_a_command_that_answers_once_goes_without(converted, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_CACHE", str(tmp_path))
+    write_tuning(Tuning(key_of(converted), {LANGUAGE_MODEL: {}, NEXT_TOKENS: {}}))
+    compiled = []
+    compile_part = VisionLanguagePipeline._compile
+
+    def noted(self, name):
+        compiled.append(name)
+        return compile_part(self, name)
+
+    monkeypatch.setattr(VisionLanguagePipeline, "_compile", noted)
+    options = ["--question", "What?", "--max-new-tokens", "1"]
+    assert main(["ask", str(converted), *options]) == 0
+    assert LANGUAGE_MODEL in compiled and NEXT_TOKENS not in compiled
+    VisionLanguagePipeline(converted)
+    assert NEXT_TOKENS in compiled
+
+
+def test_another_language_model_is_one_again(bundled_folder):
+    pipeline = apart(VisionLanguagePipeline(bundled_folder("internvl2", "int8"), accuracy=True))
+    changed = pipeline.with_part(LANGUAGE_MODEL, {})
+    assert NEXT_TOKENS not in changed.parts and NEXT_TOKENS not in changed.properties
+    assert NEXT_TOKENS in pipeline.parts and changed.language_model.next_tokens is None
+
+
+def test_a_move_that_fails_is_told(bundled_folder, monkeypatch):
+    pipeline = apart(VisionLanguagePipeline(bundled_folder("internvl2", "int8"), accuracy=True))
+
+    def no_memory(self, model):
+        raise RuntimeError("bad alloc")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateCache, "move_to", no_memory)
+        with pytest.raises(DeviceError, match="could not compute the answer: bad alloc"):
+            list(pipeline.ask("What?", [PAIRS[0][0]]))
+    assert list(pipeline.ask("What?", [PAIRS[0][0]]))

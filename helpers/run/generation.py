@@ -252,8 +252,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             cache, inputs_embeds, length=int(positions.max()) + 1
         )
         positions = positions[:, -inputs_embeds.shape[1] :]
-        if not has_drafts:
-            self._choose_request(cache, is_single=positions.numel() == 1)
+        self._choose_request(cache, is_single=positions.numel() == 1 and not has_drafts)
         rows = cache.rows if cache.rows is not None else np.arange(batch, dtype=np.int32)
         inputs = {
             "inputs_embeds": inputs_embeds.numpy(),
@@ -272,8 +271,12 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     def _choose_request(self, cache: StateCache, *, is_single: bool) -> None:
         """Move a cache to the model that computes a single next token, or back to the other."""
         is_next = is_single and cache.length > 0
-        if self.next_tokens is not None and is_next != cache.is_for_next_tokens:
+        if self.next_tokens is None or is_next == cache.is_for_next_tokens:
+            return
+        try:
             cache.move_to(self.next_tokens if is_next else self.language_model)
+        except RuntimeError as error:
+            raise cannot_compute(error) from error
 
     def _set_pictures(self, cache: StateCache, pictures: PictureInputs) -> None:
         """Hand the request what stays the same for all tokens, unless it has it."""

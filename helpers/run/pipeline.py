@@ -126,10 +126,17 @@ class VisionLanguagePipeline:
         self.worker.close_with(self)
 
     def with_part(self, name: str, properties: Properties) -> Self:
-        """Return a pipeline that shares all parts but this one, which has these properties only."""
+        """Return a pipeline that shares all parts but this one, which has these properties only.
+
+        With another language model, next tokens are compiled apart no more.
+        """
         other = copy.copy(self)
         other.properties = {**self.properties, name: properties}
-        other._use({**self.parts, name: other._compile(name)})
+        parts = {**self.parts, name: other._compile(name)}
+        if name == LANGUAGE_MODEL:
+            for of_next_tokens in (other.properties, parts):
+                of_next_tokens.pop(NEXT_TOKENS, None)
+        other._use(parts)
         return other
 
     def _check_tokenizer(self) -> None:

@@ -37,7 +37,8 @@ Properties = dict[str, Any]  # of OpenVINO's `compile_model`, by name
 class Tuning:
     """The properties of each part that was tuned, by its name; a part without any has defaults.
 
-    `reasons` has a sentence for each of these parts; `key` says where the choice holds.
+    `reasons` has a sentence for each of these parts and for what was not taken; `key` says where
+    the choice holds.
     """
 
     key: dict[str, Any]
