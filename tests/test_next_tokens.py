@@ -13,7 +13,7 @@ from helpers.graphs.part_names import LANGUAGE_MODEL, NEXT_TOKENS
 from helpers.graphs.single_token import expect_single_token
 from helpers.models import load_model
 from helpers.models.families import families
-from helpers.run import tuning as kept
+from helpers.run import tuning
 from helpers.run.generation import StateCache
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.prefill_again import language_model_of
@@ -25,7 +25,6 @@ from tests.workers import in_groups
 # A product in Llama 3.2 Vision's cross-attention needs all sizes or none (OpenVINO 2026.4).
 REFUSED = "mllama"
 NAMES = [f.bundled for f in families() if f.checkpoint and f.bundled != REFUSED]
-ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY"}
 SAMPLED = {"do_sample": True, "temperature": 1.5, "seed": 3, "max_new_tokens": 12}
 PAIRS = draw_questions(3, seed=4)
 
@@ -107,6 +106,8 @@ def test_logits_are_the_same_there_and_back(bundled_folder):
         model(input_ids=ids[None, :1], past_key_values=cache)
         output = model(input_ids=ids[None, 1:4], past_key_values=cache, has_drafts=True)
         assert output.logits.shape[1] == 1 and not cache.is_for_next_tokens
+        model(input_ids=ids[None, :1], past_key_values=cache, has_drafts=True)  # none this time
+        assert not cache.is_for_next_tokens
     caches[1].clear()
     assert models[1](input_ids=ids[None, :1], past_key_values=caches[1]).logits.isfinite().all()
 
@@ -164,7 +165,7 @@ def test_a_pipeline_has_it_where_it_was_tuned_so_and_memory_is_free(
     assert reply.wait(30) and reply.conversation.cache.is_for_next_tokens
     for options in ({"tuned": False}, {"accuracy": True}, {"single_answer": True}):
         assert NEXT_TOKENS not in VisionLanguagePipeline(converted, **options).parts
-    monkeypatch.setattr(kept, "ROOM", 1e9)
+    monkeypatch.setattr(tuning, "ROOM", 1e9)
     assert NEXT_TOKENS not in VisionLanguagePipeline(converted).parts
 
 

@@ -131,8 +131,10 @@ def test_next_tokens_are_compiled_apart_where_that_wins(
     tuning, trials = tuned(converted)
     assert tuning.properties.get(NEXT_TOKENS) == (CANDIDATE if is_apart else None)
     assert [trial.part for trial in trials].count(NEXT_TOKENS) == 2
-    kept = "keeps one language model, of 3 settings the fastest"
-    assert tuning.reasons[NEXT_TOKENS] == ("takes 0.87 of one model's time" if is_apart else kept)
+    default = "keeps one language model, of 3 settings the fastest"
+    assert tuning.reasons[NEXT_TOKENS] == (
+        "takes 0.87 of one model's time" if is_apart else default
+    )
 
 
 def test_what_there_was_no_time_for_is_said(converted, answer_seconds):

@@ -224,7 +224,7 @@ class _Tuner:
         measure: Callable[[VisionLanguagePipeline], float],
         share: float,
     ) -> None:
-        known = [_decisive(self.pipeline.parts[part])] if part in self.chosen else []
+        computations = [_decisive(self.pipeline.parts[part])] if part in self.chosen else []
         gain, untried = 1.0, 0
         for candidate in candidates:
             if self._is_over(share):
@@ -234,9 +234,9 @@ class _Tuner:
             try:
                 challenger = self.pipeline.with_part(part, trial)
                 decisive = _decisive(challenger.parts[part])
-                if decisive in known:
+                if decisive in computations:
                     continue
-                known.append(decisive)
+                computations.append(decisive)
                 result = duel(partial(measure, self.pipeline), partial(measure, challenger))
                 divergence = self._divergence(challenger, part) if result.is_won else None
             except DeviceError:
@@ -253,15 +253,13 @@ class _Tuner:
         trials = [trial for trial in self.trials if trial.part == part]
         noisy = [trial for trial in trials if trial.verdict.startswith(NOISY)]
         is_second = part == NEXT_TOKENS
-        kept = "one language model" if is_second else "the defaults"
+        default = "one language model" if is_second else "the defaults"
         if gain < 1:
             reason = f"takes {gain:.2f} of {'one model' if is_second else 'the default'}'s time"
         elif noisy:
-            reason = (
-                f"keeps {kept}: {noisy[0].verdict}; try again while the computer does nothing else"
-            )
+            reason = f"keeps {default}: {noisy[0].verdict}; try again while nothing else computes"
         else:
-            reason = f"keeps {kept}, of {len(trials) + 1} settings the fastest"
+            reason = f"keeps {default}, of {len(trials) + 1} settings the fastest"
         return reason + (f"; there was no time for {untried} more" if untried else "")
 
     def _note(self, trial: Trial) -> None:
