@@ -110,6 +110,12 @@ def instruction_sets() -> list[str]:
     return list(dict.fromkeys(name for flag, name in names.items() if flag in flags))
 
 
+def has_vnni() -> bool:
+    """Return whether the processor multiplies numbers of 8 bits; True where that is unknown."""
+    sets = instruction_sets()
+    return "VNNI" in sets or not sets
+
+
 def has_bfloat16() -> bool:
     """Return whether the processor multiplies numbers of type bfloat16."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & processor_flags())

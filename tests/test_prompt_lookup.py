@@ -1,13 +1,11 @@
 """Tokens that are looked up in the prompt: the answer stays the same, and takes fewer steps."""
 
-import openvino as ov
 import pytest
 import torch
 
 from helpers.__main__ import main
 from helpers.convert import conversion
 from helpers.errors import SettingsError
-from helpers.graphs.last_logits import return_last_logits
 from helpers.graphs.presets import find_preset
 from helpers.models import load_processor
 from helpers.models.families import families
@@ -78,17 +76,6 @@ def test_rejected_tokens_leave_no_trace(pipeline):
     assert torch.allclose(
         model(input_ids=ids[:, 5:], past_key_values=cache).logits, expected, atol=1e-4
     )
-
-
-def test_a_file_without_a_cut_stays_as_it_is(tmp_path):
-    from openvino import opset13 as ops
-
-    rows = ops.parameter([-1, -1, 4], ov.Type.f32)
-    result = ops.relu(rows)
-    result.output(0).get_tensor().set_names({"logits"})
-    model = ov.Model([result], [rows])
-    return_last_logits(model, 5)
-    assert model.output("logits").get_partial_shape()[1].is_dynamic
 
 
 # Answers

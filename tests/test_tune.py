@@ -1,15 +1,17 @@
 """`vlm tune`: which settings it takes, where it keeps them, and who follows them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from helpers import resources
 from helpers.__main__ import main
 from helpers.errors import OutputError
 from helpers.graphs import presets
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
-from helpers.measure import evaluation, tune
-from helpers.measure.duels import ROUNDS, duel
+from helpers.measure import duels, evaluation, tune
+from helpers.measure.duels import ROUNDS, duel, seconds_of_duel
 from helpers.run import tuning as kept
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.tuning import Tuning, key_of, read_tuning, write_tuning
@@ -86,6 +88,7 @@ def answer_seconds(monkeypatch):
 
 CANDIDATE = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64}
 BOTH = json.dumps(CANDIDATE | {"KV_CACHE_PRECISION": "f16"})
+MEMORY = "was not tried: there is no memory for two language models"
 DEFAULT, KV_ONLY, FIRST = "{}", json.dumps({"KV_CACHE_PRECISION": "f16"}), json.dumps(CANDIDATE)
 
 
@@ -97,7 +100,7 @@ def test_what_wins_is_tried_together_with_the_next(converted, answer_seconds):
     answer_seconds |= {DEFAULT: 1.0, FIRST: 0.8, BOTH: 0.6}
     tuning, trials = tuned(converted)
     assert tuning.properties == {IMAGE_ENCODER: {}, LANGUAGE_MODEL: json.loads(BOTH)}
-    assert "was not tried: there is no memory" in tuning.reasons[NEXT_TOKENS]
+    assert tuning.reasons[NEXT_TOKENS] == MEMORY
     assert tuning.reasons[LANGUAGE_MODEL] == "takes 0.60 of the default's time"
     assert "keeps the defaults" in tuning.reasons[IMAGE_ENCODER]
     assert [trial.part for trial in trials] == [IMAGE_ENCODER, LANGUAGE_MODEL, LANGUAGE_MODEL]
@@ -137,9 +140,52 @@ def test_next_tokens_are_compiled_apart_where_that_wins(
     )
 
 
-def test_what_there_was_no_time_for_is_said(converted, answer_seconds):
-    tuning, trials = tune.tune(converted, draw_questions(3, seed=0), seconds=0)
-    assert not trials and "no time for 2 more" in tuning.reasons[LANGUAGE_MODEL]
+def test_what_there_was_no_time_for_is_said(converted, answer_seconds, monkeypatch):
+    answer_seconds |= {DEFAULT: 1.0}
+    untried = "keeps the defaults: there was no time to try others; `--seconds` gives more"
+    for seconds, of_duel in ((0, 1), (500, 600)):
+        monkeypatch.setattr(tune, "seconds_of_duel", lambda _, value=of_duel: value)
+        tuning, trials = tune.tune(converted, draw_questions(3, seed=0), seconds=seconds)
+        assert not trials and set(tuning.reasons.values()) - {MEMORY} == {untried}
+
+
+def test_the_time_of_a_duel_is_that_of_the_clock(monkeypatch):
+    times = iter([0, 9, 10, 13])
+    monkeypatch.setattr(duels.time, "perf_counter", lambda: next(times))
+    assert seconds_of_duel(lambda: 1000) == (2 * ROUNDS + 1) * 3
+
+
+def test_where_nothing_computes_otherwise_it_is_said(converted, answer_seconds, monkeypatch):
+    monkeypatch.setattr(tune, "_candidates", lambda size, group: [])
+    answer_seconds |= {DEFAULT: 1.0, KV_ONLY: 1.0}
+    reason = tuned(converted)[0].reasons[IMAGE_ENCODER]
+    assert reason == "keeps the defaults: no other setting computes otherwise on this processor"
+
+
+@pytest.mark.parametrize(
+    "sets, precisions, expected",
+    [
+        (["AVX2"], ["FP32"], []),
+        (["AVX2", "VNNI"], ["FP32"], ["groups"]),
+        (["AVX2", "AVX-512", "VNNI"], ["BF16", "FP32"], ["groups", "both", "f32"]),
+        (["AVX2", "AVX-512"], ["FP16", "FP32"], ["f32"]),
+        ([], ["FP32", "FP16"], ["groups", "both", "f32"]),
+    ],
+)
+def test_what_changes_nothing_here_is_not_tried(monkeypatch, sets, precisions, expected):
+    monkeypatch.setattr(resources, "instruction_sets", lambda: sets)
+    monkeypatch.setattr(tune, "core", lambda: SimpleNamespace(get_property=lambda *_: precisions))
+    groups, f32 = {tune.GROUP: 64}, {tune.PRECISION: "f32"}
+    names = {"groups": groups, "both": f32 | groups, "f32": f32}
+    tried = tune._candidates(10**15, 64)
+    assert [name for name, candidate in names.items() if candidate in tried] == expected
+
+
+def test_slow_processors_have_more_time(monkeypatch):
+    for sets, factor in ((["AVX2"], 2.5), (["AVX2", "AVX-512"], 1), ([], 1)):
+        monkeypatch.setattr(tune, "instruction_sets", lambda sets=sets: sets)
+        seconds = [tune.seconds_for(gigabytes * 10**9) for gigabytes in (0.1, 2, 40)]
+        assert seconds == [60 * factor, 120 * factor, 300 * factor]
 
 
 def test_settings_that_compute_alike_are_measured_once(converted):
@@ -214,7 +260,7 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
     """A large folder is advised to be tuned until it was, or it is not wanted."""
     answer_seconds |= {DEFAULT: 1.0, FIRST: 0.8, BOTH: 1.0}
     monkeypatch.setattr(kept, "LARGE", 1)
-    monkeypatch.setattr(presets, "instruction_sets", lambda: ["AVX2", "VNNI"])
+    monkeypatch.setattr(presets, "has_vnni", lambda: True)
     ask = ["ask", converted, "--question", "What?", "--max-new-tokens", 1]
     assert run(*ask).err.count(f"never tuned on this computer; `vlm tune {converted}`") == 1
     assert "tune" not in run(*ask, "--untuned").err
@@ -241,7 +287,7 @@ def test_a_small_folder_is_not_advised(converted):
 
 def test_a_faster_preset_follows_the_processor(monkeypatch):
     for sets, of_int4 in ((["AVX2"], "int4-sym"), (["AVX2", "VNNI"], ""), ([], "")):
-        monkeypatch.setattr(presets, "instruction_sets", lambda sets=sets: sets)
+        monkeypatch.setattr(resources, "instruction_sets", lambda sets=sets: sets)
         names = {name: presets.faster_preset(p.settings) for name, p in presets.PRESETS.items()}
         expected = {"fp16": "int4-sym", "int8": "", "int4": of_int4, "int4-sym": ""}
         assert names == expected

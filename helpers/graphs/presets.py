@@ -10,7 +10,7 @@ from typing import Any
 
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
-from helpers.resources import instruction_sets
+from helpers.resources import has_vnni
 
 MODES = ("int8", "int4-asym", "int4-sym")  # beside fp16, which leaves weights as they are
 # NNCF's measures of how much a layer loses in 4 bits (its `SensitivityMetric`).
@@ -257,8 +257,7 @@ FASTEST = "int4-sym"
 
 def faster_preset(settings: Mapping[str, Any]) -> str:
     """Return the name of a preset that is faster here than these tuned `settings`; "" for none."""
-    sets = instruction_sets()
-    is_fast = {"int8": True, "int4-sym": True, "int4-asym": "VNNI" in sets or not sets}
+    is_fast = {"int8": True, "int4-sym": True, "int4-asym": has_vnni()}
     return "" if is_fast.get(settings["language_model"]["mode"]) else FASTEST
 
 

@@ -19,25 +19,27 @@ from torch import Tensor
 
 from helpers.convert.folders import Report, read_manifest, weight_bytes
 from helpers.errors import DeviceError
+from helpers.graphs.core import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import VisualQuestion
-from helpers.measure.duels import Duel, duel
+from helpers.measure.duels import Duel, duel, seconds_of_duel
 from helpers.measure.evaluation import divergences_of_logits
 from helpers.measure.speed import answer_seconds, timed
 from helpers.models.exported import Features, ImageInputs
-from helpers.resources import processors, time_in_words
+from helpers.resources import has_vnni, instruction_sets, processors, time_in_words
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.tuning import Properties, Tuning, fits_twice, key_of, properties_in_words
 
 SECONDS_PER_GB = 60  # of weights, between the least and the most seconds
 LEAST_SECONDS, MOST_SECONDS = 60, 300
+WITHOUT_AVX512 = 2.5  # times as many, since a picture and a prompt take so much longer there
 TOKENS = 64  # of the answer whose whole time is compared, behind a picture and a question
 STEPS = 8  # tokens of it that are computed
 COMPARED = 4  # tokens of each answer that are compared with ACCURACY mode's
 LEAST_QUESTIONS = 2
 # Of the seconds, when ACCURACY mode's answers, the image encoder and the language model are over.
-REFERENCE_SHARE, ENCODER_SHARE, MODEL_SHARE = 0.15, 0.5, 0.85
+REFERENCE_SHARE, ENCODER_SHARE, MODEL_SHARE = 0.15, 0.5, 0.75
 # A candidate may diverge from ACCURACY mode at most so many times as far as the default. Where that
 # computes as ACCURACY mode does, so many nats are still rounding (measured: up to 6e-7).
 TIMES_DEFAULT, ROUNDING = 2.0, 1e-6
@@ -115,8 +117,7 @@ def tune(
     """
     folder, sizes = Path(folder), weight_bytes(folder)
     if seconds is None:
-        gigabytes = sum(sizes.values()) / 1e9
-        seconds = min(MOST_SECONDS, max(LEAST_SECONDS, SECONDS_PER_GB * gigabytes))
+        seconds = seconds_for(sum(sizes.values()))
     tuner = _Tuner(folder, pairs, seconds, report)
     weights = read_manifest(folder)["preset"]["language_model"]
     in_groups = weights["mode"].startswith("int4") and weights["group_size"] != -1
@@ -132,20 +133,32 @@ def tune(
     return Tuning(key_of(folder), tuner.chosen, tuner.reasons), tuner.trials
 
 
+def seconds_for(weight_bytes: int) -> float:
+    """Return how long tuning a folder with so many bytes of weights may take on this computer."""
+    seconds = min(MOST_SECONDS, max(LEAST_SECONDS, SECONDS_PER_GB * weight_bytes / 1e9))
+    sets = instruction_sets()
+    return seconds * (WITHOUT_AVX512 if sets and "AVX-512" not in sets else 1)
+
+
 def _candidates(weight_bytes: int, group: int) -> list[Properties]:
     """Return what is tried for a part, in the order of what it gained where it was measured.
 
     Each is tried together with what won before it. Activations are quantised dynamically in groups
-    of at most `group`.
+    of at most `group`, where the processor can. What changes nothing on this processor is left out.
     """
-    candidates: list[Properties] = [
-        {GROUP: group},
-        {PRECISION: "f32", GROUP: group},
-        {PRECISION: "f32"},
-    ]
+    precisions = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    has_choice = "BF16" in precisions or "FP16" in precisions  # else it is f32 anyway
+    candidates: list[Properties] = []
+    if has_vnni():
+        candidates.append({GROUP: group})
+    if has_vnni() and has_choice:
+        candidates.append({PRECISION: "f32", GROUP: group})
+    if has_choice:
+        candidates.append({PRECISION: "f32"})
     # With this hint weights are kept decompressed; one thread with 16 bits can end the process
     # (`safe_options`).
-    if processors() > 1 and psutil.virtual_memory().available > 8 * weight_bytes:
+    has_room = psutil.virtual_memory().available > 8 * weight_bytes
+    if has_choice and processors() > 1 and has_room:
         candidates.append({PRECISION: "f16"})
     return [*candidates, {"ENABLE_CPU_PINNING": False}, {"ENABLE_HYPER_THREADING": True}]
 
@@ -165,19 +178,21 @@ class _Tuner:
         self.trials: list[Trial] = []
         self.reasons: dict[str, str] = {}
         self.chosen: dict[str, Properties] = {}
+        self.bound: float | None = None
         report(f"{folder.name}: computing what is to come out, in ACCURACY mode")
         self.pipeline = VisionLanguagePipeline(folder, accuracy=True)
         prompts = sorted(map(self._prompt, pairs), key=lambda prompt: prompt[1].shape[1])
         self.samples: list[_Sample] = []
         for inputs, ids in prompts:  # the shortest first
-            if len(self.samples) >= LEAST_QUESTIONS and self._is_over(REFERENCE_SHARE):
+            if len(self.samples) >= LEAST_QUESTIONS and self._left(REFERENCE_SHARE) < 0:
                 break
             features = self.pipeline.encode_images(**inputs)
             logits = _logits(self.pipeline, ids, features)
             self.samples.append(_Sample(inputs, ids, features, logits))
 
-    def _is_over(self, share: float) -> bool:
-        return time.monotonic() - self.started > share * self.seconds
+    def _left(self, share: float) -> float:
+        """Return the seconds that are left of a share of them."""
+        return share * self.seconds - (time.monotonic() - self.started)
 
     def _prompt(self, pair: VisualQuestion) -> tuple[ImageInputs, Tensor]:
         """Return what the image encoder takes of a question's picture, and the question's ids."""
@@ -213,9 +228,17 @@ class _Tuner:
         return answer_seconds(pipeline, prepared, tokens=TOKENS, computed=STEPS)
 
     def _begin(self, part: str) -> None:
-        """Let a part have the defaults, and keep how far a candidate for it may diverge."""
-        self.pipeline, self.chosen[part] = self.pipeline.with_part(part, {}), {}
-        self.bound = max(ROUNDING, TIMES_DEFAULT * self._divergence(self.pipeline, part))
+        """Let a part have the defaults; how far a candidate may diverge is not known yet."""
+        self.pipeline, self.chosen[part], self.bound = self.pipeline.with_part(part, {}), {}, None
+
+    def _bound(self, part: str) -> float:
+        """Return in nats how far a candidate for a part may diverge, by the default's divergence.
+
+        That is measured when the first candidate has won: until then, the default is the fastest.
+        """
+        if self.bound is None:
+            self.bound = max(ROUNDING, TIMES_DEFAULT * self._divergence(self.pipeline, part))
+        return self.bound
 
     def _tune(
         self,
@@ -226,8 +249,12 @@ class _Tuner:
     ) -> None:
         computations = [_decisive(self.pipeline.parts[part])] if part in self.chosen else []
         gain, untried = 1.0, 0
+        champion, needed = partial(measure, self.pipeline), 0.0
+        if candidates and self._left(share) > 0:
+            self.report(f"{part}: measuring it as it is")
+            needed = seconds_of_duel(champion)
         for candidate in candidates:
-            if self._is_over(share):
+            if self._left(share) <= needed:
                 untried += 1
                 continue
             trial = self.chosen.get(part, {}) | candidate
@@ -237,14 +264,16 @@ class _Tuner:
                 if decisive in computations:
                     continue
                 computations.append(decisive)
-                result = duel(partial(measure, self.pipeline), partial(measure, challenger))
+                result = duel(champion, partial(measure, challenger))
                 divergence = self._divergence(challenger, part) if result.is_won else None
+                bound = self._bound(part) if result.is_won else 0.0
             except DeviceError:
                 self._note(Trial(part, trial, None, None, None, "cannot be computed here"))
                 continue
-            self._note(_trial(part, trial, result, divergence, self.bound))
-            if divergence is not None and divergence <= self.bound:
+            self._note(_trial(part, trial, result, divergence, bound))
+            if divergence is not None and divergence <= bound:
                 self.pipeline, self.chosen[part] = challenger, trial
+                champion = partial(measure, challenger)
                 gain *= median(result.ratios)
         self.reasons[part] = self._reason(part, gain, untried)
 
@@ -258,8 +287,12 @@ class _Tuner:
             reason = f"takes {gain:.2f} of {'one model' if is_second else 'the default'}'s time"
         elif noisy:
             reason = f"keeps {default}: {noisy[0].verdict}; try again while nothing else computes"
-        else:
+        elif trials:
             reason = f"keeps {default}, of {len(trials) + 1} settings the fastest"
+        elif untried:
+            return f"keeps {default}: there was no time to try others; `--seconds` gives more"
+        else:
+            reason = f"keeps {default}: no other setting computes otherwise on this processor"
         return reason + (f"; there was no time for {untried} more" if untried else "")
 
     def _note(self, trial: Trial) -> None:
