@@ -50,23 +50,38 @@ def with_mean(hidden):
     return ops.add(hidden, ops.reduce_mean(hidden, [1], True))
 
 
+def added_first(hidden):
+    """Return a residual connection whose layers come first in the sum, as MPT's."""
+    inner = ops.matmul(hidden, weights(WIDTH, WIDTH, 5), False, False)
+    return ops.add(inner, hidden)
+
+
+def returned(hidden):
+    """Return hidden states that are an output, too, which has all positions."""
+    layer = fed_forward(hidden)
+    layer.output(0).get_tensor().set_names({"hidden states"})
+    return layer
+
+
 def with_rows(hidden):
     """Return hidden states that another input is added to, as Gemma 4's embeddings of layers."""
     return ops.add(hidden, ROWS)
 
 
-ROWS = ops.parameter([1, -1, WIDTH], name="rows")
+ROWS = ops.parameter([-1, -1, WIDTH], name="rows")
 
 
 def build(*layers):
     """Return a model of these layers, an attention first, and a head behind the cut to one."""
-    hidden = state = ops.parameter([1, -1, WIDTH], name="hidden")
+    hidden = state = ops.parameter([-1, -1, WIDTH], name="hidden")
+    outputs = []
     for layer in (mixed, *layers):
         state = layer(state)
+        outputs += [state] * (layer == returned)
     cut = ops.slice(state, [-1], [2**31 - 1], [1], [1])
     logits = ops.matmul(cut, weights(WIDTH, 11, 4), False, False)
     logits.output(0).get_tensor().set_names({"logits"})
-    return ov.Model([logits], [hidden] + [ROWS] * (with_rows in layers))
+    return ov.Model([logits, *outputs], [hidden] + [ROWS] * (with_rows in layers))
 
 
 def matrices_behind_cut(model):
@@ -98,21 +113,28 @@ def matrices_behind_cut(model):
         ([with_mean, fed_forward], 3),
         ([fed_forward, with_rows], 1),
         ([with_rows, fed_forward], 3),
+        ([returned], 1),
+        ([returned, fed_forward], 3),
+        ([mixed, *[added_first] * 300], 301),
     ],
 )
 def test_nothing_is_computed_for_positions_that_are_cut_off(layers, matrices):
     """Behind what mixes positions or takes another input, all goes through the last ones alone."""
-    rng = np.random.default_rng(0)
-    feed = {"hidden": rng.normal(size=(1, LENGTH, WIDTH)).astype(np.float32)}
-    if with_rows in layers:
-        feed["rows"] = rng.normal(size=(1, LENGTH, WIDTH)).astype(np.float32)
-    model = build(*layers)
-    expected = core().compile_model(model, "CPU", ACCURACY)(feed)[0]
+    model, whole = build(*layers), build(*layers)
+    (cut,) = [node for node in whole.get_ops() if node.get_type_name() == "Slice"]
+    cut.output(0).replace(cut.input_value(0))
     return_last_logits(model, COUNT)
-    logits = core().compile_model(model, "CPU", ACCURACY)(feed)[0]
-    assert logits.shape == (1, COUNT, 11)
-    np.testing.assert_allclose(logits[:, -1:], expected, atol=1e-5)
     assert matrices_behind_cut(model) == matrices
+    compute, compute_all = (core().compile_model(m, "CPU", ACCURACY) for m in (model, whole))
+    rng = np.random.default_rng(0)
+    for length in (COUNT - 2, COUNT, LENGTH):
+        feed = {"hidden": rng.normal(size=(2, length, WIDTH)).astype(np.float32)}
+        if with_rows in layers:
+            feed["rows"] = rng.normal(size=(2, length, WIDTH)).astype(np.float32)
+        results = zip(compute(feed).values(), compute_all(feed).values(), strict=True)
+        for number, (result, expected) in enumerate(results):
+            last = expected if number else expected[:, -COUNT:]
+            np.testing.assert_allclose(result, last, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

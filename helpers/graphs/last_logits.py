@@ -2,8 +2,9 @@
 
 On disk a language model cuts all positions but the last off before its head, as other runtimes
 expect it. Here the cut leaves some more, which needs no further input and costs a single new
-position nothing. And it is made earlier, right behind the last attention: what follows looks at
-each position by itself, so nothing of it is computed for positions that are cut off anyway.
+position nothing. And it is made earlier, where that is possible right behind the last attention:
+what follows looks at each position by itself, so nothing of it is computed for positions that are
+cut off anyway.
 
 What this module does not know: what the logits are for.
 """
@@ -33,7 +34,7 @@ def return_last_logits(model: ov.Model, count: int) -> None:
     data, start, stop, step, axis = cut.input_values()
     if [_numbers(start), _numbers(axis)] != [[-1], [_POSITIONS]]:
         return
-    place, behind = _behind_last_attention(model, data)
+    place, behind = _behind_last_attention(model, cut)
     consumers = [port for port in place.get_target_inputs() if _name(port) in behind]
     first = ops.constant([-count], start.get_element_type())
     earlier = ops.slice(place, first, stop, step, axis).output(0)
@@ -43,42 +44,57 @@ def return_last_logits(model: ov.Model, count: int) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _behind_last_attention(model: ov.Model, data: ov.Output) -> tuple[ov.Output, set[str]]:
+def _behind_last_attention(model: ov.Model, cut: ov.Node) -> tuple[ov.Output, set[str]]:
     """Return the earliest place to cut positions off, and the names of the nodes behind it.
 
-    From there to `data`, all goes through that place and looks at each position by itself.
+    From there to `cut`, all goes through that place, looks at each position by itself and is used
+    nowhere else.
     """
     order = {node.get_name(): number for number, node in enumerate(model.get_ordered_ops())}
-    place, behind = data, set[str]()
-    passed, ahead = set[str](), {_name(data): data.get_node()}
+    weights = _constants(model)
+    place, behind, passed = cut.input_value(0), set[str](), set[str]()
+    ahead = {_name(place): place.get_node()}
     while ahead:
         name = max(ahead, key=lambda name: order[name])
         node = ahead.pop(name)
-        if not ahead and node.get_output_size() == 1 and len(node.get_output_partial_shape(0)) == 3:
+        if not ahead and _is_hidden(node):
             place, behind = node.output(0), set(passed)
-        if not _looks_at_each_position(node):
+        users = {_name(port) for output in node.outputs() for port in output.get_target_inputs()}
+        if not users <= passed | {cut.get_name()} or not _looks_at_each_position(node, weights):
             break
         passed.add(name)
-        inputs = [value for value in node.input_values() if not _is_constant(value)]
-        ahead |= {_name(value): value.get_node() for value in inputs}
+        inputs = {_name(value): value.get_node() for value in node.input_values()}
+        ahead |= {name: node for name, node in inputs.items() if name not in weights}
     return place, behind
 
 
-def _looks_at_each_position(node: ov.Node) -> bool:
+def _is_hidden(node: ov.Node) -> bool:
+    """Return whether a node has one output, of hidden states (batch, length, hidden)."""
+    if node.get_output_size() != 1:
+        return False
+    shape = node.get_output_partial_shape(0)
+    return bool(shape.rank.is_static) and len(shape) == 3
+
+
+def _looks_at_each_position(node: ov.Node, weights: set[str]) -> bool:
     """Return whether a node computes hidden states of a position from those of that position."""
     kind, values = node.get_type_name(), node.input_values()
     if kind == "MatMul":
         is_transposed = node.get_attributes()["transpose_a"]
-        return _is_constant(values[1]) and not _is_constant(values[0]) and not is_transposed
+        is_matrix = _name(values[1]) in weights and len(values[1].get_partial_shape()) == 2
+        return is_matrix and not is_transposed and _name(values[0]) not in weights
     return kind in _BY_NUMBER or (kind in _ALONG_AXES and _numbers(values[1]) in _LAST)
 
 
-def _is_constant(value: ov.Output) -> bool:
-    """Return whether a value depends on no input, as weights, also those that are restored."""
-    node = value.get_node()
-    if node.get_type_name() == "Constant":
-        return True
-    return node.get_input_size() > 0 and all(map(_is_constant, node.input_values()))
+def _constants(model: ov.Model) -> set[str]:
+    """Return the names of nodes that depend on no input or state, as weights that are restored."""
+    names = set[str]()
+    for node in model.get_ordered_ops():
+        inputs = {_name(value) for value in node.input_values()}
+        is_restored = inputs and inputs <= names and node.get_type_name() != "ReadValue"
+        if is_restored or node.get_type_name() == "Constant":
+            names.add(node.get_name())
+    return names
 
 
 def _numbers(value: ov.Output) -> list[int]:

@@ -46,7 +46,7 @@ class Duel:
     def is_won(self) -> bool:
         """Whether the challenger is faster: by the margin, and in every round.
 
-        Of two that are equally fast, one is the faster in all of five rounds once in 32 times.
+        One that is as fast as the champion comes out faster in all of five rounds once in 32 times.
         """
         return not self.is_too_noisy and median(self.ratios) < MARGIN and max(self.ratios) < 1
 
@@ -62,14 +62,14 @@ def duel(champion: Callable[[], float], challenger: Callable[[], float]) -> Duel
 
 
 def seconds_of_duel(champion: Callable[[], float]) -> float:
-    """Return about how many seconds a duel takes whose ways are as fast as a champion.
+    """Return about how many seconds a duel takes if both ways take as long as the champion.
 
-    That is called twice, since a first call takes longer than the next ones. What it returns may be
-    more than it takes.
+    The champion is called twice, since a first call takes longer than the next ones. The clock
+    decides, not what the champion returns, which may stand for more than was computed.
     """
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
         champion()
         seconds.append(time.perf_counter() - start)
-    return (2 * ROUNDS + 1) * min(seconds)
+    return 2 * (1 + ROUNDS) * min(seconds)

@@ -23,7 +23,7 @@ from helpers.graphs.core import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import VisualQuestion
-from helpers.measure.duels import Duel, duel, seconds_of_duel
+from helpers.measure.duels import MARGIN, Duel, duel, seconds_of_duel
 from helpers.measure.evaluation import divergences_of_logits
 from helpers.measure.speed import answer_seconds, timed
 from helpers.models.exported import Features, ImageInputs
@@ -49,6 +49,7 @@ TIMES_DEFAULT, ROUNDING = 2.0, 1e-6
 LARGEST_GROUP = 64
 PRECISION, GROUP = "INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 NOISY = "too noisy to say: the times vary"
+NOT_ALWAYS, TOO_FAR = "but not in every round", "but too far from ACCURACY mode"
 # What a compiled model says of itself that decides how it computes.
 DECISIVE = (PRECISION, GROUP, "KV_CACHE_PRECISION", "INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING")
 
@@ -108,8 +109,8 @@ def tune(
     """Return the fastest properties of a folder's image encoder and language model, and all trials.
 
     The one of `pairs` with the shortest prompt is what times are measured with; all of them, as
-    time allows, are what answers are compared with. `seconds` is how long it may take; None: as the
-    folder's size says.
+    time allows, are what answers are compared with. `seconds` is how long it may take, but
+    that what was begun is finished; None: as the size of the folder and the processor say.
 
     The language model's settings are chosen for the time of a whole answer of 64 tokens, since
     those that are fastest for a prompt and for the next token may differ. Where there is memory for
@@ -146,21 +147,25 @@ def _candidates(weight_bytes: int, group: int) -> list[Properties]:
     Each is tried together with what won before it. Activations are quantised dynamically in groups
     of at most `group`, where the processor can. What changes nothing on this processor is left out.
     """
-    precisions = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    has_choice = "BF16" in precisions or "FP16" in precisions  # else it is f32 anyway
     candidates: list[Properties] = []
     if has_vnni():
         candidates.append({GROUP: group})
-    if has_vnni() and has_choice:
+    if has_vnni() and _has_16_bits():
         candidates.append({PRECISION: "f32", GROUP: group})
-    if has_choice:
+    if _has_16_bits():
         candidates.append({PRECISION: "f32"})
     # With this hint weights are kept decompressed; one thread with 16 bits can end the process
     # (`safe_options`).
     has_room = psutil.virtual_memory().available > 8 * weight_bytes
-    if has_choice and processors() > 1 and has_room:
+    if _has_16_bits() and processors() > 1 and has_room:
         candidates.append({PRECISION: "f16"})
     return [*candidates, {"ENABLE_CPU_PINNING": False}, {"ENABLE_HYPER_THREADING": True}]
+
+
+def _has_16_bits() -> bool:
+    """Return whether the processor computes in 16 bits too; else f32 is what all precisions are."""
+    precisions = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in precisions or "FP16" in precisions
 
 
 class _Tuner:
@@ -219,7 +224,9 @@ class _Tuner:
     def tune_next_tokens(self) -> None:
         """Choose whether next tokens are compiled apart from prompts, and their properties."""
         of_prompts = self.chosen[LANGUAGE_MODEL]
-        candidates = [of_prompts, of_prompts | {PRECISION: "f32"}]
+        candidates = [of_prompts]
+        if _has_16_bits():
+            candidates.append(of_prompts | {PRECISION: "f32"})
         self._tune(NEXT_TOKENS, candidates, self._answer_seconds, 1)
 
     def _answer_seconds(self, pipeline: VisionLanguagePipeline) -> float:
@@ -273,24 +280,29 @@ class _Tuner:
             self._note(_trial(part, trial, result, divergence, bound))
             if divergence is not None and divergence <= bound:
                 self.pipeline, self.chosen[part] = challenger, trial
-                champion = partial(measure, challenger)
-                gain *= median(result.ratios)
+                champion, ratio = partial(measure, challenger), median(result.ratios)
+                gain, needed = gain * ratio, needed * ratio
         self.reasons[part] = self._reason(part, gain, untried)
 
     def _reason(self, part: str, gain: float, untried: int) -> str:
         """Return in a sentence what came of tuning a part."""
         trials = [trial for trial in self.trials if trial.part == part]
-        noisy = [trial for trial in trials if trial.verdict.startswith(NOISY)]
+        verdicts = [trial.verdict for trial in trials]
+        unclear = [words for words in verdicts if NOISY in words or NOT_ALWAYS in words]
+        too_far = [words for words in verdicts if TOO_FAR in words]
         is_second = part == NEXT_TOKENS
         default = "one language model" if is_second else "the defaults"
         if gain < 1:
             reason = f"takes {gain:.2f} of {'one model' if is_second else 'the default'}'s time"
-        elif noisy:
-            reason = f"keeps {default}: {noisy[0].verdict}; try again while nothing else computes"
+        elif unclear:
+            reason = f"keeps {default}: {unclear[0]}; try again while nothing else computes"
+        elif too_far:
+            reason = f"keeps {default}: {too_far[0]}"
         elif trials:
             reason = f"keeps {default}, of {len(trials) + 1} settings the fastest"
         elif untried:
-            return f"keeps {default}: there was no time to try others; `--seconds` gives more"
+            others = "two" if is_second else "others"
+            return f"keeps {default}: there was no time to try {others}; `--seconds` gives more"
         else:
             reason = f"keeps {default}: no other setting computes otherwise on this processor"
         return reason + (f"; there was no time for {untried} more" if untried else "")
@@ -318,7 +330,9 @@ def _trial(
     if result.is_too_noisy:
         verdict = f"{NOISY} by {result.noise:.0%}"
     elif divergence is not None and divergence > bound:
-        verdict = f"{ratio:.2f} of the time, but too far from ACCURACY mode (at most {bound:.2g})"
+        verdict = f"{ratio:.2f} of the time, {TOO_FAR} (at most {bound:.2g})"
+    elif ratio < MARGIN and not result.is_won:
+        verdict = f"{ratio:.2f} of the time, {NOT_ALWAYS}"
     else:
         verdict = f"{ratio:.2f} of the time" + (", taken" if result.is_won else "")
     times = median(result.champion), median(result.challenger)
