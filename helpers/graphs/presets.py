@@ -249,9 +249,9 @@ def name_of(settings: Mapping[str, Any]) -> str:
 
 
 # The preset that computes fastest, which `auto` takes. Beside int4, InternVL2-1B at full size takes
-# 0.80 of the time for a token with AVX2 alone (emulated), where weights are unpacked to 32 bits at
-# every step. With AVX-512 and VNNI it is 0.82 to 0.87, and nearly 1 once int4 is tuned. In 8 bits
-# some models are as fast, and twice as large.
+# 0.68 of the time for a token with AVX2 alone, where weights are unpacked to 32 bits at every step.
+# With AVX-512 and VNNI it is 0.82 to 0.87, and nearly 1 once int4 is tuned. In 8 bits some models
+# are as fast, and twice as large.
 FASTEST = "int4-sym"
 
 
