@@ -115,7 +115,7 @@ def test_what_is_too_far_from_accuracy_mode_is_not_taken(converted, answer_secon
     monkeypatch.setattr(tune, "ROUNDING", -1.0)
     tuning, trials = tuned(converted)
     assert tuning.properties[LANGUAGE_MODEL] == {}
-    verdict = "0.50 of the time, but too far from ACCURACY mode (at most -1)"
+    verdict = "0.50 of the time, but too far from ACCURACY mode (at most 0)"
     assert trials[1].verdict == verdict and trials[1].divergence >= 0
     assert tuning.reasons[LANGUAGE_MODEL] == f"keeps the defaults: {verdict}"
 
