@@ -89,13 +89,13 @@ def matrices_behind_cut(model):
     slices = [node for node in model.get_ops() if node.get_type_name() == "Slice"]
     starts = {node.get_name(): node.input_value(1).get_node() for node in slices}
     constants = {name: n for name, n in starts.items() if n.get_type_name() == "Constant"}
-    behind = {name for name, start in constants.items() if start.data.tolist() == [-COUNT]}
-    assert len(behind) == 1
+    last_nodes = {name for name, start in constants.items() if start.data.tolist() == [-COUNT]}
+    assert len(last_nodes) == 1
     for node in model.get_ordered_ops():
-        if behind & {value.get_node().get_name() for value in node.input_values()}:
-            behind.add(node.get_name())
+        if last_nodes & {value.get_node().get_name() for value in node.input_values()}:
+            last_nodes.add(node.get_name())
     names = [n.get_name() for n in model.get_ops() if n.get_type_name() == "MatMul"]
-    return len(behind.intersection(names))
+    return len(last_nodes.intersection(names))
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def matrices_behind_cut(model):
 )
 def test_nothing_is_computed_for_positions_that_are_cut_off(layers, matrices):
     """Behind what mixes positions or takes another input, all goes through the last ones alone."""
-    model, whole = build(*layers), build(*layers)
-    (cut,) = [node for node in whole.get_ops() if node.get_type_name() == "Slice"]
+    model, uncut = build(*layers), build(*layers)
+    (cut,) = [node for node in uncut.get_ops() if node.get_type_name() == "Slice"]
     cut.output(0).replace(cut.input_value(0))
     return_last_logits(model, COUNT)
     assert matrices_behind_cut(model) == matrices
-    compute, compute_all = (core().compile_model(m, "CPU", ACCURACY) for m in (model, whole))
+    compute, compute_all = (core().compile_model(m, "CPU", ACCURACY) for m in (model, uncut))
     rng = np.random.default_rng(0)
     for length in (COUNT - 2, COUNT, LENGTH):
         feed = {"hidden": rng.normal(size=(2, length, WIDTH)).astype(np.float32)}

@@ -10,7 +10,7 @@ from helpers.__main__ import main
 from helpers.errors import OutputError
 from helpers.graphs import presets
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
-from helpers.measure import duels, evaluation, tune
+from helpers.measure import candidates, duels, evaluation, tune
 from helpers.measure.duels import ROUNDS, duel, seconds_of_duel
 from helpers.run import tuning as kept
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -88,8 +88,8 @@ def answer_seconds(monkeypatch):
     monkeypatch.setattr(tune, "answer_seconds", answer_seconds)
     monkeypatch.setattr(tune, "fits_twice", lambda folder: False)
     monkeypatch.setattr(tune, "timed", lambda encode: (1.0, None))
-    monkeypatch.setattr(tune, "_candidates", lambda size, group: [CANDIDATE])
-    monkeypatch.setattr(tune, "_has_16_bits", lambda: True)
+    monkeypatch.setattr(tune, "candidates_of", lambda size, group: [CANDIDATE])
+    monkeypatch.setattr(tune, "has_16_bits", lambda: True)
     monkeypatch.setattr(tune, "_decisive", id)
     return seconds
 
@@ -201,7 +201,7 @@ def test_the_time_of_a_duel_is_that_of_the_clock(monkeypatch):
 
 
 def test_where_nothing_computes_otherwise_it_is_said(converted, answer_seconds, monkeypatch):
-    monkeypatch.setattr(tune, "_candidates", lambda size, group: [])
+    monkeypatch.setattr(tune, "candidates_of", lambda size, group: [])
     answer_seconds |= {DEFAULT: 1.0, KV_ONLY: 1.0}
     reason = tuned(converted)[0].reasons[IMAGE_ENCODER]
     assert reason == "keeps the defaults: no other setting computes otherwise on this processor"
@@ -219,17 +219,19 @@ def test_where_nothing_computes_otherwise_it_is_said(converted, answer_seconds, 
 )
 def test_what_changes_nothing_here_is_not_tried(monkeypatch, sets, precisions, expected):
     monkeypatch.setattr(resources, "instruction_sets", lambda: sets)
-    monkeypatch.setattr(tune, "core", lambda: SimpleNamespace(get_property=lambda *_: precisions))
+    monkeypatch.setattr(
+        candidates, "core", lambda: SimpleNamespace(get_property=lambda *_: precisions)
+    )
     groups, f32 = {tune.GROUP: 64}, {tune.PRECISION: "f32"}
     names = {"groups": groups, "both": f32 | groups, "f32": f32}
-    tried = tune._candidates(10**15, 64)
-    assert [name for name, candidate in names.items() if candidate in tried] == expected
+    offers = candidates.candidates_of(10**15, 64)
+    assert [name for name, candidate in names.items() if candidate in offers] == expected
 
 
 def test_slow_processors_have_more_time(monkeypatch):
     for sets, factor in ((["AVX2"], 2.5), (["AVX2", "AVX-512"], 1), ([], 1)):
-        monkeypatch.setattr(tune, "instruction_sets", lambda sets=sets: sets)
-        seconds = [tune.seconds_for(gigabytes * 10**9) for gigabytes in (0.1, 2, 40)]
+        monkeypatch.setattr(candidates, "instruction_sets", lambda sets=sets: sets)
+        seconds = [candidates.seconds_for(gigabytes * 10**9) for gigabytes in (0.1, 2, 40)]
         assert seconds == [60 * factor, 120 * factor, 300 * factor]
 
 

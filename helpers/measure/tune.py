@@ -13,27 +13,30 @@ from pathlib import Path
 from statistics import median
 
 import openvino as ov
-import psutil
 import torch
 from torch import Tensor
 
 from helpers.convert.folders import Report, read_manifest, weight_bytes
 from helpers.errors import DeviceError
-from helpers.graphs.core import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import VisualQuestion
+from helpers.measure.candidates import (
+    GROUP,
+    LARGEST_GROUP,
+    PRECISION,
+    candidates_of,
+    has_16_bits,
+    seconds_for,
+)
 from helpers.measure.duels import MARGIN, Duel, duel, seconds_of_duel
 from helpers.measure.evaluation import divergences_of_logits
 from helpers.measure.speed import answer_seconds, timed
 from helpers.models.exported import Features, ImageInputs
-from helpers.resources import has_vnni, instruction_sets, processors, time_in_words
+from helpers.resources import time_in_words
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.tuning import Properties, Tuning, fits_twice, key_of, properties_in_words
 
-SECONDS_PER_GB = 60  # of weights, between the least and the most seconds
-LEAST_SECONDS, MOST_SECONDS = 60, 300
-WITHOUT_AVX512 = 2.5  # times as many, since a picture and a prompt take so much longer there
 TOKENS = 64  # of the answer whose whole time is compared, behind a picture and a question
 STEPS = 8  # tokens of it that are computed
 COMPARED = 4  # tokens of each answer that are compared with ACCURACY mode's
@@ -44,10 +47,6 @@ REFERENCE_SHARE, ENCODER_SHARE, MODEL_SHARE = 0.15, 0.5, 0.75
 # computes as ACCURACY mode does, so many nats are still rounding (measured: up to 6e-7).
 TIMES_DEFAULT, ROUNDING = 2.0, 1e-6
 
-# Groups of 128 are faster still, but took the bundled models' answers up to 3 times as far from
-# ACCURACY mode as the default. One that is larger than the weights' group switches them off.
-LARGEST_GROUP = 64
-PRECISION, GROUP = "INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 NOISY = "too noisy to say: the times vary"
 NOT_ALWAYS, TOO_FAR = "but not in every round", "but too far from ACCURACY mode"
 # What a compiled model says of itself that decides how it computes.
@@ -123,49 +122,15 @@ def tune(
     weights = read_manifest(folder)["preset"]["language_model"]
     in_groups = weights["mode"].startswith("int4") and weights["group_size"] != -1
     group = min(LARGEST_GROUP, weights["group_size"]) if in_groups else LARGEST_GROUP
-    tuner.tune_encoder(_candidates(sizes[IMAGE_ENCODER], LARGEST_GROUP))
+    tuner.tune_encoder(candidates_of(sizes[IMAGE_ENCODER], LARGEST_GROUP))
     tuner.tune_language_model(
-        [*_candidates(sizes[LANGUAGE_MODEL], group), {"KV_CACHE_PRECISION": "f16"}]
+        [*candidates_of(sizes[LANGUAGE_MODEL], group), {"KV_CACHE_PRECISION": "f16"}]
     )
     if fits_twice(folder):
         tuner.tune_next_tokens()
     else:
         tuner.reasons[NEXT_TOKENS] = "was not tried: there is no memory for two language models"
     return Tuning(key_of(folder), tuner.chosen, tuner.reasons), tuner.trials
-
-
-def seconds_for(weight_bytes: int) -> float:
-    """Return how long tuning a folder with so many bytes of weights may take on this computer."""
-    seconds = min(MOST_SECONDS, max(LEAST_SECONDS, SECONDS_PER_GB * weight_bytes / 1e9))
-    sets = instruction_sets()
-    return seconds * (WITHOUT_AVX512 if sets and "AVX-512" not in sets else 1)
-
-
-def _candidates(weight_bytes: int, group: int) -> list[Properties]:
-    """Return what is tried for a part, in the order of what it gained where it was measured.
-
-    Each is tried together with what won before it. Activations are quantised dynamically in groups
-    of at most `group`, where the processor can. What changes nothing on this processor is left out.
-    """
-    candidates: list[Properties] = []
-    if has_vnni():
-        candidates.append({GROUP: group})
-    if has_vnni() and _has_16_bits():
-        candidates.append({PRECISION: "f32", GROUP: group})
-    if _has_16_bits():
-        candidates.append({PRECISION: "f32"})
-    # With this hint weights are kept decompressed; one thread with 16 bits can end the process
-    # (`safe_options`).
-    has_room = psutil.virtual_memory().available > 8 * weight_bytes
-    if _has_16_bits() and processors() > 1 and has_room:
-        candidates.append({PRECISION: "f16"})
-    return [*candidates, {"ENABLE_CPU_PINNING": False}, {"ENABLE_HYPER_THREADING": True}]
-
-
-def _has_16_bits() -> bool:
-    """Return whether the processor computes in 16 bits too; else f32 is what all precisions are."""
-    precisions = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "BF16" in precisions or "FP16" in precisions
 
 
 class _Tuner:
@@ -225,7 +190,7 @@ class _Tuner:
         """Choose whether next tokens are compiled apart from prompts, and their properties."""
         of_prompts = self.chosen[LANGUAGE_MODEL]
         candidates = [of_prompts]
-        if _has_16_bits():
+        if has_16_bits():
             candidates.append(of_prompts | {PRECISION: "f32"})
         self._tune(NEXT_TOKENS, candidates, self._answer_seconds, 1)
 
