@@ -53,7 +53,7 @@ def convert(options: argparse.Namespace) -> int:
 
 
 def open_pipeline(
-    options: argparse.Namespace, *, accuracy: bool = False, single_answer: bool = False
+    options: argparse.Namespace, *, accuracy: bool = False, next_tokens_apart: bool = True
 ) -> "VisionLanguagePipeline":
     """Return the pipeline of the folder and the device that were named, with its notice told."""
     from helpers.run.pipeline import VisionLanguagePipeline
@@ -64,7 +64,7 @@ def open_pipeline(
         picture_tokens=options.picture_tokens,
         accuracy=accuracy,
         tuned=not options.untuned,
-        single_answer=single_answer,
+        next_tokens_apart=next_tokens_apart,
     )
     freeze_objects()
     if pipeline.notice:
@@ -111,7 +111,7 @@ def ask(options: argparse.Namespace) -> int:
         from helpers.run.grammar import read_schema
 
         answer["schema"] = read_schema(options.schema)
-    pipeline = open_pipeline(options, single_answer=True)
+    pipeline = open_pipeline(options, next_tokens_apart=False)
     reply = pipeline.ask(question, pictures, video=_video(options), **answer)
     if not options.json:
         _stream(reply)
@@ -157,7 +157,8 @@ def chat(options: argparse.Namespace) -> int:
     from helpers.inputs.images import open_picture
 
     pictures, video = [open_picture(path_of(path)) for path in options.image], _video(options)
-    conversation = open_pipeline(options).conversation()
+    pipeline = open_pipeline(options, next_tokens_apart=not options.prompt_lookup)
+    conversation = pipeline.conversation()
     report(CHAT_HELP)
     for line in _lines("> "):
         command, _, argument = line.partition(" ")
@@ -278,7 +279,7 @@ def info(options: argparse.Namespace) -> int:
     """Print what a converted folder was made of, and its sizes."""
     from helpers.convert import folders
     from helpers.models import load_processor
-    from helpers.run.tuning import read_tuning
+    from helpers.run.tuning import read_tuning, settings_in_words
 
     manifest = folders.read_manifest(options.folder)
     sizes = folders.folder_bytes(options.folder)
@@ -300,8 +301,7 @@ def info(options: argparse.Namespace) -> int:
     runtime = load_processor(options.folder).runtime
     lines.append(f"OpenVINO GenAI and Model Server: {runtime.why or 'load this folder'}")
     tuning = read_tuning(options.folder)
-    untuned = f"the defaults, never tuned here (`vlm tune {options.folder}`)"
-    lines.append(f"settings on this computer: {tuning or untuned}")
+    lines.append(f"settings on this computer: {settings_in_words(options.folder, tuning)}")
     data = manifest | {"bytes": sizes, "loaded by GenAI": runtime.loads}
     data["tuning"] = tuning and dataclasses.asdict(tuning)
     return show(Result(data, lines, rows), options)

@@ -8,8 +8,10 @@ import gc
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -104,10 +106,10 @@ def processors() -> int:
 
 def instruction_sets() -> list[str]:
     """Return which of the processor's instruction sets matter for speed here; [] if unknown."""
-    names = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI"}
-    names["amx_int8"] = "AMX"
-    flags = processor_flags()
-    return list(dict.fromkeys(name for flag, name in names.items() if flag in flags))
+    names = {"avx2": "AVX2", "avx512_f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI"}
+    names |= {"amx_int8": "AMX", "amx_fp16": "AMX-FP16"}
+    has = _capabilities()
+    return list(dict.fromkeys(name for key, name in names.items() if has.get(key)))
 
 
 def has_vnni() -> bool:
@@ -118,7 +120,15 @@ def has_vnni() -> bool:
 
 def has_bfloat16() -> bool:
     """Return whether the processor multiplies numbers of type bfloat16."""
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & processor_flags())
+    has = _capabilities()
+    return any(has.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _capabilities() -> Mapping[str, Any]:
+    """Return what the processor has, as PyTorch finds it on every system."""
+    import torch
+
+    return torch.cpu.get_capabilities()
 
 
 def processor_flags() -> set[str]:

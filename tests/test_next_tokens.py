@@ -1,5 +1,6 @@
 """A language model that is compiled twice, for prompts and for next tokens, answers as one does."""
 
+import io
 import threading
 
 import openvino as ov
@@ -9,7 +10,7 @@ import torch
 from helpers.__main__ import main
 from helpers.convert.conversion import convert_part
 from helpers.errors import DeviceError
-from helpers.graphs.part_names import LANGUAGE_MODEL, NEXT_TOKENS
+from helpers.graphs.part_names import LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
 from helpers.graphs.single_token import expect_single_token
 from helpers.models import load_model
 from helpers.models.families import families
@@ -31,7 +32,7 @@ PAIRS = draw_questions(3, seed=4)
 
 def apart(pipeline):
     """Return a pipeline with the same parts whose next tokens are compiled apart."""
-    return pipeline.with_part(NEXT_TOKENS, dict(pipeline.properties[LANGUAGE_MODEL]))
+    return pipeline.with_parts({NEXT_TOKENS: dict(pipeline.properties[LANGUAGE_MODEL])})
 
 
 @pytest.fixture(scope="module", params=in_groups(NAMES, "next-tokens"))
@@ -150,6 +151,18 @@ def test_a_model_that_cannot_have_fixed_sizes_is_told(bundled_folder):
 # Who has it
 
 
+def compiled_names(monkeypatch):
+    """Return a list that gets the name of each part that is compiled from now on."""
+    names, compile_part = [], VisionLanguagePipeline._compile
+
+    def noted(self, name):
+        names.append(name)
+        return compile_part(self, name)
+
+    monkeypatch.setattr(VisionLanguagePipeline, "_compile", noted)
+    return names
+
+
 def test_a_pipeline_has_it_where_it_was_tuned_so_and_memory_is_free(
     converted, tmp_path, monkeypatch
 ):
@@ -163,23 +176,65 @@ def test_a_pipeline_has_it_where_it_was_tuned_so_and_memory_is_free(
     assert [kind.to_string() for kind in kinds] == ["u8", "f16"]
     reply = pipeline.ask("What?", [PAIRS[0][0]], max_new_tokens=3)
     assert reply.wait(30) and reply.conversation.cache.is_for_next_tokens
-    for options in ({"tuned": False}, {"accuracy": True}, {"single_answer": True}):
+    for options in ({"tuned": False}, {"accuracy": True}, {"next_tokens_apart": False}):
         assert NEXT_TOKENS not in VisionLanguagePipeline(converted, **options).parts
     monkeypatch.setattr(tuning, "ROOM", 1e9)
     assert NEXT_TOKENS not in VisionLanguagePipeline(converted).parts
 
 
+def test_prompts_have_properties_of_their_own_where_answers_come_one_by_one(
+    converted, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VLM_CACHE", str(tmp_path))
+    of_prompts = {"KV_CACHE_PRECISION": "f16"}
+    write_tuning(
+        Tuning(key_of(converted), {LANGUAGE_MODEL: {}, PROMPTS: of_prompts, NEXT_TOKENS: {}})
+    )
+    for options, properties in (
+        ({}, of_prompts),
+        ({"next_tokens_apart": False}, {}),
+        ({"answers_at_once": 2}, {}),
+    ):
+        pipeline = VisionLanguagePipeline(converted, **options)
+        assert pipeline.properties[LANGUAGE_MODEL] == properties and PROMPTS not in pipeline.parts
+        assert pipeline.ask("What?", [PAIRS[0][0]], max_new_tokens=3).wait(30)
+
+
+@pytest.mark.parametrize(
+    "arguments, is_apart",
+    [
+        (["chat"], True),
+        (["chat", "--prompt-lookup"], False),
+        (["batch", "--batch-size", "1"], True),
+        (["batch"], False),
+    ],
+)
+def test_commands_that_compute_next_tokens_together_go_without(
+    converted, tmp_path, monkeypatch, arguments, is_apart
+):
+    monkeypatch.setenv("VLM_CACHE", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    write_tuning(Tuning(key_of(converted), {LANGUAGE_MODEL: {}, NEXT_TOKENS: {}}))
+    names = compiled_names(monkeypatch)
+    (tmp_path / "rows.jsonl").write_text('{"question": "What?"}\n')
+    if arguments[0] == "batch":
+        arguments = [
+            *arguments,
+            "--input",
+            tmp_path / "rows.jsonl",
+            "--output",
+            tmp_path / "out.jsonl",
+        ]
+        arguments += ["--max-new-tokens", 1]
+    command, *options = map(str, arguments)
+    assert main([command, str(converted), *options]) == 0
+    assert LANGUAGE_MODEL in names and (NEXT_TOKENS in names) == is_apart
+
+
 def test_a_command_that_answers_once_goes_without(converted, tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_CACHE", str(tmp_path))
     write_tuning(Tuning(key_of(converted), {LANGUAGE_MODEL: {}, NEXT_TOKENS: {}}))
-    compiled = []
-    compile_part = VisionLanguagePipeline._compile
-
-    def noted(self, name):
-        compiled.append(name)
-        return compile_part(self, name)
-
-    monkeypatch.setattr(VisionLanguagePipeline, "_compile", noted)
+    compiled = compiled_names(monkeypatch)
     options = ["--question", "What?", "--max-new-tokens", "1"]
     assert main(["ask", str(converted), *options]) == 0
     assert LANGUAGE_MODEL in compiled and NEXT_TOKENS not in compiled
@@ -189,7 +244,7 @@ def test_a_command_that_answers_once_goes_without(converted, tmp_path, monkeypat
 
 def test_another_language_model_is_one_again(bundled_folder):
     pipeline = apart(VisionLanguagePipeline(bundled_folder("internvl2", "int8"), accuracy=True))
-    changed = pipeline.with_part(LANGUAGE_MODEL, {})
+    changed = pipeline.with_parts({LANGUAGE_MODEL: {}})
     assert NEXT_TOKENS not in changed.parts and NEXT_TOKENS not in changed.properties
     assert NEXT_TOKENS in pipeline.parts and changed.language_model.next_tokens is None
 

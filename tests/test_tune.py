@@ -4,12 +4,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from helpers import resources
 from helpers.__main__ import main
-from helpers.errors import OutputError
+from helpers.errors import DeviceError, OutputError
 from helpers.graphs import presets
-from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
 from helpers.measure import candidates, duels, evaluation, tune
 from helpers.measure.duels import ROUNDS, duel, seconds_of_duel
 from helpers.run import tuning as kept
@@ -63,34 +64,37 @@ CANDIDATE = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE
 BOTH = json.dumps(CANDIDATE | {"KV_CACHE_PRECISION": "f16"})
 MEMORY = "was not tried: there is no memory for two language models"
 DEFAULT, KV_ONLY, FIRST = "{}", json.dumps({"KV_CACHE_PRECISION": "f16"}), json.dumps(CANDIDATE)
-F32 = json.dumps({"INFERENCE_PRECISION_HINT": "f32"})
 
 
 @pytest.fixture
 def answer_seconds(monkeypatch):
     """Return a dictionary of seconds, or of functions for them, by what the language model has.
 
-    Candidates are one only, and no two compiled models are the same.
+    A pair is the seconds of the prompt and of all next tokens, which one number halves. Candidates
+    are one only, and no two compiled models are the same.
     """
     seconds, properties_of = {}, {}
-    with_part = VisionLanguagePipeline.with_part
+    with_parts = VisionLanguagePipeline.with_parts
 
-    def noted(self, name, properties):
-        pipeline = with_part(self, name, properties)
-        properties_of[pipeline] = json.dumps(properties) + (" apart" if name == NEXT_TOKENS else "")
+    def noted(self, properties):
+        pipeline, names = (
+            with_parts(self, properties),
+            dict.fromkeys(map(json.dumps, properties.values())),
+        )
+        properties_of[pipeline] = " and ".join(names) + " apart" * (NEXT_TOKENS in properties)
         return pipeline
 
-    def answer_seconds(pipeline, prepared, *, tokens, computed):
+    def seconds_of_steps(pipeline, prepared, *, tokens, computed):
         value = seconds[properties_of[pipeline]]
-        return value() if callable(value) else value
+        value = value() if callable(value) else value
+        return value if isinstance(value, tuple) else (value / 2, value / 2)
 
-    monkeypatch.setattr(VisionLanguagePipeline, "with_part", noted)
-    monkeypatch.setattr(tune, "answer_seconds", answer_seconds)
+    monkeypatch.setattr(VisionLanguagePipeline, "with_parts", noted)
+    monkeypatch.setattr(tune, "seconds_of_steps", seconds_of_steps)
     monkeypatch.setattr(tune, "fits_twice", lambda folder: False)
     monkeypatch.setattr(tune, "timed", lambda encode: (1.0, None))
     monkeypatch.setattr(tune, "candidates_of", lambda size, group: [CANDIDATE])
-    monkeypatch.setattr(tune, "has_16_bits", lambda: True)
-    monkeypatch.setattr(tune, "_decisive", id)
+    monkeypatch.setattr(tune, "_decisive", lambda pipeline, names: id(pipeline))
     return seconds
 
 
@@ -140,7 +144,7 @@ def test_the_bound_is_that_of_the_default(
     """It is measured once, at the first that wins, also where that is next tokens apart."""
     first = 1.0 if is_twice else 0.5
     answer_seconds |= {DEFAULT: 1.0, FIRST: first, BOTH: 0.3, KV_ONLY: 1.0}
-    answer_seconds |= {f"{DEFAULT} apart": 0.5, f"{F32} apart": 1.0}
+    answer_seconds |= {f"{DEFAULT} apart": 0.5}
     names = []
 
     def divergence(self, pipeline, part):
@@ -172,11 +176,46 @@ def test_next_tokens_are_compiled_apart_where_that_wins(
     answer_seconds[f"{FIRST} apart"] = seconds
     tuning, trials = tuned(converted)
     assert tuning.properties.get(NEXT_TOKENS) == (CANDIDATE if is_apart else None)
-    assert [trial.part for trial in trials].count(NEXT_TOKENS) == 2
-    default = "keeps one language model, of 3 settings the fastest"
+    assert [trial.part for trial in trials].count(NEXT_TOKENS) == 1
+    default = "keeps one language model, of 2 settings the fastest"
     assert tuning.reasons[NEXT_TOKENS] == (
         "takes 0.87 of one model's time" if is_apart else default
     )
+
+
+@pytest.mark.parametrize("seconds", [0.7, 1.2])
+def test_prompts_and_next_tokens_may_have_properties_of_their_own(
+    converted, answer_seconds, monkeypatch, seconds
+):
+    """Prompts are fastest by default here, next tokens with what an answer is fastest with."""
+    monkeypatch.setattr(tune, "fits_twice", lambda folder: True)
+    answer_seconds |= {DEFAULT: (0.3, 0.7), FIRST: (0.5, 0.3), BOTH: 1.0}
+    answer_seconds |= {f"{DEFAULT} and {FIRST} apart": seconds, f"{FIRST} apart": 0.7}
+    tuning, trials = tuned(converted)
+    assert tuning.properties[LANGUAGE_MODEL] == CANDIDATE
+    tried = [trial.properties for trial in trials if trial.part == NEXT_TOKENS]
+    assert tried == [
+        {LANGUAGE_MODEL: properties, NEXT_TOKENS: CANDIDATE} for properties in ({}, CANDIDATE)
+    ]
+    assert tuning.properties[NEXT_TOKENS] == CANDIDATE
+    assert tuning.properties.get(PROMPTS) == ({} if seconds == 0.7 else None)
+    assert (PROMPTS in tuning.reasons) == (seconds == 0.7)
+    words = "INFERENCE_PRECISION_HINT f32, DYNAMIC_QUANTIZATION_GROUP_SIZE 64"
+    rows = [trial.row["candidate"] for trial in trials[-2:]]
+    assert rows == [f"{words}; prompts as by default", words]
+
+
+def test_what_cannot_be_computed_here_is_told_as_that(converted, answer_seconds, monkeypatch):
+    def refuse():
+        raise DeviceError("This attention has no such thing.")
+
+    monkeypatch.setattr(tune, "fits_twice", lambda folder: True)
+    answer_seconds |= {DEFAULT: 1.0, FIRST: refuse, KV_ONLY: refuse, f"{DEFAULT} apart": refuse}
+    tuning, trials = tuned(converted)
+    assert [trial.verdict for trial in trials[1:]] == ["cannot be computed here"] * 3
+    assert tuning.reasons[LANGUAGE_MODEL] == "keeps the defaults: others cannot be computed here"
+    words = "keeps one language model: two cannot be computed here"
+    assert tuning.reasons[NEXT_TOKENS] == words
 
 
 def test_what_there_was_no_time_for_is_said(converted, answer_seconds, monkeypatch):
@@ -228,6 +267,29 @@ def test_what_changes_nothing_here_is_not_tried(monkeypatch, sets, precisions, e
     assert [name for name, candidate in names.items() if candidate in offers] == expected
 
 
+@pytest.mark.parametrize("cores, expected", [(2, []), (4, [2]), (7, [3])])
+def test_half_of_the_cores_is_tried_where_that_is_more_than_one(monkeypatch, cores, expected):
+    monkeypatch.setattr(candidates, "processors", lambda: cores)
+    offers = candidates.candidates_of(10**15, 64)
+    name = "INFERENCE_NUM_THREADS"
+    assert [candidate[name] for candidate in offers if name in candidate] == expected
+
+
+@pytest.mark.parametrize(
+    "capabilities, sets, has_vnni",
+    [
+        ({"avx2": True, "avx512_f": False, "avx_vnni": False}, ["AVX2"], False),
+        ({"avx2": True, "avx_vnni": True}, ["AVX2", "VNNI"], True),
+        ({"avx2": True, "avx512_f": True, "avx512_vnni": True}, ["AVX2", "AVX-512", "VNNI"], True),
+        ({"amx_int8": True, "amx_fp16": True, "amx_tile": True}, ["AMX", "AMX-FP16"], False),
+        ({"architecture": "aarch64", "neon": True}, [], True),
+    ],
+)
+def test_instruction_sets_are_named_on_every_system(monkeypatch, capabilities, sets, has_vnni):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert (resources.instruction_sets(), resources.has_vnni()) == (sets, has_vnni)
+
+
 def test_slow_processors_have_more_time(monkeypatch):
     for sets, factor in ((["AVX2"], 2.5), (["AVX2", "AVX-512"], 1), ([], 1)):
         monkeypatch.setattr(candidates, "instruction_sets", lambda sets=sets: sets)
@@ -237,11 +299,9 @@ def test_slow_processors_have_more_time(monkeypatch):
 
 def test_settings_that_compute_alike_are_measured_once(converted):
     pipeline = VisionLanguagePipeline(converted)
-    same = pipeline.with_part(LANGUAGE_MODEL, {"KV_CACHE_PRECISION": "u8"})
-    other = pipeline.with_part(LANGUAGE_MODEL, {"KV_CACHE_PRECISION": "f16"})
-    default, same, other = (
-        tune._decisive(p.parts[LANGUAGE_MODEL]) for p in (pipeline, same, other)
-    )
+    same = pipeline.with_parts({LANGUAGE_MODEL: {"KV_CACHE_PRECISION": "u8"}})
+    other = pipeline.with_parts({LANGUAGE_MODEL: {"KV_CACHE_PRECISION": "f16"}})
+    default, same, other = (tune._decisive(p, [LANGUAGE_MODEL]) for p in (pipeline, same, other))
     assert default == same != other
 
 

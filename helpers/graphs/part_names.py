@@ -5,6 +5,8 @@ TEXT_EMBEDDINGS = "text embeddings"
 LANGUAGE_MODEL = "language model"
 # The language model compiled a second time, for one token after another; its file is the same.
 NEXT_TOKENS = "next tokens apart"
+# The language model beside it, where prompts alone are fastest with other properties.
+PROMPTS = "prompts apart"
 # What every layer of the language model gets of a token, looked up by its id.
 PER_LAYER_EMBEDDINGS = "per-layer embeddings"
 # What stands before the layers of an image encoder that takes pictures of any size.

@@ -16,6 +16,7 @@ WITHOUT_AVX512 = 2.5  # times as many, since a picture and a prompt take so much
 # Groups of 128 are faster still, but took the bundled models' answers up to 3 times as far from
 # ACCURACY mode as the default. One that is larger than the weights' group switches them off.
 LARGEST_GROUP = 64
+LEAST_TO_HALVE = 4  # cores, below which half of them is one
 PRECISION, GROUP = "INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 
@@ -44,7 +45,12 @@ def candidates_of(weight_bytes: int, group: int) -> list[Properties]:
     has_room = psutil.virtual_memory().available > 8 * weight_bytes
     if has_16_bits() and processors() > 1 and has_room:
         candidates.append({PRECISION: "f16"})
-    return [*candidates, {"ENABLE_CPU_PINNING": False}, {"ENABLE_HYPER_THREADING": True}]
+    candidates += [{"ENABLE_CPU_PINNING": False}, {"ENABLE_HYPER_THREADING": True}]
+    # A next token waits for memory, which half of the cores may read as fast, and cores of two
+    # kinds wait for the slower ones.
+    if processors() >= LEAST_TO_HALVE:
+        candidates.append({"INFERENCE_NUM_THREADS": processors() // 2})
+    return candidates
 
 
 def has_16_bits() -> bool:

@@ -6,6 +6,7 @@ What this module does not know: why; `benchmark` profiles.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from helpers.run.batches import Row
 from helpers.run.choosing import Chooser
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.sampling import Sampling
+from helpers.run.worker import Stop
 
 T = TypeVar("T")
 
@@ -65,15 +67,17 @@ def answer_times(
     return clock.clock.first_and_next
 
 
-def answer_seconds(
+def seconds_of_steps(
     model: Model, prepared: Mapping[str, Any], *, tokens: int, computed: int
-) -> float:
-    """Return the seconds of a whole answer of `tokens`, of which the first ones are `computed`.
+) -> list[float]:
+    """Return the seconds of the prompt and of all next tokens of an answer of `tokens`.
 
-    What stands between the prompt and the next tokens counts, as moving the cache.
+    The first of them are `computed`. What stands between the prompt and the next tokens counts
+    with these, as moving the cache.
     """
-    seconds, (_, next_token) = timed(lambda: answer_times(model, prepared, tokens=computed))
-    return seconds + (tokens - computed) * next_token
+    times = partial(answer_times, model, prepared, tokens=computed)
+    seconds, (first_token, next_token) = timed(times)
+    return [first_token, seconds - first_token + (tokens - computed) * next_token]
 
 
 def _asked(
@@ -81,6 +85,7 @@ def _asked(
 ) -> tuple[float, float]:
     clock, chooser, ids = Clock(), Chooser(Sampling()), list[int]()
     cache = pipeline.language_model.new_cache()
+    cache.stop = Stop()  # so the prompt is computed in pieces, as that of an answer which can end
     logits = pipeline.language_model.forward(**prepared, past_key_values=cache).logits
     assert logits is not None
     row_logits = logits[:, -1]

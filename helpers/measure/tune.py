@@ -6,19 +6,19 @@ that need another conversion.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
-import openvino as ov
 import torch
 from torch import Tensor
 
 from helpers.convert.folders import Report, read_manifest, weight_bytes
 from helpers.errors import DeviceError
-from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import VisualQuestion
 from helpers.measure.candidates import (
@@ -26,16 +26,15 @@ from helpers.measure.candidates import (
     LARGEST_GROUP,
     PRECISION,
     candidates_of,
-    has_16_bits,
     seconds_for,
 )
-from helpers.measure.duels import MARGIN, Duel, duel, seconds_of_duel
+from helpers.measure.duels import MARGIN, duel, seconds_of_duel
 from helpers.measure.evaluation import divergences_of_logits
-from helpers.measure.speed import answer_seconds, timed
+from helpers.measure.speed import seconds_of_steps, timed
+from helpers.measure.trials import REFUSED, Trial, reason_of, trial_of
 from helpers.models.exported import Features, ImageInputs
-from helpers.resources import time_in_words
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.tuning import Properties, Tuning, fits_twice, key_of, properties_in_words
+from helpers.run.tuning import Properties, Tuning, fits_twice, key_of
 
 TOKENS = 64  # of the answer whose whole time is compared, behind a picture and a question
 STEPS = 8  # tokens of it that are computed
@@ -47,39 +46,8 @@ REFERENCE_SHARE, ENCODER_SHARE, MODEL_SHARE = 0.15, 0.5, 0.75
 # computes as ACCURACY mode does, so many nats are still rounding (measured: up to 6e-7).
 TIMES_DEFAULT, ROUNDING = 2.0, 1e-6
 
-NOISY = "too noisy to say: the times vary"
-NOT_ALWAYS, TOO_FAR = "but not in every round", "but too far from ACCURACY mode"
 # What a compiled model says of itself that decides how it computes.
 DECISIVE = (PRECISION, GROUP, "KV_CACHE_PRECISION", "INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A candidate: its seconds and those of the fastest before it, in nats how far it is, and why.
-
-    None is what was not measured.
-    """
-
-    part: str
-    properties: Properties
-    before: float | None
-    seconds: float | None
-    divergence: float | None
-    verdict: str
-
-    @property
-    def row(self) -> dict[str, str]:
-        """The trial as a row of a table."""
-        times = [self.before, self.seconds]
-        before, seconds = ("-" if value is None else time_in_words(value) for value in times)
-        return {
-            "part": self.part,
-            "candidate": properties_in_words(self.properties),
-            "before": before,
-            "with it": seconds,
-            "1000 KL": "-" if self.divergence is None else f"{1000 * self.divergence:.3f}",
-            "verdict": self.verdict,
-        }
 
 
 @dataclass(frozen=True)
@@ -113,7 +81,8 @@ def tune(
 
     The language model's settings are chosen for the time of a whole answer of 64 tokens, since
     those that are fastest for a prompt and for the next token may differ. Where there is memory for
-    it, it is then compiled a second time for next tokens alone, which is kept if it wins.
+    it, it is then compiled a second time for next tokens alone, each of the two with what was
+    fastest for it, which is kept if it wins.
     """
     folder, sizes = Path(folder), weight_bytes(folder)
     if seconds is None:
@@ -133,6 +102,34 @@ def tune(
     return Tuning(key_of(folder), tuner.chosen, tuner.reasons), tuner.trials
 
 
+class _Clocked:
+    """Measures a pipeline: the seconds of each step, as of a prompt and its next tokens.
+
+    `of_default` are they by the default's, as soon as they were compared with what has that.
+    """
+
+    def __init__(
+        self,
+        pipeline: VisionLanguagePipeline,
+        measure: Callable[[VisionLanguagePipeline], Sequence[float]],
+    ) -> None:
+        self.pipeline, self.measure = pipeline, measure
+        self.calls: list[Sequence[float]] = []
+        self.of_default = [1.0, 1.0]
+
+    def __call__(self) -> float:
+        """Return the seconds of all steps."""
+        self.calls.append(self.measure(self.pipeline))
+        return sum(self.calls[-1])
+
+    def compare(self, champion: "_Clocked", rounds: int) -> None:
+        """Note `of_default`, by the last `rounds` calls of both."""
+        calls = zip(self.calls[-rounds:], champion.calls[-rounds:], strict=True)
+        ratios = [[new / old for new, old in zip(*call, strict=True)] for call in calls]
+        steps = zip(zip(*ratios, strict=True), champion.of_default, strict=False)
+        self.of_default = [median(step) * before for step, before in steps]
+
+
 class _Tuner:
     """Tunes the parts of one folder, one after the other.
 
@@ -148,6 +145,8 @@ class _Tuner:
         self.trials: list[Trial] = []
         self.reasons: dict[str, str] = {}
         self.chosen: dict[str, Properties] = {}
+        # Of the part that is being tuned: properties, and the time of each step by the default's.
+        self.steps: list[tuple[Properties, list[float]]] = []
         self.bound: float | None = None
         report(f"{folder.name}: computing what is to come out, in ACCURACY mode")
         self.pipeline = VisionLanguagePipeline(folder, accuracy=True)
@@ -175,8 +174,8 @@ class _Tuner:
         """Choose the fastest properties of the image encoder."""
         inputs = self.samples[0].image_inputs
 
-        def measure(pipeline: VisionLanguagePipeline) -> float:
-            return timed(lambda: pipeline.encode_images(**inputs))[0]
+        def measure(pipeline: VisionLanguagePipeline) -> list[float]:
+            return [timed(lambda: pipeline.encode_images(**inputs))[0]]
 
         self._begin(IMAGE_ENCODER)
         self._tune(IMAGE_ENCODER, candidates, measure, ENCODER_SHARE)
@@ -184,24 +183,38 @@ class _Tuner:
     def tune_language_model(self, candidates: Sequence[Properties]) -> None:
         """Choose the properties of the language model with which a whole answer is fastest."""
         self._begin(LANGUAGE_MODEL)
-        self._tune(LANGUAGE_MODEL, candidates, self._answer_seconds, MODEL_SHARE)
+        self._tune(LANGUAGE_MODEL, candidates, self._seconds_of_steps, MODEL_SHARE)
 
     def tune_next_tokens(self) -> None:
-        """Choose whether next tokens are compiled apart from prompts, and their properties."""
-        of_prompts = self.chosen[LANGUAGE_MODEL]
-        candidates = [of_prompts]
-        if has_16_bits():
-            candidates.append(of_prompts | {PRECISION: "f32"})
-        self._tune(NEXT_TOKENS, candidates, self._answer_seconds, 1)
+        """Choose whether next tokens are compiled apart from prompts, and the properties of both.
 
-    def _answer_seconds(self, pipeline: VisionLanguagePipeline) -> float:
+        Each is tried with what one model was fastest with in this step, and with what is chosen.
+        """
+        chosen = self.chosen[LANGUAGE_MODEL]
+        pairs = product(*(self._fastest(chosen, step) for step in (0, 1)))
+        candidates = [{LANGUAGE_MODEL: first, NEXT_TOKENS: second} for first, second in pairs]
+        self._tune(NEXT_TOKENS, candidates, self._seconds_of_steps, 1)
+        of_prompts = self.pipeline.properties[LANGUAGE_MODEL]
+        if of_prompts != chosen:
+            self.chosen[PROMPTS] = of_prompts
+            self.reasons[PROMPTS] = "where next tokens are apart"
+
+    def _fastest(self, chosen: Properties, step: int) -> list[Properties]:
+        """Return the properties that were fastest in a step, if not `chosen` ones, then those."""
+        times = [(of_default[step], properties) for properties, of_default in self.steps]
+        best, properties = min(times, key=itemgetter(0), default=(1.0, chosen))
+        before = next((time for time, tried in times if tried == chosen), 1.0)
+        return [properties, chosen] if best < MARGIN * before else [chosen]
+
+    def _seconds_of_steps(self, pipeline: VisionLanguagePipeline) -> Sequence[float]:
         sample = self.samples[0]
         prepared = pipeline.prepare(sample.ids, sample.features)
-        return answer_seconds(pipeline, prepared, tokens=TOKENS, computed=STEPS)
+        return seconds_of_steps(pipeline, prepared, tokens=TOKENS, computed=STEPS)
 
     def _begin(self, part: str) -> None:
         """Let a part have the defaults; how far a candidate may diverge is not known yet."""
-        self.pipeline, self.chosen[part], self.bound = self.pipeline.with_part(part, {}), {}, None
+        self.pipeline, self.chosen[part] = self.pipeline.with_parts({part: {}}), {}
+        self.bound, self.steps = None, []
 
     def _bound(self, part: str) -> float:
         """Return in nats how far a candidate for a part may diverge, by the default's divergence.
@@ -209,72 +222,61 @@ class _Tuner:
         That is measured when the first candidate has won: until then, the default is the fastest.
         """
         if self.bound is None:
-            self.bound = max(ROUNDING, TIMES_DEFAULT * self._divergence(self.pipeline, part))
+            divergence = self._divergence(self.pipeline, part)
+            self.report(
+                f"{part}: by default {1000 * divergence:.3g} thousandths of a nat from ACCURACY "
+                f"mode, with {len(self.samples)} questions and {COMPARED} tokens of each answer"
+            )
+            self.bound = max(ROUNDING, TIMES_DEFAULT * divergence)
         return self.bound
 
     def _tune(
         self,
         part: str,
         candidates: Sequence[Properties],
-        measure: Callable[[VisionLanguagePipeline], float],
+        measure: Callable[[VisionLanguagePipeline], Sequence[float]],
         share: float,
     ) -> None:
-        computations = [_decisive(self.pipeline.parts[part])] if part in self.chosen else []
-        gain, untried = 1.0, 0
-        champion, needed = partial(measure, self.pipeline), 0.0
+        """Choose among candidates for a part: its properties, or for next tokens of both models."""
+        computations = [_decisive(self.pipeline, [part])] if part in self.chosen else []
+        gain, untried, needed = 1.0, 0, 0.0
+        champion = _Clocked(self.pipeline, measure)
         if candidates and self._left(share) > 0:
             self.report(f"{part}: measuring it as it is")
             needed = seconds_of_duel(champion)
+            self.steps.append((self.chosen.get(part, {}), champion.of_default))
         for candidate in candidates:
             if self._left(share) <= needed:
                 untried += 1
                 continue
-            trial = self.chosen.get(part, {}) | candidate
+            is_pair = part == NEXT_TOKENS
+            trial = candidate if is_pair else {part: self.chosen[part] | candidate}
             try:
-                challenger = self.pipeline.with_part(part, trial)
-                decisive = _decisive(challenger.parts[part])
+                pipeline = self.pipeline.with_parts(trial)
+                decisive = _decisive(pipeline, trial)
                 if decisive in computations:
                     continue
                 computations.append(decisive)
-                result = duel(champion, partial(measure, challenger))
-                divergence = self._divergence(challenger, part) if result.is_won else None
+                challenger = _Clocked(pipeline, measure)
+                result = duel(champion, challenger)
+                divergence = self._divergence(pipeline, part) if result.is_won else None
                 bound = self._bound(part) if result.is_won else 0.0
             except DeviceError:
-                self._note(Trial(part, trial, None, None, None, "cannot be computed here"))
+                self._note(Trial(part, trial, None, None, None, REFUSED))
                 continue
-            self._note(_trial(part, trial, result, divergence, bound))
+            self._note(trial_of(part, trial, result, divergence, bound))
+            if not result.is_too_noisy:
+                challenger.compare(champion, len(result.ratios))
+                self.steps.append((trial[part], challenger.of_default))
             if divergence is not None and divergence <= bound:
-                self.pipeline, self.chosen[part] = challenger, trial
-                champion, ratio = partial(measure, challenger), median(result.ratios)
-                gain, needed = gain * ratio, needed * ratio
-        self.reasons[part] = self._reason(part, gain, untried)
-
-    def _reason(self, part: str, gain: float, untried: int) -> str:
-        """Return in a sentence what came of tuning a part."""
+                self.pipeline, self.chosen[part], champion = pipeline, trial[part], challenger
+                gain, needed = gain * median(result.ratios), needed * median(result.ratios)
         trials = [trial for trial in self.trials if trial.part == part]
-        verdicts = [trial.verdict for trial in trials]
-        unclear = [words for words in verdicts if NOISY in words or NOT_ALWAYS in words]
-        too_far = [words for words in verdicts if TOO_FAR in words]
-        is_second = part == NEXT_TOKENS
-        default = "one language model" if is_second else "the defaults"
-        if gain < 1:
-            reason = f"takes {gain:.2f} of {'one model' if is_second else 'the default'}'s time"
-        elif unclear:
-            reason = f"keeps {default}: {unclear[0]}; try again while nothing else computes"
-        elif too_far:
-            reason = f"keeps {default}: {too_far[0]}"
-        elif trials:
-            reason = f"keeps {default}, of {len(trials) + 1} settings the fastest"
-        elif untried:
-            others = "two" if is_second else "others"
-            return f"keeps {default}: there was no time to try {others}; `--seconds` gives more"
-        else:
-            reason = f"keeps {default}: no other setting computes otherwise on this processor"
-        return reason + (f"; there was no time for {untried} more" if untried else "")
+        self.reasons[part] = reason_of(part, trials, gain, untried)
 
     def _note(self, trial: Trial) -> None:
         self.trials.append(trial)
-        self.report(f"{trial.part}, {properties_in_words(trial.properties)}: {trial.verdict}")
+        self.report(f"{trial.part}, {trial.words}: {trial.verdict}")
 
     def _divergence(self, pipeline: VisionLanguagePipeline, part: str) -> float:
         """Return in nats how far a part takes tokens from ACCURACY mode's, on average."""
@@ -288,25 +290,10 @@ class _Tuner:
         return float(torch.stack(values).mean())
 
 
-def _trial(
-    part: str, properties: Properties, result: Duel, divergence: float | None, bound: float
-) -> Trial:
-    ratio = median(result.ratios)
-    if result.is_too_noisy:
-        verdict = f"{NOISY} by {result.noise:.0%}"
-    elif divergence is not None and divergence > bound:
-        verdict = f"{ratio:.2f} of the time, {TOO_FAR} (at most {bound:.2g})"
-    elif ratio < MARGIN and not result.is_won:
-        verdict = f"{ratio:.2f} of the time, {NOT_ALWAYS}"
-    else:
-        verdict = f"{ratio:.2f} of the time" + (", taken" if result.is_won else "")
-    times = median(result.champion), median(result.challenger)
-    return Trial(part, properties, *times, divergence, verdict)
-
-
-def _decisive(part: ov.CompiledModel) -> list[str]:
-    """Return what a compiled part says of how it computes: equals need not be measured."""
-    return [str(part.get_property(name)) for name in DECISIVE]
+def _decisive(pipeline: VisionLanguagePipeline, names: Iterable[str]) -> list[str]:
+    """Return what compiled parts say of how they compute: equals need not be measured."""
+    parts = [pipeline.parts[name] for name in names]
+    return [str(part.get_property(name)) for part in parts for name in DECISIVE]
 
 
 @torch.inference_mode()

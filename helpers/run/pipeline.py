@@ -27,7 +27,13 @@ from helpers.errors import (
 from helpers.graphs.attention_masks import add_masks
 from helpers.graphs.core import Stoppable, Stopped, compile_model, core, run_model
 from helpers.graphs.last_logits import return_last_logits
-from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, NEXT_TOKENS, TEXT_EMBEDDINGS
+from helpers.graphs.part_names import (
+    FILES,
+    LANGUAGE_MODEL,
+    NEXT_TOKENS,
+    PROMPTS,
+    TEXT_EMBEDDINGS,
+)
 from helpers.graphs.single_token import expect_single_token
 from helpers.inputs.messages import Message, Pictures
 from helpers.inputs.video import Video
@@ -62,9 +68,10 @@ class VisionLanguagePipeline:
     On the CPU, each part has the properties that `vlm tune` chose for it on this computer, unless
     it is not to be `tuned`; `tuning` holds them. `properties` are further ones of OpenVINO's
     `compile_model` for all parts, such as INFERENCE_NUM_THREADS. Where `vlm tune` found that faster
-    and there is memory for it, the language model is compiled twice: for prompts, and for next
-    tokens, unless it is for a `single_answer`, which would gain less than that takes. So many
-    `answers_at_once` are computed together, where several people ask.
+    and there is memory for it, the language model is compiled twice, for prompts and for next
+    tokens, unless the latter are not to be apart (`next_tokens_apart`): a single answer would gain
+    less than that takes, and answers that are computed together or with drafts gain nothing. So
+    many `answers_at_once` are computed together, where several people ask.
 
     Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
     that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has
@@ -81,7 +88,7 @@ class VisionLanguagePipeline:
         tuned: bool = True,
         properties: Mapping[str, Any] | None = None,
         answers_at_once: int = 1,
-        single_answer: bool = False,
+        next_tokens_apart: bool = True,
     ) -> None:
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
@@ -99,8 +106,12 @@ class VisionLanguagePipeline:
         if answers_at_once < 1:
             raise SettingsError(f"answers_at_once is {answers_at_once}; it should be at least 1.")
         self.answers_at_once = answers_at_once
-        is_twice = NEXT_TOKENS in of_parts and not single_answer and fits_twice(folder)
-        beside = [NEXT_TOKENS] if is_twice else []
+        beside = []
+        if NEXT_TOKENS in of_parts and next_tokens_apart and fits_twice(folder):
+            beside = [NEXT_TOKENS]
+            # Next tokens of several answers are computed where prompts are.
+            if PROMPTS in of_parts and answers_at_once == 1:
+                of_parts = of_parts | {LANGUAGE_MODEL: of_parts[PROMPTS]}
         self.properties = {
             name: mode | of_parts.get(name, {}) | dict(properties or {})
             for name in (*self.processor.exported.files, *beside)
@@ -125,17 +136,21 @@ class VisionLanguagePipeline:
         self.worker = Worker(self.batch.compute, at_once=self.answers_at_once)
         self.worker.close_with(self)
 
-    def with_part(self, name: str, properties: Properties) -> Self:
-        """Return a pipeline that shares all parts but this one, which has these properties only.
+    def with_parts(self, properties: Mapping[str, Properties]) -> Self:
+        """Return a pipeline whose parts of these names have these `properties` only.
 
-        With another language model, next tokens are compiled apart no more.
+        All others are shared. With another language model, next tokens are compiled apart only
+        where they are named too.
         """
         other = copy.copy(self)
-        other.properties = {**self.properties, name: properties}
-        parts = {**self.parts, name: other._compile(name)}
-        if name == LANGUAGE_MODEL:
+        other.properties, parts = dict(self.properties), dict(self.parts)
+        if LANGUAGE_MODEL in properties:
             for of_next_tokens in (other.properties, parts):
                 of_next_tokens.pop(NEXT_TOKENS, None)
+        for name, of_part in properties.items():
+            is_shared = name in parts and of_part == self.properties[name]
+            other.properties[name] = of_part
+            parts[name] = parts[name] if is_shared else other._compile(name)
         other._use(parts)
         return other
 

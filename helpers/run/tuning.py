@@ -19,7 +19,7 @@ import psutil
 from helpers.convert.folders import read_manifest, weight_bytes
 from helpers.convert.manifests import part_files
 from helpers.errors import CheckpointError, OutputError
-from helpers.graphs.part_names import LANGUAGE_MODEL
+from helpers.graphs.part_names import LANGUAGE_MODEL, NEXT_TOKENS
 from helpers.resources import in_words, instruction_sets, processors
 from helpers.run.devices import available_devices
 from helpers.sources.checkpoints import read_json
@@ -55,6 +55,14 @@ class Tuning:
 def properties_in_words(properties: Mapping[str, Any]) -> str:
     """Return properties as a person reads them; none are the defaults."""
     return ", ".join(f"{name} {value}" for name, value in properties.items()) or "as by default"
+
+
+def settings_in_words(folder: Path, tuning: Tuning | None) -> str:
+    """Return what a folder is computed with on this computer now."""
+    if tuning is None:
+        return f"the defaults, never tuned here (`vlm tune {folder}`)"
+    lacks_memory = NEXT_TOKENS in tuning.properties and not fits_twice(folder)
+    return f"{tuning}{'; for next tokens apart, no memory is free now' if lacks_memory else ''}"
 
 
 def fits_twice(folder: Path) -> bool:

@@ -69,6 +69,7 @@ def answerer_for(
         picture_tokens=picture_tokens,
         tuned=not untuned,
         answers_at_once=size or SIZES[-1],
+        next_tokens_apart=size == 1,
     )
     freeze_objects()
     if not size:

@@ -73,6 +73,7 @@ class Actor:
             tuned=model.tuned,
             properties=properties if model.device == "CPU" else {},
             answers_at_once=rows_together,
+            next_tokens_apart=rows_together == 1,
         )
         freeze_objects()
         self.local = Local(pipeline, model.fingerprint, options, rows_together)

@@ -1,0 +1,106 @@
+"""What came of each candidate that `vlm tune` measured, and of a part's candidates altogether.
+
+What this module does not know: how they are measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from helpers.graphs.part_names import LANGUAGE_MODEL, NEXT_TOKENS
+from helpers.measure.duels import MARGIN, Duel
+from helpers.resources import time_in_words
+from helpers.run.tuning import Properties, properties_in_words
+
+NOISY = "too noisy to say: the times vary"
+NOT_ALWAYS, TOO_FAR = "but not in every round", "but too far from ACCURACY mode"
+REFUSED = "cannot be computed here"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate for a part: its seconds and those of the fastest before it, how far it is, why.
+
+    `properties` are those of the part, or for next tokens apart those of both language models, by
+    their names. The divergence is in nats. None is what was not measured.
+    """
+
+    part: str
+    properties: Mapping[str, Properties]
+    before: float | None
+    seconds: float | None
+    divergence: float | None
+    verdict: str
+
+    @property
+    def words(self) -> str:
+        """The properties as a person reads them."""
+        own = properties_in_words(self.properties[self.part])
+        of_prompts = self.properties.get(LANGUAGE_MODEL)
+        if self.part != NEXT_TOKENS or of_prompts in (None, self.properties[NEXT_TOKENS]):
+            return own
+        return f"{own}; prompts {properties_in_words(of_prompts)}"
+
+    @property
+    def row(self) -> dict[str, str]:
+        """The trial as a row of a table."""
+        times = [self.before, self.seconds]
+        before, seconds = ("-" if value is None else time_in_words(value) for value in times)
+        return {
+            "part": self.part,
+            "candidate": self.words,
+            "before": before,
+            "with it": seconds,
+            "1000 KL": "-" if self.divergence is None else f"{1000 * self.divergence:.3f}",
+            "verdict": self.verdict,
+        }
+
+
+def trial_of(
+    part: str,
+    properties: Mapping[str, Properties],
+    result: Duel,
+    divergence: float | None,
+    bound: float,
+) -> Trial:
+    """Return the trial of a candidate that was measured, and in nats how far it may diverge."""
+    ratio = median(result.ratios)
+    if result.is_too_noisy:
+        verdict = f"{NOISY} by {result.noise:.0%}"
+    elif divergence is not None and divergence > bound:
+        verdict = f"{ratio:.2f} of the time, {TOO_FAR} (at most {bound:.2g})"
+    elif ratio < MARGIN and not result.is_won:
+        verdict = f"{ratio:.2f} of the time, {NOT_ALWAYS}"
+    else:
+        verdict = f"{ratio:.2f} of the time" + (", taken" if result.is_won else "")
+    times = median(result.champion), median(result.challenger)
+    return Trial(part, properties, *times, divergence, verdict)
+
+
+def reason_of(part: str, trials: Sequence[Trial], gain: float, untried: int) -> str:
+    """Return in a sentence what came of a part's trials, which took `gain` of the default's time.
+
+    For so many candidates that were `untried` there was no time.
+    """
+    verdicts = [trial.verdict for trial in trials]
+    unclear = [words for words in verdicts if NOISY in words or NOT_ALWAYS in words]
+    too_far = [words for words in verdicts if TOO_FAR in words]
+    measured = [trial for trial in trials if trial.seconds is not None]
+    is_second = part == NEXT_TOKENS
+    default = "one language model" if is_second else "the defaults"
+    if gain < 1:
+        reason = f"takes {gain:.2f} of {'one model' if is_second else 'the default'}'s time"
+    elif unclear:
+        reason = f"keeps {default}: {unclear[0]}; try again while nothing else computes"
+    elif too_far:
+        reason = f"keeps {default}: {too_far[0]}"
+    elif measured:
+        reason = f"keeps {default}, of {len(measured) + 1} settings the fastest"
+    elif trials:
+        reason = f"keeps {default}: {'two' if is_second else 'others'} cannot be computed here"
+    elif untried:
+        others = "two" if is_second else "others"
+        return f"keeps {default}: there was no time to try {others}; `--seconds` gives more"
+    else:
+        reason = f"keeps {default}: no other setting computes otherwise on this processor"
+    return reason + (f"; there was no time for {untried} more" if untried else "")
