@@ -301,7 +301,7 @@ def info(options: argparse.Namespace) -> int:
     runtime = load_processor(options.folder).runtime
     lines.append(f"OpenVINO GenAI and Model Server: {runtime.why or 'load this folder'}")
     tuning = read_tuning(options.folder)
-    lines.append(f"settings on this computer: {settings_in_words(options.folder, tuning)}")
+    lines += settings_in_words(options.folder, tuning)
     data = manifest | {"bytes": sizes, "loaded by GenAI": runtime.loads}
     data["tuning"] = tuning and dataclasses.asdict(tuning)
     return show(Result(data, lines, rows), options)

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
+from helpers.graphs.core import run_model
 from helpers.inputs.messages import user_message
+from helpers.models import exported
+from helpers.run import pipeline as pipeline_module
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Counts
@@ -41,6 +44,23 @@ def test_an_answer_about_pictures_equals_pytorch(pipeline, torch_model, number):
     tiles = int(pipeline.image_inputs(pictures)["tiles"].sum()) if pictures else 0
     assert ids.count(pipeline.processor.image_token_id) == tiles * TOKENS_PER_TILE
     assert reply.token_ids == reference_tokens(torch_model, ids, pictures)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_many_tiles_are_computed_in_several_calls(pipeline, monkeypatch, most):
+    inputs = pipeline.image_inputs([picture(index) for index in range(4)])
+    expected, calls = pipeline.encode_images(**inputs), []
+
+    def noted(request, inputs, stop):
+        calls.append(len(inputs["pixel_values"]))
+        return run_model(request, inputs, stop)
+
+    monkeypatch.setattr(exported, "MOST_AT_ONCE", most)
+    monkeypatch.setattr(pipeline_module, "run_model", noted)
+    features = pipeline.encode_images(**inputs)
+    tiles = len(inputs["pixel_values"])
+    assert max(calls) == most and sum(calls) == tiles > most
+    assert torch.allclose(features, expected, atol=1e-4)
 
 
 def test_the_pieces_are_the_text(pipeline):

@@ -378,9 +378,10 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
     assert "next tokens apart: was not tried" in printed.out
     assert "`vlm convert --precision int4-sym` makes a folder that is faster here" in printed.out
     assert "tune" not in run(*ask).err
-    assert (
-        "settings on this computer: image encoder as by default; lan" in run("info", converted).out
-    )
+    printed = run("info", converted).out
+    assert "settings on this computer: image encoder as by default; lan" in printed
+    sets = ", ".join(resources.instruction_sets())
+    assert "processor: " in printed and (f" ({sets})\n" in printed or not sets)
     data = json.loads(run("info", converted, "--json").out)
     assert data["tuning"]["properties"][LANGUAGE_MODEL] == CANDIDATE
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.errors import PictureError
+from helpers.models.exported import in_calls
 
 Size = tuple[int, int]  # (width, height) in pixels, or a grid's (columns, rows)
 
@@ -130,7 +131,7 @@ def by_size(encode: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> lis
     encoded: list[Tensor] = [torch.empty(0)] * len(rows)
     for size in dict.fromkeys(row.shape for row in rows):
         places = [place for place, row in enumerate(rows) if row.shape == size]
-        results = encode(torch.stack([rows[place] for place in places]))
+        results = in_calls(encode, torch.stack([rows[place] for place in places]))
         for place, result in zip(places, results, strict=True):
             encoded[place] = result
     return encoded

@@ -57,12 +57,14 @@ def properties_in_words(properties: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in properties.items()) or "as by default"
 
 
-def settings_in_words(folder: Path, tuning: Tuning | None) -> str:
-    """Return what a folder is computed with on this computer now."""
-    if tuning is None:
-        return f"the defaults, never tuned here (`vlm tune {folder}`)"
-    lacks_memory = NEXT_TOKENS in tuning.properties and not fits_twice(folder)
-    return f"{tuning}{'; for next tokens apart, no memory is free now' if lacks_memory else ''}"
+def settings_in_words(folder: Path, tuning: Tuning | None) -> list[str]:
+    """Return in two lines what a folder is computed with on this computer now."""
+    sets = ", ".join(instruction_sets())
+    processor = f"processor: {available_devices()['CPU']}" + (f" ({sets})" if sets else "")
+    settings = f"{tuning or f'the defaults, never tuned here (`vlm tune {folder}`)'}"
+    if tuning and NEXT_TOKENS in tuning.properties and not fits_twice(folder):
+        settings += "; no memory is free now for next tokens apart"
+    return [processor, f"settings on this computer: {settings}"]
 
 
 def fits_twice(folder: Path) -> bool:
