@@ -7,9 +7,11 @@ import torch
 from transformers.generation import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from helpers.graphs.core import Stopped
 from helpers.inputs.messages import user_message
 from helpers.models.exported import collate
-from helpers.run.generation import StopOnEvent, Stopped
+from helpers.run import background
+from helpers.run.generation import StopOnEvent
 from tests.tiny import equal_pieces, picture, seeded
 
 NEW = 12
@@ -161,6 +163,40 @@ def test_a_stop_event_gives_up_a_prompt_that_is_being_computed(pipeline, monkeyp
         cache.return_to(mark)
         assert lengths(cache) == {past} == {cache.length}
         cache.stop = None
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("past", [0, 8])
+def test_a_piece_that_was_begun_is_finished_in_the_background(pipeline, monkeypatch, past):
+    """What stands in the cache before it stays, whatever is asked of the cache meanwhile."""
+    model, positions = pipeline.language_model, 4000
+    monkeypatch.setattr(model, "pieces", equal_pieces(positions))
+    with seeded(0):
+        earlier, later = torch.randn(1, 8, 128), torch.randn(1, 6, 128)
+    expected, cache = model.new_cache(), model.new_cache()
+    start = cache.mark()
+    for kept in (expected, cache) if past else ():
+        model(inputs_embeds=earlier, past_key_values=kept)
+    mark, cache.stop = cache.mark(), SetAfter(1)
+    with pytest.raises(Stopped):
+        model(inputs_embeds=torch.zeros(1, positions, 128), past_key_values=cache)
+    assert background.has(cache.request) and cache.length == past + positions
+    cache.return_to(mark)
+    cache.stop = None
+    cache.settle()
+    assert not background.has(cache.request) and cache.length == past
+    assert lengths(cache) <= {past}
+    logits = [model(inputs_embeds=later, past_key_values=c).logits for c in (expected, cache)]
+    torch.testing.assert_close(*logits)
+    cache.stop = SetAfter(1)
+    with pytest.raises(Stopped):
+        model(inputs_embeds=torch.zeros(1, positions, 128), past_key_values=cache)
+    cache.return_to(mark)
+    cache.return_to(start)  # an earlier answer is taken back, too
+    with pytest.raises(Stopped):
+        cache.settle(SetAfter(0))
+    cache.settle()
+    assert cache.length == 0 and lengths(model.new_cache(cache.request)) == {0}
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from helpers.graphs.single_token import expect_single_token
 from helpers.models import load_model
 from helpers.models.families import families
 from helpers.run import tuning
-from helpers.run.generation import StateCache
+from helpers.run.caches import StateCache
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.prefill_again import language_model_of
 from helpers.run.tuning import Tuning, key_of, write_tuning

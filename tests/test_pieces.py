@@ -4,7 +4,7 @@ import threading
 
 import torch
 
-from helpers.run.pieces import LEAST, LONGEST, Pieces
+from helpers.run.pieces import GROWTH, LEAST, LONGEST, Pieces
 
 
 def sizes(speed, pieces: int, overhead: float = 0.0) -> list[int]:
@@ -17,9 +17,9 @@ def sizes(speed, pieces: int, overhead: float = 0.0) -> list[int]:
 
 
 def test_pieces_grow_until_they_take_their_time():
-    assert sizes(1e6, 3) == [LEAST, 4 * LEAST, 16 * LEAST]
-    assert sizes(500, 4) == [32, 128, 224, 224]
-    assert 500 * LONGEST - LEAST < 224 <= 500 * LONGEST
+    assert sizes(1e6, 3) == [LEAST, GROWTH * LEAST, GROWTH**2 * LEAST]
+    assert sizes(500, 4) == [32, 512, 1472, 1472]
+    assert 500 * LONGEST - LEAST < 1472 <= 500 * LONGEST
 
 
 def test_what_each_piece_takes_beside_is_learnt_from_below():
@@ -36,34 +36,34 @@ def test_the_end_of_a_prompt_says_nothing_unless_it_was_slow():
     pieces.note(0, 64, 0.1)
     pieces.note(0, 8, 0.001)
     pieces.note(0, 8, 0.3)
-    assert pieces.size(0) == 256
-    pieces.note(0, 128, 0.9)
+    assert pieces.size(0) == 1024
+    pieces.note(0, 128, 6.0)
     assert pieces.size(0) == 64
 
 
 def test_a_longer_past_has_a_size_of_its_own():
     pieces = Pieces()
     pieces.note(0, 64, 0.1)
-    assert pieces.size(1000) == 256
-    pieces.note(1000, 256, 0.9)
-    assert (pieces.size(0), pieces.size(1000), pieces.size(5000)) == (256, 128, 128)
+    assert pieces.size(1000) == 1024
+    pieces.note(1000, 256, 6.0)
+    assert (pieces.size(0), pieces.size(1000), pieces.size(5000)) == (1024, 128, 128)
 
 
 @torch.inference_mode()
 def test_a_prompt_is_cut_as_its_time_says_and_a_token_changes_nothing(pipeline, monkeypatch):
-    """Two hundred positions take a second by the clock that is read here."""
+    """Forty positions take a second by the clock that is read here."""
     model, pieces, positions = pipeline.language_model, Pieces(), []
     note = pieces.note
 
     def note_slow(past, number, _):
         positions.append((past, number))
-        note(past, number, number / 200)
+        note(past, number, number / 40)
 
     monkeypatch.setattr(pieces, "note", note_slow)
     monkeypatch.setattr(model, "pieces", pieces)
     cache = model.new_cache()
     cache.stop = threading.Event()
     model(inputs_embeds=torch.zeros(1, 250, 128), past_key_values=cache)
-    assert positions == [(0, 32), (32, 64), (96, 64), (160, 64), (224, 26)]
+    assert positions == [(0, 32), (32, 96), (128, 96), (224, 26)]
     model(inputs_embeds=torch.zeros(1, 1, 128), past_key_values=cache)
-    assert len(positions) == 5
+    assert len(positions) == 4

@@ -30,7 +30,7 @@ from helpers.measure.figures import from_json
 from helpers.measure.speed import measure as measure_speed
 from helpers.models import load_model
 from helpers.resources import EVERY, anonymous_memory, freeze_objects, in_words
-from helpers.run.generation import StateCache
+from helpers.run.caches import StateCache
 from helpers.run.pipeline import VisionLanguagePipeline
 
 T = TypeVar("T")

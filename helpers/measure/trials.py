@@ -35,11 +35,11 @@ class Trial:
     @property
     def words(self) -> str:
         """The properties as a person reads them."""
-        own = properties_in_words(self.properties[self.part])
+        words = properties_in_words(self.properties[self.part])
         of_prompts = self.properties.get(LANGUAGE_MODEL)
         if self.part != NEXT_TOKENS or of_prompts in (None, self.properties[NEXT_TOKENS]):
-            return own
-        return f"{own}; prompts {properties_in_words(of_prompts)}"
+            return words
+        return f"{words}; prompts {properties_in_words(of_prompts)}"
 
     @property
     def row(self) -> dict[str, str]:

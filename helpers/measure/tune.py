@@ -190,21 +190,24 @@ class _Tuner:
 
         Each is tried with what one model was fastest with in this step, and with what is chosen.
         """
-        chosen = self.chosen[LANGUAGE_MODEL]
-        pairs = product(*(self._fastest(chosen, step) for step in (0, 1)))
+        single = self.chosen[LANGUAGE_MODEL]
+        pairs = product(*(self._fastest(single, step) for step in (0, 1)))
         candidates = [{LANGUAGE_MODEL: first, NEXT_TOKENS: second} for first, second in pairs]
         self._tune(NEXT_TOKENS, candidates, self._seconds_of_steps, 1)
         of_prompts = self.pipeline.properties[LANGUAGE_MODEL]
-        if of_prompts != chosen:
+        if of_prompts != single:
             self.chosen[PROMPTS] = of_prompts
             self.reasons[PROMPTS] = "where next tokens are apart"
 
-    def _fastest(self, chosen: Properties, step: int) -> list[Properties]:
-        """Return the properties that were fastest in a step, if not `chosen` ones, then those."""
+    def _fastest(self, single: Properties, step: int) -> list[Properties]:
+        """Return the properties that were faster in a step than those of a `single` model, if any.
+
+        Behind them come those of the single model.
+        """
         times = [(of_default[step], properties) for properties, of_default in self.steps]
-        best, properties = min(times, key=itemgetter(0), default=(1.0, chosen))
-        before = next((time for time, tried in times if tried == chosen), 1.0)
-        return [properties, chosen] if best < MARGIN * before else [chosen]
+        best, properties = min(times, key=itemgetter(0), default=(1.0, single))
+        before = next((time for time, others in times if others == single), 1.0)
+        return [properties, single] if best < MARGIN * before else [single]
 
     def _seconds_of_steps(self, pipeline: VisionLanguagePipeline) -> Sequence[float]:
         sample = self.samples[0]

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from helpers.graphs.stateful import BEAM_INPUT, is_fixed_size
 from helpers.models.exported import PictureInputs
-from helpers.run.generation import StateCache, StatefulLanguageModel
+from helpers.run.caches import StateCache
+from helpers.run.generation import StatefulLanguageModel
 
 States = dict[str, NDArray[np.float32]]  # by name, each of one row
 

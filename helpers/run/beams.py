@@ -15,7 +15,8 @@ from transformers.generation import (
 )
 
 from helpers.graphs.core import Stoppable
-from helpers.run.generation import StateCache, StatefulLanguageModel, StopOnEvent
+from helpers.run.caches import StateCache
+from helpers.run.generation import StatefulLanguageModel, StopOnEvent
 from helpers.run.sampling import Sampling
 
 

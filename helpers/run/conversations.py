@@ -29,8 +29,8 @@ from helpers.inputs.video import Video
 from helpers.models.processors import Processor
 from helpers.run.batches import Row
 from helpers.run.beams import search
+from helpers.run.caches import Mark, StateCache
 from helpers.run.choosing import Chooser
-from helpers.run.generation import Mark, StateCache
 from helpers.run.prompt_lookup import answer_tokens
 from helpers.run.replies import (
     CANCELLED,
@@ -308,6 +308,7 @@ class Conversation:
         if self.cache is None or sampling.num_beams > 1:
             self.cache = language_model.new_cache(self._infer_request)
         self.cache.stop = stop
+        self.cache.settle(stop)
         return self.cache
 
     def _remember(self, request: Request, answer: Answer) -> None:

@@ -9,24 +9,23 @@ What this module does not know: which tokens are drafts, and how caches that beg
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import openvino as ov
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from helpers.graphs.core import Stoppable, Stopped, cannot_compute
+from helpers.graphs.core import LOOK, Stoppable, Stopped, cannot_compute
 from helpers.graphs.stateful import BEAM_INPUT, is_fixed_size
 from helpers.graphs.token_rows import apart, row_shapes, side_by_side
 from helpers.models.exported import PictureInputs
-from helpers.run.pieces import Pieces
+from helpers.run.caches import StateCache
+from helpers.run.pieces import LEAST, Pieces
 
 
 class StopOnEvent(StoppingCriteria):
@@ -38,113 +37,6 @@ class StopOnEvent(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         """Return for each row of the batch whether it is finished."""
         return torch.full((input_ids.shape[0],), self.event.is_set(), dtype=torch.bool)
-
-
-@dataclass(frozen=True, eq=False)
-class Mark:
-    """A place that a cache can return to: how many positions it had, and what cannot be cut."""
-
-    length: int
-    states: dict[str, NDArray[np.float32]]
-
-
-class StateCache:
-    """What `generate` is told about a cache that an inference request keeps.
-
-    Handing it to `generate` again continues where it left off. `length` counts its positions;
-    `stop`, once set, gives up a prompt that is being computed. Where next tokens are compiled apart
-    from prompts, it moves between `request` and `other_request`, of the other compiled model.
-    """
-
-    is_compileable = False
-    is_sliding = (False,)
-
-    def __init__(self, request: ov.InferRequest) -> None:
-        self.request = request
-        self.other_request: ov.InferRequest | None = None
-        self.is_for_next_tokens = False
-        self.length = 0
-        self.holes: list[int] = []  # places in the state that hold what was rejected
-        self.rows: np.ndarray | None = None  # the order of the batch's rows in the next step
-        self.stop: Stoppable | None = None
-        self.pictures: dict[str, Tensor] = {}  # what the request was handed of them
-        request.reset_state()
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many positions the cache holds."""
-        return self.length
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Continue row i of the batch from row beam_idx[i] at the next step."""
-        self.rows = beam_idx.numpy().astype(np.int32)
-
-    def move_to(self, model: ov.CompiledModel) -> None:
-        """Go on in the other request, which is one of `model`, with the same states."""
-        target = self.other_request or model.create_infer_request()
-        sources = {state.name: state for state in self.request.query_state()}
-        for state in target.query_state():
-            if state.name not in self.pictures:  # which the next step hands it
-                state.state = ov.Tensor(sources[state.name].state.data.copy())
-        self.request.reset_state()
-        self.request, self.other_request = target, self.request
-        self.is_for_next_tokens = not self.is_for_next_tokens
-        self.pictures = {}
-
-    def clear(self) -> None:
-        """Empty the state."""
-        self.request.reset_state()
-        self.length, self.holes, self.rows, self.pictures = 0, [], None, {}
-
-    def mask(self, batch: int, new: int) -> Tensor:
-        """Return which places (batch, places) of the state and of so many new ones count."""
-        mask = torch.ones(batch, self.length + len(self.holes) + new, dtype=torch.int64)
-        mask[:, self.holes] = 0
-        return mask
-
-    def keep(self, length: int) -> None:
-        """Let the last positions count no more, so that so many are left.
-
-        Cutting them off would copy all of the state; they are masked until `close_holes`.
-        """
-        self.holes += self._places()[length:].tolist()
-        self.length = length
-
-    def _places(self) -> NDArray[np.int64]:
-        """Return the places in the state that count."""
-        return np.setdiff1d(np.arange(self.length + len(self.holes)), self.holes)
-
-    def close_holes(self) -> None:
-        """Take what was rejected out of the state."""
-        if not self.holes:
-            return
-        places = self._places()
-        for state in self.request.query_state():
-            if state.name not in self.pictures:
-                state.state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, places]))
-        self.holes = []
-
-    def mark(self) -> Mark | None:
-        """Return what brings the cache back to where it is; None where nothing does.
-
-        Keys and values are cut then, so only states of a fixed size are copied.
-        """
-        states = self.request.query_state() if self.length else []
-        fixed = {s.name: s.state.data.copy() for s in states if is_fixed_size(s.name)}
-        return Mark(self.length, fixed)
-
-    def return_to(self, mark: Mark) -> None:
-        """Forget all positions since a mark; a cache that has fewer stays as it is."""
-        if self.length <= mark.length:
-            return
-        if not mark.length:
-            self.clear()
-            return
-        for state in self.request.query_state():
-            if state.name in mark.states:
-                state.state = ov.Tensor(mark.states[state.name])
-            elif state.name not in self.pictures:
-                state.state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, : mark.length]))
-        self.length, self.rows = mark.length, None
 
 
 class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
@@ -310,10 +202,8 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Run the cache's request: a long prompt piece by piece, given up at a set stop event.
 
-        How large pieces are follows the time that the last ones took (`Pieces`).
-
-        Cancelling the request instead leaves the CPU plugin of OpenVINO 2026.4 with sizes that
-        make a later request fail or crash.
+        How large pieces are follows the time that the last ones took (`Pieces`). The one that is
+        being computed then is left to the background.
         """
         batch, new = inputs["position_ids"].shape
         past = inputs["attention_mask"].shape[1] - new
@@ -341,7 +231,10 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             try:
                 # `infer` computes in this thread instead, in which a token took 0.3 to 5 ms longer.
                 cache.request.start_async(feed, share_inputs=True)
-                cache.request.wait()
+                while not cache.request.wait_for(LOOK):
+                    if end - start >= LEAST and cache.stop is not None and cache.stop.is_set():
+                        cache.leave(feed, past + end - len(cache.holes))
+                        raise Stopped
             except RuntimeError as error:
                 raise cannot_compute(error) from error
             if new > 1:

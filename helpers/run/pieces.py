@@ -1,12 +1,13 @@
-"""How much of a prompt is computed at once, so that a stop event is looked at in time.
+"""How much of a prompt is computed at once, so that not too much of it is computed for nobody.
 
-Weights are read, and where the processor computes in 16 bits unpacked, anew for each piece: the
-larger pieces are, the sooner a prompt is done, and the later an answer ends that is stopped.
+Weights are read and unpacked anew for each piece, and what stands in the cache already is attended
+to in a slower way: the larger pieces are, the sooner a prompt is done. An answer that is stopped
+ends at once, but the piece that was begun is finished in the background.
 """
 
 LEAST = 32  # positions; still smaller pieces would take a prompt twice its time or more
-LONGEST = 0.45  # seconds that a piece should take, of the half second in which an answer stops
-GROWTH = 4  # a piece is at most so many times larger than the one before
+LONGEST = 3.0  # seconds that a piece should take, which the next question may have to wait
+GROWTH = 16  # a piece is at most so many times larger than the one before
 STRETCH = 256  # positions of the past within which pieces take alike
 
 

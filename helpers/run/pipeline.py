@@ -39,6 +39,7 @@ from helpers.inputs.messages import Message, Pictures
 from helpers.inputs.video import Video
 from helpers.models import load_processor
 from helpers.models.exported import Features
+from helpers.run import background
 from helpers.run.batches import Batch
 from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
@@ -133,7 +134,9 @@ class VisionLanguagePipeline:
         }
         self.pictures = RememberedPictures()
         self.batch = Batch(self.language_model)
-        self.worker = Worker(self.batch.compute, at_once=self.answers_at_once)
+        self.worker = Worker(
+            self.batch.compute, at_once=self.answers_at_once, at_close=background.finish
+        )
         self.worker.close_with(self)
 
     def with_parts(self, properties: Mapping[str, Properties]) -> Self:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from helpers.models.exported import ExportedParts
-from helpers.run.generation import Mark, StateCache, StatefulLanguageModel
+from helpers.run.caches import Mark, StateCache
+from helpers.run.generation import StatefulLanguageModel
 
 
 class RewindableCache(StateCache):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.models.exported import PictureInputs
 from helpers.run.batches import Row
-from helpers.run.generation import StateCache
+from helpers.run.caches import StateCache
 
 LONGEST = 4  # tokens of a draft: with VNNI, five positions cost about a quarter more than one
 NGRAM = 3  # tokens that are looked up, at most; then fewer

@@ -102,13 +102,17 @@ class Worker:
     """A queue of tasks and the thread that computes them, which begins with the first task.
 
     The first `at_once` of them are begun. What those want is handed to `compute` together, which
-    returns a result for each.
+    returns a result for each. `at_close` is called when it has closed.
     """
 
     def __init__(
-        self, compute: Callable[[Sequence[Any]], Sequence[Any]] = list, *, at_once: int = 1
+        self,
+        compute: Callable[[Sequence[Any]], Sequence[Any]] = list,
+        *,
+        at_once: int = 1,
+        at_close: Callable[[], None] = lambda: None,
     ) -> None:
-        self._compute, self._at_once = compute, at_once
+        self._compute, self._at_once, self._at_close = compute, at_once, at_close
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()  # the first ones are being computed
         self._thread: threading.Thread | None = None
@@ -206,6 +210,7 @@ class Worker:
             self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._at_close()
 
     def _work(self) -> None:
         requests: dict[Task, Any] = {}
