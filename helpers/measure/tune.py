@@ -123,11 +123,11 @@ class _Clocked:
         return sum(self.calls[-1])
 
     def compare(self, champion: "_Clocked", rounds: int) -> None:
-        """Note `of_default`, by the last `rounds` calls of both."""
+        """Note `of_default`, by the last `rounds` calls of both, the slowest of which counts."""
         calls = zip(self.calls[-rounds:], champion.calls[-rounds:], strict=True)
         ratios = [[new / old for new, old in zip(*call, strict=True)] for call in calls]
         steps = zip(zip(*ratios, strict=True), champion.of_default, strict=False)
-        self.of_default = [median(step) * before for step, before in steps]
+        self.of_default = [max(step) * before for step, before in steps]
 
 
 class _Tuner:
