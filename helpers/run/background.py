@@ -7,22 +7,19 @@ or crash. So it is finished, and kept until then with its inputs, whose memory i
 What this module does not know: what is computed.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
 from threading import Lock
-from typing import Any
 
 import openvino as ov
-from numpy.typing import NDArray
 
 from helpers.graphs.core import LOOK, Stoppable, Stopped
 
 _lock = Lock()
-_requests: list[tuple[ov.InferRequest, Mapping[str, NDArray[Any]]]] = []
+_requests: list[tuple[ov.InferRequest, tuple[object, ...]]] = []
 
 
-def keep(request: ov.InferRequest, inputs: Mapping[str, NDArray[Any]]) -> None:
-    """Keep a request that is computing, and its inputs, until it is over."""
+def keep(request: ov.InferRequest, *inputs: object) -> None:
+    """Keep a request that is computing, and the objects its inputs are in, until it is over."""
     with _lock:
         _requests.append((request, inputs))
 

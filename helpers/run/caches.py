@@ -54,7 +54,7 @@ class StateCache:
 
     def leave(self, inputs: Mapping[str, NDArray[Any]], length: int) -> None:
         """Let the request go on in the background, after which the cache has so many positions."""
-        background.keep(self.request, inputs)
+        background.keep(self.request, inputs, dict(self.pictures))
         self.length = length
 
     def settle(self, stop: Stoppable | None = None) -> None:
