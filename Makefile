@@ -62,12 +62,9 @@ IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorde
 test: lint  ## Run all tests and notebooks
 	@$(BIN)/python -m pytest $(IN_PROCESSES)
 
-# What the README says, from nothing, takes as long as all others, beside which it runs. Each has all
-# processors, since a reader has them and Ray refuses a computer of a single one.
 INTEGRATION := integration genai clients cluster batch_robustness
 integration: $(VENV)/.checks genai clients cluster  ## Install anew and do what the README says; ask other runtimes
-	@SHARED_PROCESSORS=yes $(BIN)/python -m pytest --integration $(IN_PROCESSES) \
-		$(INTEGRATION:%=tests/test_%.py)
+	@$(BIN)/python -m pytest --integration $(INTEGRATION:%=tests/test_%.py)
 
 genai: $(VENV)-genai/.installed  ## Install OpenVINO GenAI into an environment of its own
 peers: $(VENV)-genai/.installed $(VENV)-llama/.installed  ## Install GenAI and llama.cpp, to be measured beside us

@@ -40,8 +40,7 @@ def keep_to_own_processors() -> None:
     other on one processor: thirteen times as long for small models.
     """
     process = psutil.Process()
-    is_shared = "SHARED_PROCESSORS" in os.environ  # as `make integration` says
-    if WORKER is None or is_shared or not hasattr(process, "cpu_affinity"):
+    if WORKER is None or not hasattr(process, "cpu_affinity"):
         return
     if "torch" in sys.modules:
         raise RuntimeError("tests/workers.py has to be imported before PyTorch")
