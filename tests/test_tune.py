@@ -193,8 +193,8 @@ def test_prompts_and_next_tokens_may_have_properties_of_their_own(
     answer_seconds |= {f"{DEFAULT} and {FIRST} apart": seconds, f"{FIRST} apart": 0.7}
     tuning, trials = tuned(converted)
     assert tuning.properties[LANGUAGE_MODEL] == CANDIDATE
-    tried = [trial.properties for trial in trials if trial.part == NEXT_TOKENS]
-    assert tried == [
+    settings = [trial.properties for trial in trials if trial.part == NEXT_TOKENS]
+    assert settings == [
         {LANGUAGE_MODEL: properties, NEXT_TOKENS: CANDIDATE} for properties in ({}, CANDIDATE)
     ]
     assert tuning.properties[NEXT_TOKENS] == CANDIDATE
