@@ -3,6 +3,7 @@
 NOTEBOOK  ?= notebooks/01-llava-mpt.ipynb
 OUTPUT    ?= output
 MODEL     ?= internvl2-1b
+FOLDER    ?= models/$(MODEL)
 PRECISION ?= fp16,int8,int4
 WORKERS   ?= auto
 TORCH     ?= cpu
@@ -14,7 +15,9 @@ BIN := $(VENV)/Scripts
 else
 BIN := $(VENV)/bin
 endif
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-input
+# Bytecode is made of what is imported, when it is; of everything it takes as long as installing.
+PIP_INSTALL := -m pip install --disable-pip-version-check --no-input --no-compile
+INSTALL = $(BIN)/python $(PIP_INSTALL)
 # A folder of wheels that `make wheelhouse` made is all that pip asks then.
 INSTALL += $(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)")
 
@@ -41,7 +44,7 @@ export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
 
 .PHONY: help run lab test check integration genai peers clients cluster shuffled torture soak browser screenshots full-size \
-	release handouts wheelhouse classroom lint format clean constraints
+	beside release handouts wheelhouse classroom lint format clean constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -72,7 +75,7 @@ clients: $(VENV)-clients/.installed  ## Install other programs' clients into one
 cluster: $(VENV)-cluster/.installed  ## Install Ray into one that has the notebooks' packages besides
 $(VENV)-%/.installed: requirements-%.txt
 	@$(FIND_PYTHON); "$$python" -m venv $(VENV)-$*
-	$(VENV)-$*/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input -r $<
+	$(VENV)-$*/$(notdir $(BIN))/python $(PIP_INSTALL) -r $<
 	@touch $@
 
 # Ray's actors answer with the notebooks' packages: they are lent, not installed twice.
@@ -81,7 +84,7 @@ $(VENV)-cluster/.installed: requirements-cluster.txt $(VENV)/.installed
 	@$(BIN)/python -m venv $(VENV)-cluster
 	@echo "import site; site.addsitedir(r'$$($(BIN)/python -c "$(PACKAGES)")')" > \
 		"$$($(VENV)-cluster/$(notdir $(BIN))/python -c "$(PACKAGES)")/notebooks.pth"
-	$(VENV)-cluster/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input \
+	$(VENV)-cluster/$(notdir $(BIN))/python $(PIP_INSTALL) \
 		-r requirements-cluster.txt -c constraints.txt
 	@touch $@
 
@@ -89,7 +92,7 @@ $(VENV)-cluster/.installed: requirements-cluster.txt $(VENV)/.installed
 $(VENV)-llama/.installed: requirements-peers.txt $(VENV)/.installed
 	@$(FIND_PYTHON); "$$python" -m venv $(VENV)-llama
 	CMAKE_ARGS="$$($(BIN)/python -m helpers.measure.peers.llama_build)" \
-		$(VENV)-llama/$(notdir $(BIN))/python -m pip install --disable-pip-version-check --no-input \
+		$(VENV)-llama/$(notdir $(BIN))/python $(PIP_INSTALL) \
 		--no-binary llama-cpp-python -r requirements-peers.txt
 	@touch $@
 
@@ -117,6 +120,13 @@ full-size: $(VENV)/.installed  ## Measure MODEL at full size, with random weight
 	@$(BIN)/python -m helpers benchmark $(MODEL) --full-size --against pytorch \
 		--precision $(PRECISION) --output $(OUTPUT)/$(MODEL).json
 	@$(BIN)/python -m helpers.workshop.history $(OUTPUT)/$(MODEL).json
+	@$(BIN)/python -m helpers.workshop.readme
+
+beside: peers  ## Measure FOLDER, called as its original, beside other engines
+	@mkdir -p $(OUTPUT)
+	@$(BIN)/python -m helpers benchmark $(FOLDER) --against pytorch,genai,llama.cpp \
+		--output $(OUTPUT)/peers.json
+	@$(BIN)/python -m helpers.workshop.history $(OUTPUT)/peers.json
 	@$(BIN)/python -m helpers.workshop.readme
 
 release: $(VENV)/.installed  ## Build the archive of a release, with all notebooks executed

@@ -16,7 +16,7 @@ from helpers.graphs.part_names import LANGUAGE_MODEL, PER_LAYER_EMBEDDINGS, TEXT
 from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.measure import benchmark, full_size, random_checkpoint, tasks
-from helpers.measure.benchmark import figure_rows
+from helpers.measure.benchmark import computer, figure_rows
 from helpers.measure.figures import Figures, Running, from_json
 from helpers.measure.full_size import (
     Measurement,
@@ -28,11 +28,14 @@ from helpers.measure.full_size import (
     processor_kind,
     processor_of,
 )
+from helpers.measure.peers.comparison import Comparison, EngineFigures
+from helpers.measure.peers.runners import Round as PeerRound
 from helpers.measure.tasks import measure
 from helpers.models import families as register
 from helpers.models import load_model, minicpm_v2_vision
 from helpers.models.families import families, find_original
 from helpers.resources import Growth, anonymous_memory, in_words
+from helpers.workshop import history as history_module
 from helpers.workshop import image_encoders
 from helpers.workshop.full_size_page import anchor, full_size_text
 from helpers.workshop.history import MARGIN, SlowerError, append
@@ -112,7 +115,7 @@ def test_the_page_says_what_each_precision_stands_for():
 @pytest.mark.parametrize("name", MEASURED)
 def test_at_full_size(name):
     """What was measured keeps to its limits, where they do not depend on the computer's speed."""
-    figures = history(ROOT / "notebooks" / "full-size" / f"{name}.jsonl")[-1].figures
+    figures = history(ROOT / "notebooks" / "full-size" / f"{name}.jsonl", Measurement)[-1].figures
     conversion, running = figures.runs["int4"].conversion, figures.runs["int4"].running
     size, weights = conversion.bytes, sum(figures.parameters.values())
     assert figures.full_size and conversion.peak_memory <= size + 1.5 * 2**30
@@ -148,7 +151,7 @@ def slowed(measurement: Measurement, factor: float) -> Measurement:
 
 @pytest.fixture
 def measurement() -> Measurement:
-    return history(ROOT / "notebooks" / "full-size" / "internvl3-1b.jsonl")[-1]
+    return history(ROOT / "notebooks" / "full-size" / "internvl3-1b.jsonl", Measurement)[-1]
 
 
 def test_a_slower_run_is_refused_and_told(measurement, tmp_path):
@@ -157,7 +160,43 @@ def test_a_slower_run_is_refused_and_told(measurement, tmp_path):
     append(path, slowed(measurement, MARGIN - 0.01))
     with pytest.raises(SlowerError, match=r"internvl3-1b in int4 takes 5\.\d\d times its floor"):
         append(path, slowed(measurement, MARGIN**2))
-    assert len(history(path)) == 2 and history(path)[0] == measurement
+    assert len(history(path, Measurement)) == 2 and history(path, Measurement)[0] == measurement
+
+
+def beside(milliseconds: float) -> Comparison:
+    """Return figures of two engines, of which ours takes so long for a token, the other 20 ms."""
+    rounds = {
+        name: [PeerRound(None, prompt=1.0, next_token=seconds, prompt_tokens=280)] * 5
+        for name, seconds in (("vlm", milliseconds / 1000), ("llama.cpp Q4_0", 0.02))
+    }
+    engines = {name: EngineFigures("1.0", values, 10**9, 10**8) for name, values in rounds.items()}
+    here = replace(computer(), instruction_sets=["AVX2"])
+    return Comparison(
+        "internvl2-1b", "int4", "", here, 2, (448, 448), 32, engines, ["genai is out"]
+    )
+
+
+def test_figures_beside_other_engines_have_a_history_and_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(full_size, "PEERS", tmp_path)
+    monkeypatch.setattr(history_module, "PEERS", tmp_path)
+    file = tmp_path / "figures.json"
+    for milliseconds, code in ((26, 0), (30, 0), (40, 1)):
+        file.write_text(json.dumps(asdict(beside(milliseconds))), encoding="utf-8")
+        assert history_module.main([str(file)]) == code
+    error = capsys.readouterr().err
+    assert "A token of internvl2-1b takes 2.00 times that of llama.cpp Q4_0; on " in error
+    assert "it took 1.50, and 1.25 times that is allowed." in error
+    assert [line.times for line in full_size.peers_of("internvl2-1b")] == [
+        {"llama.cpp Q4_0": pytest.approx(1.3)},
+        {"llama.cpp Q4_0": pytest.approx(1.5)},
+    ]
+    page = full_size_text([history(full_size.FOLDER / "internvl2-1b.jsonl", Measurement)])
+    processor = computer().processor
+    assert f"### internvl2-1b beside other engines, int4 on {processor} (AVX2)\n" in page
+    assert "- genai is out\n" in page and "20 ms (0.67)" in page and "1.50" in page
+    file.write_text(json.dumps(asdict(replace(beside(26), folder="mine"))), encoding="utf-8")
+    assert history_module.main([str(file)]) == 1
+    assert "There is no model 'mine' to measure" in capsys.readouterr().err
 
 
 def test_what_notebooks_show_of_a_familys_originals():
@@ -168,7 +207,9 @@ def test_what_notebooks_show_of_a_familys_originals():
     assert len(measured) >= 2 and {"fp16", "int8", "int4"} <= {row["in"] for row in rows}
     models = list(dict.fromkeys(row["original"] for row in rows))
     assert models[0] in ("internvl2-1b", "internvl3-1b") and models[-1] == "internvl2-8b"
-    figures = history(ROOT / "notebooks" / "full-size" / "internvl2-8b.jsonl")[-1].figures
+    figures = history(ROOT / "notebooks" / "full-size" / "internvl2-8b.jsonl", Measurement)[
+        -1
+    ].figures
     milliseconds = figures.runs["int4"].running.speed.next_token * 1000
     (row,) = (row for row in rows if (row["original"], row["in"]) == ("internvl2-8b", "int4"))
     assert row["next token"] == f"{milliseconds:.0f} ms"
@@ -190,7 +231,7 @@ def test_another_kind_of_processor_has_a_history_of_its_own(measurement, tmp_pat
     other = replace(measurement, figures=replace(measurement.figures, computer=computer))
     for line in (measurement, slowed(other, 3), slowed(measurement, 0.5)):
         append(path, line)
-    newest = newest_by_kind(history(path))
+    newest = newest_by_kind(history(path, Measurement))
     assert newest == [slowed(measurement, 0.5), slowed(other, 3)]
 
 
@@ -326,7 +367,7 @@ def test_an_image_encoder_alone_is_measured_and_shown(small, tmp_path, monkeypat
     rows = full_size.encoder_rows(encoder)
     assert [row["image encoder"] for row in rows] == ["int8", "int8-activations"]
     assert rows[0]["on disk"] == in_words(encoder.runs["int8"].bytes)
-    text = full_size_text([history(full_size.FOLDER / "internvl2-1b.jsonl")])
+    text = full_size_text([history(full_size.FOLDER / "internvl2-1b.jsonl", Measurement)])
     assert "### internvl2-1b, the image encoder alone" in text
     assert "vision_config.num_hidden_layers = 2" in text
     written = sorted(path.stat().st_mtime_ns for path in place.glob("*.xml"))

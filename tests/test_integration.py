@@ -1,7 +1,7 @@
 """From nothing: an environment of its own, an installation, what the README tells to type.
 
-Only `make integration` runs it; it needs a network for the installation, and to make a wheelhouse,
-from which an installation needs none.
+Only `make integration` runs it; it needs a network to make a wheelhouse, from which an installation
+needs none. `.ci/run` itself installs with a network, in a new clone.
 """
 
 import re
@@ -18,44 +18,12 @@ import pytest
 from helpers.workshop import release, wheelhouse
 from helpers.workshop.notebooks import SHOW
 from helpers.workshop.wheelhouse import COLLECTION, WHEELS
-from tests.offline import run_offline
+from tests.offline import OfflineRun, run_offline
 from tests.programs import output_of
 from tests.readme import readme_commands
 
 # What does not end by itself, or takes as long as a full-size model does.
 LEFT_OUT = ("chat", "demo", "serve", "benchmark")
-
-
-@pytest.fixture(scope="module")
-def environment(request, tmp_path_factory) -> Path:
-    """Return the folder of the programs of an environment in which a copy is installed."""
-    if not request.config.getoption("integration"):
-        pytest.skip("in `make integration`")
-    place = tmp_path_factory.mktemp("from nothing")
-    for path in release.files():
-        (place / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
-        (place / "copy" / path).write_bytes((release.ROOT / path).read_bytes())
-    output_of(sys.executable, "-m", "venv", "environment", cwd=place)
-    programs = place / "environment" / ("Scripts" if sys.platform == "win32" else "bin")
-    pip = (programs / "python", "-m", "pip", "install", "--quiet", "--no-input")
-    requirements = ("-r", "requirements.txt", "-c", "constraints.txt")
-    output_of(*pip, *requirements, cwd=place / "copy")
-    output_of(*pip, "--no-deps", ".", cwd=place / "copy")
-    return programs
-
-
-def test_the_commands_of_the_readme(environment, tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    shutil.copytree(release.ROOT / "notebooks" / "images", tmp_path / "notebooks" / "images")
-    outputs = {}
-    for program, command, *arguments in readme_commands():
-        assert program == "vlm"
-        if command not in LEFT_OUT:
-            vlm = environment / "vlm"
-            outputs[command] = output_of(vlm, command, *arguments, cwd=tmp_path)
-    assert outputs.keys() == {"convert", "ask", "evaluate", "batch", "info", "verify", "clean"}
-    assert outputs["ask"].strip()
-    assert re.search(r"\b9\d\.\d%", outputs["evaluate"])
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +53,61 @@ def answers() -> list[str]:
     return [output.text for output in outputs if output.output_type == "stream"]
 
 
+@pytest.fixture(scope="module")
+def installation(stick, tmp_path_factory) -> tuple[OfflineRun, float]:
+    """Return how the one command ended that installs from the wheelhouse, and its seconds."""
+    with pytest.MonkeyPatch.context() as variables:
+        variables.delenv("PYTHONPATH", raising=False)  # this copy's `helpers` would be taken
+        command = ["make", "run", f"WHEELHOUSE=../{WHEELS}", f"PYTHON={sys.executable}"]
+        begin = time.monotonic()
+        run = run_offline(command, cwd=stick / COLLECTION, timeout=3000)
+        return run, time.monotonic() - begin
+
+
 @pytest.mark.timeout(3600)
-def test_an_installation_without_a_network(stick, capsys, monkeypatch):
+def test_an_installation_without_a_network(stick, installation, capsys):
     """One command installs from the wheelhouse and ends with an answer; nobody is asked."""
-    monkeypatch.delenv("PYTHONPATH", raising=False)  # this copy's `helpers` would be taken
-    command = ["make", "run", f"WHEELHOUSE=../{WHEELS}", f"PYTHON={sys.executable}"]
-    begin = time.monotonic()
-    code, output, attempts = run_offline(command, cwd=stick / COLLECTION, timeout=3000)
-    seconds = time.monotonic() - begin
+    (code, output, attempts), seconds = installation
     assert code == 0, output
     assert attempts == []
     assert len(answers()) >= 2 and all(answer in output for answer in answers())
     assert (stick / COLLECTION / "output" / "01-llava-mpt.html").exists()
     with capsys.disabled():
         print(f"\nfrom a wheelhouse to the first notebook's last cell: {seconds:.0f} seconds")
+
+
+@pytest.fixture(scope="module")
+def programs(stick, installation, tmp_path_factory) -> Path:
+    """Return the folder of the programs of a second environment: not `-e`, packages of the first.
+
+    What a program of somebody else installs is a copy of the package, without the clone beside it.
+    """
+    place = tmp_path_factory.mktemp("from nothing")
+    packages = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    folder = "Scripts" if sys.platform == "win32" else "bin"
+    clone, environment = stick / COLLECTION, place / "environment"
+    lent = output_of(clone / ".venv" / folder / "python", "-c", packages).strip()
+    output_of(sys.executable, "-m", "venv", environment)
+    python = environment / folder / "python"
+    own = Path(output_of(python, "-c", packages).strip())
+    # Without the first one's own `.pth` files, one of which names the clone.
+    (own / "lent.pth").write_text(f"{lent}\n", encoding="utf-8")
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-input")
+    output_of(*pip, "--no-deps", "--force-reinstall", clone)
+    where = output_of(python, "-c", "import helpers; print(helpers.__file__)", cwd=place)
+    assert Path(where.strip()).is_relative_to(own)
+    return environment / folder
+
+
+def test_the_commands_of_the_readme(programs, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    shutil.copytree(release.ROOT / "notebooks" / "images", tmp_path / "notebooks" / "images")
+    outputs = {}
+    for program, command, *arguments in readme_commands():
+        assert program == "vlm"
+        if command not in LEFT_OUT:
+            vlm = programs / "vlm"
+            outputs[command] = output_of(vlm, command, *arguments, cwd=tmp_path)
+    assert outputs.keys() == {"convert", "ask", "evaluate", "batch", "info", "verify", "clean"}
+    assert outputs["ask"].strip()
+    assert re.search(r"\b9\d\.\d%", outputs["evaluate"])

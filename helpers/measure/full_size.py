@@ -1,5 +1,7 @@
 """What was measured at full size, run by run, in `notebooks/full-size/`: reading it, and its rows.
 
+`peers/` has what was measured beside other engines.
+
 What this module does not know: how anything is measured, or written there.
 """
 
@@ -8,10 +10,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
 
 from helpers.measure.figures import Computer, Encoder, Figures, Run, from_json
+from helpers.measure.peers.comparison import Comparison, medians
 from helpers.models.families import find_family_by_name
 from helpers.resources import in_words, time_in_words
 from helpers.sources.checkpoints import read_json
@@ -20,6 +24,7 @@ from helpers.sources.checkpoints import read_json
 RUNS = {"PyTorch bfloat16": "PyTorch", "fp16": "FP16", "int8": "INT8", "int4": "INT4"}
 FOLDER = Path(__file__).parent.parent.parent / "notebooks" / "full-size"
 ENCODERS = FOLDER / "image-encoders"  # a file for each that was measured without the rest
+PEERS = FOLDER / "peers"
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,52 @@ class Measurement:
         return processor_kind(self.figures.computer)
 
     @property
-    def times_floor(self) -> dict[str, float]:
+    def model(self) -> str:
+        """The original's name."""
+        return self.figures.model
+
+    @property
+    def times(self) -> dict[str, float]:
         """How many times its floor a token takes, by precision."""
         runs = self.figures.runs.items()
         return {name: run.floor.times for name, run in runs if run.floor is not None}
+
+    def sentence(self, name: str) -> str:
+        """Return one of `times` in words."""
+        return f"{self.model} in {name} takes {self.times[name]:.2f} times its floor"
+
+
+@dataclass(frozen=True)
+class PeerMeasurement:
+    """A folder beside other engines, called as its original, with `commit` and `date` as above."""
+
+    commit: str
+    date: str
+    figures: Comparison
+
+    @property
+    def kind(self) -> str:
+        """The preset and the kind of processor."""
+        return f"{self.figures.preset} on {processor_kind(self.figures.computer)}"
+
+    @property
+    def model(self) -> str:
+        """The original's name."""
+        return self.figures.folder
+
+    @property
+    def times(self) -> dict[str, float]:
+        """How many times a token of each other engine ours takes."""
+        ours, *_ = tokens = medians(self.figures.engines, "next_token")
+        peers = [name for name in tokens if not name.startswith("vlm")]
+        return {name: (tokens[ours] or 0) / (tokens[name] or 1) for name in peers}
+
+    def sentence(self, name: str) -> str:
+        """Return one of `times` in words."""
+        return f"A token of {self.model} takes {self.times[name]:.2f} times that of {name}"
+
+
+AnyMeasurement = TypeVar("AnyMeasurement", Measurement, PeerMeasurement)
 
 
 def processor_kind(computer: Computer) -> str:
@@ -48,19 +95,24 @@ def processor_kind(computer: Computer) -> str:
     return f"{computer.processor} ({sets})" if sets else computer.processor
 
 
-def history(path: Path) -> list[Measurement]:
-    """Return the measurements of one model, the oldest first."""
+def history(path: Path, kind: type[AnyMeasurement]) -> list[AnyMeasurement]:
+    """Return the measurements of one model in a file, the oldest first."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [from_json(Measurement, json.loads(line)) for line in lines]
+    return [from_json(kind, json.loads(line)) for line in lines]
+
+
+def peers_of(model: str) -> list[PeerMeasurement]:
+    """Return what was measured of a model beside other engines, the oldest first."""
+    return history(PEERS / f"{model}.jsonl", PeerMeasurement)
 
 
 def histories() -> list[list[Measurement]]:
     """Return the measurements of all models, the small models first."""
-    models = [history(path) for path in FOLDER.glob("*.jsonl")]
+    models = [history(path, Measurement) for path in FOLDER.glob("*.jsonl")]
     return sorted(models, key=lambda lines: sum(lines[-1].figures.parameters.values()))
 
 
-def newest_by_kind(measurements: Sequence[Measurement]) -> list[Measurement]:
+def newest_by_kind(measurements: Sequence[AnyMeasurement]) -> list[AnyMeasurement]:
     """Return the newest measurement on each kind of processor."""
     return list({measurement.kind: measurement for measurement in measurements}.values())
 

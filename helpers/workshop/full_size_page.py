@@ -7,7 +7,15 @@ from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.presets import PRESETS
 from helpers.measure.benchmark import figure_rows
 from helpers.measure.figures import Conversion, Encoder, Run, Running
-from helpers.measure.full_size import Measurement, encoder_of, encoder_rows, newest_by_kind
+from helpers.measure.full_size import (
+    Measurement,
+    PeerMeasurement,
+    encoder_of,
+    encoder_rows,
+    newest_by_kind,
+    peers_of,
+)
+from helpers.measure.peers.comparison import lines_of, rows_of
 from helpers.measure.tasks import QUESTION, TOKENS
 from helpers.resources import in_words, time_in_words
 from helpers.show.tables import format_table
@@ -37,6 +45,7 @@ def full_size_text(models: Sequence[Sequence[Measurement]]) -> str:
             sections += _sections(measurement)
         if (encoder := encoder_of(newest[0].figures.model)) is not None:
             sections.append(_alone(encoder))
+        sections += _peers(peers_of(newest[0].figures.model))
         sections.append(_folded("Times floor, run by run", _times(measurements)))
     return "\n".join(sections)
 
@@ -72,10 +81,25 @@ def _alone(encoder: Encoder) -> str:
     )
 
 
+def _peers(measurements: Sequence[PeerMeasurement]) -> list[str]:
+    """Return what was measured of one model beside other engines."""
+    sections = []
+    for measurement in newest_by_kind(measurements):
+        lines = "\n".join(f"- {line}" for line in lines_of(measurement.figures))
+        table = format_table(rows_of(measurement.figures))
+        sections.append(f"### {_heading(measurement)}\n\n{lines}\n\n```\n{table}\n```\n")
+    if measurements:
+        summary = "A token in times of the other engines', run by run"
+        sections.append(_folded(summary, _times(measurements)))
+    return sections
+
+
 def _contents(newest: Sequence[Measurement]) -> str:
     """Return a line of the table of contents: a model, and the processors that it ran on."""
     model = newest[0].figures.model
     links = [f"[{m.kind}](#{anchor(_heading(m))})" for m in newest]
+    peers = newest_by_kind(peers_of(model))
+    links += [f"[{m.kind}, beside others](#{anchor(_heading(m))})" for m in peers]
     if encoder_of(model) is not None:
         links.append(f"[the image encoder alone](#{anchor(f'{model}{_ALONE}')})")
     return f"- [{model}](#{anchor(model)}): {', '.join(links)}"
@@ -84,8 +108,10 @@ def _contents(newest: Sequence[Measurement]) -> str:
 _ALONE = ", the image encoder alone"
 
 
-def _heading(measurement: Measurement) -> str:
-    return f"{measurement.figures.model} on {measurement.kind}"
+def _heading(measurement: Measurement | PeerMeasurement) -> str:
+    beside = isinstance(measurement, PeerMeasurement)
+    form = "{} beside other engines, {}" if beside else "{} on {}"
+    return form.format(measurement.model, measurement.kind)
 
 
 def anchor(heading: str) -> str:
@@ -98,11 +124,11 @@ def _folded(summary: str, table: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n```\n{table}\n```\n\n</details>\n"
 
 
-def _times(measurements: Sequence[Measurement]) -> str:
-    """Return a table of how many times its floor a token took, a run each."""
+def _times(measurements: Sequence[Measurement | PeerMeasurement]) -> str:
+    """Return a table of how many times what it is compared with a token took, a run each."""
     rows = [
         {"measured on commit": measurement.commit, "date": measurement.date[:10]}
-        | {name: f"{times:.2f}" for name, times in measurement.times_floor.items()}
+        | {name: f"{times:.2f}" for name, times in measurement.times.items()}
         | {"processor": measurement.kind}
         for measurement in measurements
     ]

@@ -235,7 +235,7 @@ def rows_of(comparison: Comparison) -> list[dict[str, str]]:
     engines = comparison.engines
     length = next(iter(engines.values())).rounds[0].prompt_tokens
     rows = [
-        {"": words.format(length)} | _cells(_medians(engines, step), time_in_words)
+        {"": words.format(length)} | _cells(medians(engines, step), time_in_words)
         for step, words in STEPS.items()
     ]
     memory = {name: figures.memory for name, figures in engines.items()}
@@ -243,7 +243,8 @@ def rows_of(comparison: Comparison) -> list[dict[str, str]]:
     return [*rows, {"": "memory"} | _cells(memory, in_words), {"": "mapped files"} | mapped]
 
 
-def _medians(engines: Mapping[str, EngineFigures], step: str) -> dict[str, float | None]:
+def medians(engines: Mapping[str, EngineFigures], step: str) -> dict[str, float | None]:
+    """Return the seconds of one of `STEPS` by engine; None for what an engine does not have."""
     seconds = {name: [getattr(r, step) for r in engines[name].rounds] for name in engines}
     return {name: None if None in s else median(s) for name, s in seconds.items()}
 
