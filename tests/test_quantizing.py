@@ -8,6 +8,7 @@ import torch
 
 from helpers.__main__ import main
 from helpers.convert import conversion, quantizing
+from helpers.convert.calibration import HELD_OUT
 from helpers.convert.folders import read_manifest
 from helpers.errors import SettingsError
 from helpers.graphs.compression import compress
@@ -43,11 +44,11 @@ def test_the_error_is_told_beside_that_of_weights_alone(tmp_path):
     checkpoint = BUNDLED / "mobilevlm"
     preset = find_preset("int4", image_encoder="int8-activations")
     conversion.convert(checkpoint, tmp_path / "made", preset, report=lines.append)
-    (line,) = [line for line in lines if "features differ" in line]
+    (line,) = [line for line in lines if "differ from those" in line]
     shares = [float(word.strip("%,.")) / 100 for word in line.split() if "%" in word]
     processor = load_processor(checkpoint)
     exact = conversion.convert_part(load_model(checkpoint).image_encoder_part())
-    pictures = quantizing.varied_pictures(quantizing.HELD_OUT, seed=1)
+    pictures = quantizing.varied_pictures(HELD_OUT, seed=1)
     calls = list(quantizing.encoder_inputs(exact, processor, pictures))
     stored = ov.Core().read_model(tmp_path / "made" / FILES[IMAGE_ENCODER])
 
@@ -80,7 +81,7 @@ def test_pictures_of_any_size_are_refused_in_a_sentence(name, tmp_path, capsys):
 def test_pictures_of_a_reader_are_what_calibration_looks_at(tmp_path, capsys):
     pictures = tmp_path / "photographs"
     pictures.mkdir()
-    for number, (picture, _) in enumerate(quantizing.varied_pictures(3)):
+    for number, (picture, _) in enumerate(quantizing.varied_pictures(4)):
         picture.save(pictures / f"{number}.png")
     output = tmp_path / "made"
     options = ["--image-encoder", "int8-activations", "--samples", str(pictures)]
@@ -89,10 +90,23 @@ def test_pictures_of_a_reader_are_what_calibration_looks_at(tmp_path, capsys):
     first = read_manifest(output)
     assert first["preset"]["image_encoder"]["smooth_quant"] == 0.6
     assert first["preset"]["language_model"]["mode"] == "int4-asym"
-    assert "looking at 3 pictures" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "looking at 3 pictures" in error and "features of 1 other pictures" in error
     (pictures / "0.png").unlink()
     assert main(["convert", "internvl2", *options]) == 0
     assert read_manifest(output)["source"]["samples"] != first["source"]["samples"]
+
+
+def test_the_error_is_measured_on_pictures_of_the_reader_that_calibration_does_not_look_at():
+    drawn = [picture.tobytes() for picture, _ in quantizing.varied_pictures(4, seed=1)]
+    mine = [(place, "?") for place in range(40)]
+    assert quantizing.split(mine[:36], 32) == (mine[:32], mine[32:36])
+    assert quantizing.split(mine, 32) == (mine[:32], mine[32:36])
+    assert quantizing.split(mine[:10], 32) == (mine[:8], mine[8:10])
+    few, others = quantizing.split(mine[:3], 32)
+    assert few == mine[:3] and [picture.tobytes() for picture, _ in others] == drawn
+    number, others = map(len, quantizing.split([], 32))
+    assert (number, others) == (32, 4)
 
 
 def test_samples_that_nothing_looks_at_are_refused(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """`vlm tune`: which settings it takes, where it keeps them, and who follows them."""
 
+import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,9 @@ from helpers.measure.duels import ROUNDS, duel, seconds_of_duel
 from helpers.run import tuning as kept
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.tuning import Tuning, key_of, read_tuning, write_tuning
+from helpers.serve import server
 from helpers.shapes.questions import draw_questions
+from tests.tiny import picture
 
 
 @pytest.fixture(autouse=True)
@@ -384,6 +388,30 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
     assert "processor: " in printed and (f" ({sets})\n" in printed or not sets)
     data = json.loads(run("info", converted, "--json").out)
     assert data["tuning"]["properties"][LANGUAGE_MODEL] == CANDIDATE
+
+
+ADVISED = {
+    "chat": ["--image", "picture.png", "--max-new-tokens", 1],
+    "batch": ["--input", ".", "--question", "What?", "--output", "out.jsonl"],
+    "serve": [],
+}
+
+
+@pytest.mark.parametrize("command", ADVISED)
+def test_commands_that_answer_many_times_advise_once(
+    converted, command, tmp_path, run, monkeypatch
+):
+    monkeypatch.setattr(kept, "LARGE", 1)
+    monkeypatch.setattr(server, "serve", lambda *settings, report: report("it serves"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nWhere?\n"))
+    monkeypatch.chdir(tmp_path)
+    picture().save("picture.png")
+    printed = run(command, converted, *ADVISED[command])
+    assert printed.err.count(f"never tuned on this computer; `vlm tune {converted}`") == 1
+    Path("out.jsonl").unlink(missing_ok=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\n"))
+    printed = run(command, converted, "--untuned", *ADVISED[command])
+    assert "tune" not in printed.err
 
 
 def test_a_small_folder_is_not_advised(converted):

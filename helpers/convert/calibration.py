@@ -28,6 +28,7 @@ from helpers.inputs.questions import Sample
 from helpers.models.processors import Processor
 
 PROMPT = "What is in the picture?"
+HELD_OUT = 4  # pictures that calibration does not look at, on which the error is measured
 _ACCURATE = {"EXECUTION_MODE_HINT": "ACCURACY"}
 _TRAINING = "train"  # the split of a data set that samples come from, never the one for testing
 
@@ -55,7 +56,8 @@ def find_samples(source: str, number: int, *, prompt: str = PROMPT) -> list[Samp
 def samples_for(preset: Preset, source: str | None) -> list[Sample]:
     """Return what an image encoder with quantised activations looks at; [] for drawn pictures.
 
-    Raises `SettingsError` for a `source` where nothing looks at samples.
+    A few more than it is calibrated on, so that its error can be measured on others. Raises
+    `SettingsError` for a `source` where nothing looks at samples.
     """
     if source is None:
         return []
@@ -64,7 +66,7 @@ def samples_for(preset: Preset, source: str | None) -> list[Sample]:
             "Samples are looked at by int8-activations alone; choose that as the precision, or as "
             "--image-encoder, or leave --samples out."
         )
-    return find_samples(source, preset.image_encoder.samples)
+    return find_samples(source, preset.image_encoder.samples + HELD_OUT)
 
 
 def _pictures_in(folder: Path) -> list[Path]:

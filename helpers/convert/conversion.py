@@ -25,7 +25,7 @@ from helpers.convert.folders import (
 from helpers.convert.manifests import bit_widths_of
 from helpers.convert.origins import made_of
 from helpers.convert.places import COPIED, holds_conversion
-from helpers.convert.quantizing import quantized_encoder, varied_pictures
+from helpers.convert.quantizing import quantized_encoder
 from helpers.convert.runtime_files import has_runtime_files, write_runtime_files
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
@@ -110,9 +110,8 @@ def convert(
                     graph = _converted(model, part, checkpoint)
                     setting = preset.weights_of(part.name)
                     if isinstance(setting, Quantization):
-                        pictures = samples or varied_pictures(setting.samples)
                         graph = quantized_encoder(
-                            graph, setting, model.processor, pictures, report=report
+                            graph, setting, model.processor, samples, report=report
                         )
                         _save(work, part.name, graph)
                     else:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from helpers.convert.calibration import Inputs, encoder_inputs
+from helpers.convert.calibration import HELD_OUT, Inputs, encoder_inputs
 from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.graphs.compression import compress
@@ -24,7 +24,6 @@ from helpers.models.processors import Processor
 from helpers.shapes.charts import draw_chart, random_chart
 from helpers.shapes.world import draw, random_scene
 
-HELD_OUT = 4  # pictures that calibration does not see, on which the error is measured
 _SIZES = ((640, 480), (480, 640), (448, 448), (900, 400))
 
 
@@ -72,24 +71,37 @@ def quantized_encoder(
 ) -> ov.Model:
     """Return a converted image encoder with weights and activations in 8 bits.
 
-    `report` is told how far its features are from those in 16 bits, beside weights in 8 bits alone,
-    on pictures that were held out. Raises `SettingsError` for an image encoder that takes pictures
-    of any size.
+    It is calibrated on `samples`, or on drawn pictures if there are none. `report` is told how far
+    its features are from those in 16 bits, beside weights in 8 bits alone, on pictures that were
+    held out. Raises `SettingsError` for an image encoder that takes pictures of any size.
     """
     check_one_size(part)
-    samples = samples[: setting.samples]
+    samples, others = split(samples, setting.samples)
     report(f"{IMAGE_ENCODER}: looking at {len(samples)} pictures, to calibrate it")
     calibration = list(encoder_inputs(part, processor, samples))
-    held_out = list(encoder_inputs(part, processor, varied_pictures(HELD_OUT, seed=1)))
+    held_out = list(encoder_inputs(part, processor, others))
     expected = _features(part, held_out)
     weights_only = _distance(_features(compress(part.clone(), INT8), held_out), expected)
     encoder = compress(part, setting, calibration)
     distance = _distance(_features(encoder, held_out), expected)
     report(
-        f"{IMAGE_ENCODER}: features differ from those in 16 bits by {distance:.1%}, with weights "
-        f"alone in 8 bits by {weights_only:.1%}"
+        f"{IMAGE_ENCODER}: features of {len(others)} other pictures differ from those in 16 bits "
+        f"by {distance:.1%}, with weights alone in 8 bits by {weights_only:.1%}"
     )
     return encoder
+
+
+def split(samples: Sequence[Sample], number: int) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """Return at most `number` pictures to calibrate on, and those to measure the error on.
+
+    Of the reader's pictures, up to `HELD_OUT` are of the second sort, at most a quarter; with fewer
+    than four, all are looked at, and the error is measured on drawn ones.
+    """
+    if not samples:
+        return varied_pictures(number), varied_pictures(HELD_OUT, seed=1)
+    calibrated = min(number, len(samples) - min(HELD_OUT, len(samples) // 4))
+    others = samples[calibrated:][:HELD_OUT]
+    return samples[:calibrated], others or varied_pictures(HELD_OUT, seed=1)
 
 
 def check_one_size(part: ov.Model) -> None:
