@@ -152,15 +152,12 @@ class _Tuner:
         self.pipeline = VisionLanguagePipeline(folder, accuracy=True)
         prompts = sorted(map(self._prompt, pairs), key=lambda prompt: prompt[1].shape[1])
         self.samples: list[_Sample] = []
-        begin = time.monotonic()
         for inputs, ids in prompts:  # the shortest first
             if len(self.samples) >= LEAST_QUESTIONS and self._left(REFERENCE_SHARE) < 0:
                 break
             features = self.pipeline.encode_images(**inputs)
             logits = _logits(self.pipeline, ids, features)
             self.samples.append(_Sample(inputs, ids, features, logits))
-        # Seconds that a candidate which has won is looked at again, for its answers.
-        self.comparing = time.monotonic() - begin
 
     def _left(self, share: float) -> float:
         """Return the seconds that are left of a share of them."""
@@ -252,7 +249,7 @@ class _Tuner:
             needed = seconds_of_duel(champion)
             self.steps.append((self.chosen.get(part, {}), champion.of_default))
         for candidate in candidates:
-            if self._left(share) <= needed + self.comparing:
+            if self._left(share) <= needed:
                 untried += 1
                 continue
             is_pair = part == NEXT_TOKENS
