@@ -86,16 +86,16 @@ def programs(stick, installation, tmp_path_factory) -> Path:
     packages = "import sysconfig; print(sysconfig.get_path('purelib'))"
     folder = "Scripts" if sys.platform == "win32" else "bin"
     clone, environment = stick / COLLECTION, place / "environment"
-    lent = output_of(clone / ".venv" / folder / "python", "-c", packages).strip()
+    notebook_packages = output_of(clone / ".venv" / folder / "python", "-c", packages).strip()
     output_of(sys.executable, "-m", "venv", environment)
     python = environment / folder / "python"
-    own = Path(output_of(python, "-c", packages).strip())
+    packages_folder = Path(output_of(python, "-c", packages).strip())
     # Without the first one's own `.pth` files, one of which names the clone.
-    (own / "lent.pth").write_text(f"{lent}\n", encoding="utf-8")
+    (packages_folder / "lent.pth").write_text(f"{notebook_packages}\n", encoding="utf-8")
     pip = (python, "-m", "pip", "install", "--quiet", "--no-input")
     output_of(*pip, "--no-deps", "--force-reinstall", clone)
     where = output_of(python, "-c", "import helpers; print(helpers.__file__)", cwd=place)
-    assert Path(where.strip()).is_relative_to(own)
+    assert Path(where.strip()).is_relative_to(packages_folder)
     return environment / folder
 
 

@@ -98,13 +98,13 @@ def test_pictures_of_a_reader_are_what_calibration_looks_at(tmp_path, capsys):
 
 
 def test_the_error_is_measured_on_pictures_of_the_reader_that_calibration_does_not_look_at():
-    drawn = [picture.tobytes() for picture, _ in quantizing.varied_pictures(4, seed=1)]
-    mine = [(place, "?") for place in range(40)]
-    assert quantizing.split(mine[:36], 32) == (mine[:32], mine[32:36])
-    assert quantizing.split(mine, 32) == (mine[:32], mine[32:36])
-    assert quantizing.split(mine[:10], 32) == (mine[:8], mine[8:10])
-    few, others = quantizing.split(mine[:3], 32)
-    assert few == mine[:3] and [picture.tobytes() for picture, _ in others] == drawn
+    drawings = [picture.tobytes() for picture, _ in quantizing.varied_pictures(4, seed=1)]
+    pictures = [(place, "?") for place in range(40)]
+    assert quantizing.split(pictures[:36], 32) == (pictures[:32], pictures[32:36])
+    assert quantizing.split(pictures, 32) == (pictures[:32], pictures[32:36])
+    assert quantizing.split(pictures[:10], 32) == (pictures[:8], pictures[8:10])
+    samples, others = quantizing.split(pictures[:3], 32)
+    assert samples == pictures[:3] and [picture.tobytes() for picture, _ in others] == drawings
     number, others = map(len, quantizing.split([], 32))
     assert (number, others) == (32, 4)
 
