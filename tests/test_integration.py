@@ -54,7 +54,7 @@ def answers() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def installation(stick, tmp_path_factory) -> tuple[OfflineRun, float]:
+def installation(stick) -> tuple[OfflineRun, float]:
     """Return how the one command ended that installs from the wheelhouse, and its seconds."""
     with pytest.MonkeyPatch.context() as variables:
         variables.delenv("PYTHONPATH", raising=False)  # this copy's `helpers` would be taken
