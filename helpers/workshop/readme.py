@@ -49,7 +49,8 @@ def gains_table() -> str:
         f"```\n{format_table(rows)}\n```\n\nOn {kind}, {cores} cores, with random weights, since "
         f"time does not depend on what weights have learned; pictures: {pictures}. PyTorch "
         "computes in bfloat16. *First word*: the image encoder and the first token together. Each "
-        "ran once, a token is the median of 32. Other processors gain otherwise, see "
+        "ran once, a token is the median of 32. [speed.md](docs/speed.md) says what the names in "
+        "brackets are; other processors gain differently, see "
         "[FULL_SIZE.md](notebooks/FULL_SIZE.md)."
     )
 
