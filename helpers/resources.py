@@ -8,7 +8,7 @@ import gc
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,13 @@ from typing import Any
 import psutil
 
 EVERY = 0.02  # seconds between two looks
+
+# Where Linux says how much memory a group of processes, such as a container, may take, and of which
+# groups this process is. Names of files: the limit, what is used, and in `memory.stat` what of it
+# are files that make room when needed (kernel documentation: cgroup-v2.rst, cgroup-v1/memory.rst).
+CONTROL_GROUPS, GROUPS_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def anonymous_memory(pid: int) -> int:
@@ -67,6 +74,35 @@ class Growth:
             self.bytes = max(self.bytes, anonymous_memory(os.getpid()) - self._start)
 
 
+def available_memory() -> int:
+    """Return the bytes of memory that this process may still take, by the limit of a container too.
+
+    That limit is one of Linux's control groups; other systems have what the computer has.
+    """
+    sizes = [psutil.virtual_memory().available]
+    for group, (limit, used, of_files) in _memory_groups():
+        with suppress(OSError, ValueError):  # without a limit, there is a word or no file
+            most = int((group / limit).read_text())
+            lines = (group / "memory.stat").read_text().splitlines()
+            files = dict(line.split() for line in lines).get(of_files, "0")
+            sizes.append(most - int((group / used).read_text()) + int(files))
+    return max(0, min(sizes))
+
+
+def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Yield the control groups that this process is in, each with the names of its files."""
+    with suppress(OSError):
+        for line in GROUPS_OF_PROCESS.read_text().splitlines():
+            _, controllers, place = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root = CONTROL_GROUPS / "memory" if controllers else CONTROL_GROUPS
+            group = root / place.strip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(root):
+                    yield folder, VERSION_1 if controllers else VERSION_2
+
+
 def free_disk(folder: Path) -> int:
     """Return the free bytes where `folder` is or will be."""
     existing = next(place for place in (folder, *folder.parents) if place.exists())
@@ -92,7 +128,7 @@ def path_of(text: str) -> Path:
 
 def this_computer() -> str:
     """Return the free memory and disk of this computer in words."""
-    memory = psutil.virtual_memory().available / 2**30
+    memory = available_memory() / 2**30
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
     return f"{memory:.0f} GiB of memory and {disk:.0f} GB of disk are free here"
 

@@ -69,12 +69,19 @@ def tune(options: argparse.Namespace) -> int:
     from helpers.convert.folders import read_manifest
     from helpers.graphs.presets import faster_preset
     from helpers.measure.tune import tune as find
-    from helpers.run.tuning import properties_in_words, write_tuning
+    from helpers.run.tuning import (
+        check_writable,
+        properties_in_words,
+        read_tuning,
+        write_tuning,
+    )
     from helpers.shapes.questions import draw_questions
 
+    check_writable(options.folder)
     tuning, trials = find(
         options.folder, draw_questions(QUESTIONS, seed=0), seconds=options.seconds, report=report
     )
+    tuning = tuning.or_earlier(read_tuning(options.folder))
     path = write_tuning(tuning)
     settings = {
         part: f"{properties_in_words(properties)}; "

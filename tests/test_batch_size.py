@@ -1,7 +1,5 @@
 """How many rows are computed together: as somebody says, or as many as are fastest here."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from helpers.__main__ import main
@@ -85,11 +83,11 @@ def test_what_is_fastest(pipeline, monkeypatch, seconds, free, expected):
 
     def memory():
         caches = {0: 0, 4: 2, 8: 4, 16: 8, 32: 16}[sizes[-1] if sizes else 0]
-        return SimpleNamespace(available=free - caches)
+        return free - caches
 
     monkeypatch.setattr(batch_size, "Batch", Batch)
     monkeypatch.setattr(batch_size, "timed", timed)
-    monkeypatch.setattr(batch_size.psutil, "virtual_memory", memory)
+    monkeypatch.setattr(batch_size, "available_memory", memory)
     assert batch_size.fastest_batch_size(pipeline) == expected
     assert sorted(set(sizes)) == sorted(seconds)
 

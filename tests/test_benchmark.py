@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from helpers import resources
 from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL, PER_LAYER_EMBEDDINGS, TEXT_EMBEDDINGS
@@ -264,6 +265,34 @@ def test_what_does_not_fit_is_left_out(monkeypatch, tmp_path):
 
 class _Memory:
     available = total = 1000
+
+
+@pytest.mark.parametrize(
+    ("groups", "place", "files"),
+    [
+        ("0::/a/b\n", "a", ("memory.max", "memory.current", "inactive_file")),
+        ("0::/a/b\n", "", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "9:cpu:/a\n4:memory:/a/b\n0::/\n",
+            "memory/a",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch, groups, place, files):
+    """It has 900 bytes, of which 700 are used, 500 of these for files that make room."""
+    monkeypatch.setattr(resources, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(resources, "GROUPS_OF_PROCESS", tmp_path / "cgroup")
+    free = resources.available_memory()
+    assert free > 1e6
+    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    limit, used, of_files = files
+    for name, text in ((limit, "900\n"), (used, "700\n"), ("memory.stat", f"{of_files} 500\n")):
+        (tmp_path / place / name).write_text(text)
+    assert resources.available_memory() == 700
+    (tmp_path / place / limit).write_text("max\n")
+    assert resources.available_memory() > 1e6
 
 
 def test_memory_is_counted_without_mapped_files():

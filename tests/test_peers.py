@@ -7,13 +7,15 @@ import torch
 
 from helpers.__main__ import main
 from helpers.errors import SettingsError
-from helpers.measure.peers import comparison, llama_build, runners
+from helpers.graphs.part_names import LANGUAGE_MODEL
+from helpers.measure.peers import comparison, here, llama_build, runners
 from helpers.measure.peers.comparison import EngineFigures, compare, lines_of, rows_of
 from helpers.measure.peers.jobs import Clock
 from helpers.measure.peers.layouts import gguf_layout
 from helpers.measure.peers.runners import HERE, Round, Runner
 from helpers.measure.random_checkpoint import random_model
 from helpers.models import load_model
+from helpers.run.tuning import Tuning, key_of, write_tuning
 from helpers.sources.checkpoints import BUNDLED
 
 INSTALLED = [name for name in (".venv-genai", ".venv-llama") if runners.python_of(name).exists()]
@@ -57,6 +59,43 @@ def test_pytorch_is_measured_and_what_is_missing_is_said(
             assert of_round["prompt_tokens"] == ours["rounds"][0]["prompt_tokens"] > 50
             steps = [of_round[name] for name in comparison.STEPS]
             assert all(0 < seconds < 60 for seconds in steps)
+
+
+class Steps:
+    """A runner without a process: a peer ends in its second round."""
+
+    version, memory = "1.0", (1, 1)
+
+    def __init__(self, environment, module, settings) -> None:
+        self.calls = iter([1, 1, 1] if "dtype" not in settings else [1, 1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def measure(self):
+        for seconds in self.calls:
+            return Round(seconds, seconds, seconds, 60)
+        raise SettingsError("it was killed")
+
+
+def test_a_peer_that_ends_in_a_later_round_is_left_out(converted, not_installed, monkeypatch):
+    monkeypatch.setattr(comparison, "Runner", Steps)
+    result = compare(converted, ["pytorch"])
+    assert list(result.engines) == ["vlm"] and len(result.engines["vlm"].rounds) == 2
+    (words,) = result.left_out
+    assert words.startswith("PyTorch") and words.endswith("is left out: it was killed")
+
+
+@pytest.mark.parametrize("is_tuned", [True, False])
+def test_a_tuned_folder_has_the_threads_that_tune_chose(converted, monkeypatch, tmp_path, is_tuned):
+    monkeypatch.setenv("VLM_CACHE", str(tmp_path))
+    write_tuning(Tuning(key_of(converted), {LANGUAGE_MODEL: {"INFERENCE_NUM_THREADS": 1}}))
+    _, measure = here.start({"folder": converted, "threads": 2, "tuned": is_tuned})
+    properties = measure.args[0].properties[LANGUAGE_MODEL]
+    assert properties["INFERENCE_NUM_THREADS"] == (1 if is_tuned else 2)
 
 
 def test_what_is_not_measured_against_is_refused(converted, capsys):

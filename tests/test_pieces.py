@@ -1,9 +1,13 @@
 """How much of a prompt is computed before a stop event is looked at."""
 
 import threading
+import time
 
+import pytest
 import torch
 
+from helpers.graphs.core import Stopped
+from helpers.run import background
 from helpers.run.pieces import GROWTH, LEAST, LONGEST, Pieces
 
 
@@ -47,6 +51,35 @@ def test_a_longer_past_has_a_size_of_its_own():
     assert pieces.size(1000) == 1024
     pieces.note(1000, 256, 6.0)
     assert (pieces.size(0), pieces.size(1000), pieces.size(5000)) == (1024, 128, 128)
+
+
+class Busy:
+    """A request that computes for half a second in the background."""
+
+    def __init__(self) -> None:
+        self.end = time.monotonic() + 0.5
+
+    def wait_for(self, milliseconds):
+        time.sleep(milliseconds / 1000)
+        return time.monotonic() > self.end
+
+
+@torch.inference_mode()
+def test_what_another_conversation_left_is_no_time_of_a_prompt(pipeline, monkeypatch):
+    model, pieces, seconds = pipeline.language_model, Pieces(), []
+    monkeypatch.setattr(pieces, "note", lambda past, number, time: seconds.append(time))
+    monkeypatch.setattr(model, "pieces", pieces)
+    cache, prompt = model.new_cache(), torch.zeros(1, 20, 128)
+    cache.stop, begin = threading.Event(), time.monotonic()
+    background.keep(Busy())
+    model(inputs_embeds=prompt, past_key_values=cache)
+    assert sum(seconds) < 0.5 < time.monotonic() - begin
+    background.keep(Busy())
+    threading.Timer(0.1, cache.stop.set).start()
+    begin = time.monotonic()
+    with pytest.raises(Stopped):
+        model(inputs_embeds=prompt, past_key_values=cache)
+    assert time.monotonic() - begin < 0.4
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """What stands where a conversion writes: only what carries our own mark is ours."""
 # ruff: noqa: F811  (fixtures of another file)
 
+import json
 import os
 import shutil
 import subprocess
@@ -172,6 +173,17 @@ def test_going_on_inside_an_output(checkpoint, converted, tmp_path, volume, quic
         read_manifest(volume)
     convert(checkpoint, volume, FP16)
     assert quick_parts == ["language model"] and contents(volume) == contents(converted)
+
+
+def test_files_that_a_manifest_names_elsewhere_are_left_alone(converted, tmp_path):
+    (tmp_path / "made").mkdir()
+    aside, letter = tmp_path / ".made.unfinished", write(tmp_path / "letter.txt")
+    manifest = json.loads((converted / MANIFEST).read_bytes())
+    for name in (str(letter), "../letter.txt"):
+        manifest["files"][name] = {"bytes": 4, "sha256": ""}
+    write(aside / MANIFEST, json.dumps(manifest))
+    clean(tmp_path)
+    assert letter.read_text() == "mine" and list((tmp_path / "made").iterdir()) == []
 
 
 IN_ANOTHER_S_FOLDER = """

@@ -2,6 +2,8 @@
 
 import io
 import json
+import weakref
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +53,12 @@ def test_what_drifts_meets_both():
     assert result.is_won and result.noise == pytest.approx(0)
 
 
+def test_each_way_comes_first_in_turn():
+    calls = []
+    duel(lambda: calls.append("old") or 1, lambda: calls.append("new") or 1)
+    assert calls[2:] == ["old", "new", "new", "old", "old", "new", "new", "old", "old", "new"]
+
+
 def test_what_is_much_slower_is_given_up():
     result = outcome([1] * 3, [1.3] * 3)
     assert result.is_given_up and not result.is_won and len(result.ratios) == 2
@@ -66,7 +74,7 @@ def test_times_that_vary_decide_nothing():
 
 CANDIDATE = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64}
 BOTH = json.dumps(CANDIDATE | {"KV_CACHE_PRECISION": "f16"})
-MEMORY = "was not tried: there is no memory for two language models"
+MEMORY = "keeps one language model: there is no memory to compile it beside the fastest"
 DEFAULT, KV_ONLY, FIRST = "{}", json.dumps({"KV_CACHE_PRECISION": "f16"}), json.dumps(CANDIDATE)
 
 
@@ -77,7 +85,7 @@ def answer_seconds(monkeypatch):
     A pair is the seconds of the prompt and of all next tokens, which one number halves. Candidates
     are one only, and no two compiled models are the same.
     """
-    seconds, properties_of = {}, {}
+    seconds, properties_of = {}, weakref.WeakKeyDictionary()
     with_parts = VisionLanguagePipeline.with_parts
 
     def noted(self, properties):
@@ -95,11 +103,32 @@ def answer_seconds(monkeypatch):
 
     monkeypatch.setattr(VisionLanguagePipeline, "with_parts", noted)
     monkeypatch.setattr(tune, "seconds_of_steps", seconds_of_steps)
-    monkeypatch.setattr(tune, "fits_twice", lambda folder: False)
+    monkeypatch.setattr(tune, "has_room", lambda weights, models: models == 1)
     monkeypatch.setattr(tune, "timed", lambda encode: (1.0, None))
     monkeypatch.setattr(tune, "candidates_of", lambda size, group: [CANDIDATE])
-    monkeypatch.setattr(tune, "_decisive", lambda pipeline, names: id(pipeline))
+    numbers = count()
+    monkeypatch.setattr(tune, "_decisive", lambda pipeline, names: next(numbers))
     return seconds
+
+
+def test_what_loses_is_gone_before_the_next_is_compiled(converted, answer_seconds, monkeypatch):
+    """Each has weights of its own: beside the next, only the fastest so far is in memory."""
+    answer_seconds |= {DEFAULT: 1.0, FIRST: 1.1, KV_ONLY: 1.1, f"{DEFAULT} apart": 1.1}
+    monkeypatch.setattr(tune, "has_room", lambda weights, models: True)
+    compiled, most = weakref.WeakSet(), []
+    compile_part = VisionLanguagePipeline._compile
+
+    def compile_and_count(self, name):
+        if name != LANGUAGE_MODEL:
+            return compile_part(self, name)
+        most.append(len(compiled))
+        model = compile_part(self, name)
+        compiled.add(model)
+        return model
+
+    monkeypatch.setattr(VisionLanguagePipeline, "_compile", compile_and_count)
+    tuned(converted)
+    assert len(most) > 3 and max(most) <= 1
 
 
 def tuned(folder):
@@ -113,7 +142,8 @@ def test_what_wins_is_tried_together_with_the_next(converted, answer_seconds):
     assert tuning.reasons[NEXT_TOKENS] == MEMORY
     assert tuning.reasons[LANGUAGE_MODEL] == "takes 0.60 of the default's time"
     assert "keeps the defaults" in tuning.reasons[IMAGE_ENCODER]
-    assert [trial.part for trial in trials] == [IMAGE_ENCODER, LANGUAGE_MODEL, LANGUAGE_MODEL]
+    parts = [IMAGE_ENCODER, LANGUAGE_MODEL, LANGUAGE_MODEL, NEXT_TOKENS]
+    assert [trial.part for trial in trials] == parts
     assert trials[1].row["verdict"] == "0.80 of the time, taken"
 
 
@@ -157,7 +187,7 @@ def test_the_bound_is_that_of_the_default(
             names.append(name + (" apart" if NEXT_TOKENS in pipeline.properties else ""))
         return 1.0
 
-    monkeypatch.setattr(tune, "fits_twice", lambda folder: is_twice)
+    monkeypatch.setattr(tune, "has_room", lambda weights, models: is_twice or models == 1)
     monkeypatch.setattr(tune._Tuner, "_divergence", divergence)
     tuned(converted)
     assert names == compared
@@ -175,7 +205,7 @@ def test_where_times_vary_the_default_stays_and_it_is_said(converted, answer_sec
 def test_next_tokens_are_compiled_apart_where_that_wins(
     converted, answer_seconds, monkeypatch, seconds, is_apart
 ):
-    monkeypatch.setattr(tune, "fits_twice", lambda folder: True)
+    monkeypatch.setattr(tune, "has_room", lambda weights, models: True)
     answer_seconds |= {DEFAULT: 1.0, FIRST: 0.8, BOTH: 1.0}
     answer_seconds[f"{FIRST} apart"] = seconds
     tuning, trials = tuned(converted)
@@ -192,7 +222,7 @@ def test_prompts_and_next_tokens_may_have_properties_of_their_own(
     converted, answer_seconds, monkeypatch, seconds
 ):
     """Prompts are fastest by default here, next tokens with what an answer is fastest with."""
-    monkeypatch.setattr(tune, "fits_twice", lambda folder: True)
+    monkeypatch.setattr(tune, "has_room", lambda weights, models: True)
     answer_seconds |= {DEFAULT: (0.3, 0.7), FIRST: (0.5, 0.3), BOTH: 1.0}
     answer_seconds |= {f"{DEFAULT} and {FIRST} apart": seconds, f"{FIRST} apart": 0.7}
     tuning, trials = tuned(converted)
@@ -213,7 +243,7 @@ def test_what_cannot_be_computed_here_is_told_as_that(converted, answer_seconds,
     def refuse():
         raise DeviceError("This attention has no such thing.")
 
-    monkeypatch.setattr(tune, "fits_twice", lambda folder: True)
+    monkeypatch.setattr(tune, "has_room", lambda weights, models: True)
     answer_seconds |= {DEFAULT: 1.0, FIRST: refuse, KV_ONLY: refuse, f"{DEFAULT} apart": refuse}
     tuning, trials = tuned(converted)
     assert [trial.verdict for trial in trials[1:]] == ["cannot be computed here"] * 3
@@ -224,7 +254,7 @@ def test_what_cannot_be_computed_here_is_told_as_that(converted, answer_seconds,
 
 def test_what_there_was_no_time_for_is_said(converted, answer_seconds, monkeypatch):
     answer_seconds |= {DEFAULT: 1.0}
-    monkeypatch.setattr(tune, "fits_twice", lambda folder: True)
+    monkeypatch.setattr(tune, "has_room", lambda weights, models: True)
     untried = ["the defaults: there was no time to try others", "one language model: there was no "]
     untried[1] += "time to try two"
     for seconds, of_duel in ((0, 1), (500, 600)):
@@ -324,11 +354,64 @@ def test_a_result_is_kept_for_this_computer_version_and_folder(converted, cache,
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"key": 1, "properties": 2, "reasons": {}}'])
-def test_a_damaged_result_is_none(converted, text):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": 1},
+        {"properties": 2},
+        {"properties": {LANGUAGE_MODEL: 2}},
+        {"reasons": []},
+        {"reasons": {LANGUAGE_MODEL: 2}},
+        {"unclear": {}},
+        {"unclear": [[]]},
+    ],
+)
+def test_a_damaged_result_is_none(converted, change):
     path = write_tuning(Tuning(key_of(converted)))
-    path.write_text(text)
+    assert read_tuning(converted) is not None
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
     assert read_tuning(converted) is None
+    for text in ("", "{}", "[]"):
+        path.write_text(text)
+        assert read_tuning(converted) is None
+
+
+def test_settings_that_openvino_refuses_are_named_as_what_tune_chose(converted):
+    write_tuning(Tuning(key_of(converted), {LANGUAGE_MODEL: {"NO_SUCH_PROPERTY": 1}}))
+    with pytest.raises(DeviceError, match=r"NO_SUCH_PROPERTY.*; `vlm tune` chose its settings"):
+        VisionLanguagePipeline(converted)
+    assert VisionLanguagePipeline(converted, tuned=False).tuning is None
+
+
+def test_what_noise_leaves_open_stays_as_it_was_measured_before(converted):
+    key, pair = key_of(converted), {LANGUAGE_MODEL: {}, NEXT_TOKENS: CANDIDATE, PROMPTS: {}}
+    noisy, clear = "keeps the defaults: too noisy to say", "keeps the defaults, the fastest"
+    earlier = Tuning(key, {IMAGE_ENCODER: CANDIDATE} | pair, dict.fromkeys(pair, "0.9 of the time"))
+    now = Tuning(
+        key,
+        {IMAGE_ENCODER: {}, LANGUAGE_MODEL: {}},
+        {IMAGE_ENCODER: clear, LANGUAGE_MODEL: noisy, NEXT_TOKENS: noisy},
+        [LANGUAGE_MODEL, NEXT_TOKENS],
+    )
+    assert now.or_earlier(None) == now
+    result = now.or_earlier(earlier)
+    assert result.properties == {IMAGE_ENCODER: {}} | pair
+    assert result.reasons == earlier.reasons | {IMAGE_ENCODER: clear} and not result.unclear
+    faster = Tuning(key, now.properties | {LANGUAGE_MODEL: CANDIDATE}, now.reasons, now.unclear)
+    assert faster.or_earlier(earlier) == faster
+
+
+def test_an_account_without_a_home_computes_with_the_defaults(converted, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("VLM_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert read_tuning(converted) is None
+    with pytest.raises(OutputError, match="no home directory .* set VLM_CACHE to a folder"):
+        write_tuning(Tuning(key_of(converted)))
 
 
 def test_a_cache_that_cannot_be_written_is_said(converted, tmp_path, monkeypatch):
@@ -336,6 +419,16 @@ def test_a_cache_that_cannot_be_written_is_said(converted, tmp_path, monkeypatch
     monkeypatch.setenv("VLM_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="set VLM_CACHE"):
         write_tuning(Tuning(key_of(converted)))
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_the_work(
+    converted, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLM_CACHE", str(tmp_path / "file"))
+    assert main(["tune", str(converted)]) == 1
+    messages = capsys.readouterr().err
+    assert "set VLM_CACHE to a folder that can" in messages and "ACCURACY mode" not in messages
 
 
 # Who follows it
@@ -379,7 +472,7 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
     printed = run("tune", converted, "--seconds", 1000)
     assert "language model: INFERENCE_PRECISION_HINT f32" in printed.out
     assert "0.80 of the time, taken" in printed.err
-    assert "next tokens apart: was not tried" in printed.out
+    assert f"next tokens apart: {MEMORY}" in printed.out
     assert "`vlm convert --precision int4-sym` makes a folder that is faster here" in printed.out
     assert "tune" not in run(*ask).err
     printed = run("info", converted).out

@@ -41,7 +41,7 @@ from helpers.inputs.questions import Sample
 from helpers.models import load_model, load_processor
 from helpers.models.base import VisionLanguageModel
 from helpers.models.checks import check_processor
-from helpers.resources import Growth, free_disk, in_words
+from helpers.resources import Growth, available_memory, free_disk, in_words
 from helpers.upstream.locales import plain_numbers
 
 
@@ -233,7 +233,7 @@ def check_room(size: int, output: Path, *, memory: int, report: Report) -> None:
             f"The result takes about {in_words(size)}, but only {in_words(disk)} are free "
             f"where {output} is; give a folder on a larger disk or a smaller precision."
         )
-    free, swap = psutil.virtual_memory().available, psutil.swap_memory().free
+    free, swap = available_memory(), psutil.swap_memory().free
     if memory > free + swap:
         raise SettingsError(
             f"The conversion takes about {in_words(memory)} of memory, but only "

@@ -20,6 +20,7 @@ from helpers.convert.manifests import (
     UNFINISHED_MANIFEST,
     exists,
     is_manifest,
+    is_sound,
 )
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
@@ -161,7 +162,10 @@ class Place:
             return False
         if not is_manifest(self.folder / MANIFEST):
             return False
-        names = (*read_json(self.folder / MANIFEST)["files"], self.folder.name, self.lock.name)
+        manifest = read_json(self.folder / MANIFEST)
+        if not is_sound(manifest):  # anybody's: its names may be of files elsewhere
+            return False
+        names = (*manifest["files"], self.folder.name, self.lock.name)
         return all(path.name in names for path in self.output.iterdir())
 
     def leftovers(self) -> list[Path]:

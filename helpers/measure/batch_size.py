@@ -7,13 +7,12 @@ a question. What this module does not know: the rows of a job.
 import math
 from statistics import median
 
-import psutil
 import torch
 
 from helpers.convert.folders import Report
 from helpers.measure.evaluation import question_inputs
 from helpers.measure.speed import timed
-from helpers.resources import time_in_words
+from helpers.resources import available_memory, time_in_words
 from helpers.run.batches import Batch, Row
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
@@ -35,9 +34,9 @@ def fastest_batch_size(
     picture, question = draw_questions(1, seed=0)[0]
     prepared = question_inputs(pipeline, picture, question.text)
     batch, rows, fastest, least = Batch(pipeline.language_model), list[Row](), 1, math.inf
-    before = psutil.virtual_memory().available
+    before = available_memory()
     for size in SIZES:
-        available = psutil.virtual_memory().available
+        available = available_memory()
         if rows and available < ROOM * (before - available):
             break
         while len(rows) < size:

@@ -36,7 +36,7 @@ from helpers.measure.tasks import measure
 from helpers.models import load_model
 from helpers.models.base import VisionLanguageModel
 from helpers.models.families import family_of_original, find_original
-from helpers.resources import in_words, instruction_sets, time_in_words
+from helpers.resources import available_memory, in_words, instruction_sets, time_in_words
 from helpers.run.devices import available_devices
 
 
@@ -71,7 +71,7 @@ def benchmark(
     }
     for dtype in against:
         size = sum(parameters.values()) * getattr(torch, dtype).itemsize
-        if size > psutil.virtual_memory().available:
+        if size > available_memory():
             report(f"PyTorch {dtype} is left out: it takes {in_words(size)} of memory.")
             continue
         arguments = {"checkpoint": checkpoint, "picture": picture, "dtype": dtype}

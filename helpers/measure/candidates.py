@@ -3,10 +3,8 @@
 What this module does not know: which candidate is faster.
 """
 
-import psutil
-
 from helpers.graphs.core import core
-from helpers.resources import has_vnni, instruction_sets, processors
+from helpers.resources import available_memory, has_vnni, instruction_sets, processors
 from helpers.run.tuning import Properties
 
 SECONDS_PER_GB = 60  # of weights, between the least and the most seconds
@@ -42,7 +40,7 @@ def candidates_of(weight_bytes: int, group: int) -> list[Properties]:
         candidates.append({PRECISION: "f32"})
     # With this hint weights are kept decompressed; one thread with 16 bits can end the process
     # (`safe_options`).
-    has_room = psutil.virtual_memory().available > 8 * weight_bytes
+    has_room = available_memory() > 8 * weight_bytes
     if has_16_bits() and processors() > 1 and has_room:
         candidates.append({PRECISION: "f16"})
     candidates += [{"ENABLE_CPU_PINNING": False}, {"ENABLE_HYPER_THREADING": True}]

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -40,7 +39,7 @@ from helpers.models.reference import (
     recorded_features,
     reference_class,
 )
-from helpers.resources import return_freed_memory
+from helpers.resources import available_memory, return_freed_memory
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import text_of
 from helpers.shapes.charts import draw_chart_questions
@@ -232,7 +231,7 @@ def pytorch_model(
     Otherwise in the type of its files, whose roundings are larger. A picture becomes as many tokens
     as in a pipeline.
     """
-    fits = 2 * weight_bytes(checkpoint) <= psutil.virtual_memory().available / 2
+    fits = 2 * weight_bytes(checkpoint) <= available_memory() / 2
     model = load_model(checkpoint, torch.float32 if fits else None)
     usual = model.processor.usual_picture_tokens if picture_tokens is None else picture_tokens
     model.processor = model.processor.within(usual)

@@ -14,7 +14,7 @@ from helpers.run.tuning import Properties, properties_in_words
 
 NOISY = "too noisy to say: the times vary"
 NOT_ALWAYS, TOO_FAR = "but not in every round", "but too far from ACCURACY mode"
-REFUSED = "cannot be computed here"
+REFUSED, NO_ROOM = "cannot be computed here", "there is no memory to compile it beside the fastest"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ def trial_of(
     return Trial(part, properties, *times, divergence, verdict)
 
 
+def is_unclear(trials: Sequence[Trial]) -> bool:
+    """Return whether trials leave open what is fastest: for noise, or with none measured."""
+    measured = [trial.verdict for trial in trials if trial.seconds is not None]
+    return any(NOISY in words or NOT_ALWAYS in words for words in measured) or not measured
+
+
 def reason_of(part: str, trials: Sequence[Trial], gain: float, untried: int) -> str:
     """Return in a sentence what came of a part's trials, which took `gain` of the default's time.
 
@@ -96,6 +102,8 @@ def reason_of(part: str, trials: Sequence[Trial], gain: float, untried: int) -> 
         reason = f"keeps {default}: {too_far[0]}"
     elif measured:
         reason = f"keeps {default}, of {len(measured) + 1} settings the fastest"
+    elif NO_ROOM in verdicts:
+        reason = f"keeps {default}: {NO_ROOM}"
     elif trials:
         reason = f"keeps {default}: {'two' if is_second else 'others'} cannot be computed here"
     elif untried:

@@ -6,7 +6,7 @@ that need another conversion.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from operator import itemgetter
@@ -31,10 +31,10 @@ from helpers.measure.candidates import (
 from helpers.measure.duels import MARGIN, duel, seconds_of_duel
 from helpers.measure.evaluation import divergences_of_logits
 from helpers.measure.speed import seconds_of_steps, timed
-from helpers.measure.trials import REFUSED, Trial, reason_of, trial_of
+from helpers.measure.trials import NO_ROOM, REFUSED, Trial, is_unclear, reason_of, trial_of
 from helpers.models.exported import Features, ImageInputs
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.tuning import Properties, Tuning, fits_twice, key_of
+from helpers.run.tuning import Properties, Tuning, has_room, key_of
 
 TOKENS = 64  # of the answer whose whole time is compared, behind a picture and a question
 STEPS = 8  # tokens of it that are computed
@@ -95,11 +95,8 @@ def tune(
     tuner.tune_language_model(
         [*candidates_of(sizes[LANGUAGE_MODEL], group), {"KV_CACHE_PRECISION": "f16"}]
     )
-    if fits_twice(folder):
-        tuner.tune_next_tokens()
-    else:
-        tuner.reasons[NEXT_TOKENS] = "was not tried: there is no memory for two language models"
-    return Tuning(key_of(folder), tuner.chosen, tuner.reasons), tuner.trials
+    tuner.tune_next_tokens()
+    return Tuning(key_of(folder), tuner.chosen, tuner.reasons, tuner.unclear), tuner.trials
 
 
 class _Clocked:
@@ -142,8 +139,10 @@ class _Tuner:
         self, folder: Path, pairs: Sequence[VisualQuestion], seconds: float, report: Report
     ) -> None:
         self.started, self.seconds, self.report = time.monotonic(), seconds, report
+        self.weights = weight_bytes(folder)
         self.trials: list[Trial] = []
         self.reasons: dict[str, str] = {}
+        self.unclear: list[str] = []
         self.chosen: dict[str, Properties] = {}
         # Of the part that is being tuned: properties, and the time of each step by the default's.
         self.steps: list[tuple[Properties, list[float]]] = []
@@ -242,40 +241,60 @@ class _Tuner:
     ) -> None:
         """Choose among candidates for a part: its properties, or for next tokens of both models."""
         computations = [_decisive(self.pipeline, [part])] if part in self.chosen else []
-        gain, untried, needed = 1.0, 0, 0.0
+        gain, untried, needed = 1.0, 0, float("inf")
         champion = _Clocked(self.pipeline, measure)
-        if candidates and self._left(share) > 0:
-            self.report(f"{part}: measuring it as it is")
-            needed = seconds_of_duel(champion)
-            self.steps.append((self.chosen.get(part, {}), champion.of_default))
         for candidate in candidates:
+            is_pair = part == NEXT_TOKENS
+            trial = candidate if is_pair else {part: self.chosen[part] | candidate}
+            if not has_room(self.weights[LANGUAGE_MODEL if is_pair else part], models=len(trial)):
+                self._note(Trial(part, trial, None, None, None, NO_ROOM))
+                continue
+            if not champion.calls and self._left(share) > 0:
+                self.report(f"{part}: measuring it as it is")
+                needed = seconds_of_duel(champion)
+                self.steps.append((self.chosen.get(part, {}), champion.of_default))
             if self._left(share) <= needed:
                 untried += 1
                 continue
-            is_pair = part == NEXT_TOKENS
-            trial = candidate if is_pair else {part: self.chosen[part] | candidate}
-            try:
-                pipeline = self.pipeline.with_parts(trial)
-                decisive = _decisive(pipeline, trial)
-                if decisive in computations:
-                    continue
-                computations.append(decisive)
-                challenger = _Clocked(pipeline, measure)
-                result = duel(champion, challenger)
-                divergence = self._divergence(pipeline, part) if result.is_won else None
-                bound = self._bound(part) if result.is_won else 0.0
-            except DeviceError:
-                self._note(Trial(part, trial, None, None, None, REFUSED))
-                continue
-            self._note(trial_of(part, trial, result, divergence, bound))
-            if not result.is_too_noisy:
-                challenger.compare(champion, len(result.ratios))
-                self.steps.append((trial[part], challenger.of_default))
-            if divergence is not None and divergence <= bound:
-                self.pipeline, self.chosen[part], champion = pipeline, trial[part], challenger
-                gain, needed = gain * median(result.ratios), needed * median(result.ratios)
+            winner, ratio = self._challenge(part, trial, champion, computations)
+            if winner is not champion:
+                self.pipeline, self.chosen[part], champion = winner.pipeline, trial[part], winner
+                gain, needed = gain * ratio, needed * ratio
         trials = [trial for trial in self.trials if trial.part == part]
         self.reasons[part] = reason_of(part, trials, gain, untried)
+        if gain == 1 and (trials or untried) and is_unclear(trials):
+            self.unclear.append(part)
+
+    def _challenge(
+        self,
+        part: str,
+        trial: Mapping[str, Properties],
+        champion: _Clocked,
+        computations: list[list[str]],
+    ) -> tuple[_Clocked, float]:
+        """Return the faster of the champion and a trial, and the trial's share of the time.
+
+        What loses is gone with this call: each has weights of its own in memory.
+        """
+        try:
+            pipeline = self.pipeline.with_parts(trial)
+            decisive = _decisive(pipeline, trial)
+            if decisive in computations:
+                return champion, 1.0
+            computations.append(decisive)
+            challenger = _Clocked(pipeline, champion.measure)
+            result = duel(champion, challenger)
+            divergence = self._divergence(pipeline, part) if result.is_won else None
+            bound = self._bound(part) if result.is_won else 0.0
+        except DeviceError:
+            self._note(Trial(part, trial, None, None, None, REFUSED))
+            return champion, 1.0
+        self._note(trial_of(part, trial, result, divergence, bound))
+        if not result.is_too_noisy:
+            challenger.compare(champion, len(result.ratios))
+            self.steps.append((trial[part], challenger.of_default))
+        is_taken = divergence is not None and divergence <= bound
+        return (challenger if is_taken else champion), median(result.ratios)
 
     def _note(self, trial: Trial) -> None:
         self.trials.append(trial)

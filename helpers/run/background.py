@@ -38,12 +38,15 @@ def wait(request: ov.InferRequest, stop: Stoppable | None = None) -> None:
             raise Stopped
 
 
-def finish() -> None:
-    """Wait for all: torn down with the program, one would end it in an abort."""
+def finish(stop: Stoppable | None = None) -> None:
+    """Wait for all; raises `Stopped` where `stop` is set before that.
+
+    Torn down with the program, one would end it in an abort.
+    """
     with _lock:
         requests = [request for request, _ in _requests]
     for request in requests:
-        wait(request)
+        wait(request, stop)
 
 
 def _is_over(request: ov.InferRequest, milliseconds: int = 0) -> bool:

@@ -24,6 +24,7 @@ from helpers.graphs.core import LOOK, Stoppable, Stopped, cannot_compute
 from helpers.graphs.stateful import BEAM_INPUT, is_fixed_size
 from helpers.graphs.token_rows import apart, row_shapes, side_by_side
 from helpers.models.exported import PictureInputs
+from helpers.run import background
 from helpers.run.caches import StateCache
 from helpers.run.pieces import LEAST, Pieces
 
@@ -208,6 +209,8 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         batch, new = inputs["position_ids"].shape
         past = inputs["attention_mask"].shape[1] - new
         start = 0
+        if new > 1:  # what others left computes first anyway, and is no time of this prompt
+            background.finish(cache.stop)
         while start < new:
             if cache.stop is not None and cache.stop.is_set():
                 cache.length = past + start - len(cache.holes)  # so that `return_to` cuts it

@@ -185,15 +185,17 @@ class VisionLanguagePipeline:
         if name == LANGUAGE_MODEL:
             return_last_logits(model, 1 + LONGEST)
         add_masks(model)
-        if name == NEXT_TOKENS:
-            expect_single_token(model)
         options = {"PERFORMANCE_HINT": "LATENCY", **self.properties[name]}
         if "CACHE_DIR" in options:  # or a table that stays on disk would be written there again
             options.setdefault("CACHE_MODE", "OPTIMIZE_SIZE")
         try:
+            if name == NEXT_TOKENS:
+                expect_single_token(model)
             return compile_model(model, self.device, **options)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip().splitlines() or ["OpenVINO does not say why"])[-1]
+            if self.tuning and self.tuning.properties.get(name):
+                reason += "; `vlm tune` chose its settings, so tune again or compute --untuned"
             raise DeviceError(f"{self.device} cannot run {path.name}: {reason}") from None
 
     # The calls that a PyTorch model has too
@@ -211,6 +213,7 @@ class VisionLanguagePipeline:
 
         def run_part(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if name not in self.requests:
+                del self.parts[name]  # before the new one takes as much memory
                 self.parts[name] = self._compile(name)
                 self.requests[name] = self.parts[name].create_infer_request()
             try:

@@ -7,28 +7,36 @@ is fastest. What this module does not know: how the choice is made.
 import json
 import os
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from helpers.convert.folders import read_manifest, weight_bytes
 from helpers.convert.manifests import part_files
 from helpers.errors import CheckpointError, OutputError
-from helpers.graphs.part_names import LANGUAGE_MODEL, NEXT_TOKENS
-from helpers.resources import in_words, instruction_sets, processors
+from helpers.graphs.core import core
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
+from helpers.resources import available_memory, in_words, instruction_sets, processors
 from helpers.run.devices import available_devices
 from helpers.sources.checkpoints import read_json
 
 LARGE = 5e8  # bytes of weights from which a second of waiting is worth measuring for
 
-# Free memory, by the language model's weights, from which on it may be compiled a second time: both
-# keep weights of their own, reordered, and so much again is left for everything else.
-ROOM = 3
+# Compiled models keep weights of their own, reordered; at least as much as of one of them is left
+# for everything else.
+RESERVE = 1
+
+# Parts whose settings are chosen beside each other, so that they are kept together.
+TOGETHER = ((IMAGE_ENCODER,), (LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS))
+
+# Of systems that keep caches elsewhere: the variable with the place ("": none has it), and where it
+# is below a person's home.
+CACHES = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}
 
 Properties = dict[str, Any]  # of OpenVINO's `compile_model`, by name
 
@@ -37,19 +45,41 @@ Properties = dict[str, Any]  # of OpenVINO's `compile_model`, by name
 class Tuning:
     """The properties of each part that was tuned, by its name; a part without any has defaults.
 
-    `reasons` has a sentence for each of these parts and for what was not taken; `key` says where
-    the choice holds.
+    `reasons` has a sentence for each of these parts and for what was not taken; `unclear` are
+    parts of which no measurement could tell. `key` says where the choice holds.
     """
 
     key: dict[str, Any]
     properties: dict[str, Properties] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    unclear: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return "; ".join(
             f"{part} {properties_in_words(properties)}"
             for part, properties in self.properties.items()
         )
+
+    def or_earlier(self, earlier: "Tuning | None") -> "Tuning":
+        """Return this choice, with what an earlier one has for parts that are unclear in it."""
+        if earlier is None:
+            return self
+        properties, reasons, unclear = dict(self.properties), dict(self.reasons), {*self.unclear}
+        for parts in TOGETHER:
+            is_apart = NEXT_TOKENS in parts and NEXT_TOKENS in properties
+            is_default = not is_apart and not any(properties.get(part) for part in parts)
+            if is_default and unclear.intersection(parts):
+                for part in parts:
+                    _take(properties, earlier.properties, part)
+                    _take(reasons, earlier.reasons, part)
+                unclear = unclear - {*parts} | ({*earlier.unclear} & {*parts})
+        return Tuning(self.key, properties, reasons, sorted(unclear))
+
+
+def _take(of_parts: dict[str, Any], others: Mapping[str, Any], part: str) -> None:
+    of_parts.pop(part, None)
+    if part in others:
+        of_parts[part] = others[part]
 
 
 def properties_in_words(properties: Mapping[str, Any]) -> str:
@@ -62,14 +92,21 @@ def settings_in_words(folder: Path, tuning: Tuning | None) -> list[str]:
     sets = ", ".join(instruction_sets())
     processor = f"processor: {available_devices()['CPU']}" + (f" ({sets})" if sets else "")
     settings = f"{tuning or f'the defaults, never tuned here (`vlm tune {folder}`)'}"
+    if tuning:
+        settings += "".join(f"; {part} {tuning.reasons.get(part, '')}" for part in tuning.unclear)
     if tuning and NEXT_TOKENS in tuning.properties and not fits_twice(folder):
         settings += "; no memory is free now for next tokens apart"
     return [processor, f"settings on this computer: {settings}"]
 
 
+def has_room(weights: int, models: int) -> bool:
+    """Return whether memory is free for so many compiled models of so many bytes of weights."""
+    return available_memory() > (models + RESERVE) * weights
+
+
 def fits_twice(folder: Path) -> bool:
     """Return whether memory is free for a second compiled language model, for next tokens alone."""
-    return psutil.virtual_memory().available > ROOM * weight_bytes(folder)[LANGUAGE_MODEL]
+    return has_room(weight_bytes(folder)[LANGUAGE_MODEL], models=2)
 
 
 def key_of(folder: Path) -> dict[str, Any]:
@@ -83,6 +120,7 @@ def key_of(folder: Path) -> dict[str, Any]:
     return {
         "processor": available_devices()["CPU"],
         "instruction sets": instruction_sets(),
+        "precisions": sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "cores": processors(),
         "openvino": version("openvino"),
         "folder": sha256(hashes.encode()).hexdigest(),
@@ -90,14 +128,22 @@ def key_of(folder: Path) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Return this collection's folder in the user's cache directory, or what VLM_CACHE names."""
+    """Return this collection's folder in the user's cache directory, or what VLM_CACHE names.
+
+    Raises `OutputError` where there is no such directory.
+    """
     if place := os.environ.get("VLM_CACHE"):
         return Path(place)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "vlm"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "vlm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlm"
+    variable, below = CACHES.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
+    if place := os.environ.get(variable):
+        return Path(place) / "vlm"
+    try:
+        return Path.home() / below / "vlm"
+    except RuntimeError:
+        raise OutputError(
+            "This account has no home directory to keep settings in; set VLM_CACHE to a folder "
+            "that can be written."
+        ) from None
 
 
 def _path(key: Mapping[str, Any]) -> Path:
@@ -110,32 +156,52 @@ def read_tuning(folder: Path) -> Tuning | None:
     key = key_of(folder)
     try:
         kept = read_json(_path(key))
-        tuning = Tuning(kept["key"], kept["properties"], kept["reasons"])
-        return tuning if tuning.key == key and _is_sound(tuning.properties) else None
-    except (CheckpointError, KeyError, TypeError):
+        tuning = Tuning(kept["key"], kept["properties"], kept["reasons"], kept["unclear"])
+    except (CheckpointError, OutputError, KeyError, TypeError):
         return None
+    return tuning if tuning.key == key and _is_sound(tuning) else None
 
 
-def _is_sound(properties: object) -> bool:
-    return isinstance(properties, dict) and all(
-        isinstance(of_part, dict) for of_part in properties.values()
+def _is_sound(tuning: Tuning) -> bool:
+    """Return whether what was read has the types that readers of it expect."""
+    of_parts, reasons = tuning.properties, tuning.reasons
+    return (
+        isinstance(of_parts, dict)
+        and all(isinstance(properties, dict) for properties in of_parts.values())
+        and isinstance(reasons, dict)
+        and all(isinstance(reason, str) for reason in reasons.values())
+        and isinstance(tuning.unclear, list)
+        and all(isinstance(part, str) for part in tuning.unclear)
     )
 
 
 def write_tuning(tuning: Tuning) -> Path:
     """Keep what was chosen, and return the file; an `OutputError` where that cannot be written."""
     path = _path(tuning.key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
         new = path.with_suffix(f".{os.getpid()}")
         new.write_text(json.dumps(asdict(tuning), indent=1) + "\n", encoding="utf-8")
         new.replace(path)
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an `OutputError` where nothing could be kept of a folder, before the long work."""
+    path = _path(key_of(folder))
+    with _writing(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}); set VLM_CACHE to a folder "
             "that can."
         ) from None
-    return path
 
 
 def advice(folder: Path) -> str:

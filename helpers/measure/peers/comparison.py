@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 
 from helpers.convert.folders import Report, read_manifest
 from helpers.convert.runtime_files import has_runtime_files
@@ -29,7 +28,13 @@ from helpers.measure.peers.runners import HERE, Round, Runner, python_of
 from helpers.measure.tasks import QUESTION, TOKENS
 from helpers.models import load_processor
 from helpers.models.families import family_of, on_meta_device
-from helpers.resources import has_bfloat16, in_words, processors, time_in_words
+from helpers.resources import (
+    available_memory,
+    has_bfloat16,
+    in_words,
+    processors,
+    time_in_words,
+)
 from helpers.run.tuning import read_tuning
 
 PEERS = ("pytorch", "genai", "llama.cpp")
@@ -116,18 +121,28 @@ def compare(
             runners[engine.name], rounds[engine.name] = runner, []
             return first.prompt_tokens
 
-        for engine in _ours(folder):
+        def leave_out(name: str, error: SettingsError) -> None:
+            left_out.append(f"{name} is left out: {error}")
+            report(left_out[-1])
+
+        ours = {engine.name: engine for engine in _ours(folder)}
+        for engine in ours.values():
             common["prompt_tokens"] = add(engine)
         for name in against:
             try:
                 for engine in _engines(name, folder):
                     add(engine)
             except SettingsError as error:
-                left_out.append(f"{name} is left out: {error}")
-                report(left_out[-1])
+                leave_out(name, error)
         for number in range(1, ROUNDS + 1):
-            for name, runner in runners.items():
-                rounds[name].append(runner.measure())
+            for name, runner in list(runners.items()):
+                try:
+                    rounds[name].append(runner.measure())
+                except SettingsError as error:
+                    if name in ours:
+                        raise
+                    leave_out(name, error)
+                    del runners[name]
             report(f"round {number} of {ROUNDS}")
         figures = {
             name: EngineFigures(runner.version, rounds[name], *runner.memory)
@@ -170,7 +185,7 @@ def _pytorch(folder: Path) -> Engine:
     """Return PyTorch: 16 bits where the processor multiplies them, else 32."""
     dtype, size = ("bfloat16", 2) if has_bfloat16() else ("float32", 4)
     size *= sum(count_parameters(on_meta_device(folder)).values())
-    if size > psutil.virtual_memory().available:
+    if size > available_memory():
         raise SettingsError(f"its weights in {dtype} take {in_words(size)} of memory")
     return Engine(f"PyTorch {dtype}", "here", settings={"dtype": dtype})
 

@@ -23,7 +23,8 @@ def start(settings: Settings) -> tuple[str, Measure]:
         torch.set_num_threads(threads)
         model: Model = random_model(folder, getattr(torch, name))
         return version("torch"), partial(measure, model, settings)
-    properties = {"INFERENCE_NUM_THREADS": threads}
+    # A number of threads is among what `tune` chooses.
+    properties = {} if settings["tuned"] else {"INFERENCE_NUM_THREADS": threads}
     model = VisionLanguagePipeline(folder, tuned=settings["tuned"], properties=properties)
     return version("openvino"), partial(measure, model, settings)
 
