@@ -258,7 +258,7 @@ def test_what_there_was_no_time_for_is_said(converted, answer_seconds, monkeypat
     untried = ["the defaults: there was no time to try others", "one language model: there was no "]
     untried[1] += "time to try two"
     for seconds, of_duel in ((0, 1), (500, 600)):
-        monkeypatch.setattr(tune, "seconds_of_duel", lambda _, value=of_duel: value)
+        monkeypatch.setattr(tune, "seconds_of_duel", lambda *_, value=of_duel: value)
         tuning, trials = tune.tune(converted, draw_questions(3, seed=0), seconds=seconds)
         reasons = {f"keeps {words}; `--seconds` gives more" for words in untried}
         assert not trials and set(tuning.reasons.values()) == reasons
@@ -268,9 +268,15 @@ def test_the_time_of_a_duel_is_that_of_the_clock(monkeypatch):
     """A call takes three seconds here, the first one nine, and says that it took a thousand."""
     calls, clock = [], iter([0, 9, 10, 13])
     monkeypatch.setattr(duels.time, "perf_counter", lambda: next(clock))
-    seconds = seconds_of_duel(lambda: 1000)
+    seconds = seconds_of_duel(lambda: 1000, limit=54)
     duel(lambda: calls.append(1) or 1, lambda: calls.append(1) or 1)
     assert seconds == 3 * len(calls)
+
+
+def test_a_duel_that_is_far_too_long_is_known_after_a_call(monkeypatch):
+    clock = iter([0, 9])
+    monkeypatch.setattr(duels.time, "perf_counter", lambda: next(clock))
+    assert seconds_of_duel(lambda: 1000, limit=53) == 9 * 12
 
 
 def test_where_nothing_computes_otherwise_it_is_said(converted, answer_seconds, monkeypatch):

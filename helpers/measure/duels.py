@@ -67,15 +67,16 @@ def duel(champion: Callable[[], float], challenger: Callable[[], float]) -> Duel
     return result
 
 
-def seconds_of_duel(champion: Callable[[], float]) -> float:
+def seconds_of_duel(champion: Callable[[], float], limit: float) -> float:
     """Return about how many seconds a duel takes if both ways take as long as the champion.
 
-    The champion is called twice, since a first call takes longer than the next ones. The clock
-    decides, not what the champion returns, which may stand for more than was computed.
+    The champion is called twice, since a first call takes longer than the next ones; but once
+    where even half of its time makes a duel longer than `limit` seconds. The clock decides, not
+    what the champion returns, which may stand for more than was computed.
     """
-    seconds = []
-    for _ in range(2):
+    calls, seconds = 2 * (1 + ROUNDS), list[float]()
+    while len(seconds) < 2 and calls * sum(seconds) / 2 <= limit:
         start = time.perf_counter()
         champion()
         seconds.append(time.perf_counter() - start)
-    return 2 * (1 + ROUNDS) * min(seconds)
+    return calls * min(seconds)

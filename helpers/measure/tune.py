@@ -251,7 +251,7 @@ class _Tuner:
                 continue
             if not champion.calls and self._left(share) > 0:
                 self.report(f"{part}: measuring it as it is")
-                needed = seconds_of_duel(champion)
+                needed = seconds_of_duel(champion, self._left(share))
                 self.steps.append((self.chosen.get(part, {}), champion.of_default))
             if self._left(share) <= needed:
                 untried += 1
