@@ -1,7 +1,10 @@
 """Tokens that are looked up in the prompt: the answer stays the same, and takes fewer steps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from helpers.__main__ import main
 from helpers.convert import conversion
@@ -12,7 +15,7 @@ from helpers.models.families import families
 from helpers.run import prompt_lookup
 from helpers.run.batches import Batch
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.prompt_lookup import LONGEST, draft
+from helpers.run.prompt_lookup import LONGEST, answer_tokens, draft
 from helpers.shapes.questions import draw_questions
 from tests import random_minicpm_v4_6, random_qwen3_5
 from tests.tiny import picture
@@ -28,11 +31,28 @@ LIST = "Describe the picture. What is in the picture? How many shapes are there?
 
 
 def test_what_followed_the_longest_of_the_last_tokens_is_the_draft():
-    assert draft([1, 2, 3, 9, 8, 7, 6, 5, 1, 2, 3]) == [9, 8, 7, 6]
+    assert draft([1, 2, 3, 9, 8, 7, 6, 5, 1, 2, 3], 4) == [9, 8, 7, 6]
     assert draft([2, 3, 4, 1, 2, 3, 5, 2, 3], 1) == [5]  # where it stood last
-    assert draft([7, 3, 4, 9, 3]) == [4, 9, 3]  # one token, and what there is behind it
-    assert draft([5, 5, 5]) == [5]
-    assert draft([1, 2, 3]) == draft([1]) == draft([]) == []
+    assert draft([7, 3, 4, 9, 3], 4) == [4, 9, 3]  # one token, and what there is behind it
+    assert draft([5, 5, 5], 4) == [5]
+    assert draft([1, 2, 3], 4) == draft([1], 4) == draft([], 4) == []
+
+
+def test_a_draft_is_as_long_as_the_last_was_right():
+    cache = SimpleNamespace(length=0, keep=lambda length: None)
+    prompt = [*range(10, 30), 10]
+    answer = answer_tokens(
+        one_hot(torch.tensor([11]), 99),
+        cache,
+        None,
+        lambda logits: int(logits.argmax()),
+        prompt=prompt,
+        is_over=lambda: False,
+    )
+    lengths = [len(next(answer).draft)]
+    for tokens in ([12, 13, 14], [15, 0, 0, 0, 0], [20], [21, 22], [23, 24, 25]):
+        lengths.append(len(answer.send(one_hot(torch.tensor(tokens), 99)).draft))
+    assert lengths == [2, 4, 0, 1, 2, 4]
 
 
 # The logits of several positions
@@ -118,7 +138,7 @@ def test_answers_are_the_same_in_fewer_steps(name, bundled_folder, steps, monkey
                 sequences.append(reply.prompt_ids + reply.token_ids)
         return tokens
 
-    def mixed(ids: list[int]) -> list[int]:
+    def mixed(ids: list[int], most: int) -> list[int]:
         right = truth[len(ids) : len(ids) + LONGEST]
         wrong = [(token + 1) % 50 for token in right]
         return [right, wrong, right[:2] + wrong[2:]][len(ids) % 3]

@@ -17,10 +17,11 @@ from helpers.run.batches import Row
 from helpers.run.caches import StateCache
 
 LONGEST = 4  # tokens of a draft: with VNNI, five positions cost about a quarter more than one
+FIRST = 2  # tokens of the first one, before anything is known of the answer
 NGRAM = 3  # tokens that are looked up, at most; then fewer
 
 
-def draft(ids: Sequence[int], most: int = LONGEST) -> list[int]:
+def draft(ids: Sequence[int], most: int) -> list[int]:
     """Return what followed the last tokens of `ids` where they stood last, at most so many tokens.
 
     The longest of the last tokens, up to `NGRAM`, that stand elsewhere count; if none do, it is
@@ -46,10 +47,11 @@ def answer_tokens(
     """Go from the logits (1, vocabulary) behind a prompt to the end of its answer.
 
     `take` chooses a token from such logits, and keeps it; `is_over` says whether it was the last.
-    Drafts are looked up in the ids of the `prompt`, and not at all where there are none. Yields
-    what is to be computed, for its logits (positions, vocabulary).
+    Drafts are looked up in the ids of the `prompt`, and not at all where there are none. Each has
+    as many tokens as were right in the one before, and twice as many if all were. Yields what is to
+    be computed, for its logits (positions, vocabulary).
     """
-    ids, guess = list(prompt or ()), list[int]()
+    ids, guess, most = list(prompt or ()), list[int](), FIRST
     length = cache.length  # positions of the prompt, then of the answer without its last token
     while True:
         for place in range(len(logits)):
@@ -61,6 +63,8 @@ def answer_tokens(
                 break
         length += place
         cache.keep(length)
-        guess = [] if prompt is None else draft(ids)
+        if guess:  # without VNNI each position costs half a step or more, also a rejected one
+            most = min(LONGEST, 2 * place) if place == len(guess) else max(1, place)
+        guess = [] if prompt is None else draft(ids, most)
         logits = yield Row(cache, pictures, ids[-1], None if prompt is None else tuple(guess))
         length += 1
