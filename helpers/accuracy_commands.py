@@ -126,7 +126,7 @@ def _read(options: argparse.Namespace) -> "Questions":
 
     if options.pictures:
         raise SettingsError("Pictures of your own questions are where each line says.")
-    rows = read_rows(options.data, [])
+    rows = read_rows(options.data, [], report)
     samples, left_out = [], []
     for row in rows:
         if row.error or row.image is None:

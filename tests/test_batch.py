@@ -1,6 +1,10 @@
 """Jobs of many rows: what is asked, what is written, and that no interruption changes it."""
 
+import errno
 import json
+import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,11 +12,13 @@ import pytest
 from helpers.__main__ import main
 from helpers.errors import OutputError, SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve import rows as rows_module
 from helpers.serve.answerers import answerer_for
 from helpers.serve.batch import run_job
+from helpers.serve.columns import key_of
 from helpers.serve.local import Local
 from helpers.serve.results import results_in
-from helpers.serve.rows import batches, read_rows
+from helpers.serve.rows import Row, batches, read_rows
 from helpers.shapes.questions import draw_questions
 from tests.jobs import (
     QUESTIONS,
@@ -252,6 +258,53 @@ def test_hidden_files_are_no_pictures_of_a_folder(tmp_path):
         (tmp_path / name).write_bytes(b"")
     rows = read_rows(tmp_path, ("What?",))
     assert [row.columns["image"] for row in rows] == ["a b.JPG", "deep/er/ü.heic"]
+
+
+def test_an_input_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    """A name that is too long stands for a folder that may not be entered: tests may be root's."""
+    with pytest.raises(SettingsError, match=r"cannot be read \(File name too long\); give another"):
+        read_rows(tmp_path / ("a" * 300), ("What?",))
+    source = tmp_path / "rows.jsonl"
+    source.touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SettingsError, match=r"rows.jsonl cannot be read \(Permission denied\)"):
+        read_rows(source, ())
+
+
+def refuse(*_: object, **__: object) -> None:
+    """Do as a system does with a file of somebody else."""
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_picture_that_may_not_be_looked_at_is_a_row(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    is_file = Path.is_file
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: refuse() if path.suffix == ".png" else is_file(path)
+    )
+    (row,) = read_rows(tmp_path, ("What?",))
+    assert (row.image, row.size) == (tmp_path / "a.png", 0)
+    assert key_of(row) == key_of(row)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_a_pipe_is_a_row_and_nothing_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"image": "pipe.png", "question": "What?"}')
+    rows: list[Row] = []
+    thread = threading.Thread(target=lambda: rows.extend(read_rows(source, ())), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert [(row.image, row.size) for row in rows] == [(tmp_path / "pipe.png", 0)]
+
+
+def test_looking_at_many_pictures_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "SILENCE", 0.0)
+    source, lines = tmp_path / "rows.jsonl", []
+    source.write_text('{"question": "What?"}\n' * 3)
+    read_rows(source, (), lines.append)
+    assert lines[-1] == "looks at the pictures' sizes: 2 of 3 rows"
 
 
 @pytest.mark.parametrize("text", ['{"my": "file"}', "my file", '{"image": "a"}\n', "\x89PNG"])
