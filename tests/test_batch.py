@@ -316,6 +316,23 @@ def test_a_file_of_somebody_else_is_never_cut_off(tmp_path, text):
     assert path.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.parametrize("output", [".", "..", "/", "{folder}", "{folder}/pipe", "{long}"])
+def test_an_output_that_can_be_no_file_is_told_before_the_model(tmp_path, capsys, output):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"question": "Hello"}')
+    if "pipe" in output:
+        if sys.platform == "win32":
+            pytest.skip("Windows has no such files")
+        os.mkfifo(tmp_path / "pipe")
+    place = Path(output.format(folder=tmp_path, long="a" * 300))
+    assert main(command(tmp_path / "no model", source, place)) == 1
+    reason = "cannot be written (File name too long)" if "long" in output else "is a folder"
+    reason = "is no file" if "pipe" in output else reason
+    assert capsys.readouterr().err.startswith(f"error: {place} {reason}; give ")
+    with pytest.raises(OutputError, match="give"), results_in(place, "a job"):
+        pass
+
+
 def test_a_first_line_that_is_torn_is_cut_off(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"image": "a.png", "ques', encoding="utf-8")
