@@ -246,10 +246,8 @@ def batch(options: argparse.Namespace) -> int:
     from helpers.run.grammar import read_schema
     from helpers.serve.answerers import answerer_for
     from helpers.serve.batch import run_job
-    from helpers.serve.results import check_place
     from helpers.serve.rows import read_rows
 
-    check_place(options.output)
     answer: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
     if options.thinking is not None:
         answer["thinking"] = options.thinking
