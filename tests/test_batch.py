@@ -6,19 +6,24 @@ import os
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.__main__ import main
-from helpers.errors import OutputError, SettingsError
+from helpers.errors import ContextError, OutputError, SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve import rows as rows_module
+from helpers.serve.addresses import Pictures
 from helpers.serve.answerers import answerer_for
 from helpers.serve.batch import run_job
 from helpers.serve.columns import key_of
 from helpers.serve.local import Local
+from helpers.serve.protocol import parse_request
+from helpers.serve.requests import body_of
 from helpers.serve.results import results_in
 from helpers.serve.rows import Row, batches, read_rows
+from helpers.serve.service import Service
 from helpers.shapes.questions import draw_questions
 from tests.jobs import (
     QUESTIONS,
@@ -250,6 +255,45 @@ def test_a_question_that_would_not_be_asked_is_refused(tmp_path):
         read_rows(source, ("How many?",))
     source.write_text("\n".join(map(json.dumps, [*lines, {"id": 1}])))
     assert [row.question for row in read_rows(source, ("How many?",))] == ["What?", "", "How many?"]
+
+
+class Pipeline:
+    """Keeps with which options it is asked; a picture has 64 to 1280 tokens."""
+
+    def __init__(self) -> None:
+        pieces = SimpleNamespace(tokens=64, largest=1280)
+        self.processor = SimpleNamespace(
+            thinking=lambda _: None, has_switch=False, pieces=pieces, context_length=2048
+        )
+        self.options: list[dict] = []
+
+    def conversation(self, _: object = ()) -> SimpleNamespace:
+        return SimpleNamespace(ask=self.ask)
+
+    def ask(self, _: object, **options: object) -> None:
+        self.options.append(options)
+        if options["max_new_tokens"] > 1000:
+            raise ContextError("There is no room.", room=50)
+
+
+@pytest.mark.parametrize("detail", ["auto", "low", "high"])
+@pytest.mark.parametrize("limit", [30, 1500])
+def test_a_line_is_computed_here_as_by_a_server(detail, limit):
+    """One file may be begun by the one and finished by the other."""
+    local, served = Pipeline(), Pipeline()
+    asking = message("What?", draw_questions(1, seed=9)[0][0])
+    asking["content"][0]["image_url"]["detail"] = detail
+    row = Row("a", 0, {"body": {"messages": [asking], "max_tokens": limit}}, is_openai=True)
+    Local(local, "a model", {"max_new_tokens": 16})._reply(row)
+    request = parse_request(body_of(row, {"max_new_tokens": 16}), Pictures().opener())
+    service = Service(served, longest_queue=1)
+    service.start(request.messages, request.options, detail=request.detail)
+    assert local.options == served.options
+    assert [options["max_new_tokens"] for options in local.options] == [limit, 50][
+        : limit // 750 or 1
+    ]
+    budget = {"auto": None, "low": 256, "high": 1280}[detail]
+    assert all(options["picture_tokens"] == budget for options in local.options)
 
 
 def test_hidden_files_are_no_pictures_of_a_folder(tmp_path):
