@@ -126,7 +126,7 @@ def _read(options: argparse.Namespace) -> "Questions":
 
     if options.pictures:
         raise SettingsError("Pictures of your own questions are where each line says.")
-    rows = read_rows(options.data, [])
+    rows = read_rows(options.data, [], report)
     samples, left_out = [], []
     for row in rows:
         if row.error or row.image is None:
@@ -139,16 +139,14 @@ def _read(options: argparse.Namespace) -> "Questions":
 
 def _sample(row: "Row", picture: Path) -> "Sample":
     """Return a line's question; its answers are in `answers`, or one of them in `answer`."""
-    from helpers.measure.data_sets import Sample
+    from helpers.measure.data_sets import Sample, right_texts
 
-    answers = row.columns.get("answers", row.columns.get("answer", ()))
-    right = answers if isinstance(answers, list | tuple) else [answers]
     kind = row.columns.get("kind")
     return Sample(
         f"line {row.number + 1}",
         row.question,
         picture,
-        tuple(str(text) for text in right if text is not None),
+        right_texts(row.columns.get("answers", row.columns.get("answer"))),
         kind if isinstance(kind, str) else "",
     )
 

@@ -65,11 +65,12 @@ def thoughts() -> Iterator[Callable[[str], None]]:
 
 def check_output(path: Path) -> None:
     """Raise an `OutputError` where a file cannot be written, before the long work for it."""
-    is_new = not path.exists()
-    with writing(path), path.open("a", encoding="utf-8"):
-        pass
-    if is_new:
-        path.unlink()
+    with writing(path):
+        is_new = not path.exists()
+        with path.open("a", encoding="utf-8"):
+            pass
+        if is_new:
+            path.unlink()
 
 
 @contextlib.contextmanager

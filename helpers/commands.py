@@ -253,7 +253,7 @@ def batch(options: argparse.Namespace) -> int:
         answer["thinking"] = options.thinking
     if options.schema:
         answer["schema"] = read_schema(options.schema)
-    rows = read_rows(options.input, options.question)
+    rows = read_rows(options.input, options.question, report)
     if not any(row.image or row.is_openai for row in rows):
         report("note: no line has an image, so that questions are asked without pictures")
     if options.folder and not options.ray:

@@ -1,6 +1,7 @@
 """Addresses of pictures that clients send: what is opened, and that nothing else is fetched."""
 
 import base64
+import http.client
 import http.server
 import io
 import ipaddress
@@ -125,6 +126,17 @@ def test_bombs_are_refused_before_they_are_decoded():
     assert refusal.value.status == 413
 
 
+def test_the_pictures_of_a_request_are_bounded_altogether(monkeypatch):
+    monkeypatch.setattr(addresses, "MOST_PIXELS", 100)
+    url = f"data:image/png;base64,{encoded(size=(8, 6))}"
+    pictures = Pictures()
+    for open_picture in (pictures.opener(), pictures.opener()):  # of two requests
+        assert [open_picture(url).size for _ in range(2)] == [(8, 6)] * 2
+        with pytest.raises(Refusal, match="megapixels altogether; send fewer") as refusal:
+            open_picture(url)
+        assert refusal.value.status == 413
+
+
 def test_formats_that_clients_do_not_send_are_refused():
     for kind in ("TIFF", "BMP", "PPM"):
         with pytest.raises(Refusal):
@@ -169,6 +181,34 @@ def test_an_allowed_host_that_leads_home_is_refused(resolved, monkeypatch):
     monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_, **__: answers(*resolved))
     with pytest.raises(Refusal, match="not on the internet"):
         Pictures([HOST]).open(f"https://{HOST}/a.png")
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("/grüße/a b.png", "/gr%C3%BC%C3%9Fe/a%20b.png"),
+        ("/a%20b.png?name=grüße x&size=1/2?", "/a%20b.png?name=gr%C3%BC%C3%9Fe%20x&size=1/2?"),
+        ("", "/"),
+        ("/\ud800.png#part", "/%3F.png"),
+    ],
+)
+@pytest.mark.parametrize("host", ["bücher.example", "xn--bcher-kva.example", "BÜCHER.example."])
+def test_addresses_are_sent_as_a_browser_does(host, address, path, monkeypatch):
+    sent = []
+
+    def send(
+        connection: http.client.HTTPSConnection, method: str, target: str, **_: object
+    ) -> None:
+        connection._validate_path(target)
+        sent.append((method, connection.host, target.encode("ascii").decode()))
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_, **__: answers("93.184.216.34"))
+    monkeypatch.setattr(http.client.HTTPSConnection, "request", send)
+    for allowed in ("bücher.example", "xn--bcher-kva.example"):
+        with pytest.raises(Refusal, match="gave no picture"):
+            Pictures([allowed]).open(f"https://{host}{address}")
+    assert sent == [("GET", "xn--bcher-kva.example", path)] * 2
 
 
 def test_a_host_is_looked_up_once_and_that_address_is_connected_to(monkeypatch):

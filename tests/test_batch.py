@@ -1,18 +1,29 @@
 """Jobs of many rows: what is asked, what is written, and that no interruption changes it."""
 
+import errno
 import json
+import os
+import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.__main__ import main
-from helpers.errors import OutputError, SettingsError
+from helpers.errors import ContextError, OutputError, SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve import rows as rows_module
+from helpers.serve.addresses import Pictures
 from helpers.serve.answerers import answerer_for
 from helpers.serve.batch import run_job
+from helpers.serve.columns import key_of
 from helpers.serve.local import Local
+from helpers.serve.protocol import parse_request
+from helpers.serve.requests import body_of
 from helpers.serve.results import results_in
-from helpers.serve.rows import batches, read_rows
+from helpers.serve.rows import Row, batches, read_rows
+from helpers.serve.service import Service
 from helpers.shapes.questions import draw_questions
 from tests.jobs import (
     QUESTIONS,
@@ -246,12 +257,98 @@ def test_a_question_that_would_not_be_asked_is_refused(tmp_path):
     assert [row.question for row in read_rows(source, ("How many?",))] == ["What?", "", "How many?"]
 
 
+class Pipeline:
+    """Keeps with which options it is asked; a picture has 64 to 1280 tokens."""
+
+    def __init__(self) -> None:
+        pieces = SimpleNamespace(tokens=64, largest=1280)
+        self.processor = SimpleNamespace(
+            thinking=lambda _: None, has_switch=False, pieces=pieces, context_length=2048
+        )
+        self.options: list[dict] = []
+
+    def conversation(self, _: object = ()) -> SimpleNamespace:
+        return SimpleNamespace(ask=self.ask)
+
+    def ask(self, _: object, **options: object) -> None:
+        self.options.append(options)
+        if options["max_new_tokens"] > 1000:
+            raise ContextError("There is no room.", room=50)
+
+
+@pytest.mark.parametrize("detail", ["auto", "low", "high"])
+@pytest.mark.parametrize("limit", [30, 1500])
+def test_a_line_is_computed_here_as_by_a_server(detail, limit):
+    """One file may be begun by the one and finished by the other."""
+    local, served = Pipeline(), Pipeline()
+    asking = message("What?", draw_questions(1, seed=9)[0][0])
+    asking["content"][0]["image_url"]["detail"] = detail
+    row = Row("a", 0, {"body": {"messages": [asking], "max_tokens": limit}}, is_openai=True)
+    Local(local, "a model", {"max_new_tokens": 16})._reply(row)
+    request = parse_request(body_of(row, {"max_new_tokens": 16}), Pictures().opener())
+    service = Service(served, longest_queue=1)
+    service.start(request.messages, request.options, detail=request.detail)
+    assert local.options == served.options
+    assert [options["max_new_tokens"] for options in local.options] == [limit, 50][
+        : limit // 750 or 1
+    ]
+    budget = {"auto": None, "low": 256, "high": 1280}[detail]
+    assert all(options["picture_tokens"] == budget for options in local.options)
+
+
 def test_hidden_files_are_no_pictures_of_a_folder(tmp_path):
     for name in ("a b.JPG", "deep/er/ü.heic", ".thumbnails/a.jpg", "._a.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     rows = read_rows(tmp_path, ("What?",))
     assert [row.columns["image"] for row in rows] == ["a b.JPG", "deep/er/ü.heic"]
+
+
+def test_an_input_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    """A name that is too long stands for a folder that may not be entered: tests may be root's."""
+    with pytest.raises(SettingsError, match=r"cannot be read \(File name too long\); give another"):
+        read_rows(tmp_path / ("a" * 300), ("What?",))
+    source = tmp_path / "rows.jsonl"
+    source.touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SettingsError, match=r"rows.jsonl cannot be read \(Permission denied\)"):
+        read_rows(source, ())
+
+
+def refuse(*_: object, **__: object) -> None:
+    """Do as a system does with a file of somebody else."""
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_picture_that_may_not_be_looked_at_is_a_row(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    is_file = Path.is_file
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: refuse() if path.suffix == ".png" else is_file(path)
+    )
+    (row,) = read_rows(tmp_path, ("What?",))
+    assert (row.image, row.size) == (tmp_path / "a.png", 0)
+    assert key_of(row) == key_of(row)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_a_pipe_is_a_row_and_nothing_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"image": "pipe.png", "question": "What?"}')
+    rows: list[Row] = []
+    thread = threading.Thread(target=lambda: rows.extend(read_rows(source, ())), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert [(row.image, row.size) for row in rows] == [(tmp_path / "pipe.png", 0)]
+
+
+def test_looking_at_many_pictures_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "SILENCE", 0.0)
+    source, lines = tmp_path / "rows.jsonl", []
+    source.write_text('{"question": "What?"}\n' * 3)
+    read_rows(source, (), lines.append)
+    assert lines[-1] == "looks at the pictures' sizes: 2 of 3 rows"
 
 
 @pytest.mark.parametrize("text", ['{"my": "file"}', "my file", '{"image": "a"}\n', "\x89PNG"])
@@ -261,6 +358,23 @@ def test_a_file_of_somebody_else_is_never_cut_off(tmp_path, text):
     with pytest.raises(OutputError, match="no file of answers"), results_in(path, "a job"):
         pass
     assert path.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("output", [".", "..", "/", "{folder}", "{folder}/pipe", "{long}"])
+def test_an_output_that_can_be_no_file_is_told_before_the_model(tmp_path, capsys, output):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"question": "Hello"}')
+    if "pipe" in output:
+        if sys.platform == "win32":
+            pytest.skip("Windows has no such files")
+        os.mkfifo(tmp_path / "pipe")
+    place = Path(output.format(folder=tmp_path, long="a" * 300))
+    assert main(command(None, source, place, "--server", "127.0.0.1:1")) == 1
+    reason = "cannot be written (File name too long)" if "long" in output else "is a folder"
+    reason = "is no file" if "pipe" in output else reason
+    assert f"error: {place} {reason}; give " in capsys.readouterr().err
+    with pytest.raises(OutputError, match="give"), results_in(place, "a job"):
+        pass
 
 
 def test_a_first_line_that_is_torn_is_cut_off(tmp_path):

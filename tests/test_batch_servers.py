@@ -1,9 +1,13 @@
 """Jobs whose rows running servers answer: two real processes, of which one stops or is killed."""
 
+import base64
+import http.server
+import io
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from PIL import Image
 
 from helpers.__main__ import main
+from helpers.errors import SettingsError
 from helpers.serve import requests
 from helpers.serve.addresses import Pictures
 from tests.jobs import QUESTIONS, asked, command, draw_pictures, without_times, written
@@ -140,11 +145,97 @@ def test_pictures_of_formats_that_servers_do_not_take(pictures, tmp_path):
     assert Pictures().open(url).tobytes() == picture.tobytes()
 
 
+def test_pictures_that_are_too_large_for_servers(tmp_path, monkeypatch):
+    """As a scanner's TIFF, or a camera's JPEG; a low limit stands for the servers'."""
+    noise = Image.effect_noise((80, 60), 90).convert("RGB")
+    noise.save(tmp_path / "a.tif")
+    noise.save(tmp_path / "a.jpg", quality=100)
+    file = io.BytesIO()
+    noise.save(file, "JPEG", quality=95, subsampling=0)
+    best = file.tell()
+    for path, limit, kind in (
+        (tmp_path / "a.tif", 10**6, "png"),
+        (tmp_path / "a.tif", best, "jpeg"),
+        (tmp_path / "a.tif", best - 1, "jpeg"),
+        (tmp_path / "a.jpg", best - 1, "jpeg"),
+    ):
+        monkeypatch.setattr(requests, "LARGEST", limit)
+        url = requests.data_url(path)
+        assert url.startswith(f"data:image/{kind};base64,")
+        data = base64.b64decode(url.partition(",")[2])
+        assert (data == file.getvalue()) is (limit == best) and len(data) <= limit
+        assert (Pictures().open(url).tobytes() == noise.tobytes()) is (kind == "png")
+
+
+def test_a_telephones_picture_of_two_is_sent_as_it_is(tmp_path):
+    pictures = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    pictures[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=pictures[1:])
+    url = requests.data_url(tmp_path / "a.jpg")
+    assert url.startswith("data:image/jpeg;base64,")
+    assert base64.b64decode(url.partition(",")[2]) == (tmp_path / "a.jpg").read_bytes()
+    assert Pictures().open(url).getpixel((0, 0))[0] > 200
+
+
+class Listing(http.server.BaseHTTPRequestHandler):
+    """Says which models there are, as a server with two of them does."""
+
+    def do_GET(self) -> None:
+        models = [{"id": name, "fingerprint": f"print of {name}"} for name in ("a", "b")]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": models}).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def listing():
+    """Return the address of a server with two models."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), Listing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_of_several_models_joins_later(listing):
+    """It was not there when the job began, so that its model has no name yet."""
+    server = requests.Server(listing, None)
+    assert not server.is_there("print of c") and server.name is None
+    assert server.is_there("print of b") and server.name == "b"
+    with pytest.raises(SettingsError, match="has the models a, b; name one"):
+        server.find(None, print)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks4://127.0.0.1:9", "socks://127.0.0.1:9", "http://127.0.0.1:9x"]
+)
+def test_a_proxy_that_cannot_be_used(listing, monkeypatch, proxy):
+    """Only of a server that is asked through it; this computer is asked itself."""
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setenv("no_proxy", "127.0.0.1,::1,near.example")
+    assert requests.Server(listing, None).is_there("print of a")
+    for address in ("near.example:8000", "http://[::1]:8000"):
+        requests.Server(address, None)
+    with pytest.raises(SettingsError, match=f"^far.example cannot .* proxy .*{proxy}, which .* NO"):
+        requests.Server("far.example:8000", None)
+
+
+def test_a_proxy_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+    server = requests.Server("far.example:8000", None)
+    words = "http://far.example:8000 through the proxy http://127.0.0.1:9 does not answer"
+    with pytest.raises(requests.LostError, match=words):
+        server.find(None, print)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--server", "http://127.0.0.1:1"), "does not answer"),
         (("--server", "http://"), "is no address of a server"),
+        (("--server", "http://[::1:8000"), "is no address of a server"),
         (("--server", "127.0.0.1:1", "--device", "CPU", "--untuned"), "--device and --untuned"),
         (("--server", "127.0.0.1:1", "--picture-tokens", "0"), "Leave out --picture-tokens"),
         (("--server", "127.0.0.1:1", "--ray", "auto"), "Leave out --ray"),

@@ -348,6 +348,18 @@ def test_a_window_that_is_closed_leaves_nothing(pipeline):
     sessions.close("one")
 
 
+def test_of_too_many_windows_the_longest_unused_is_forgotten(pipeline, monkeypatch):
+    """As of a program that asks in a loop, each time in a session that nobody closes."""
+    monkeypatch.setattr(windows, "MOST_WINDOWS", 2)
+    sessions = Sessions(pipeline)
+    first, second = sessions.window("1"), sessions.window("2")
+    reply = second.ask(FIRST, [], GREEDY)
+    assert sessions.window("1") is first
+    sessions.window("3")
+    assert list(sessions.windows) == ["1", "3"]
+    assert reply.text and sessions.window("2") is not second
+
+
 @pytest.mark.parametrize("updates", [1, 3])
 def test_a_window_that_is_cleared_ends_empty(pipeline, updates):
     """Whatever it was shown before: its question, or some of the answer too."""

@@ -200,6 +200,26 @@ def test_a_public_sets_file(name, tmp_path):
     assert [sample.right for sample in read.samples] == expected[name]
 
 
+@pytest.mark.parametrize(
+    ("answers", "right"),
+    [([1950, "a"], ("1950", "a")), (1950, ("1950",)), ("ab", ("ab",)), (None, ())],
+)
+@pytest.mark.parametrize("name", ["DocVQA", "ChartQA", "TextVQA"])
+def test_answers_may_be_numbers_and_single(name, answers, right, tmp_path):
+    path, rows = tmp_path / "file.json", ROWS[name]
+    row = (rows["data"] if isinstance(rows, dict) else rows)[0]
+    column = "label" if name == "ChartQA" else "answers"
+    path.write_text(json.dumps([row | {column: answers}]), encoding="utf-8")
+    assert [sample.right for sample in read_data_set(path).samples] == [right]
+
+
+def test_a_question_may_be_a_number_but_not_nothing(tmp_path):
+    path, row = tmp_path / "file.json", ROWS["ChartQA"][0]
+    path.write_text(json.dumps([row | {"query": query} for query in (7, None)]), encoding="utf-8")
+    read = read_data_set(path)
+    assert [sample.text for sample in read.samples] == ["7"] and len(read.left_out) == 1
+
+
 def test_ocrbenchs_formulas_are_compared_without_spaces(tmp_path):
     read = read_data_set(write_set("OCRBench", tmp_path))
     outcomes = [Outcome(sample, ("It is x^2 at the CENTRE",), 0.0, 1.0) for sample in read.samples]

@@ -1,21 +1,32 @@
 """The server, as OpenAI's own client and plain HTTP see it: real requests to a real process."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 from typing import Literal
 
 import httpx
 import openai
 import pytest
+from fastapi import Request
 from gradio_client import Client, handle_file
 from openai._streaming import SSEDecoder
 from pydantic import BaseModel, Field
 
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.serve import protocol
+from helpers.serve import service as service_module
+from helpers.serve.access import Access, Models, read_key
+from helpers.serve.addresses import Pictures
+from helpers.serve.answers import Answers
+from helpers.serve.protocol import ChatRequest, Refusal
+from helpers.serve.server import create_app
+from helpers.serve.service import Service
 from helpers.shapes.questions import draw_questions
 from tests.servers import data_url, message, serving
 
@@ -462,6 +473,151 @@ def test_a_client_retries_where_it_may_help(server):
     ):
         client.chat.completions.create(model=NAME, messages=[message("Hello")], n=3)
     assert len(sent) == 1
+
+
+def pipeline_without_model() -> SimpleNamespace:
+    """Return what a service needs where nothing is computed."""
+    pieces = SimpleNamespace(tokens=64, largest=64)
+    processor = SimpleNamespace(thinking=lambda _: None, has_switch=False, pieces=pieces)
+    conversation = SimpleNamespace(ask=lambda *_, **__: None)
+    return SimpleNamespace(processor=processor, conversation=lambda _: conversation)
+
+
+def respond_in_process(models: Models, access: Access, *requests: dict) -> list[httpx.Response]:
+    """Return what an application answers to requests that are sent at once."""
+    transport = httpx.ASGITransport(create_app(models, access, report=lambda line: None))
+
+    async def respond() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await asyncio.gather(*(client.request(**request) for request in requests))
+
+    return asyncio.run(respond())
+
+
+def chat(*messages: dict, **fields) -> dict:
+    """Return a request for a chat completion."""
+    body = {"messages": list(messages)} | fields
+    return {"method": "POST", "url": "/v1/chat/completions", "json": body}
+
+
+def test_no_picture_is_opened_for_who_is_refused(monkeypatch):
+    opened: list[str] = []
+    monkeypatch.setattr(Pictures, "open", lambda _, address, **__: opened.append(address))
+    request = chat(message("What?", PAIRS[0][0]))
+    full = Service(pipeline_without_model(), longest_queue=1)
+    with full.place():
+        (busy,) = respond_in_process(Models({NAME: full}), Access(), request)
+    (loading,) = respond_in_process(Models({NAME: None}), Access(), request)
+    free = Service(pipeline_without_model(), longest_queue=1)
+    unknown, wrong = respond_in_process(
+        Models({NAME: free}),
+        Access(),
+        chat(*request["json"]["messages"], model="b"),
+        chat(model=[]),
+    )
+    statuses = [response.status_code for response in (busy, loading, unknown, wrong)]
+    assert statuses == [429, 503, 404, 400] and not opened
+    assert free._running == 0
+
+
+def test_slow_hosts_of_pictures_delay_nobody_else(monkeypatch):
+    end = threading.Event()
+
+    def wait(*_: object, **__: object) -> None:
+        end.wait(5)
+        raise Refusal("The host gave no picture.")
+
+    monkeypatch.setattr(Pictures, "open", wait)
+    service = Service(pipeline_without_model(), longest_queue=40)
+    slow = [chat(message("What?", PAIRS[0][0]))] * 39
+    monkeypatch.setattr(protocol, "_refuse_unsupported", lambda body: body.get("n") and end.set())
+    started = time.monotonic()
+    responses = respond_in_process(Models({NAME: service}), Access(), *slow, chat(n=2))
+    assert {response.status_code for response in responses} == {400}
+    assert time.monotonic() - started < 4
+
+
+def test_a_service_s_lock_is_free_while_pictures_are_hashed(monkeypatch):
+    service = Service(pipeline_without_model(), longest_queue=1)
+    locked = []
+    monkeypatch.setattr(
+        service_module, "_digest", lambda *_: locked.append(service._lock.locked()) or b""
+    )
+    service.start([message("What?")], {})
+    service.remember([message("What?")], SimpleNamespace(message={}, conversation=None))
+    assert locked == [False, False]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_conversations_are_remembered_beside_the_loop(is_streamed):
+    """Hashing a large picture would let all streams stand still."""
+    threads: list[threading.Thread] = []
+    reply = SimpleNamespace(wait=lambda _: True, pieces=lambda: iter(()), stop=lambda: None)
+    service = SimpleNamespace(
+        place=contextlib.nullcontext,
+        start=lambda *_, **__: reply,
+        remember=lambda *_, **__: threads.append(threading.current_thread()),
+    )
+    writer = SimpleNamespace(whole=lambda _: {}, beginning=list, end=lambda _: ["end"])
+    question = ChatRequest(None, [], {}, is_streamed=is_streamed)
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b"{}"}
+
+    async def answer() -> None:
+        headers = [(b"content-type", b"application/json")]
+        answers = Answers(Models({NAME: service}), Pictures(), print)
+        request = Request({"type": "http", "headers": headers}, receive)
+        response = await answers.answer(request, lambda *_: question, lambda *_: writer)
+        if is_streamed:
+            assert [text async for text in response.body_iterator] == ["end"]
+
+    asyncio.run(answer())
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+def test_a_browser_reads_refusals_and_defects_too(monkeypatch):
+    """Of a page that is allowed; before each it asks without the key (CORS)."""
+    models, origin = Models({NAME: None}), {"origin": "https://page.example"}
+    access = Access(key=KEY, origins=["https://page.example"])
+    monkeypatch.setattr(models, "body", lambda name: 1 / 0)
+    asking = {"access-control-request-method": "GET"}
+    right = {"authorization": f"Bearer {KEY}"}
+    responses = respond_in_process(
+        models,
+        access,
+        {"method": "OPTIONS", "url": "/v1/models", "headers": origin | asking},
+        {"method": "GET", "url": "/v1/models", "headers": origin | {"api-key": "wrong"}},
+        {"method": "GET", "url": "/v1/models", "headers": origin | right},
+        {"method": "GET", "url": "/v1/models/b", "headers": origin | right},
+    )
+    assert [response.status_code for response in responses] == [200, 401, 500, 404]
+    for response in responses:
+        assert response.headers["access-control-allow-origin"] == "https://page.example"
+        assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer secret"},
+        {"authorization": "bearer  secret "},
+        {"authorization": "BEARER secret"},
+        {"authorization": "secret"},
+        {"api-key": " secret "},
+        {"authorization": "Bearer", "api-key": "secret"},
+    ],
+)
+def test_a_key_as_clients_and_windows_have_it(headers, monkeypatch):
+    monkeypatch.setenv("VLM_KEY", "secret ")
+    key = read_key(None)
+    assert key == "secret"
+    Access(key=key).check(headers, "/v1/models")
+    for name in headers:
+        with pytest.raises(Refusal, match="The key is missing or wrong"):
+            Access(key=key).check(headers | {name: "Bearer bearer secret"}, "/v1/models")
+    monkeypatch.setenv("VLM_KEY", " ")
+    assert read_key(None) is None
 
 
 # What Open WebUI 0.6 sends: the list of models, a streamed answer to a conversation that is sent

@@ -10,7 +10,7 @@ import base64
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -78,29 +78,36 @@ class Questions:
     left_out: Sequence[str] = ()
 
 
+def right_texts(answers: Any) -> tuple[str, ...]:
+    """Return the right answers of a column as texts: of a list, or of a single text or number."""
+    values = answers if isinstance(answers, list | tuple) else [answers]
+    return tuple(str(value) for value in values if value is not None)
+
+
 def _docvqa(row: Row, pictures: Path) -> Sample:
-    right = tuple(row.get("answers", ()))  # the test split has none
+    right = right_texts(row.get("answers"))  # the test split has none
     return Sample(f"question {row['questionId']}", row["question"], pictures / row["image"], right)
 
 
 def _chartqa(row: Row, pictures: Path) -> Sample:
-    return Sample(row["imgname"], row["query"], pictures / row["imgname"], (str(row["label"]),))
+    return Sample(
+        row["imgname"], row["query"], pictures / row["imgname"], right_texts(row["label"])
+    )
 
 
 def _textvqa(row: Row, pictures: Path) -> Sample:
-    right = tuple(row.get("answers", ()))
+    right = right_texts(row.get("answers"))
     picture = pictures / f"{row['image_id']}.jpg"
     return Sample(f"question {row['question_id']}", row["question"], picture, right)
 
 
 def _ocrbench(row: Row, pictures: Path) -> Sample:
-    answers = row["answers"] if isinstance(row["answers"], list) else [row["answers"]]
     return Sample(
         row["image_path"],
         row["question"],
         pictures / row["image_path"],
-        tuple(map(str, answers)),
-        kind=row["type"],
+        right_texts(row["answers"]),
+        kind=str(row["type"]),
         metric=contains_formula if row["dataset_name"] == "HME100k" else None,
     )
 
@@ -181,7 +188,10 @@ def read_data_set(path: Path, pictures: Path | None = None) -> Questions:
     samples, left_out = [], []
     for number, row in enumerate(rows, 1):
         try:
-            samples.append(data_set.read(row, folder))
+            sample = data_set.read(row, folder)
+            if not isinstance(sample.text, str | int | float):
+                raise TypeError
+            samples.append(replace(sample, text=str(sample.text)))
         except (KeyError, TypeError, ValueError):
             left_out.append(f"Row {number} of {path.name} lacks what others have.")
     return Questions(data_set.name, samples, data_set.metrics, data_set.instruction, left_out)

@@ -5,6 +5,7 @@ What this module does not know: what is asked.
 
 import hmac
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from helpers.serve.protocol import Json, Refusal
 from helpers.serve.service import Service
 
 RETRY = "5"  # seconds after which a client should come again
+_BEARER = re.compile(r"^\s*bearer(\s+|$)", re.IGNORECASE)  # in any letters (RFC 7235)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -96,8 +98,8 @@ class Access:
         if self.key is not None:
             if not path.startswith("/v1/"):
                 return
-            sent_key = headers.get("authorization", "").removeprefix("Bearer ").strip()
-            sent_key = sent_key or headers.get("api-key", "")
+            sent_key = _BEARER.sub("", headers.get("authorization", "")).strip()
+            sent_key = sent_key or headers.get("api-key", "").strip()
             if not hmac.compare_digest(sent_key.encode(), self.key.encode()):
                 raise Refusal(
                     "The key is missing or wrong; send it as a bearer token.",
@@ -124,7 +126,8 @@ def read_key(path: Path | None) -> str | None:
     Raises `SettingsError` for a file without one.
     """
     if path is None:
-        return os.environ.get("VLM_KEY") or None
+        # Windows' `set VLM_KEY=abc && vlm ...` leaves a space at its end.
+        return os.environ.get("VLM_KEY", "").strip() or None
     try:
         key = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError):

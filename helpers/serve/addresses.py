@@ -14,19 +14,25 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Collection
-from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+from collections.abc import Callable, Collection
+from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 from PIL import Image
 
 from helpers.errors import PictureError, PictureSizeError
-from helpers.inputs.images import open_picture, reading
+from helpers.inputs.images import MAXIMUM_PIXELS, open_picture, reading
 from helpers.serve.protocol import Refusal
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # which Pillow opens; OpenAI takes the same
 LARGEST = 20_000_000  # bytes of a picture, as OpenAI's limit was for years
+MOST_PIXELS = 3 * MAXIMUM_PIXELS  # of all pictures of a request, 3 bytes each
+TOO_MANY = (
+    f"The pictures have more than {MOST_PIXELS // 1_000_000} megapixels altogether; send fewer or "
+    "smaller ones."
+)
 LONGEST = 10.0  # seconds that a host has for a picture
 HTTPS = 443
+SAFE = "%:@!$&'()*+,;=~[]|"  # what stays as it is in a path, escapes included
 PIECE = 65_536  # bytes that are read at once
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -36,17 +42,31 @@ class Pictures:
     """Opens the pictures of requests; those on `hosts`, exact names, are fetched."""
 
     def __init__(self, hosts: Collection[str] = ()) -> None:
-        self.hosts = {host.lower().rstrip(".") for host in hosts}
+        self.hosts = set(map(_host_name, hosts))
 
-    def open(self, address: str) -> Image.Image:
+    def opener(self) -> Callable[[str], Image.Image]:
+        """Return what opens the pictures of one request, which are in memory together."""
+        left = MOST_PIXELS
+
+        def open_next(address: str) -> Image.Image:
+            nonlocal left
+            picture = self.open(address, most_pixels=left)
+            left -= picture.width * picture.height
+            return picture
+
+        return open_next
+
+    def open(self, address: str, *, most_pixels: int = MOST_PIXELS) -> Image.Image:
         """Return the picture at an address as RGB and the right way up.
 
         Raises `Refusal` for an address that may not be opened, and for what is no picture or too
-        large.
+        large, or has more pixels than are left to its request.
         """
         data = _data(address) if address[:5].lower() == "data:" else self._fetched(address)
         try:
             with reading("The picture"), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                if most_pixels < picture.width * picture.height <= MAXIMUM_PIXELS:
+                    raise PictureSizeError(TOO_MANY)
                 return open_picture(picture)
         except PictureSizeError as error:
             raise _refusal(str(error), 413) from None
@@ -60,7 +80,7 @@ class Pictures:
             port = parts.port
         except ValueError:
             raise _refusal("The picture's address cannot be read.") from None
-        host = (parts.hostname or "").rstrip(".")
+        host = _host_name(parts.hostname or "")
         if parts.scheme.lower() != "https" or host not in self.hosts or port not in (None, HTTPS):
             raise _refusal(
                 "Pictures come as data: URLs"
@@ -69,6 +89,21 @@ class Pictures:
         if parts.username is not None or parts.password is not None:
             raise _refusal("The picture's address should have no user and no password.")
         return _fetch(host, parts)
+
+
+def _host_name(host: str) -> str:
+    """Return a host's name in the letters that are looked up (IDNA)."""
+    host = host.lower().rstrip(".")
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:  # none that there can be
+        return host
+
+
+def _path(parts: SplitResult) -> str:
+    """Return the path and the query of an address, percent-encoded as a browser sends them."""
+    path = quote(parts.path or "/", safe=f"/{SAFE}", errors="replace")
+    return path + (f"?{quote(parts.query, safe=f'/?{SAFE}', errors='replace')}" * bool(parts.query))
 
 
 def _data(address: str) -> bytes:
@@ -127,9 +162,8 @@ def _fetch(host: str, parts: SplitResult) -> bytes:
     """Return what is at an https address; refuse redirects and what is too long or too slow."""
     end = time.monotonic() + LONGEST
     connection = _Connection(host, _public_address(host), timeout=LONGEST)
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        connection.request("GET", path, headers={"Accept": "image/*"})
+        connection.request("GET", _path(parts), headers={"Accept": "image/*"})
         response = connection.getresponse()
         if response.status != 200:
             raise _refusal(f"The host {host} answered {response.status} instead of a picture.")

@@ -14,7 +14,7 @@ from helpers.run.sampling import Sampling
 from helpers.serve.access import read_key
 from helpers.serve.batch import Answerer
 from helpers.serve.local import BATCH, Local
-from helpers.serve.results import fingerprint_of, kept_size
+from helpers.serve.results import check_place, fingerprint_of, kept_size
 
 
 def answerer_for(
@@ -36,9 +36,12 @@ def answerer_for(
 
     It is the model in `folder`, here or on the cluster at the address `ray`, or the one of running
     servers. A `batch_size` of 0 is measured, and kept beside the `output` of the job. Raises
-    `SettingsError` for neither, for both, and for what has no effect on the one.
+    `SettingsError` for neither, for both, and for what has no effect on the one, `OutputError` for
+    an `output` that can be no file.
     """
     Sampling.of(**options)  # or it is an error
+    if output:
+        check_place(output)
     if server:
         own = {"folder": folder, "--device": device, "--picture-tokens": picture_tokens}
         own |= {"--untuned": untuned, "--batch-size": batch_size, "--ray": ray}

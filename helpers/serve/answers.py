@@ -10,6 +10,8 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -17,12 +19,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from helpers.errors import UserError
 from helpers.run.replies import Piece, Reply
 from helpers.serve.access import RETRY, Models, defect, place_of, refusal_of
+from helpers.serve.addresses import Pictures
 from helpers.serve.completions import Writer
-from helpers.serve.protocol import ChatRequest, OpenPicture, Refusal
+from helpers.serve.protocol import ChatRequest, OpenPicture, Refusal, model_in
 from helpers.serve.service import BusyError, Service
 
 LARGEST_BODY = 30_000_000  # bytes; pictures in base64 take a third more than their files
 ALIVE = 15.0  # seconds between signs of life while a client waits
+READERS = 64  # threads that read requests, of which some wait for hosts of pictures
 LOOK = 0.1  # seconds between looks whether a client is still there
 
 Parse = Callable[[object, OpenPicture], ChatRequest]
@@ -33,21 +37,23 @@ Report = Callable[[str], None]
 class Answers:
     """Answers requests of any protocol that has a parser and a writer."""
 
-    def __init__(self, models: Models, open_picture: OpenPicture, report: Report) -> None:
-        self.models, self.open_picture, self.report = models, open_picture, report
+    def __init__(self, models: Models, pictures: Pictures, report: Report) -> None:
+        self.models, self.pictures, self.report = models, pictures, report
+        self.readers = ThreadPoolExecutor(READERS)
 
     async def answer(self, request: Request, parse: Parse, writer_of: MakeWriter) -> Response:
-        """Return the answer, streamed or whole."""
+        """Return the answer, streamed or whole; pictures are opened where it has a place only."""
         body = await _body(request)
-        question = await asyncio.to_thread(parse, body, self.open_picture)
-        if question.ignored:
-            self.report(f"fields that change nothing here: {', '.join(question.ignored)}")
-        name, service = self.models.find(question.model)
+        name, service = self.models.find(model_in(body))
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(service.place())
             except BusyError:
                 raise _busy() from None
+            loop, open_picture = asyncio.get_running_loop(), self.pictures.opener()
+            question = await loop.run_in_executor(self.readers, parse, body, open_picture)
+            if question.ignored:
+                self.report(f"fields that change nothing here: {', '.join(question.ignored)}")
             reply = await asyncio.to_thread(self._start, service, question)
             writer = writer_of(question, name)
             if question.is_streamed:
@@ -80,7 +86,7 @@ class Answers:
                 if await request.is_disconnected():
                     reply.stop()
                     return Response(status_code=499)  # nobody reads it
-            service.remember(question.messages, reply, detail=question.detail)
+            await _remember(service, question, reply)
             return JSONResponse(writer.whole(reply))
         except UserError as error:
             raise refusal_of(error) from None
@@ -103,7 +109,7 @@ class Answers:
                     yield text
                 async for piece in pieces_of(reply):
                     yield writer.piece(piece)
-                service.remember(question.messages, reply, detail=question.detail)
+                await _remember(service, question, reply)
                 for text in writer.end(reply):
                     yield text
             except Exception as error:
@@ -114,6 +120,12 @@ class Answers:
                     yield text
             finally:
                 reply.stop()
+
+
+async def _remember(service: Service, question: ChatRequest, reply: Reply) -> None:
+    """Keep a conversation, in a thread: all pixels of its pictures are looked at."""
+    remember = partial(service.remember, question.messages, reply, detail=question.detail)
+    await asyncio.to_thread(remember)
 
 
 async def _body(request: Request) -> object:

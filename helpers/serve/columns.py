@@ -5,7 +5,9 @@ What this module does not know: who answers.
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from helpers.serve.completions import THOUGHT, Completion, Usage
 from helpers.serve.results import ERROR, JOB, ROW
@@ -71,5 +73,13 @@ def key_of(row: Row) -> bytes:
     if row.is_openai:
         digest.update(json.dumps(row.columns["body"], sort_keys=True).encode())
     if row.image is not None:
-        digest.update(row.image.read_bytes() if row.image.is_file() else bytes(row.image))
+        digest.update(_content(row.image))
     return digest.digest()
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file, or the path of what is none: opening it says why."""
+    with suppress(OSError):
+        if path.is_file():
+            return path.read_bytes()
+    return bytes(path)

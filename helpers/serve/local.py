@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helpers.errors import SettingsError, UserError, reason_of
+from helpers.inputs.messages import message_of
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.run.worker import Task
@@ -18,6 +19,7 @@ from helpers.serve.completions import finish_of, usage_of
 from helpers.serve.protocol import Refusal, parse_request
 from helpers.serve.results import Answers
 from helpers.serve.rows import Row
+from helpers.serve.service import ask_within_context, budget_of
 
 # Rows that are answered together, each with a cache of its own: 24 pictures took 34.9 and 37.8 s in
 # batches of 8, 37.5 s of 4, 33.7 s of 16 (InternVL2-1B in INT4 on 2 cores).
@@ -96,13 +98,18 @@ class Local:
             return Entry(row, None, f"The row cannot be asked ({reason_of(error)}).")
 
     def _reply(self, row: Row) -> Reply:
+        """Begin an answer as a server does, so that a job may go on at either."""
         if row.is_openai:
-            request = parse_request(row.columns["body"], self.pictures.open)
+            request = parse_request(row.columns["body"], self.pictures.opener())
             options = self.options | request.options
+            options["picture_tokens"] = budget_of(self.pipeline, request.detail)
             if not self.pipeline.processor.has_switch:
-                options.pop("thinking", None)  # as a server does
-            return self.pipeline.chat(request.messages, **options)
-        return self.pipeline.ask(row.question, [row.image] if row.image else [], **self.options)
+                options.pop("thinking", None)
+            *history, message = request.messages
+        else:
+            history, options = [], self.options
+            message = message_of(row.question, [row.image] if row.image else [])
+        return ask_within_context(self.pipeline.conversation(history), message, options)
 
     def _answer(self, entry: Entry) -> tuple[str, dict[str, Any]]:
         """Return a row's identity and columns; one that failed among others is tried alone."""

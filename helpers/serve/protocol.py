@@ -84,15 +84,15 @@ def parse_request(body: object, open_picture: OpenPicture) -> ChatRequest:
     `open_picture` is handed the address of each picture. Raises `Refusal` for what is missing, has
     another type, or would change the answer and is not supported.
     """
-    if not isinstance(body, dict):
-        raise Refusal("The body should be a JSON object.")
+    model = model_in(body)
+    body = cast(Json, body)
     _refuse_unsupported(body)
     details: list[str] = []
     messages = _messages(body.get("messages"), open_picture, details)
     is_streamed = _value(body, "stream", bool) or False
     stream_options = _value(body, "stream_options", dict) or {}
     return ChatRequest(
-        model=_value(body, "model", str),
+        model=model,
         messages=messages,
         options=_options(body),
         is_streamed=is_streamed,
@@ -100,6 +100,13 @@ def parse_request(body: object, open_picture: OpenPicture) -> ChatRequest:
         detail=detail_of(details),
         ignored=sorted(set(body) - FIELDS),
     )
+
+
+def model_in(body: object) -> str | None:
+    """Return the model that a body names, None where it names none."""
+    if not isinstance(body, dict):
+        raise Refusal("The body should be a JSON object.")
+    return cast(str | None, _value(body, "model", str))
 
 
 def _refuse_unsupported(body: Json) -> None:

@@ -24,11 +24,13 @@ from helpers.serve.columns import Answer
 from helpers.serve.completions import THOUGHT, Usage
 from helpers.serve.protocol import Json, Refusal
 from helpers.serve.rows import Row
+from helpers.upstream.proxies import proxy_for, without_password, without_proxies
 
 QUIET = 60.0  # seconds without a sign of life; `vlm serve` gives one each 15 seconds
 LONGEST_LOADING = 600.0  # seconds that a server may take to load its model
 AGAIN = 1.0  # seconds between two looks whether it has
 END = "[DONE]"
+QUALITIES = (95, 85, 70, 50)  # of JPEG, for a picture that has no room otherwise
 
 
 class LostError(Exception):
@@ -57,18 +59,19 @@ class Server:
         self.name: str | None = None
         value = f"Bearer {key}".encode("latin-1", "replace")
         headers = [(b"Authorization", value)] if key else []
-        limits = httpx.Limits(max_connections=None)
         try:
-            self.client = httpx.Client(
-                base_url=f"{self.address}/v1/", headers=headers, timeout=QUIET, limits=limits
-            )
-            is_right = self.client.base_url.host and self.client.base_url.scheme.startswith("http")
-        except httpx.InvalidURL:
+            base_url = httpx.URL(f"{self.address}/v1/")
+            is_right = base_url.host and base_url.scheme in ("http", "https")
+            proxy = proxy_for(self.address)
+        except (httpx.InvalidURL, ValueError):
             is_right = False
         if not is_right:
             raise SettingsError(
                 f"{address} is no address of a server; give one such as http://computer:8000."
             )
+        self.client = _client(base_url, headers, proxy)
+        self.place = f"{self.address} through the proxy {without_password(proxy)}"
+        self.place = self.place if proxy else self.address
 
     def find(self, model: str | None, report: Callable[[str], None]) -> str:
         """Return the fingerprint of a server's model, the only one unless it is named.
@@ -91,29 +94,35 @@ class Server:
         return str(fingerprint)
 
     def is_there(self, fingerprint: str) -> bool:
-        """Return whether the server answers, and has this model."""
+        """Return whether the server answers, and has this model, under whichever name."""
         try:
-            entry = self._entry(self.name)
+            entries = self._entries()
         except (LostError, SettingsError):
             return False
-        self.name = entry["id"]
-        return bool(entry.get("fingerprint") == fingerprint)
+        names = [name for name in entries if entries[name].get("fingerprint") == fingerprint]
+        if names and self.name not in names:
+            self.name = names[0]
+        return bool(names)
 
     def _entry(self, model: str | None) -> Json:
-        try:
-            response = self.client.get("models")
-            entries = {str(entry["id"]): entry for entry in response.json()["data"]}
-        except httpx.HTTPError as error:
-            raise LostError(f"{self.address} does not answer ({_reason(error)}).") from None
-        except (ValueError, KeyError, TypeError):
-            message = _message(response.content) or f"its answer is {response.status_code}"
-            raise SettingsError(f"{self.address} refuses to answer: {message}") from None
+        entries = self._entries()
         if model is None and len(entries) == 1:
-            return dict(next(iter(entries.values())))
+            return next(iter(entries.values()))
         if model not in entries:
             names = ", ".join(entries)
             raise SettingsError(f"{self.address} has the models {names}; name one with --model.")
-        return dict(entries[model])
+        return entries[model]
+
+    def _entries(self) -> dict[str, Json]:
+        """Return the server's models by name."""
+        try:
+            response = self.client.get("models")
+            return {str(entry["id"]): dict(entry) for entry in response.json()["data"]}
+        except httpx.HTTPError as error:
+            raise LostError(f"{self.place} does not answer ({_reason(error)}).") from None
+        except (ValueError, KeyError, TypeError):
+            message = _message(response.content) or f"its answer is {response.status_code}"
+            raise SettingsError(f"{self.address} refuses to answer: {message}") from None
 
     def ask(self, row: Row, options: Mapping[str, Any]) -> Answer:
         """Return the answer to a row's question.
@@ -132,7 +141,7 @@ class Server:
                 return _answer_in(response.iter_lines(), started)
         except httpx.HTTPError as error:
             is_ended = is_begun or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            words = f"{self.address} does not answer ({_reason(error)})."
+            words = f"{self.place} does not answer ({_reason(error)})."
             raise LostError(words, is_ended=is_ended) from None
 
     def _refusal(self, response: httpx.Response) -> Exception:
@@ -152,6 +161,26 @@ class Server:
     def close(self) -> None:
         """Close all connections, so that the server computes nothing more."""
         self.client.close()
+
+
+def _client(base_url: httpx.URL, headers: list[tuple[bytes, bytes]], proxy: str) -> httpx.Client:
+    """Return what asks a server; httpx itself fails for a proxy of another address too."""
+    limits = httpx.Limits(max_connections=None)
+    try:
+        with without_proxies():
+            return httpx.Client(
+                base_url=base_url,
+                headers=headers,
+                timeout=QUIET,
+                limits=limits,
+                proxy=proxy or None,
+            )
+    except (httpx.InvalidURL, ValueError, ImportError):
+        raise SettingsError(
+            f"{base_url.host} cannot be asked through the proxy {without_password(proxy)}, which "
+            "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names; correct or unset it, or name the server's "
+            "computer in NO_PROXY."
+        ) from None
 
 
 def body_of(row: Row, options: Mapping[str, Any]) -> Json:
@@ -176,20 +205,33 @@ def body_of(row: Row, options: Mapping[str, Any]) -> Json:
 
 
 def data_url(path: Path) -> str:
-    """Return a picture as an address; one in a format that servers do not take becomes a PNG.
+    """Return a picture as an address; one that servers do not take as it is becomes another file.
 
-    Raises `PictureError` for what is no picture, before anything is sent.
+    That is of a format of its own, or too large: a PNG, which is the same picture, or a JPEG where
+    that is too large too. Raises `PictureError` for what is no picture, before anything is sent.
     """
     picture = open_picture(path)
     with reading(name_of(path)), Image.open(path) as file:
         kind = file.format or ""
+    kind = "JPEG" if kind == "MPO" else kind  # of a telephone: a JPEG with a second one behind it
     if kind in FORMATS and path.stat().st_size <= LARGEST:
         data = path.read_bytes()
     else:
-        file_in_memory = io.BytesIO()
-        picture.save(file_in_memory, kind := "PNG")
-        data = file_in_memory.getvalue()
+        kind, data = _smaller(picture, kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
+
+
+def _smaller(picture: Image.Image, kind: str) -> tuple[str, bytes]:
+    """Return a format and a picture in it, the first that servers take; a PNG loses nothing."""
+    formats = [("JPEG", {"quality": quality, "subsampling": 0}) for quality in QUALITIES]
+    if kind != "JPEG":  # whose pixels are several times as many bytes as a PNG
+        formats.insert(0, ("PNG", {}))
+    for name, options in formats:
+        file = io.BytesIO()
+        picture.save(file, name, **options)
+        if file.tell() <= LARGEST:
+            break
+    return name, file.getvalue()
 
 
 def _answer_in(lines: Iterator[str], started: float) -> Answer:

@@ -39,6 +39,18 @@ def _digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def check_place(path: Path) -> None:
+    """Raise an `OutputError` where no file of answers can be, before a model is loaded for it."""
+    try:
+        is_folder, is_taken = path.is_dir(), path.exists() and not path.is_file()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
+    if is_taken:
+        what = "a folder" if is_folder else "no file"
+        raise OutputError(f"{path} is {what}; give a file for the answers, such as answers.jsonl.")
+
+
 def kept_size(output: Path, measure: Callable[[], int]) -> int:
     """Return how many rows of a file are computed together, as when it was begun.
 
@@ -100,6 +112,7 @@ def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[
     Rows with an error are taken out with `retry_errors`. Raises `OutputError` for a file that
     another job writes, that another model, question or option began, or that is no such file.
     """
+    check_place(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

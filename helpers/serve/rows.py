@@ -5,8 +5,9 @@ What this module does not know: who answers, and where answers go.
 
 import hashlib
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ Columns = dict[str, Any]
 # Of pictures in a folder; those that cannot be read here, such as a telephone's .heic, are told.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".jp2")
+SILENCE = 2.0  # seconds of looking at pictures after which it is said
 LONGEST_NAME = 255  # bytes, of a file on the systems that there are
 IMAGE, QUESTION = "image", "question"
 LINE = "line"  # one that is no JSON object
@@ -44,23 +46,22 @@ class Row:
     is_openai: bool = False  # a line of OpenAI's batch file, which has the whole request in it
 
 
-def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
+def read_rows(
+    source: Path, questions: Sequence[str], report: Callable[[str], None] = lambda line: None
+) -> list[Row]:
     """Return the rows of a folder or of a JSONL file, in their order.
 
-    `questions` are asked about each picture; a line may have its own instead. Raises
-    `SettingsError` for an input that is not there or asks nothing.
+    `questions` are asked about each picture; a line may have its own instead. `report` is told
+    where looking at the pictures takes long. Raises `SettingsError` for an input that is not there,
+    cannot be read or asks nothing.
     """
     if not all(map(str.strip, questions)):
         raise SettingsError("A --question has no words; leave it out, or ask one.")
-    if source.is_dir():
-        if not questions:
-            raise SettingsError("Pictures of a folder need a --question.")
-        lines = list(_lines_of_folder(source, questions))
-        base = source
-    elif source.is_file():
-        lines, base = list(_lines_of_file(source, questions)), source.parent
-    else:
-        raise SettingsError(f"{source} does not exist; give a folder of pictures or a JSONL file.")
+    try:
+        lines, base = _lines(source, questions)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"{source} cannot be read ({reason}); give another.") from None
     if not lines:
         raise SettingsError(f"{source} has no picture and no line to ask about.")
     if all(columns.keys() == {LINE} for columns in lines):
@@ -72,11 +73,15 @@ def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
         raise SettingsError(f"{source} has questions of its own; leave --question out.")
     of_openai = any(CUSTOM_ID in columns and BODY in columns for columns in lines)
     counts: Counter[str] = Counter()
-    rows = []
+    rows: list[Row] = []
+    next_report = time.monotonic() + SILENCE
     for number, columns in enumerate(lines):
         words = json.dumps(columns, sort_keys=True, ensure_ascii=False, default=str)
         digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         counts[digest] += 1
+        if time.monotonic() >= next_report:
+            next_report = time.monotonic() + SILENCE
+            report(f"looks at the pictures' sizes: {number} of {len(lines)} rows")
         row = _row(f"{digest}-{counts[digest]}", number, columns, base)
         # What is wrong in OpenAI's file is written in its form too.
         is_openai = row.is_openai or (of_openai and QUESTION not in columns)
@@ -84,13 +89,36 @@ def read_rows(source: Path, questions: Sequence[str]) -> list[Row]:
     return rows
 
 
+def _lines(source: Path, questions: Sequence[str]) -> tuple[list[Columns], Path]:
+    """Return the lines of an input, and the folder that its paths begin at."""
+    if source.is_dir():
+        if not questions:
+            raise SettingsError("Pictures of a folder need a --question.")
+        return list(_lines_of_folder(source, questions)), source
+    if source.is_file():
+        return list(_lines_of_file(source, questions)), source.parent
+    raise SettingsError(f"{source} does not exist; give a folder of pictures or a JSONL file.")
+
+
 def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)  # thumbnails, and macOS's ._
-        if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) and path.is_file() and not is_hidden:
+        if (
+            path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES)
+            and not is_hidden
+            and _may_be_file(path)
+        ):
             for question in questions:
                 yield {IMAGE: name.as_posix(), QUESTION: question}
+
+
+def _may_be_file(path: Path) -> bool:
+    """Return whether a path is a file; of one that may not be looked at its row says so."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def _lines_of_file(path: Path, questions: Sequence[str]) -> Iterator[Columns]:
@@ -137,10 +165,10 @@ def _is_path(image: Any) -> bool:
 
 
 def _pixels(path: Path | None) -> int:
-    """Return how many pixels a picture has by its header."""
-    if path is None:
-        return 0
+    """Return how many pixels a picture has by its header; 0 for what would be waited for."""
     try:
+        if path is None or not path.is_file():  # a pipe that nobody writes into has no end
+            return 0
         with Image.open(path) as picture:
             return picture.width * picture.height
     except Exception:  # told when it is its turn

@@ -23,8 +23,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as StarletteMessage
-from starlette.types import Receive, Scope, Send
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import SettingsError
@@ -52,8 +52,7 @@ ANSWERS_AT_ONCE = 4  # that are computed together
 def create_app(models: Models, access: Access, *, report: Report = print) -> "Edge":
     """Return the application: `/v1/chat/completions`, `/v1/responses`, `/v1/models`, `/health`."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    open_picture = Pictures(access.picture_hosts).open
-    answers = Answers(models, open_picture, report)
+    answers = Answers(models, Pictures(access.picture_hosts), report)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -79,14 +78,6 @@ def create_app(models: Models, access: Access, *, report: Report = print) -> "Ed
         return await answers.answer(request, parse_response_request, ResponseWriter)
 
     _tell_errors(app)
-    if access.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(access.origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id"],
-        )
     return Edge(app, access, report)
 
 
@@ -95,6 +86,15 @@ class Edge:
 
     def __init__(self, app: FastAPI, access: Access, report: Report) -> None:
         self.app, self.access, self.report = app, access, report
+        self.handle: ASGIApp = self._handle
+        if access.origins:  # outside of the check, so that a browser shows its refusals too
+            self.handle = CORSMiddleware(
+                self._handle,
+                allow_origins=list(access.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id"],
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, as ASGI says."""
@@ -111,17 +111,21 @@ class Edge:
             await send(message)
 
         try:
-            if scope["method"] != "OPTIONS":  # which a browser sends before, without the key
-                self.access.check(Headers(scope=scope), scope["path"])
-            await self.app(scope, receive, send_numbered)
-        except Refusal as refusal:
-            await response_of(refusal)(scope, receive, send_numbered)
+            await self.handle(scope, receive, send_numbered)
         except Exception as error:  # its client has been told, see `_tell_errors`
             self.report(f"{number}: a defect, {type(error).__name__} in {place_of(error)}")
         finally:
             if scope["path"].startswith("/v1/"):  # the page asks for much
                 path, seconds = ascii(scope["path"])[:100], time.perf_counter() - started
                 self.report(f"{scope['method']} {path} {status} {seconds:.2f} s {number}")
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self.access.check(Headers(scope=scope), scope["path"])
+        except Refusal as refusal:
+            await response_of(refusal)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def _tell_errors(app: FastAPI) -> None:

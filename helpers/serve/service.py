@@ -18,6 +18,7 @@ from helpers.inputs.messages import Message, content_of, pictures_of
 from helpers.run.conversations import Conversation
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
+from helpers.serve.protocol import HIGH, LOW, Json
 
 REMEMBERED = 4  # conversations, each of which keeps its cache in memory
 USUAL_TOKENS = 1024  # of an answer, where a client names no limit
@@ -72,36 +73,43 @@ class Service:
         send one setting to all models. Raises what `Conversation.ask` raises; `ContextError` where
         no answer has room.
         """
-        budget = self._picture_tokens(detail)
+        budget = budget_of(self.pipeline, detail)
+        digest = _digest(messages[:-1], budget)  # takes a while, and others look at the lock
         with self._lock:
-            conversation = self._conversations.pop(_digest(messages[:-1], budget), None)
+            conversation = self._conversations.pop(digest, None)
         if conversation is None:
             conversation = self.pipeline.conversation(messages[:-1])
         usual = {"max_new_tokens": USUAL_TOKENS, "thinking": self.thinking}
         options = usual | options | {"picture_tokens": budget}
         if not self.pipeline.processor.has_switch:
             del options["thinking"]
-        try:
-            return conversation.ask(messages[-1], **options)
-        except ContextError as error:
-            if not error.room:
-                raise
-            return conversation.ask(messages[-1], **options | {"max_new_tokens": error.room})
+        return ask_within_context(conversation, messages[-1], options)
 
     def remember(self, messages: Sequence[Message], reply: Reply, *, detail: str = "auto") -> None:
         """Keep the conversation of a finished answer for the question that may follow."""
-        history = [*messages, reply.message]
+        digest = _digest([*messages, reply.message], budget_of(self.pipeline, detail))
         with self._lock:
-            self._conversations[_digest(history, self._picture_tokens(detail))] = reply.conversation
+            self._conversations[digest] = reply.conversation
             while len(self._conversations) > REMEMBERED:
                 self._conversations.popitem(last=False)
 
-    def _picture_tokens(self, detail: str) -> int | None:
-        """Return the budget of a picture; None for the pipeline's own."""
-        pieces = self.pipeline.processor.pieces
-        if detail == "high":
-            return pieces.largest
-        return max(LOW_TOKENS, pieces.tokens) if detail == "low" else None
+
+def budget_of(pipeline: VisionLanguagePipeline, detail: str) -> int | None:
+    """Return the tokens of a picture that is looked at so closely; None for the pipeline's own."""
+    pieces = pipeline.processor.pieces
+    if detail == HIGH:
+        return pieces.largest
+    return max(LOW_TOKENS, pieces.tokens) if detail == LOW else None
+
+
+def ask_within_context(conversation: Conversation, message: Message, options: Json) -> Reply:
+    """Ask a question; the limit of its answer is cut to what the context holds."""
+    try:
+        return conversation.ask(message, **options)
+    except ContextError as error:
+        if not error.room:
+            raise
+        return conversation.ask(message, **options | {"max_new_tokens": error.room})
 
 
 def _digest(messages: Sequence[Message], budget: int | None) -> bytes:

@@ -6,6 +6,7 @@ What this module does not know: how a page looks.
 import tempfile
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ AT_ONCE = "Beam search compares whole answers, so none streams; this one comes w
 THOUGHT = "Thought"
 CUT = "The limit of tokens ended the thought before there was an answer."
 BOXES = "The picture with the boxes of this answer"
+MOST_WINDOWS = 64  # whose conversations are kept; a program's are windows that nobody closes
 LARGEST_DRAWING = 1024  # the longer side in pixels of a picture with boxes
 
 Picture = Image.Image | str | Path  # or where it is
@@ -112,11 +114,20 @@ class Sessions:
     def __init__(self, pipeline: VisionLanguagePipeline, folder: Path = FOLDER) -> None:
         self.pipeline, self.folder = pipeline, folder
         self.uploads: dict[str, set[Path]] = {}
-        self.windows: dict[str, Window] = {}
+        self.windows: OrderedDict[str, Window] = OrderedDict()  # the longest unused first
+        self.lock = threading.Lock()
 
     def window(self, session: str) -> Window:
-        """Return the window of a session."""
-        return self.windows.setdefault(session, Window(self.pipeline, self.folder))
+        """Return the window of a session; of too many, the longest unused is forgotten.
+
+        What is computed for it goes on, and its drawings stay for a page that may show them.
+        """
+        with self.lock:
+            window = self.windows.setdefault(session, Window(self.pipeline, self.folder))
+            self.windows.move_to_end(session)
+            while len(self.windows) > MOST_WINDOWS:
+                self.windows.popitem(last=False)
+        return window
 
     def uploaded(self, session: str, paths: Iterable[str]) -> None:
         """Remember which files a window brought."""
@@ -124,7 +135,10 @@ class Sessions:
 
     def clear(self, session: str) -> None:
         """Forget what a window has asked."""
-        self.windows.pop(session, Window(self.pipeline)).clear()
+        with self.lock:
+            window = self.windows.pop(session, None)
+        if window is not None:
+            window.clear()
 
     def close(self, session: str) -> None:
         """Drop everything of a window that is gone, and its files unless another has the same."""

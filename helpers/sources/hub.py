@@ -4,11 +4,9 @@ What this module does not know: other hubs, and older revisions of a checkpoint.
 """
 
 import sys
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -23,6 +21,7 @@ from huggingface_hub.utils import tqdm
 
 from helpers.errors import CheckpointError
 from helpers.resources import free_disk, in_words
+from helpers.upstream.proxies import proxy_for, without_password
 
 # Weights, configs and tokenizers; no code, and no copies for other programs.
 _FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
@@ -115,12 +114,9 @@ _OF_PROXIES = (407, 502, 503, 504)  # statuses with which a proxy says that it d
 
 def _proxy() -> str:
     """Return the proxy through which the hub is asked, without name and password; "" if none."""
-    address = urlsplit(huggingface_hub.constants.ENDPOINT)
-    if huggingface_hub.constants.HF_HUB_OFFLINE or urllib.request.proxy_bypass(address.netloc):
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
         return ""
-    proxies = urllib.request.getproxies()
-    scheme, mark, rest = (proxies.get(address.scheme) or proxies.get("all", "")).rpartition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+    return without_password(proxy_for(huggingface_hub.constants.ENDPOINT))
 
 
 def _is_before_an_answer(cause: Exception) -> bool:

@@ -7,7 +7,9 @@ imported, though it needs no network. It may go when both work with a proxy `soc
 
 import contextlib
 import os
+import urllib.request
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -24,6 +26,25 @@ def spare_loopback() -> None:
     names += [name for name in LOOPBACK if name not in names]
     for variable in ("no_proxy", "NO_PROXY"):
         os.environ[variable] = ",".join(names)
+
+
+def proxy_for(address: str) -> str:
+    """Return the proxy through which an http address is asked, "" where it is asked itself.
+
+    It is the environment's, else the system's.
+    """
+    parts = urlsplit(address)
+    if any(map(urllib.request.proxy_bypass, (parts.netloc, parts.hostname or ""))):
+        return ""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all", "")
+    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+
+
+def without_password(proxy: str) -> str:
+    """Return a proxy's address without name and password, as a sentence may show it."""
+    scheme, mark, rest = proxy.rpartition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
 @contextlib.contextmanager
