@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import OutputError
+from helpers.errors import writing
 
 SOME_FAILED = 3  # the exit code where rows have errors, or a proof failed
 
@@ -65,18 +65,9 @@ def thoughts() -> Iterator[Callable[[str], None]]:
 
 def check_output(path: Path) -> None:
     """Raise an `OutputError` where a file cannot be written, before the long work for it."""
-    is_new = not path.exists()
-    with writing(path), path.open("a", encoding="utf-8"):
-        pass
-    if is_new:
-        path.unlink()
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an error of writing a file into an `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
+    with writing(path):
+        is_new = not path.exists()
+        with path.open("a", encoding="utf-8"):
+            pass
+        if is_new:
+            path.unlink()

@@ -29,7 +29,7 @@ from helpers.convert.manifests import (
     resized,
 )
 from helpers.convert.places import HOLDER, HOLDS, Place, check_free
-from helpers.errors import CheckpointError, OutputError
+from helpers.errors import CheckpointError, OutputError, writing
 from helpers.graphs.bit_widths import BitWidth
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
 from helpers.sources.checkpoints import Config, read_json
@@ -133,13 +133,11 @@ def written_aside(
     """
     output = output.resolve()  # also where it is "." or a link
     complete(output)
-    try:
+    with writing(output, "folder"):
         check_free(output)
         place = Place.made(output)
         held = contextlib.ExitStack()
         held.enter_context(place.held())
-    except OSError as error:
-        raise _unwritable(output, error) from None
     with held:
         work = Unfinished(place.folder, made_of)
         try:
@@ -182,16 +180,10 @@ def complete(output: Path) -> None:
     """Finish what a process ended in: moving the files of a whole conversion into `output`."""
     output = output.resolve()
     for place in (Place.beside(output), Place.inside(output)):
-        try:
+        with writing(output, "folder"):
             if place.is_nearly_in_place():
                 with place.held():
                     place.move_in()
-        except OSError as error:
-            raise _unwritable(output, error) from None
-
-
-def _unwritable(output: Path, error: OSError) -> OutputError:
-    return OutputError(f"{output} cannot be written ({_reason(error)}); give another folder.")
 
 
 def _reason(error: OSError) -> str:
