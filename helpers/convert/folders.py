@@ -103,11 +103,16 @@ class Unfinished:
         return part_files(self.manifest, part)
 
     def finish(self) -> None:
-        """Record all other files and give the manifest its name."""
+        """Record all other files and give the manifest its name.
+
+        A part's files are as they were recorded, so that gigabytes are not read again.
+        """
         (self.folder / HOLDER).unlink()
         manifests = (MANIFEST, UNFINISHED_MANIFEST)
         names = sorted(path.name for path in self.folder.iterdir() if path.name not in manifests)
-        self.manifest["files"] = describe_files(self.folder, names)
+        others = [name for name in names if name not in self.manifest["files"]]
+        files = self.manifest["files"] | describe_files(self.folder, others)
+        self.manifest["files"] = {name: files[name] for name in names}
         self.manifest["bit_widths"] = {
             part: self.manifest["bit_widths"][part] for part in self.manifest["parts"]
         }
