@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from helpers.errors import writing
 
+PATIENCE = 2  # seconds that a person waits without a word
 SOME_FAILED = 3  # the exit code where rows have errors, or a proof failed
 
 
@@ -43,6 +45,19 @@ def show(result: Result, options: argparse.Namespace) -> int:
 def report(line: str) -> None:
     """Tell a step of long work on the error stream."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def waiting(line: str) -> Iterator[None]:
+    """Tell a person at a terminal what is done, where it takes longer than they like to guess."""
+    timer = threading.Timer(PATIENCE, report, [line])
+    timer.daemon = True
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
