@@ -129,11 +129,11 @@ def _spell_out_characters() -> None:
     """Let output hold any character: what the console's encoding lacks is spelled as its number.
 
     Input that is not of the encoding is kept, so that a question with it can be refused. Output
-    that was closed (`>&-`) goes nowhere.
+    that was closed (`>&-`) goes nowhere, and input that was (`<&-`) has ended.
     """
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     for stream, errors in (
         (sys.stdout, "backslashreplace"),
         (sys.stderr, "backslashreplace"),

@@ -9,8 +9,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.command_output import SOME_FAILED, Result, check_output, report, show, writing
-from helpers.errors import SettingsError
+from helpers.command_output import SOME_FAILED, Result, check_output, report, show
+from helpers.errors import SettingsError, writing
 from helpers.graphs.presets import find_preset
 from helpers.resources import path_of
 

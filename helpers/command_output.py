@@ -7,13 +7,15 @@ import argparse
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import OutputError
+from helpers.errors import writing
 
+PATIENCE = 2  # seconds that a person waits without a word
 SOME_FAILED = 3  # the exit code where rows have errors, or a proof failed
 
 
@@ -46,6 +48,19 @@ def report(line: str) -> None:
 
 
 @contextlib.contextmanager
+def waiting(line: str) -> Iterator[None]:
+    """Tell a person at a terminal what is done, where it takes longer than they like to guess."""
+    timer = threading.Timer(PATIENCE, report, [line])
+    timer.daemon = True
+    if sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
 def thoughts() -> Iterator[Callable[[str], None]]:
     """Give what shows pieces of a thought on the error stream, dimmed; without words it is over."""
     dim, plain = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
@@ -71,13 +86,3 @@ def check_output(path: Path) -> None:
             pass
         if is_new:
             path.unlink()
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an error of writing a file into an `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import accuracy_commands, command_options, speed_commands
-from helpers.command_output import SOME_FAILED, Result, report, show, thoughts
+from helpers.command_output import SOME_FAILED, Result, report, show, thoughts, waiting
 from helpers.errors import UserError
 from helpers.graphs.presets import FASTEST, find_preset, name_of
 from helpers.resources import freeze_objects, path_of
@@ -21,9 +21,6 @@ from helpers.resources import freeze_objects, path_of
 if TYPE_CHECKING:
     from helpers.run.pipeline import VisionLanguagePipeline
     from helpers.run.replies import Reply
-
-
-# What the commands do
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -58,14 +55,15 @@ def open_pipeline(
     """Return the pipeline of the folder and the device that were named, with its notice told."""
     from helpers.run.pipeline import VisionLanguagePipeline
 
-    pipeline = VisionLanguagePipeline(
-        options.folder,
-        options.device,
-        picture_tokens=options.picture_tokens,
-        accuracy=accuracy,
-        tuned=not options.untuned,
-        next_tokens_apart=next_tokens_apart,
-    )
+    with waiting(f"loading {options.folder} ..."):
+        pipeline = VisionLanguagePipeline(
+            options.folder,
+            options.device,
+            picture_tokens=options.picture_tokens,
+            accuracy=accuracy,
+            tuned=not options.untuned,
+            next_tokens_apart=next_tokens_apart,
+        )
     freeze_objects()
     if pipeline.notice:
         report(f"note: {pipeline.notice}")
@@ -117,9 +115,9 @@ def ask(options: argparse.Namespace) -> int:
         _stream(reply)
         return 0
     data = {"text": reply.text, "tokens": len(reply.token_ids), "notice": pipeline.notice}
-    data |= {"finish": reply.finish, "thought": reply.thought}
     seconds = {"first_token": reply.times.first_token, "per_token": reply.times.per_token}
-    return show(Result(data | {"seconds": seconds}), options)
+    data |= {"finish": reply.finish, "thought": reply.thought, "seconds": seconds}
+    return show(Result(data), options)
 
 
 def _video(options: argparse.Namespace) -> Path | tuple[()]:
@@ -169,6 +167,7 @@ def chat(options: argparse.Namespace) -> int:
                 pictures.append(open_picture(path_of(argument.strip())))
             elif command == "/clear":
                 conversation.clear()
+                pictures, video = [], ()
             else:
                 _answer(conversation.ask(line, pictures, video=video, **_sampling(options)))
                 pictures, video = [], ()

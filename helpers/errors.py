@@ -1,5 +1,9 @@
 """The errors that a user can cause: one sentence that says what is wrong and what to do."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 LONGEST = 1200  # characters of a message; a damaged file may hold names of any length
 
 
@@ -51,3 +55,13 @@ class SettingsError(UserError):
 def reason_of(error: Exception) -> str:
     """Return the type and the first line of an error from a library."""
     return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split()).rstrip(":")
+
+
+@contextlib.contextmanager
+def writing(path: Path, kind: str = "file") -> Iterator[None]:
+    """Turn an error of writing a file, or another `kind` of place, into an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{path} cannot be written ({reason}); give another {kind}.") from None

@@ -4,24 +4,26 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import tempfile
 from pathlib import Path
 
-from helpers.command_output import Result, check_output, report, show, writing
-from helpers.errors import SettingsError
+from helpers.command_output import Result, check_output, report, show
+from helpers.errors import SettingsError, writing
 from helpers.resources import path_of
 
+LASTING = "/var/tmp"
 QUESTIONS = 24  # drawn ones, that settings are compared on where there is time for all
 
 
 def benchmark(options: argparse.Namespace) -> int:
     """Print what a model takes, or a folder beside what other engines take."""
-    from helpers.convert.manifests import MANIFEST
+    from helpers.convert.manifests import MANIFEST, exists
 
     if options.output:
         check_output(options.output)
     against = [name for name in (options.against or "").split(",") if name]
-    if (path_of(options.model) / MANIFEST).is_file():
+    if exists(path_of(options.model) / MANIFEST):
         result = _comparison(path_of(options.model), against)
     else:
         result = _figures(options, against)
@@ -52,7 +54,9 @@ def _figures(options: argparse.Namespace, against: list[str]) -> Result:
             "against the others."
         )
     with contextlib.ExitStack() as stack:
-        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = options.folder or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(dir=_large_place()))
+        )
         figures = measure(
             options.model,
             folder,
@@ -62,6 +66,15 @@ def _figures(options: argparse.Namespace, against: list[str]) -> Result:
             report=report,
         )
     return Result(dataclasses.asdict(figures), rows=figure_rows(figures))
+
+
+def _large_place() -> str | None:
+    """Return where what is large is written for a while; None is the system's usual folder.
+
+    That may be in memory, unlike the one for what outlives a restart.
+    """
+    is_usual = os.environ.get("TMPDIR") or not os.access(LASTING, os.W_OK)
+    return None if is_usual else LASTING
 
 
 def tune(options: argparse.Namespace) -> int:

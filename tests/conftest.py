@@ -1,5 +1,6 @@
 """Fixtures of several test files: the small random model, as a checkpoint and converted."""
 
+import os
 import signal
 import sys
 import time
@@ -81,6 +82,19 @@ def interruptible():
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
+def closed_folder(tmp_path):
+    """Return a folder that may not be looked into; the test is an ordinary user's meanwhile."""
+    if not hasattr(os, "seteuid"):
+        pytest.skip("this system has no such folders")
+    user, folder = os.geteuid(), tmp_path / "closed"
+    folder.mkdir(mode=0)
+    os.seteuid(user or 65534)
+    yield folder
+    os.seteuid(user)
+    folder.chmod(0o700)
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import os
 import re
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig
 
-from helpers import resources
+from helpers import resources, speed_commands
 from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL, PER_LAYER_EMBEDDINGS, TEXT_EMBEDDINGS
@@ -34,8 +35,9 @@ from helpers.measure.peers.runners import Round as PeerRound
 from helpers.measure.tasks import measure
 from helpers.models import families as register
 from helpers.models import load_model, minicpm_v2_vision
-from helpers.models.families import families, find_original
+from helpers.models.families import families, family_of, family_of_original, find_original
 from helpers.resources import Growth, anonymous_memory, in_words
+from helpers.sources.saving import save_tensors
 from helpers.workshop import history as history_module
 from helpers.workshop import image_encoders
 from helpers.workshop.full_size_page import anchor, full_size_text
@@ -250,8 +252,19 @@ def test_a_model_that_nobody_knows(capsys):
 
 
 def test_a_task_that_fails_is_told(tmp_path):
-    with pytest.raises(SettingsError, match=r"Measuring ended early \(exit code 1\) in running"):
+    """In the sentence of its process."""
+    with pytest.raises(SettingsError, match=r"^\S+ holds no finished conversion; .* makes one\.$"):
         measure("running", Running, folder=tmp_path, picture=(8, 8))
+
+
+def test_a_task_that_ends_without_a_sentence_is_told(tmp_path, monkeypatch):
+    place = tmp_path / "helpers" / "measure"
+    place.mkdir(parents=True)
+    for name in ("../__init__", "__init__", "tasks"):
+        (place / f"{name}.py").write_text("raise SystemExit(4)" if name == "tasks" else "")
+    monkeypatch.chdir(tmp_path)  # where `-m` looks first
+    with pytest.raises(SettingsError, match=r"Measuring ended early \(exit code 4\) in running"):
+        measure("running", Running)
 
 
 def test_what_does_not_fit_is_left_out(monkeypatch, tmp_path):
@@ -373,6 +386,86 @@ def test_random_weights_are_read_as_an_original(name, small, tmp_path):
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     config = json.loads((again / "config.json").read_text(encoding="utf-8"))
     assert config == json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def test_random_weights_of_another_original_are_replaced(small, tmp_path):
+    """Those of the same place once measured as another model."""
+    first, second = find_original("internvl2-1b"), find_original("mobilevlm")
+    folder = random_checkpoint.write_random(first, tmp_path / "checkpoint")
+    assert not list(tmp_path.rglob("*.bin"))
+    random_checkpoint.write_random(second, folder)
+    assert family_of(folder) is family_of_original(second)
+    expected = random_checkpoint.write_random(second, tmp_path / "expected")
+    assert names_in(folder) == names_in(expected)
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    assert config == (expected / "config.json").read_text(encoding="utf-8")
+
+
+def names_in(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_random_weights_that_are_not_whole_are_written_again(small, tmp_path, monkeypatch):
+    original = find_original("internvl2-1b")
+    with monkeypatch.context() as patched:
+        patched.setattr(random_checkpoint, "_filled", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            random_checkpoint.write_random(original, tmp_path / "checkpoint")
+    assert load_model(random_checkpoint.write_random(original, tmp_path / "checkpoint"))
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_of_somebody_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}", encoding="utf-8")
+    command = ("benchmark", "internvl2-1b", "--full-size", "--folder", str(tmp_path))
+    assert main(command) == 1
+    error = f"error: {tmp_path / 'checkpoint'} holds something else; give another folder.\n"
+    assert capsys.readouterr().err == error
+    assert names_in(tmp_path / "checkpoint") == ["config.json"]
+
+
+def test_a_disk_that_is_too_small_for_random_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(random_checkpoint, "free_disk", lambda folder: 10**6)
+    assert main(["benchmark", "internvl2-1b", "--full-size", "--folder", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        "error: The checkpoint of internvl2-1b takes 1.9 GB of disk, and 1.0 MB are free at "
+        f"{tmp_path / 'checkpoint'}; give a folder on a larger disk.\n"
+    )
+
+
+def test_a_folder_for_measuring_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file")
+    assert main(["benchmark", "internvl2-1b", "--full-size", "--folder", folder]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("cannot be written (Not a directory); give another folder.")
+
+
+@pytest.mark.parametrize("ending", ["bin", "safetensors"])
+def test_a_disk_that_is_full_while_tensors_are_written(tmp_path, ending):
+    with pytest.raises(OSError, match="No such file|does not exist"):
+        list(save_tensors([{"x": torch.ones(2)}], Disk(tmp_path / "none"), ending))
+
+
+class Disk(type(Path())):
+    """A folder that does not come to be."""
+
+    def mkdir(self, *_, **__) -> None:
+        """Make nothing."""
+
+
+def test_large_files_do_not_go_where_memory_may_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(speed_commands, "LASTING", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", "/somewhere")
+    assert speed_commands._large_place() is None  # it is what the user says
+    monkeypatch.delenv("TMPDIR")
+    assert speed_commands._large_place() == str(tmp_path)
+    monkeypatch.setattr(speed_commands, "LASTING", str(tmp_path / "none"))
+    assert speed_commands._large_place() is None
 
 
 # An image encoder alone

@@ -49,6 +49,11 @@ def test_an_empty_folder(tmp_path):
         find_samples(str(tmp_path), 2)
 
 
+def test_a_closed_folder(closed_folder):
+    with pytest.raises(PictureError, match=r"closed/.* cannot be read \(PermissionError: .*\)\.$"):
+        find_samples(str(closed_folder / "pictures"), 2)
+
+
 def test_a_source_that_does_not_exist():
     with pytest.raises(
         SettingsError, match="photos is neither a folder of pictures nor a data set"
@@ -87,8 +92,9 @@ def test_a_data_set_by_name(monkeypatch):
         (
             [],
             FileNotFoundError("it does not exist\nat all"),
-            r"cannot be read \(it does not exist\)",
+            r"cannot be read \(FileNotFoundError: it does not exist\)",
         ),
+        ([], ValueError(), r"cannot be read \(ValueError\)\."),
     ],
 )
 def test_a_data_set_that_cannot_be_used(monkeypatch, rows, error, message):

@@ -107,7 +107,16 @@ def test_code_in_a_pickle_is_not_run(tmp_path, write):
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("content", [{"a": 3}, [torch.ones(1)], {"nested": {"a": torch.ones(1)}}])
+def test_an_error_without_words(tmp_path, monkeypatch):
+    (tmp_path / "pytorch_model.bin").touch()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(EOFError()))
+    with pytest.raises(CheckpointError, match=r"holds more than tensors \(EOFError\)\.$"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [{3: torch.ones(1)}, {"a": 3}, [torch.ones(1)], {"nested": {"a": torch.ones(1)}}]
+)
 def test_what_is_not_named_tensors(tmp_path, content):
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="should hold named tensors and nothing else"):

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from helpers.__main__ import main
-from helpers.errors import SettingsError
+from helpers.command_output import check_output
+from helpers.errors import OutputError, SettingsError
 from helpers.graphs.presets import find_preset
 from helpers.models.families import find_checkpoint
 from tests.hub_server import Hub
@@ -50,6 +51,22 @@ def test_output_that_cannot_be_written(converted, unbuffered):
         )
     assert result.returncode == 1
     assert result.stderr == "error: The output cannot be written (No space left on device).\n"
+
+
+def test_a_file_that_cannot_be_looked_at_is_told(capsys):
+    """Its name is too long; the system also says so of a folder that is closed."""
+    assert main(["prove", "internvl2", "--output", "x" * 300]) == 1
+    error = capsys.readouterr().err
+    assert (
+        error == f"error: {'x' * 300} cannot be written (File name too long); give another file.\n"
+    )
+    assert main(["benchmark", "x" * 300]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no model 'xxx")
+
+
+def test_a_file_in_a_closed_folder_is_told(closed_folder):
+    with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\); give another"):
+        check_output(closed_folder / "page.html")
 
 
 def test_a_benchmark_s_file_is_tried_before_the_work(tmp_path, capsys):

@@ -16,10 +16,11 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from helpers.convert import conversion
+from helpers.convert import conversion, manifests
 from helpers.convert.conversion import convert, expected_bytes
 from helpers.convert.folders import clean, folder_bytes, read_manifest, verify, written_aside
 from helpers.convert.manifests import FORMAT, MANIFEST, UNFINISHED_MANIFEST, bit_widths_of
+from helpers.convert.origins import describe_source
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.graphs.presets import Quantization, find_preset
@@ -415,6 +416,24 @@ def test_a_link_is_followed(converted, checkpoint, quick_parts, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     convert(checkpoint, tmp_path / "link", FP16)
     assert (tmp_path / "link").is_symlink() and read_manifest(tmp_path / "real")
+
+
+def test_a_file_that_is_not_there_behind_its_link(checkpoint, tmp_path):
+    """As in a cache of the hub whose blobs somebody removed."""
+    copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    (copy / "preprocessor_config.json").symlink_to(tmp_path / "none")
+    with pytest.raises(
+        CheckpointError, match=r"_config\.json cannot be read \(No such file or dir"
+    ):
+        describe_source(copy)
+
+
+def test_each_file_of_a_part_is_read_once(checkpoint, tmp_path, quick_parts, monkeypatch):
+    names = []
+    monkeypatch.setattr(manifests, "file_hash", lambda path: names.append(path.name) or "0")
+    convert(checkpoint, tmp_path / "made", FP16)
+    files = read_manifest(tmp_path / "made")["files"]
+    assert sorted(names) == sorted(files) == list(files)
 
 
 def test_no_checkpoint_leaves_no_output(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from helpers.errors import CheckpointError
 from helpers.models.families import find_checkpoint
+from helpers.sources.hub import weight_bytes
 from tests.golden_checks import GOLDEN, change_config
 from tests.hub_server import Hub
 from tests.programs import Fork
@@ -25,6 +26,10 @@ SHARD = "model-00002-of-00002.safetensors"
 LARGE = 24 * 2**20  # bytes; the client keeps 10 MiB at a time of what it has received
 # What repositories also have and nobody here needs.
 UNNEEDED = ("modeling_internvl_chat.py", "training_args.bin", "original/consolidated.00.pth")
+
+# The same weights in another format, which is not read beside safetensors; and what is none.
+SECOND = ("pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json")
+BESIDE = "mm_projector.bin"
 
 # The client reads its environment when it is imported, so it runs in a process of its own.
 CLIENT = """
@@ -89,6 +94,9 @@ def repositories(root: Path) -> dict[str, Path]:
         for file in UNNEEDED:
             (folders[hub_id] / file).parent.mkdir(exist_ok=True)
             (folders[hub_id] / file).write_text("not needed", encoding="utf-8")
+    for hub_id in (INTERNVL2, MINICPM):
+        for file in (*SECOND, BESIDE):
+            (folders[hub_id] / file).write_text("{}", encoding="utf-8")
     (folders[MINICPM] / SHARD).write_bytes(bytes(LARGE))
     change_config(folders[MOBILEVLM], mm_vision_tower=CLIP)
     folders[CLIP] = shutil.copytree(GOLDEN / "mobilevlm" / "clip", root / CLIP)
@@ -127,7 +135,8 @@ def assert_one_sentence(error: str) -> None:
 @pytest.mark.parametrize("hub_id", [INTERNVL2, MINICPM])
 def test_a_download_has_the_needed_files_only(hub, answers, hub_id):
     folder, original = Path(answers[hub_id]["folder"]), hub.repositories[hub_id]
-    names = {path.name for path in original.iterdir()} - {"original", *UNNEEDED}
+    names = {path.name for path in original.iterdir()} - {"original", *UNNEEDED, *SECOND}
+    assert BESIDE in names
     assert {path.name for path in folder.iterdir()} == names
     assert all(filecmp.cmp(folder / name, original / name, shallow=False) for name in names)
     paths = " ".join(path for _, path, _ in hub.requests)
@@ -211,6 +220,21 @@ def test_a_second_visit_downloads_nothing(hub, client, answers):
 def test_the_image_encoder_comes_from_its_own_repository(hub, client):
     assert client.run(LOAD, hub.repositories[MOBILEVLM]) == "MobileVLM"
     assert any(CLIP in path for _, path, _ in hub.requests)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_weights_in_a_second_format_do_not_count(tmp_path, name):
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    for path, size in {
+        tmp_path / name: 0,
+        tmp_path / "model-00001-of-00001.safetensors": 5,
+        tmp_path / SECOND[0]: 70,
+        tmp_path / BESIDE: 3,
+        tower / "pytorch_model.bin": 200,
+    }.items():
+        path.write_bytes(bytes(size))
+    assert weight_bytes(tmp_path) == 208
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "./no/folder", "a/b/c"])

@@ -54,6 +54,9 @@ def test_mutated_manifests(output, repetitions, capsys):
         (("bit_widths", "language model"), [{"type": "f16", "layers": 1}]),
         (("bit_widths", "a fourth part"), []),
         (("files",), {}),
+        (("preset",), {}),
+        (("preset", "language_model"), {"mode": []}),
+        (("preset", "others"), "int8"),
     ],
 )
 @pytest.mark.parametrize("command", ["info", "verify", "ask"])

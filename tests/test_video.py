@@ -1,6 +1,7 @@
 """Videos: which frames are read, when they were taken, and what models get of them."""
 
 import json
+import os
 import sys
 import weakref
 
@@ -189,6 +190,27 @@ def test_what_is_no_video(tmp_path, name, content, message):
         (tmp_path / name).mkdir()
     with pytest.raises(PictureError, match=message):
         open_video(tmp_path / name, everything)
+
+
+def test_a_video_in_a_closed_folder(closed_folder):
+    with pytest.raises(PictureError, match=r"cannot be read as a video \(PermissionError: .*file"):
+        open_video(closed_folder / "a.mp4", everything)
+    with pytest.raises(PictureError, match=r"cannot be read as a video \(PermissionError: .*file"):
+        open_video(closed_folder, everything)
+
+
+def test_an_animation_that_is_too_large(tmp_path, monkeypatch):
+    grey(1).save(tmp_path / "a.gif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
+    with pytest.raises(PictureError, match=r"a\.gif is too large; reduce it first\."):
+        open_video(tmp_path / "a.gif", everything)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_pipe_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(PictureError, match=r"as a video \(it is no file\); give another file\."):
+        open_video(tmp_path / "a.mp4", everything)
 
 
 def test_sound_alone_is_no_video(tmp_path):

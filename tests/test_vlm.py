@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 import sysconfig
+import time
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import helpers
+from helpers import command_output
 from helpers.__main__ import EXAMPLES, SUMMARIES, main
 from helpers.commands import COMMANDS
 from helpers.models.families import families, find_checkpoint, find_original
@@ -116,6 +118,35 @@ def test_chatting(converted, photo, monkeypatch, capsys, tmp_path):
     assert output.out.count("\n") == 4  # answers
     assert "error: nowhere.png does not exist; give the path of a picture." in output.err
     assert "Traceback" not in output.err
+
+
+def test_a_chat_that_begins_anew_has_no_pictures(converted, photo, monkeypatch, capsys):
+    """More than fit, which no question can be asked about."""
+    lines = [*[f"/image {photo}"] * 60, "What?", "/clear", "What?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(converted), "--max-new-tokens", "2"]) == 0
+    output = capsys.readouterr()
+    assert output.err.count("error: ") == 1 and output.out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "error"),
+    [("ask", 1, "error: The question is empty; "), ("chat", 0, "")],
+)
+def test_input_that_is_closed(converted, monkeypatch, capsys, command, code, error):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main([command, str(converted)]) == code
+    assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "is_terminal"), [(0, True), (60, True), (0, False)])
+def test_what_takes_long_is_told_at_a_terminal(monkeypatch, capsys, seconds, is_terminal):
+    monkeypatch.setattr(command_output, "PATIENCE", seconds)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with command_output.waiting("loading models/1b ..."):
+        time.sleep(0.1)
+    line = capsys.readouterr().err
+    assert line == ("loading models/1b ...\n" if is_terminal and not seconds else "")
 
 
 def test_a_chat_ends_with_its_input(converted, monkeypatch, capsys):

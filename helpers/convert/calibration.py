@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from helpers.errors import PictureError, SettingsError
+from helpers.errors import PictureError, SettingsError, reason_of
 from helpers.graphs.core import compile_model, feed_of, run_model
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.presets import Preset, Quantization
@@ -42,10 +42,13 @@ def find_samples(source: str, number: int, *, prompt: str = PROMPT) -> list[Samp
     owner/name, for which the package `datasets` has to be installed; `prompt` is the question.
 
     Raises `SettingsError` for any other source and for a data set that cannot be read, and
-    `PictureError` for a folder without pictures.
+    `PictureError` for a folder without pictures or one that is closed.
     """
-    if Path(source).is_dir():
-        return [(path, prompt) for path in _pictures_in(Path(source))[:number]]
+    try:
+        if Path(source).is_dir():
+            return [(path, prompt) for path in _pictures_in(Path(source))[:number]]
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{source} cannot be read ({reason_of(error)}).") from None
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
         return [(picture, prompt) for picture in _pictures_of(source, number)]
     raise SettingsError(
@@ -90,8 +93,7 @@ def _pictures_of(name: str, number: int) -> list[Image.Image]:
         rows = datasets.load_dataset(name, split=_TRAINING, streaming=True).take(number)
         pictures = [_picture_in(row) for row in rows]
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"The data set {name} cannot be read ({reason}).") from None
+        raise SettingsError(f"The data set {name} cannot be read ({reason_of(error)}).") from None
     if None in pictures or not pictures:
         raise SettingsError(f"The data set {name} has no column of pictures; give another one.")
     return [picture for picture in pictures if picture is not None]

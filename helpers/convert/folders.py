@@ -29,7 +29,7 @@ from helpers.convert.manifests import (
     resized,
 )
 from helpers.convert.places import HOLDER, HOLDS, Place, check_free
-from helpers.errors import CheckpointError, OutputError
+from helpers.errors import CheckpointError, OutputError, writing
 from helpers.graphs.bit_widths import BitWidth
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
 from helpers.sources.checkpoints import Config, read_json
@@ -103,11 +103,16 @@ class Unfinished:
         return part_files(self.manifest, part)
 
     def finish(self) -> None:
-        """Record all other files and give the manifest its name."""
+        """Record all other files and give the manifest its name.
+
+        A part's files are as they were recorded, so that gigabytes are not read again.
+        """
         (self.folder / HOLDER).unlink()
         manifests = (MANIFEST, UNFINISHED_MANIFEST)
         names = sorted(path.name for path in self.folder.iterdir() if path.name not in manifests)
-        self.manifest["files"] = describe_files(self.folder, names)
+        others = [name for name in names if name not in self.manifest["files"]]
+        files = self.manifest["files"] | describe_files(self.folder, others)
+        self.manifest["files"] = {name: files[name] for name in names}
         self.manifest["bit_widths"] = {
             part: self.manifest["bit_widths"][part] for part in self.manifest["parts"]
         }
@@ -133,13 +138,11 @@ def written_aside(
     """
     output = output.resolve()  # also where it is "." or a link
     complete(output)
-    try:
+    with writing(output, "folder"):
         check_free(output)
         place = Place.made(output)
         held = contextlib.ExitStack()
         held.enter_context(place.held())
-    except OSError as error:
-        raise _unwritable(output, error) from None
     with held:
         work = Unfinished(place.folder, made_of)
         try:
@@ -182,16 +185,10 @@ def complete(output: Path) -> None:
     """Finish what a process ended in: moving the files of a whole conversion into `output`."""
     output = output.resolve()
     for place in (Place.beside(output), Place.inside(output)):
-        try:
+        with writing(output, "folder"):
             if place.is_nearly_in_place():
                 with place.held():
                     place.move_in()
-        except OSError as error:
-            raise _unwritable(output, error) from None
-
-
-def _unwritable(output: Path, error: OSError) -> OutputError:
-    return OutputError(f"{output} cannot be written ({_reason(error)}); give another folder.")
 
 
 def _reason(error: OSError) -> str:

@@ -35,15 +35,21 @@ def is_sound(manifest: Config) -> bool:
     sections = [entry for entry in entries if isinstance(entry, dict)]
     if len(sections) < len(entries):
         return False
-    source, _, versions, parts, widths, files = sections
+    source, preset, versions, parts, widths, files = sections
     return (
         all(isinstance(text, str) for text in (source.get("name"), *versions.values()))
+        and all(_is_stored(preset.get(name)) for name in ("language_model", "others"))
         and all(isinstance(file, str) and _is_name(file) for file in parts.values())
         and widths.keys() <= parts.keys()
         and all(map(_has_widths, widths.values()))
         and all(_is_file(*file) for file in files.items())
         and all(name in files for part in widths for name in part_files(manifest, part))
     )
+
+
+def _is_stored(weights: object) -> bool:
+    """Return whether this says how weights are stored."""
+    return isinstance(weights, dict) and isinstance(weights.get("mode"), str)
 
 
 def _has_widths(widths: object) -> bool:

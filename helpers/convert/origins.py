@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from helpers.convert.manifests import file_hash
 from helpers.errors import CheckpointError
 from helpers.graphs.presets import Preset
+from helpers.inputs.images import reading
 from helpers.inputs.questions import Sample
 from helpers.models import load_processor
 from helpers.models.families import family_of
@@ -43,7 +44,8 @@ def describe_source(checkpoint: Path) -> Config:
     """Return what tells one checkpoint from another: of each file that is read, what it holds.
 
     That is a small file's hash, and the size and time of one with weights. Other files of the
-    folder do not count. Raises `CheckpointError` for a folder that is no checkpoint.
+    folder do not count. Raises `CheckpointError` for a folder that is no checkpoint, and for a file
+    that cannot be read.
     """
     check_name(checkpoint)
     family = family_of(checkpoint)
@@ -51,21 +53,33 @@ def describe_source(checkpoint: Path) -> Config:
     files: Config = {}
     for folder in (checkpoint, *family.other_folders(checkpoint, read_config(checkpoint))):
         prefix = "" if folder == checkpoint else f"{folder.name}/"
-        for path in sorted(folder.iterdir()):
-            if path.suffix in _READ or path.name in _WORDS:
-                files[prefix + path.name] = file_hash(path)
-        with suppress(CheckpointError):  # told when they are read
-            for path in weight_files(folder):
-                files[prefix + path.name] = [path.stat().st_size, path.stat().st_mtime_ns]
+        try:
+            files |= {prefix + name: content for name, content in _contents(folder)}
+        except OSError as error:  # also of a link in a cache to what was removed there
+            path, reason = error.filename or folder, error.strerror or error
+            raise CheckpointError(
+                f"{path} cannot be read ({reason}); make it readable, or download it again."
+            ) from None
     name = checkpoint_name(checkpoint)
     return {"name": name, "files": files, "config_sha256": file_hash(config)}
+
+
+def _contents(folder: Path) -> Iterator[tuple[str, object]]:
+    """Yield the name of each file of a folder that is read, with what tells it from another."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _READ or path.name in _WORDS:
+            yield path.name, file_hash(path)
+    with suppress(CheckpointError):  # told when they are read
+        for path in weight_files(folder):
+            yield path.name, [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _hash_of(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for picture, text in samples:
         if isinstance(picture, Path):
-            digest.update(picture.read_bytes())
+            with reading(str(picture)):
+                digest.update(picture.read_bytes())
         elif picture is not None:
             digest.update(picture.tobytes())
         digest.update(text.encode())

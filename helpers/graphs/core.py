@@ -88,5 +88,5 @@ def feed_of(request: ov.InferRequest, inputs: Mapping[str, Tensor]) -> dict[str,
 
 def cannot_compute(error: RuntimeError) -> DeviceError:
     """Return what a user is told when a device fails while it computes."""
-    reason = str(error).strip().splitlines()[-1]
-    return DeviceError(f"The device could not compute the answer: {reason}")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return DeviceError(f"The device could not compute the answer: {lines[-1]}")

@@ -33,7 +33,7 @@ class CodedFrames(Frames):
             self.rate = float(stream.average_rate or 0)
             unit = float(stream.time_base)
         if not packets:
-            raise _unreadable(path, "it has no frames")
+            raise unreadable(path, "it has no frames")
         self._stamps = sorted(stamp for stamp, _ in packets)  # in units of the file
         self._starts = sorted(stamp for stamp, is_start in packets if is_start)
         self.times = [(stamp - self._stamps[0]) * unit for stamp in self._stamps]
@@ -55,7 +55,7 @@ class CodedFrames(Frames):
                     if following.pts is not None:
                         frame, picture = following, None
                 if frame is None:
-                    raise _unreadable(self.path, "none of its frames can be decoded")
+                    raise unreadable(self.path, "none of its frames can be decoded")
                 picture = picture or _upright(frame)
                 yield picture
 
@@ -78,13 +78,14 @@ def _stream(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise _unreadable(path, "it has no pictures in it")
+                raise unreadable(path, "it has no pictures in it")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream
     except av.error.FFmpegError as error:
-        raise _unreadable(path, str(error.strerror or error)) from None
+        raise unreadable(path, str(error.strerror or error)) from None
 
 
-def _unreadable(path: Path, reason: str) -> PictureError:
+def unreadable(path: Path, reason: str) -> PictureError:
+    """Return what a user is told of a file that is no video."""
     return PictureError(f"{path} cannot be read as a video ({reason}); give another file.")

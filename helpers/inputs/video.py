@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from helpers.errors import PictureError, QuestionError
-from helpers.inputs.coded_video import CodedFrames
+from helpers.errors import PictureError, QuestionError, reason_of
+from helpers.inputs.coded_video import CodedFrames, unreadable
 from helpers.inputs.frames import Frames
 from helpers.inputs.images import open_picture, reading
 
@@ -80,18 +80,29 @@ def open_video(source: str | Path, choose: Choose) -> Video:
     `PictureError` for anything else.
     """
     path = Path(source)
-    if path.is_dir():
-        endings = Image.registered_extensions()
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
-        if not files:
-            raise PictureError(f"The folder {path} holds no pictures; put a video's frames there.")
+    try:
+        files = _frames_in(path) if path.is_dir() else None
+        is_other = path.exists() and not path.is_file()
+    except (OSError, ValueError) as error:  # a folder that is closed, a name that cannot be
+        raise unreadable(path, reason_of(error)) from None
+    if files is not None:
         return Video(files).sample(choose)
+    if is_other:
+        raise unreadable(path, "it is no file")  # a pipe would wait for ever
     if not path.exists():
         raise PictureError(f"{path} does not exist; give the path of a video.")
     if _is_picture(path):
         times = _animation_times(path)
         return Video(AnimationFrames(path, range(len(times))), times).sample(choose)
     return _open_coded(path, choose)
+
+
+def _frames_in(folder: Path) -> list[Path]:
+    endings = Image.registered_extensions()
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings)
+    if not files:
+        raise PictureError(f"The folder {folder} holds no pictures; put a video's frames there.")
+    return files
 
 
 def _open_coded(path: Path, choose: Choose) -> Video:
@@ -102,7 +113,7 @@ def _open_coded(path: Path, choose: Choose) -> Video:
 
 def _is_picture(path: Path) -> bool:
     """Return whether Pillow reads a file; it knows MPEG by name only."""
-    with suppress(UnidentifiedImageError), Image.open(path) as picture:
+    with reading(str(path)), suppress(UnidentifiedImageError), Image.open(path) as picture:
         return picture.format != "MPEG"
     return False
 

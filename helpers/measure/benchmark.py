@@ -18,7 +18,7 @@ import torch
 
 from helpers.convert.folders import Report
 from helpers.convert.places import check_free
-from helpers.errors import SettingsError
+from helpers.errors import SettingsError, writing
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.presets import find_preset
 from helpers.measure.figures import (
@@ -83,8 +83,9 @@ def _converted(
     checkpoint: Path, output: Path, precision: str, picture: tuple[int, int], report: Report
 ) -> Run:
     """Convert, run and profile in one precision."""
-    check_free(output)  # an earlier measurement's, or nothing
-    shutil.rmtree(output, ignore_errors=True)
+    with writing(output, "folder"):
+        check_free(output)  # an earlier measurement's, or nothing
+        shutil.rmtree(output, ignore_errors=True)
     arguments = {"checkpoint": checkpoint, "output": output, "precision": precision}
     conversion = measure("conversion", Conversion, report=report, **arguments)
     running = measure("running", Running, report=report, folder=output, picture=picture)

@@ -7,6 +7,7 @@ What this module does not know: which original needs what; its family's entry sa
 """
 
 import math
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ import torch
 from torch import Tensor
 
 from helpers.convert.folders import Report
+from helpers.errors import CheckpointError, OutputError, writing
 from helpers.models.base import VisionLanguageModel
 from helpers.models.families import Original, on_meta_device, without_weights
-from helpers.resources import in_words
+from helpers.resources import free_disk, in_words
 from helpers.shapes import tokenizers
-from helpers.sources.checkpoints import write_json
+from helpers.sources.checkpoints import Config, read_json, write_json
 from helpers.sources.key_mapping import Rule, load_tensors
 from helpers.sources.saving import by_size, save_tensors
 
 DTYPE = torch.bfloat16
 SHARD = 4e9  # bytes of a file, at most, unless one tensor is larger
 BLOCK = 2**25  # numbers that are drawn; tensors take them from different places
+MARK = "random_weights"  # a file that says which random weights a folder holds
 TEXTS = 700  # questions that the small tokenizer is trained on
 
 
@@ -34,18 +37,49 @@ def write_random(
 ) -> Path:
     """Write random weights for the configuration of `original` into `folder`, and return that.
 
-    A folder that is complete already is kept, since the same seed gives the same weights.
+    A folder that is complete already is kept, since the same seed gives the same weights, and one
+    of other random weights is replaced. Raises `OutputError` for a folder that holds something
+    else or cannot be written, and for a disk that is too small.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    complete = folder / "complete"
-    if complete.exists():
-        return folder
+    mark = {"original": original.name, "seed": seed, "config": original.config}
+    with writing(folder, "folder"):
+        folder = folder.resolve()  # also where it is a link to a larger disk
+        earlier = _mark_of(folder)
+        if earlier == mark | {"complete": True}:
+            return folder
+        if earlier:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / MARK, mark)
+        _write(original, folder, seed, report)
+        write_json(folder / MARK, mark | {"complete": True})
+    return folder
+
+
+def _mark_of(folder: Path) -> Config:
+    """Return what the mark of a folder says; {} where there is nothing."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return {}
+    try:
+        return read_json(folder / MARK)
+    except CheckpointError:
+        raise OutputError(f"{folder} holds something else; give another folder.") from None
+
+
+def _write(original: Original, folder: Path, seed: int, report: Report) -> None:
     config = original.config
     texts = [*tokenizers.corpus(TEXTS), *original.tokenizer.words * 100]
     trainer = tokenizers.TRAINERS[original.tokenizer.kind]
     config |= original.token_ids(trainer(texts, folder, original.tokenizer.marks))
-    block = _block(seed)
-    for files in without_weights(config).layout():
+    layout, block = without_weights(config).layout(), _block(seed)
+    numbers = sum(tensor.numel() for files in layout for tensor in files.tensors.values())
+    size, free = numbers * DTYPE.itemsize, free_disk(folder)
+    if size > free:
+        raise OutputError(
+            f"The checkpoint of {original.name} takes {in_words(size)} of disk, and "
+            f"{in_words(free)} are free at {folder}; give a folder on a larger disk."
+        )
+    for files in layout:
         place = folder / files.folder
         shards = by_size(files.tensors, SHARD, DTYPE)
         for path, size in save_tensors(
@@ -59,8 +93,6 @@ def write_random(
             report(f"{path.name} of {place.name}: {in_words(size)}")
         if files.config is not None:
             write_json(place / "config.json", files.config)
-    complete.touch()
-    return folder
 
 
 def random_model(folder: Path, dtype: torch.dtype, *, seed: int = 0) -> VisionLanguageModel[Any]:

@@ -21,7 +21,7 @@ import torch
 
 from helpers.convert.conversion import convert
 from helpers.convert.folders import Report, folder_bytes
-from helpers.errors import SettingsError
+from helpers.errors import SettingsError, UserError
 from helpers.graphs.presets import find_preset
 from helpers.inputs.images import draw_lake
 from helpers.inputs.messages import user_message
@@ -38,6 +38,7 @@ Step = Callable[[], object]  # makes a decode step
 QUESTION = "Describe the picture."
 TOKENS = 32  # that an answer has, the first one included
 ROUNDS = 3
+REFUSED = 9  # the exit code of a task whose last line is the sentence of a `UserError`
 BLOCK = 2**27  # bytes that are read to measure the memory's bandwidth, more than caches hold
 
 
@@ -58,6 +59,8 @@ def measure(
             time.sleep(EVERY)
         assert process.stdout is not None
         lines = process.stdout.read().splitlines()
+    if process.returncode == REFUSED:
+        raise SettingsError(lines[-1])
     if process.returncode:
         raise SettingsError(f"Measuring ended early (exit code {process.returncode}) in {task}.")
     seconds = time.monotonic() - started
@@ -203,10 +206,14 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Run one task, for `measure`, and print its result as the last line."""
+    """Run one task, for `measure`, and print its result, or what is wrong, as the last line."""
     task, arguments = sys.argv[1:]
     freeze_objects()
-    print(json.dumps(TASKS[task](**json.loads(arguments))))
+    try:
+        print(json.dumps(TASKS[task](**json.loads(arguments))))
+    except UserError as error:
+        print(" ".join(str(error).split()))
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import functools
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -258,7 +259,11 @@ def tower_places(folder: Path, config: Config) -> list[Path]:
     """
     name, folder = str(config.get("mm_vision_tower")), folder.resolve()
     places = (folder / name, folder.parent / name, folder.parent / Path(name).name)
-    return [place for place in places if (place / "config.json").exists()][:1]
+    for place in places:
+        with suppress(OSError, ValueError):  # of names that no folder can have, or a closed one has
+            if (place / "config.json").exists():
+                return [place]
+    return []
 
 
 def tower_tensors(folder: Path, name: str) -> dict[str, Tensor]:

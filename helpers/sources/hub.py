@@ -5,6 +5,7 @@ What this module does not know: other hubs, and older revisions of a checkpoint.
 
 import sys
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,9 @@ from helpers.upstream.proxies import proxy_for, without_password
 
 # Weights, configs and tokenizers; no code, and no copies for other programs.
 _FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
+# With one of these, a folder's weights in PyTorch's own format are not read.
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_BIN = "pytorch_model*.bin*"
 _UNNEEDED = ("*.py", "*.onnx", "*.gguf", "original/*", "*training_args*", "*optimizer*")
 
 
@@ -37,13 +41,18 @@ def download(
 ) -> Path:
     """Download a checkpoint's `files`, given as patterns, and return their folder.
 
-    `report` is told the size first; a bar shows the progress. Files that are there already are
-    kept, and one whose connection breaks continues where it stopped. HF_HUB_OFFLINE=1 uses what was
-    downloaded before. Raises `CheckpointError` with what to do, also where the disk is too small.
+    `report` is told the size first; a bar shows the progress. Of weights in two formats, the one
+    that is read is downloaded. Files that are there already are kept, and one whose connection
+    breaks continues where it stopped. HF_HUB_OFFLINE=1 uses what was downloaded before. Raises
+    `CheckpointError` with what to do, also where the disk is too small.
     """
     patterns: dict[str, Any] = {"allow_patterns": list(files), "ignore_patterns": list(_UNNEEDED)}
     try:
-        size = _size_to_download(hub_id, **patterns)
+        listing = _listing(hub_id, **patterns)
+        if _has_safetensors(hub_id, listing):
+            patterns["ignore_patterns"].append(_BIN)
+            listing = [file for file in listing if not fnmatch(file.filename, _BIN)]
+        size = sum(file.file_size or 0 for file in listing if file.will_download)
         if size:
             free = free_disk(Path(huggingface_hub.constants.HF_HUB_CACHE))
             sizes = f"{hub_id} is {in_words(size)} to download; {in_words(free)} of disk are free"
@@ -64,15 +73,23 @@ class _SilentBar(tqdm):
         cast(Any, super()).__init__(*args, **options | {"disable": True})
 
 
-def _size_to_download(hub_id: str, **patterns: Any) -> int:
-    """Return how many bytes of a checkpoint are not here yet; 0 where the hub cannot be asked."""
+def _has_safetensors(hub_id: str, listing: Sequence[Any]) -> bool:
+    """Return whether a checkpoint has such weights, by what is here where there is no listing."""
+    if listing:
+        return any(file.filename in _SAFETENSORS for file in listing)
+    cached = (huggingface_hub.try_to_load_from_cache(hub_id, name) for name in _SAFETENSORS)
+    return any(isinstance(path, str) for path in cached)
+
+
+def _listing(hub_id: str, **patterns: Any) -> list[Any]:
+    """Return a checkpoint's files and what is not here yet; [] where the hub cannot be asked."""
     try:
         files: list[Any] = huggingface_hub.snapshot_download(
             hub_id, dry_run=True, tqdm_class=_SilentBar, **patterns
         )
     except DryRunError:
-        return 0  # then it may be here, whole; if it is not, downloading says why
-    return sum(file.file_size or 0 for file in files if file.will_download)
+        return []  # then it may be here, whole; if it is not, downloading says why
+    return files
 
 
 def _what_to_do(hub_id: str, error: Exception) -> str:
@@ -142,7 +159,15 @@ def checkpoint_name(folder: Path) -> str:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Return how many bytes of weights a checkpoint's files hold, an image encoder's included."""
-    endings = ("safetensors", "bin")
-    files = [path for ending in endings for path in Path(folder).rglob(f"*.{ending}")]
-    return sum(path.stat().st_size for path in files)
+    """Return how many bytes of weights a checkpoint's files hold, an image encoder's included.
+
+    Those that are there in a second format, which is not read, do not count.
+    """
+    files = [
+        path for ending in ("safetensors", "bin") for path in Path(folder).rglob(f"*.{ending}")
+    ]
+    return sum(path.stat().st_size for path in files if not _is_second(path))
+
+
+def _is_second(path: Path) -> bool:
+    return path.match(_BIN) and any((path.parent / name).exists() for name in _SAFETENSORS)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers.errors import reason_of
 from helpers.sources.checkpoints import write_json
 
 STEMS = {"safetensors": "model", "bin": "pytorch_model"}
@@ -25,7 +27,8 @@ def save_tensors(
     """Write `shards` as files that end in safetensors or bin; yield each path with its bytes.
 
     With more than one there is an index, as transformers writes it. `fill` returns what is written
-    for a tensor, for instance numbers for one on the meta device.
+    for a tensor, for instance numbers for one on the meta device. Raises `OSError` where a file
+    cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file_of: dict[str, str] = {}
@@ -34,11 +37,10 @@ def save_tensors(
         place = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         path = folder / f"{STEMS[ending]}{place}.{ending}"
         filled = {name: fill(name, tensor) for name, tensor in shard.items()}
-        if ending == "bin":
-            # A clone has its own storage; a view would take the whole tensor it is part of along.
-            torch.save({name: _with_own_storage(tensor) for name, tensor in filled.items()}, path)
-        else:
-            save_file(filled, path, metadata={"format": "pt"})
+        try:
+            _save(filled, path)
+        except (RuntimeError, SafetensorError) as error:  # what they make of a full disk
+            raise OSError(reason_of(error)) from None
         file_of |= dict.fromkeys(shard, path.name)
         size = sum(tensor.nbytes for tensor in filled.values())
         total += size
@@ -46,6 +48,14 @@ def save_tensors(
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         write_json(folder / f"{STEMS[ending]}.{ending}.index.json", index)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    if path.suffix == ".bin":
+        # A clone has its own storage; a view would take the whole tensor it is part of along.
+        torch.save({name: _with_own_storage(tensor) for name, tensor in tensors.items()}, path)
+    else:
+        save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _with_own_storage(tensor: Tensor) -> Tensor:

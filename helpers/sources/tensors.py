@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, reason_of
 from helpers.sources.checkpoints import read_json
 from helpers.sources.other_forms import refuse_small_floats
 
@@ -64,8 +64,9 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # a header may ask for anything, and for types that torch lacks
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise CheckpointError(f"{path} is damaged ({reason}); download it again.") from None
+        raise CheckpointError(
+            f"{path} is damaged ({reason_of(error)}); download it again."
+        ) from None
     refuse_small_floats(path, tensors)
     return tensors
 
@@ -74,8 +75,11 @@ def _open_bin(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged or unsafe pickle
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is damaged or holds more than tensors ({reason}).") from None
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise CheckpointError(
+            f"{path} is damaged or holds more than tensors ({reason_of(error)})."
+        ) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise CheckpointError(f"{path} should hold named tensors and nothing else.")
     return content
