@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from helpers.convert.folders import read_manifest
-from helpers.errors import OutputError
+from helpers.errors import OutputError, writing
 
 JOB, ROW, ERROR = "job", "row", "error"
 
@@ -41,11 +41,8 @@ def _digest(values: Sequence[Any]) -> str:
 
 def check_place(path: Path) -> None:
     """Raise an `OutputError` where no file of answers can be, before a model is loaded for it."""
-    try:
+    with writing(path):
         is_folder, is_taken = path.is_dir(), path.exists() and not path.is_file()
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
     if is_taken:
         what = "a folder" if is_folder else "no file"
         raise OutputError(f"{path} is {what}; give a file for the answers, such as answers.jsonl.")
@@ -62,12 +59,9 @@ def kept_size(output: Path, measure: Callable[[], int]) -> int:
         if output.exists() and (size := int(path.read_text(encoding="ascii"))) > 0:
             return size
     size = measure()
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(size), encoding="ascii")
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
     return size
 
 
@@ -114,16 +108,14 @@ def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[
     """
     check_place(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise OutputError(
-            f"Another job writes {path}; wait for it, or give another file."
-        ) from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} cannot be written ({reason}); give another file.") from None
+        try:
+            lock.acquire()
+        except Timeout:  # which is an OSError too
+            raise OutputError(
+                f"Another job writes {path}; wait for it, or give another file."
+            ) from None
     try:
         results = Results(path, job)
         try:
