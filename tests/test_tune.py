@@ -7,8 +7,11 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import openvino as ov
 import pytest
 import torch
+from openvino import opset13 as ops
 
 from helpers import resources
 from helpers.__main__ import main
@@ -471,6 +474,7 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
     answer_seconds |= {DEFAULT: 1.0, FIRST: 0.8, BOTH: 1.0}
     monkeypatch.setattr(kept, "LARGE", 1)
     monkeypatch.setattr(presets, "has_vnni", lambda: True)
+    monkeypatch.setattr(presets, "instruction_sets", lambda: ["AVX2", "VNNI"])
     ask = ["ask", converted, "--question", "What?", "--max-new-tokens", 1]
     assert run(*ask).err.count(f"never tuned on this computer; `vlm tune {converted}`") == 1
     assert "tune" not in run(*ask, "--untuned").err
@@ -479,7 +483,8 @@ def test_the_commands(converted, run, answer_seconds, monkeypatch):
     assert "language model: INFERENCE_PRECISION_HINT f32" in printed.out
     assert "0.80 of the time, taken" in printed.err
     assert f"next tokens apart: {MEMORY}" in printed.out
-    assert "`vlm convert --precision int4-sym` makes a folder that is faster here" in printed.out
+    choices = "--precision int4-sym --image-encoder int8-activations"
+    assert f"`vlm convert {choices}` makes a folder that is faster here" in printed.out
     assert "tune" not in run(*ask).err
     printed = run("info", converted).out
     assert "settings on this computer: image encoder as by default; lan" in printed
@@ -526,6 +531,28 @@ def test_a_faster_preset_follows_the_processor(monkeypatch):
         names = {name: presets.faster_preset(p.settings) for name, p in presets.PRESETS.items()}
         expected = {"fp16": "int4-sym", "int8": "", "int4": of_int4, "int4-sym": ""}
         assert names == expected
+
+
+def image_encoder(*sizes):
+    """Return a model that takes pictures of these sizes; -1 is any."""
+    pixels = ops.parameter(list(sizes), np.float32)
+    return ov.Model([pixels], [pixels])
+
+
+@pytest.mark.parametrize(
+    "sets, preset, sizes, expected",
+    [
+        (["AVX2", "VNNI"], "int4", (-1, 3, 28, 28), "int8-activations"),
+        (["AVX2", "VNNI"], "int4", (-1, 3, -1, -1), ""),
+        (["AVX2", "VNNI"], "int4", (-1, 588), ""),
+        (["AVX2", "VNNI"], "int8-activations", (-1, 3, 28, 28), ""),
+        (["AVX2"], "int4", (-1, 3, 28, 28), ""),
+    ],
+)
+def test_a_faster_image_encoder_is_named(monkeypatch, sets, preset, sizes, expected):
+    monkeypatch.setattr(presets, "instruction_sets", lambda: sets)
+    settings = presets.find_preset(preset).settings
+    assert presets.faster_image_encoder(settings, image_encoder(*sizes)) == expected
 
 
 def test_converting_to_what_is_fastest(checkpoint, tmp_path, run):

@@ -16,7 +16,7 @@ from helpers.convert.calibration import HELD_OUT, Inputs, encoder_inputs
 from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.graphs.compression import compress
-from helpers.graphs.core import compile_model
+from helpers.graphs.core import compile_model, has_one_size
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.presets import INT8, Quantization
 from helpers.inputs.questions import Sample
@@ -110,9 +110,7 @@ def check_one_size(part: ov.Model) -> None:
     Calls of changing sizes with quantised activations have ended processes where the processor has
     AMX (openvino#37577).
     """
-    shapes = [port.partial_shape for port in part.inputs]
-    tiles = [shape for shape in shapes if len(shape) >= 4]
-    if not tiles or any(size.is_dynamic for shape in tiles for size in list(shape)[-3:]):
+    if not has_one_size(part):
         raise SettingsError(
             "This model's image encoder takes pictures of any size, and activations in 8 bits "
             "are for tiles of one size; choose int8 for it."

@@ -86,6 +86,13 @@ def feed_of(request: ov.InferRequest, inputs: Mapping[str, Tensor]) -> dict[str,
     return {name: value.numpy() for name, value in inputs.items() if name in names}
 
 
+def has_one_size(encoder: ov.Model) -> bool:
+    """Return whether an image encoder takes tiles of one size, and not pictures of any."""
+    tiles = [port.partial_shape for port in encoder.inputs if len(port.partial_shape) >= 4]
+    sizes = [size for shape in tiles for size in list(shape)[-3:]]
+    return bool(sizes) and not any(size.is_dynamic for size in sizes)
+
+
 def cannot_compute(error: RuntimeError) -> DeviceError:
     """Return what a user is told when a device fails while it computes."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
