@@ -2,9 +2,10 @@
 
 `python -m helpers.workshop.image_encoders llama-3.2-vision FOLDER` writes what it finds to
 `notebooks/full-size/image-encoders/`. A checkpoint with random weights and the converted encoders
-stay in FOLDER, so that a run that was cut off goes on there. Where int8-activations takes more
-memory than there is, `--changes FILE` replaces fields of the original's config, such as the number
-of layers, by those of a JSON file; they are kept with the figures.
+stay in a folder of the model's name in FOLDER, so that a run that was cut off goes on there. Where
+int8-activations takes more memory than there is, `--changes FILE` replaces fields of the original's
+config, such as the number of layers, by those of a JSON file; they are kept with the figures, and
+need a FOLDER of their own.
 
 What this module does not know: how good such an encoder is; its samples are one drawn picture,
 which time does not depend on. Nor an encoder that takes more than a picture, as Qwen3-VL's.
@@ -42,7 +43,7 @@ SETTINGS: dict[str, Weights | Quantization] = {
     "int8": INT8,
     "int8-activations": Quantization(samples=1),
 }
-ROUNDS = 3
+ROUNDS = 5  # besides a first one, which does not count
 
 
 def store(original: Original, place: Path) -> None:
@@ -118,13 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         changes = read_json(options.changes) if options.changes else {}
         original = changed(find_original(options.model), changes)
-        store(original, options.place)
+        place = options.place / original.name
+        store(original, place)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     runs = {
-        name: EncoderRun(rounds=rounds, **read_json(options.place / f"{name}.json"))
-        for name, rounds in rounds_of(original.picture, options.place, list(SETTINGS)).items()
+        name: EncoderRun(rounds=rounds, **read_json(place / f"{name}.json"))
+        for name, rounds in rounds_of(original.picture, place, list(SETTINGS)).items()
     }
     figures = Encoder(original.name, original.picture, changes, computer(), runs)
     ENCODERS.mkdir(exist_ok=True)
