@@ -21,7 +21,7 @@ from helpers.graphs.part_names import FILES_WITH_PER_LAYER_EMBEDDINGS, PER_LAYER
 from helpers.graphs.presets import FP16, INT8, Weights, find_preset
 from helpers.graphs.tables import Table, table_model
 from helpers.inputs.messages import user_message
-from helpers.resources import anonymous_memory, return_freed_memory
+from helpers.resources import anonymous_memory, instruction_sets, return_freed_memory
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.sources.checkpoints import read_json
 from tests.random_gemma4 import write_random
@@ -217,6 +217,7 @@ def exact_answers(pipeline: VisionLanguagePipeline) -> list[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("AVX-512" not in instruction_sets(), reason="no test here has it")
 def test_a_processor_without_avx512(folder, fork):
     """As far as oneDNN can be told to be on one: nothing ends the process, the tokens are equal."""
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -178,7 +178,7 @@ def test_a_pipeline_has_it_where_it_was_tuned_so_and_memory_is_free(
     assert reply.wait(30) and reply.conversation.cache.is_for_next_tokens
     for options in ({"tuned": False}, {"accuracy": True}, {"next_tokens_apart": False}):
         assert NEXT_TOKENS not in VisionLanguagePipeline(converted, **options).parts
-    monkeypatch.setattr(tuning, "ROOM", 1e9)
+    monkeypatch.setattr(tuning, "RESERVE", 1e9)
     assert NEXT_TOKENS not in VisionLanguagePipeline(converted).parts
 
 
