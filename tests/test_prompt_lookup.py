@@ -38,21 +38,32 @@ def test_what_followed_the_longest_of_the_last_tokens_is_the_draft():
     assert draft([1, 2, 3], 4) == draft([1], 4) == draft([], 4) == []
 
 
-def test_a_draft_is_as_long_as_the_last_was_right():
-    cache = SimpleNamespace(length=0, keep=lambda length: None)
-    prompt = [*range(10, 30), 10]
+@pytest.mark.parametrize(
+    ("has_vnni", "steps", "expected"),
+    [
+        (True, ([12, 13, 14, 15, 16], [17, 0, 0, 0, 0], [20]), [4, 4, 0, 4]),
+        (
+            False,
+            ([12, 13, 14], [15, 0, 0, 0, 0], [20], [21, 22], [23, 24, 25]),
+            [2, 4, 0, 1, 2, 4],
+        ),
+    ],
+)
+def test_a_draft_is_as_long_as_pays(monkeypatch, has_vnni, steps, expected):
+    """Without VNNI it is as long as the last was right."""
+    monkeypatch.setattr(prompt_lookup, "has_vnni", lambda: has_vnni)
     answer = answer_tokens(
         one_hot(torch.tensor([11]), 99),
-        cache,
+        SimpleNamespace(length=0, keep=lambda length: None),
         None,
         lambda logits: int(logits.argmax()),
-        prompt=prompt,
+        prompt=[*range(10, 30), 10],
         is_over=lambda: False,
     )
     lengths = [len(next(answer).draft)]
-    for tokens in ([12, 13, 14], [15, 0, 0, 0, 0], [20], [21, 22], [23, 24, 25]):
+    for tokens in steps:
         lengths.append(len(answer.send(one_hot(torch.tensor(tokens), 99)).draft))
-    assert lengths == [2, 4, 0, 1, 2, 4]
+    assert lengths == expected
 
 
 # The logits of several positions

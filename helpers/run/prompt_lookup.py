@@ -13,11 +13,12 @@ from collections.abc import Callable, Generator, Sequence
 from torch import Tensor
 
 from helpers.models.exported import PictureInputs
+from helpers.resources import has_vnni
 from helpers.run.batches import Row
 from helpers.run.caches import StateCache
 
 LONGEST = 4  # tokens of a draft: with VNNI, five positions cost about a quarter more than one
-FIRST = 2  # tokens of the first one, before anything is known of the answer
+FIRST = 2  # tokens of the first one without VNNI, before anything is known of the answer
 NGRAM = 3  # tokens that are looked up, at most; then fewer
 
 
@@ -47,11 +48,13 @@ def answer_tokens(
     """Go from the logits (1, vocabulary) behind a prompt to the end of its answer.
 
     `take` chooses a token from such logits, and keeps it; `is_over` says whether it was the last.
-    Drafts are looked up in the ids of the `prompt`, and not at all where there are none. Each has
-    as many tokens as were right in the one before, and twice as many if all were. Yields what is to
-    be computed, for its logits (positions, vocabulary).
+    Drafts are looked up in the ids of the `prompt`, and not at all where there are none. Without
+    VNNI, where each position costs half a step or more, one has as many tokens as were right in the
+    one before, and twice as many if all were. Yields what is to be computed, for its logits
+    (positions, vocabulary).
     """
-    ids, guess, most = list(prompt or ()), list[int](), FIRST
+    ids, guess, is_costly = list(prompt or ()), list[int](), not has_vnni()
+    most = FIRST if is_costly else LONGEST
     length = cache.length  # positions of the prompt, then of the answer without its last token
     while True:
         for place in range(len(logits)):
@@ -63,7 +66,7 @@ def answer_tokens(
                 break
         length += place
         cache.keep(length)
-        if guess:  # without VNNI each position costs half a step or more, also a rejected one
+        if guess and is_costly:
             most = min(LONGEST, 2 * place) if place == len(guess) else max(1, place)
         guess = [] if prompt is None else draft(ids, most)
         logits = yield Row(cache, pictures, ids[-1], None if prompt is None else tuple(guess))
