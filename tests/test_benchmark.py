@@ -492,9 +492,9 @@ def test_an_image_encoder_alone_is_measured_and_shown(small, tmp_path, monkeypat
     text = full_size_text([history(full_size.FOLDER / "internvl2-1b.jsonl", Measurement)])
     assert "### internvl2-1b, the image encoder alone" in text
     assert "vision_config.num_hidden_layers = 2" in text
-    written = sorted(path.stat().st_mtime_ns for path in place.rglob("*.xml"))
+    times = sorted(path.stat().st_mtime_ns for path in place.rglob("*.xml"))
     assert image_encoders.main(arguments) == 0  # goes on from what is there
-    assert written == sorted(path.stat().st_mtime_ns for path in place.rglob("*.xml"))
+    assert times == sorted(path.stat().st_mtime_ns for path in place.rglob("*.xml"))
 
 
 def test_an_image_encoder_that_takes_more_than_a_picture_is_refused(small, tmp_path, capsys):

@@ -23,6 +23,7 @@ from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.presets import Preset, Quantization
 from helpers.graphs.stateful import BEAM_INPUT
 from helpers.graphs.token_rows import apart, row_shapes, side_by_side
+from helpers.inputs.images import pictures_in
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import Sample
 from helpers.models.processors import Processor
@@ -46,7 +47,9 @@ def find_samples(source: str, number: int, *, prompt: str = PROMPT) -> list[Samp
     """
     try:
         if Path(source).is_dir():
-            return [(path, prompt) for path in _pictures_in(Path(source))[:number]]
+            return [
+                (path, prompt) for path in pictures_in(Path(source), "some photographs")[:number]
+            ]
     except (OSError, ValueError) as error:
         raise PictureError(f"{source} cannot be read ({reason_of(error)}).") from None
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
@@ -70,14 +73,6 @@ def samples_for(preset: Preset, source: str | None) -> list[Sample]:
             "--image-encoder, or leave --samples out."
         )
     return find_samples(source, preset.image_encoder.samples + HELD_OUT)
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    endings = Image.registered_extensions()
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
-    if not pictures:
-        raise PictureError(f"The folder {folder} holds no pictures; put some photographs there.")
-    return pictures
 
 
 def _pictures_of(name: str, number: int) -> list[Image.Image]:

@@ -42,6 +42,15 @@ def open_picture(source: Picture) -> Image.Image:
         return _to_rgb(_load(source, name))
 
 
+def pictures_in(folder: Path, what: str) -> list[Path]:
+    """Return a folder's pictures by name; a `PictureError` asks for `what` where there are none."""
+    endings = Image.registered_extensions()
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
+    if not paths:
+        raise PictureError(f"The folder {folder} holds no pictures; put {what} there.")
+    return paths
+
+
 def name_of(source: Picture) -> str:
     """Return how a sentence calls a picture; what cannot be one is a `PictureError`."""
     if isinstance(source, str | Path):

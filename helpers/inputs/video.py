@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 from helpers.errors import PictureError, QuestionError, reason_of
 from helpers.inputs.coded_video import CodedFrames, unreadable
 from helpers.inputs.frames import Frames
-from helpers.inputs.images import open_picture, reading
+from helpers.inputs.images import open_picture, pictures_in, reading
 
 APART = 0.5  # seconds between frames that come without their times
 QUICK = 0.1  # seconds that a frame of an animation stays whose file says none, as browsers have it
@@ -81,7 +81,7 @@ def open_video(source: str | Path, choose: Choose) -> Video:
     """
     path = Path(source)
     try:
-        files = _frames_in(path) if path.is_dir() else None
+        files = pictures_in(path, "a video's frames") if path.is_dir() else None
         is_other = path.exists() and not path.is_file()
     except (OSError, ValueError) as error:  # a folder that is closed, a name that cannot be
         raise unreadable(path, reason_of(error)) from None
@@ -95,14 +95,6 @@ def open_video(source: str | Path, choose: Choose) -> Video:
         times = _animation_times(path)
         return Video(AnimationFrames(path, range(len(times))), times).sample(choose)
     return _open_coded(path, choose)
-
-
-def _frames_in(folder: Path) -> list[Path]:
-    endings = Image.registered_extensions()
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings)
-    if not files:
-        raise PictureError(f"The folder {folder} holds no pictures; put a video's frames there.")
-    return files
 
 
 def _open_coded(path: Path, choose: Choose) -> Video:
