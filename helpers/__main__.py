@@ -48,7 +48,7 @@ vlm ask models/internvl2 --image notebooks/images/example.png --question "What d
 vlm demo models/internvl2
 
 Exit codes: 0, done; 1, an error that is told in a sentence; 2, a wrong command line; 3, some
-rows, or a proof, failed; 130, Ctrl-C.
+rows, or a proof, failed; 130, Ctrl-C, with which `serve` and `demo` end well: 0.
 """
 SUMMARIES = {
     "convert": "convert a checkpoint to OpenVINO",

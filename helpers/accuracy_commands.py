@@ -72,7 +72,8 @@ def _evaluate_data(options: argparse.Namespace) -> int:
             raise SettingsError("A page shows where two models differ; give --against too.")
         check_output(options.page)
     questions = _chosen(_read(options), options)
-    if not options.against and not any(sample.right for sample in questions.samples):
+    samples = questions.samples
+    if samples and not options.against and not any(sample.right for sample in samples):
         raise SettingsError(
             f"{options.data} has no answers, so that none can be right; give --against to compare "
             "two models."

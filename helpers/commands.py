@@ -209,7 +209,8 @@ def demo(options: argparse.Namespace) -> int:
         address = page.open_page(blocks, port=options.port, report=report)
         show(Result({"address": address}, [f"{address} (Ctrl-C ends it)"]), options)
         sys.stdout.flush()
-        blocks.block_thread()
+        with contextlib.redirect_stdout(sys.stderr):  # Gradio tells there that it ends
+            blocks.block_thread()
     return 0
 
 

@@ -21,7 +21,7 @@ from helpers.serve.columns import key_of
 from helpers.serve.local import Local
 from helpers.serve.protocol import parse_request
 from helpers.serve.requests import body_of
-from helpers.serve.results import results_in
+from helpers.serve.results import ERROR, JOB, ROW, results_in
 from helpers.serve.rows import Row, batches, read_rows
 from helpers.serve.service import Service
 from helpers.shapes.questions import draw_questions
@@ -126,6 +126,18 @@ def test_another_job_does_not_write_the_same_file(reference, folder, pictures, t
         results_in(tmp_path / "notes.jsonl", job),
     ):
         pass
+
+
+@pytest.mark.parametrize("retry_errors", [False, True])
+def test_a_line_that_lacks_its_end_is_computed_anew(tmp_path, retry_errors):
+    path = tmp_path / "answers.jsonl"
+    failed, cut = (
+        json.dumps({ROW: row, JOB: "a", ERROR: "no" if row == "0" else ""}) for row in "01"
+    )
+    path.write_text(f"{failed}\n{cut}")
+    with results_in(path, "a", retry_errors=retry_errors) as results:
+        assert results.done == (set() if retry_errors else {"0"})
+    assert path.read_text() == ("" if retry_errors else f"{failed}\n")
 
 
 @pytest.mark.slow

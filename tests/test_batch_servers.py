@@ -19,6 +19,7 @@ from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.serve import requests
 from helpers.serve.addresses import Pictures
+from helpers.upstream.proxies import LOOPBACK, proxy_for, spare_loopback
 from tests.jobs import QUESTIONS, asked, command, draw_pictures, without_times, written
 from tests.servers import message, random_port, serving
 
@@ -220,6 +221,17 @@ def test_a_proxy_that_cannot_be_used(listing, monkeypatch, proxy):
         requests.Server(address, None)
     with pytest.raises(SettingsError, match=f"^far.example cannot .* proxy .*{proxy}, which .* NO"):
         requests.Server("far.example:8000", None)
+
+
+def test_a_proxy_that_is_switched_off(monkeypatch):
+    """A star stands for all computers where it is alone; where others are named, they stay."""
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    for before, after in (("*", "*"), ("a.example", f"a.example,{','.join(LOOPBACK)}")):
+        monkeypatch.setenv("no_proxy", before)
+        spare_loopback()
+        assert os.environ["no_proxy"] == after
+        assert bool(proxy_for("http://far.example:8000")) == (before != "*")
+        assert not proxy_for("http://127.0.0.1:8000")
 
 
 def test_a_proxy_that_does_not_answer_is_named(monkeypatch):

@@ -4,12 +4,11 @@ import threading
 
 import pytest
 
-from helpers.models.families import families
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
+from tests.bundled import BUNDLED_NAMES
 from tests.workers import in_groups
 
-NAMES = [family.bundled for family in families() if family.checkpoint]
 PAIRS = draw_questions(9, seed=9)
 FOLLOW_UP = "How many shapes are there?"
 SAMPLED = {"do_sample": True, "temperature": 1.5, "seed": 3, "max_new_tokens": 20}
@@ -17,7 +16,7 @@ SAMPLED = {"do_sample": True, "temperature": 1.5, "seed": 3, "max_new_tokens": 2
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=in_groups(NAMES, "batches"))
+@pytest.fixture(scope="module", params=in_groups(BUNDLED_NAMES, "batches"))
 def pipelines(request, bundled_folder):
     """Return one pipeline that answers one after another, and one that answers four at once."""
     folder = bundled_folder(request.param, "int8")

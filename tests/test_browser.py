@@ -11,8 +11,8 @@ from playwright.sync_api import Page, expect
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.demo import build_page, open_page
 from helpers.shapes import world
-from helpers.sources.checkpoints import bundled_checkpoints
 from tests.browser import split_words
+from tests.bundled import BUNDLED_NAMES
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,7 +20,6 @@ pytestmark = [
 ]
 
 
-FAMILIES = sorted(bundled_checkpoints())
 PAGES = ("internvl2", "llava_mpt")  # for several pictures, and for one
 
 
@@ -28,7 +27,7 @@ PAGES = ("internvl2", "llava_mpt")  # for several pictures, and for one
     scope="module",
     params=[
         pytest.param(family, marks=[pytest.mark.long("browser")] * (family not in PAGES))
-        for family in FAMILIES
+        for family in BUNDLED_NAMES
     ],
 )
 def server(request, bundled_folder):

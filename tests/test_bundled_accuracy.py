@@ -6,17 +6,17 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.models.families import families
-from helpers.sources.checkpoints import BUNDLED, bundled_checkpoints, read_json
-from helpers.sources.hub import weight_bytes
+from helpers.sources.checkpoints import BUNDLED, read_json
+from helpers.sources.hub import checkpoint_bytes
 from helpers.workshop import report
+from tests.bundled import BUNDLED_NAMES
 from tests.workers import in_groups
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-FAMILIES = sorted(bundled_checkpoints())
-CARDS = {family: read_json(BUNDLED / family / "accuracy.json") for family in FAMILIES}
+CARDS = {family: read_json(BUNDLED / family / "accuracy.json") for family in BUNDLED_NAMES}
 
 
-@pytest.fixture(scope="module", params=in_groups(FAMILIES, "accuracy"))
+@pytest.fixture(scope="module", params=in_groups(BUNDLED_NAMES, "accuracy"))
 def measured(request, tmp_path_factory):
     """Return the `card` and what is measured now, of each `every`th question of the card.
 
@@ -63,9 +63,9 @@ def test_compression_costs_little(card):
     assert agreement["top_token"] >= 0.998 and agreement["divergence"] < 1e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUNDLED_NAMES)
 def test_is_small(family):
-    assert weight_bytes(BUNDLED / family) <= 11e6  # Qwen3-VL has four mergers
+    assert checkpoint_bytes(BUNDLED / family) <= 11e6  # Qwen3-VL has four mergers
 
 
 @pytest.mark.parametrize(

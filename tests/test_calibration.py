@@ -44,6 +44,17 @@ def test_a_folder_of_pictures(tmp_path):
     ]
 
 
+def test_a_folder_of_pictures_and_more(tmp_path, monkeypatch):
+    """What macOS writes beside each file, what Pillow can only write, and a folder."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.webp")
+    for name in ("._b.webp", "a.pdf", "a.h5"):
+        (tmp_path / name).write_bytes(b"no picture")
+    (tmp_path / "a.png").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    for source in (str(tmp_path), f"~/{tmp_path.name}"):
+        assert [path.name for path, _ in find_samples(source, 9)] == ["b.webp"]
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(PictureError, match="holds no pictures; put some photographs there"):
         find_samples(str(tmp_path), 2)

@@ -11,9 +11,10 @@ from torch import nn
 
 from helpers.errors import CheckpointError
 from helpers.models import load_model
-from helpers.sources.checkpoints import bundled_checkpoints, read_config
+from helpers.sources.checkpoints import BUNDLED, read_config
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
 from helpers.sources.tensors import open_tensors
+from tests.bundled import BUNDLED_NAMES
 from tests.golden_checks import change_config, change_tensors, loading_error
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
@@ -163,8 +164,8 @@ def test_no_folder(tmp_path):
 
 
 def test_bundled_checkpoints_are_checkpoints():
-    for folder in bundled_checkpoints().values():
-        assert read_config(folder)["model_type"]
+    for name in BUNDLED_NAMES:
+        assert read_config(BUNDLED / name)["model_type"]
 
 
 # A whole model
@@ -277,6 +278,15 @@ def test_a_rule_is_about_whole_names_only():
     assert rule.to_native("a.", torch.ones(1)) is None
     assert rule.to_native("axweight", torch.ones(1)) is None
     assert rule.to_original({"a.weight": torch.ones(1)}, "a.weight") is None
+
+
+def test_a_tensor_that_cannot_be_cut_is_told():
+    """Neither into rows, as a number has none, nor into three parts, as it has too few."""
+    module = nn.ModuleDict({name: nn.Linear(2, 2) for name in "qkv"})
+    rules = [Rule("qkv.{x}", ["q.{x}", "k.{x}", "v.{x}"])]
+    for tensor in (torch.tensor(1.0), torch.zeros(4)):
+        with pytest.raises(CheckpointError, match=r"mis-shaped qkv.bias: \("):
+            load_tensors(module, {"qkv.bias": tensor}, rules)
 
 
 def test_the_first_rule_that_knows_a_name_counts():

@@ -5,12 +5,11 @@ import json
 import pytest
 
 from helpers.errors import SettingsError
-from helpers.models.families import families
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
+from tests.bundled import BUNDLED_NAMES
 from tests.workers import in_groups
 
-NAMES = [family.bundled for family in families() if family.checkpoint]
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange"]
 SCHEMA = {
     "type": "object",
@@ -26,7 +25,7 @@ SCHEMA = {
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=in_groups(NAMES, "grammar"))
+@pytest.fixture(scope="module", params=in_groups(BUNDLED_NAMES, "grammar"))
 def pipeline(request, bundled_folder):
     """Return a bundled model."""
     return VisionLanguagePipeline(bundled_folder(request.param, "int8"), answers_at_once=4)

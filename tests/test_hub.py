@@ -12,7 +12,7 @@ import pytest
 
 from helpers.errors import CheckpointError
 from helpers.models.families import find_checkpoint
-from helpers.sources.hub import weight_bytes
+from helpers.sources.hub import checkpoint_bytes
 from tests.golden_checks import GOLDEN, change_config
 from tests.hub_server import Hub
 from tests.programs import Fork
@@ -234,7 +234,7 @@ def test_weights_in_a_second_format_do_not_count(tmp_path, name):
         tower / "pytorch_model.bin": 200,
     }.items():
         path.write_bytes(bytes(size))
-    assert weight_bytes(tmp_path) == 208
+    assert checkpoint_bytes(tmp_path) == 208
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "./no/folder", "a/b/c"])

@@ -8,9 +8,8 @@ from openvino import opset13 as ops
 from helpers.graphs.core import core
 from helpers.graphs.last_logits import return_last_logits
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
-from helpers.models.families import families
+from tests.bundled import BUNDLED_NAMES
 
-BUNDLED = [family.bundled for family in families() if family.checkpoint]
 WIDTH, LENGTH, COUNT = 6, 9, 4
 ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY"}
 
@@ -138,7 +137,7 @@ def test_nothing_is_computed_for_positions_that_are_cut_off(layers, matrices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
 def test_the_last_feed_forward_network_computes_the_last_positions_only(name, bundled_folder):
     """It has two or three matrices, and the head is one; Gemma 4 adds embeddings of its own."""
     model = core().read_model(bundled_folder(name, "int8") / FILES[LANGUAGE_MODEL])

@@ -80,6 +80,15 @@ def test_questions_without_answers_need_another_model(capsys, converted, data):
     assert "has no answers, so that none can be right" in capsys.readouterr().err
 
 
+def test_lines_without_pictures_are_told(capsys, converted, data):
+    """That they have no answers is not what has to be mended first."""
+    path = data.with_name("no pictures.jsonl")
+    path.write_text('{"img": "0.png", "question": "What?"}')
+    assert main(["evaluate", str(converted), "--data", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert "line 1: The line has no image." in told and "No question of" in told
+
+
 def test_agreement_with_pytorch_without_answers(capsys, tmp_path, converted, checkpoint, data):
     """The folder's weights are the checkpoint's, so that nothing differs but roundings."""
     page = tmp_path / "page.html"

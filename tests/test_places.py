@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,36 @@ def test_killed_while_it_was_moved_in(checkpoint, converted, tmp_path, quick_par
     convert(checkpoint, output, FP16)
     assert quick_parts == [] and contents(output) == contents(converted)
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize("moves", range(9))
+@pytest.mark.parametrize("what", [(Path, "unlink"), (shutil, "move")])
+def test_killed_while_another_conversion_is_replaced(
+    checkpoint, converted, tmp_path, volume, quick_parts, monkeypatch, what, moves
+):
+    """What the other one alone has is no obstacle to going on, wherever it ended."""
+    shutil.copytree(converted, volume, dirs_exist_ok=True)
+    manifest = json.loads((volume / MANIFEST).read_text(encoding="utf-8"))
+    for name in ("vocab.txt", "openvino_rows_model.bin"):
+        write(volume / name, "an earlier model's")
+        manifest["files"][name] = {"bytes": 18, "sha256": ""}
+    (volume / MANIFEST).write_text(json.dumps(manifest | {"source": {}}), encoding="utf-8")
+    owner, name = what
+    calls, function = iter(range(1000)), getattr(owner, name)
+
+    def ending(path, *arguments, **options):
+        if path.is_relative_to(volume) and path.suffix != ".lock" and next(calls) == moves:
+            raise KeyboardInterrupt
+        return function(path, *arguments, **options)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(owner, name, ending)
+        with suppress(KeyboardInterrupt):
+            convert(checkpoint, volume, FP16)
+    assert volume.joinpath(MANIFEST).exists() or list(volume.glob(".unfinished"))
+    number = len(quick_parts)
+    convert(checkpoint, volume, FP16)
+    assert len(quick_parts) == number == 3 and contents(volume) == contents(converted)
 
 
 def test_going_on_inside_an_output(checkpoint, converted, tmp_path, volume, quick_parts):

@@ -134,6 +134,7 @@ def test_the_page(place):
         page = httpx.get(f"{address}config", trust_env=False).text
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+        assert process.stdout.read() == ""
     assert page.count("example-4.png") and "What" in page
 
 

@@ -1,27 +1,24 @@
 """Files for OpenVINO GenAI and Model Server: what they say, and that earlier folders get them."""
 
-import json
 from dataclasses import replace
 
 import pytest
-from openvino import Core
 
-from helpers.convert import conversion, folders
-from helpers.convert.runtime_files import DETOKENIZER, GRAPH, TOKENIZER
+from helpers.convert import conversion
+from helpers.convert.runtime_files import GRAPH
 from helpers.graphs.presets import find_preset
 from helpers.inputs.chat_templates import jinja_of, template_of
 from helpers.inputs.messages import answer_message, user_message
 from helpers.models import load_processor
-from helpers.models.families import families
 from helpers.models.gemma4 import processor as gemma4
 from helpers.sources.checkpoints import BUNDLED
+from tests.bundled import BUNDLED_NAMES
 
-NAMES = [family.bundled for family in families() if family.checkpoint]
 MESSAGES = [user_message("What is it?"), answer_message("A star."), user_message("Where?")]
 SYSTEM = {"role": "system", "content": "Short."}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
 def test_a_chat_template_writes_our_prompts(name):
     processor = load_processor(BUNDLED / name)
     tokenizer, template = processor.tokenizer, processor.template
@@ -64,22 +61,6 @@ def test_a_chat_template_is_read_as_it_was_written(name):
     tokenizer.chat_template = jinja_of(template, "<picture>")
     again = template_of(tokenizer, "<picture>", frame=template.frame)
     assert again.render([SYSTEM, *MESSAGES]) == template.render([SYSTEM, *MESSAGES])
-
-
-def test_an_earlier_folder_gets_the_files(bundled_folder, tmp_path):
-    output = tmp_path / "made"
-    conversion.convert(BUNDLED / "qwen3_vl", output, find_preset("int8"))
-    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-    earlier = dict(manifest["files"])
-    for name in (TOKENIZER, "openvino_tokenizer.bin", DETOKENIZER, GRAPH):
-        (output / name).unlink()
-        del earlier[name]
-    (output / "manifest.json").write_text(json.dumps(manifest | {"files": earlier}))
-    lines: list[str] = []
-    conversion.convert(BUNDLED / "qwen3_vl", output, find_preset("int8"), report=lines.append)
-    assert lines[-1] == "files for OpenVINO GenAI and Model Server are added"
-    assert set(folders.verify(output)) == set(manifest["files"])
-    Core().read_model(output / "openvino_language_model.xml")
 
 
 def test_a_family_that_they_do_not_know_has_none(tmp_path):

@@ -28,7 +28,7 @@ from helpers.serve.protocol import ChatRequest, Refusal
 from helpers.serve.server import create_app
 from helpers.serve.service import Service
 from helpers.shapes.questions import draw_questions
-from tests.servers import data_url, message, serving
+from tests.servers import data_url, message, random_port, serving
 
 KEY = "a key of the tests"
 NAME = "shapes"
@@ -439,6 +439,20 @@ def test_a_server_with_a_key_ends_with_success(internvl2_folder):
         assert rest[-1] == "stop"
         assert server.program.wait(35) == 0
         assert KEY not in server.program.text("err")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_ends_while_it_loads(internvl2_folder, fork, number):
+    port = random_port()
+    program = fork.start("-m", "helpers", "serve", internvl2_folder, "--port", port)
+    status = None
+    while status is None:
+        with contextlib.suppress(httpx.TransportError):
+            status = httpx.get(f"http://127.0.0.1:{port}/health").status_code
+    os.kill(program.number, number)
+    assert program.wait(60) == 0
+    told = program.text("err")
+    assert status == 503 and "Traceback" not in told and "page is there" not in told
 
 
 def test_events_are_read_wherever_they_are_cut(server):

@@ -5,8 +5,8 @@ import pytest
 from helpers.errors import QuestionError
 from helpers.inputs.messages import check_turns, user_message
 from helpers.models import load_processor
-from helpers.models.families import families
 from helpers.sources.checkpoints import BUNDLED
+from tests.bundled import BUNDLED_NAMES
 
 WORDS = "Answer in one word."
 SYSTEM = {"role": "system", "content": WORDS}
@@ -22,10 +22,9 @@ EXPECTED = {
     "qwen3_5": f"<|im_start|>system\n{WORDS}<|im_end|>\n<|im_start|>user\n",
     "gemma4": f"<bos><|turn>system\n{WORDS}<turn|>\n<|turn>user\n",
 }
-NAMES = [family.bundled for family in families() if family.checkpoint]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
 def test_words_of_a_program_replace_those_of_the_authors(name):
     processor = load_processor(BUNDLED / name)
     question = user_message("What is it?")
@@ -35,7 +34,7 @@ def test_words_of_a_program_replace_those_of_the_authors(name):
     assert WORDS not in usual and prompt.endswith(usual[-10:])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
 def test_their_marks_are_no_marks(name):
     processor = load_processor(BUNDLED / name)
     mark = processor.template.assistant_end.strip() or "</s>"

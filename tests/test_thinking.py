@@ -22,9 +22,10 @@ from helpers.serve.access import Access, Models
 from helpers.serve.demo import build_page, open_page, thinking_control
 from helpers.serve.server import create_app
 from helpers.serve.service import Service
-from helpers.serve.windows import without_last_turn
+from helpers.serve.windows import Window, without_last_turn
 from tests import random_gemma4, random_qwen3_5
 from tests.scripted import writing
+from tests.tiny import picture
 
 THOUGHT, ANSWER = "It is a red circle, STOP.", "The circle is red."
 KINDS = ("qwen", "gemma")
@@ -162,6 +163,18 @@ def test_later_turns_are_as_if_nothing_had_been_thought(model):
         is_alike = model.processor.thinking(thinking).words.begins_as(first.request.processor.words)
         assert (reply.counts.cached > 0) == (is_alike and conversation.turns[0] is first.request)
         conversation.take_back(reply)
+
+
+def test_a_question_is_taken_back_after_the_switch(model):
+    """The page gives the pictures with each question; the model gets them once."""
+    window, prompts = Window(model.pipeline), []
+    for text, thinking in (("Why?", False), ("And this?", True), ("And this?", True)):
+        if prompts[1:]:
+            assert window.take_back()[0] == text
+        reply = window.ask(text, [picture()], {"thinking": thinking, "max_new_tokens": 2})
+        reply.wait()
+        prompts.append(list(reply.prompt_ids))
+    assert prompts[1] == prompts[2]
 
 
 def test_what_has_no_switch_is_told(folders, bundled_folder):

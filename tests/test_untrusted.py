@@ -12,7 +12,8 @@ from helpers.__main__ import main
 from helpers.errors import LONGEST, CheckpointError, UserError
 from helpers.models import load_model, load_processor
 from helpers.models.checks import check_processor
-from helpers.sources.checkpoints import BUNDLED, bundled_checkpoints, read_config
+from helpers.sources.checkpoints import BUNDLED, read_config
+from tests.bundled import BUNDLED_NAMES
 from tests.golden_checks import GOLDEN, change_config
 from tests.mutations import damage
 
@@ -75,7 +76,7 @@ def test_a_damaged_tokenizer(checkpoint, tmp_path, repetitions):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(bundled_checkpoints()))
+@pytest.mark.parametrize("family", BUNDLED_NAMES)
 def test_converting_with_a_damaged_config(tmp_path, repetitions, capsys, family):
     """On the command line: exit code 0, or 1 and a sentence."""
     for seed in range(repetitions("damaged configs converted", 3, 40)):
@@ -127,7 +128,7 @@ def test_a_field_that_is_null_is_not_there(checkpoint, tmp_path):
     assert load_model(folder)
 
 
-@pytest.mark.parametrize("family", sorted(bundled_checkpoints()))
+@pytest.mark.parametrize("family", BUNDLED_NAMES)
 def test_nothing_is_said_of_a_checkpoint_that_is_whole(family):
     check_processor(load_processor(BUNDLED / family))
 

@@ -7,7 +7,6 @@ What this module does not know: conversations of several turns, and how good a c
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.presets import Preset, Quantization
 from helpers.graphs.stateful import BEAM_INPUT
 from helpers.graphs.token_rows import apart, row_shapes, side_by_side
-from helpers.inputs.images import pictures_in
+from helpers.inputs.images import picture_files
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import Sample
 from helpers.models.processors import Processor
+from helpers.resources import path_of
 
 PROMPT = "What is in the picture?"
 HELD_OUT = 4  # pictures that calibration does not look at, on which the error is measured
@@ -45,11 +45,10 @@ def find_samples(source: str, number: int, *, prompt: str = PROMPT) -> list[Samp
     Raises `SettingsError` for any other source and for a data set that cannot be read, and
     `PictureError` for a folder without pictures or one that is closed.
     """
+    place = path_of(source)
     try:
-        if Path(source).is_dir():
-            return [
-                (path, prompt) for path in pictures_in(Path(source), "some photographs")[:number]
-            ]
+        if place.is_dir():
+            return [(path, prompt) for path in picture_files(place, "some photographs")[:number]]
     except (OSError, ValueError) as error:
         raise PictureError(f"{source} cannot be read ({reason_of(error)}).") from None
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):

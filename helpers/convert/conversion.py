@@ -1,6 +1,5 @@
 """Convert all parts of a checkpoint into one folder that a pipeline can run."""
 
-import functools
 import json
 import re
 import shutil
@@ -19,14 +18,13 @@ from helpers.convert.folders import (
     absolute,
     complete,
     read_manifest,
-    write_beside,
     written_aside,
 )
 from helpers.convert.manifests import bit_widths_of
 from helpers.convert.origins import made_of
 from helpers.convert.places import COPIED, holds_conversion
 from helpers.convert.quantizing import quantized_encoder
-from helpers.convert.runtime_files import has_runtime_files, write_runtime_files
+from helpers.convert.runtime_files import write_runtime_files
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
 from helpers.graphs.bit_widths import BitWidth, bit_widths
 from helpers.graphs.compression import compress
@@ -91,9 +89,6 @@ def convert(
         manifest = read_manifest(output)
         if all(manifest[entry] == origin[entry] for entry in ("source", "preset")):
             report(f"{output} is there already, made of the same checkpoint and settings.")
-            if not has_runtime_files(load_processor(checkpoint), manifest["files"]):
-                report("files for OpenVINO GenAI and Model Server are added")
-                write_beside(output, functools.partial(_write_small_files, checkpoint))
             return bit_widths_of(manifest)
     model = load_model(checkpoint)
     check_processor(model.processor)

@@ -160,27 +160,6 @@ def written_aside(
             raise
 
 
-def write_beside(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` bring small files into a finished conversion, and record them.
-
-    What may change is taken out of the manifest first, so that it is true at every moment.
-    """
-    manifest = read_manifest(folder)
-    names = [name for part in manifest["parts"] for name in part_files(manifest, part)]
-    manifest["files"] = {name: manifest["files"][name] for name in names}
-    _replace_manifest(folder, manifest)
-    write(folder)
-    others = {path.name for path in folder.iterdir() if path.is_file()} - {*names, MANIFEST}
-    manifest["files"] |= describe_files(folder, sorted(others))
-    _replace_manifest(folder, manifest)
-
-
-def _replace_manifest(folder: Path, manifest: Config) -> None:
-    new = folder / f".{MANIFEST}.new"
-    new.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(folder / MANIFEST)
-
-
 def complete(output: Path) -> None:
     """Finish what a process ended in: moving the files of a whole conversion into `output`."""
     output = output.resolve()

@@ -143,16 +143,21 @@ class Place:
     def move_in(self) -> None:
         """Move all files of the finished folder into the output, the manifest last.
 
-        What stood there before is of a conversion that is replaced.
+        What stood there before is of a conversion that is replaced, whose manifest goes after its
+        other files: without one, what is there has been moved in. The largest goes first, so that
+        nothing has changed where another process keeps it, as it may on Windows.
         """
         names = [*read_json(self.folder / MANIFEST)["files"], MANIFEST]
+        in_place = [name for name in names if not exists(self.folder / name)]
+        exceptions = (*in_place, MANIFEST, self.lock.name)
+        files = [
+            path for path in self.output.iterdir() if path.is_file() and path.name not in exceptions
+        ]
+        for path in sorted(files, key=lambda path: path.stat().st_size, reverse=True):
+            path.unlink()
         (self.output / MANIFEST).unlink(missing_ok=True)
-        for path in self.output.iterdir():
-            if path.is_file() and path.name not in (*names, self.lock.name):
-                path.unlink()
         for name in names:
             if exists(self.folder / name):
-                (self.output / name).unlink(missing_ok=True)
                 shutil.move(self.folder / name, self.output / name)
         shutil.rmtree(self.folder, ignore_errors=True)
 

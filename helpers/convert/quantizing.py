@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from helpers.convert.calibration import HELD_OUT, Inputs, encoder_inputs
+from helpers.convert.calibration import HELD_OUT, PROMPT, Inputs, encoder_inputs
 from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.graphs.compression import compress
@@ -43,7 +43,7 @@ def varied_pictures(number: int, *, seed: int = 0) -> list[Sample]:
             picture = draw_chart(random_chart(generator)).resize(size)
         else:
             picture = _noisy_gradient(size, generator)
-        samples.append((picture, "What is in the picture?"))
+        samples.append((picture, PROMPT))
     return samples
 
 

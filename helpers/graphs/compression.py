@@ -25,7 +25,7 @@ from helpers.errors import SettingsError
 from helpers.graphs.bit_widths import module_of, stored_layers
 from helpers.graphs.core import core, safe_options
 from helpers.graphs.parts import SENSITIVE
-from helpers.graphs.presets import Quantization, Weights, find_preset
+from helpers.graphs.presets import Quantization, Weights
 from helpers.graphs.rounding import rounded
 from helpers.graphs.tables import compress_table, is_table
 from helpers.upstream import nncf as upstream
@@ -43,8 +43,6 @@ _REFUSALS = (
     nncf.ValidationError,
 )
 _SENSITIVITIES = {metric.value: metric for metric in nncf.SensitivityMetric}
-
-__all__ = ["Inputs", "compress", "find_preset", "quantize", "repaired_nncf"]
 
 Inputs = Iterable[Mapping[str, np.ndarray]]  # a model's inputs by name, for each sample
 

@@ -23,6 +23,9 @@ MAXIMUM_PIXELS = 64_000_000  # a 64-megapixel camera; Pillow itself only warns b
 # Pillow takes 32 bytes for each pixel of a side when it makes a picture smaller.
 MAXIMUM_SIDE = 100_000
 LONGEST_NAME = 300  # characters of a path in a sentence; Linux takes 4096
+# Of a folder's pictures; those that cannot be read here, such as a telephone's .heic, are told.
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".qoi"}
+SUFFIXES |= {".avif", ".jp2", ".heic", ".heif"}
 _STRIP = 2**20  # pixels that are worked on at once
 # A picture in fractions has a few lights above 1. One whose values go to 255 is black to the eye
 # where its mean is below this.
@@ -42,13 +45,26 @@ def open_picture(source: Picture) -> Image.Image:
         return _to_rgb(_load(source, name))
 
 
-def pictures_in(folder: Path, what: str) -> list[Path]:
+def picture_files(folder: Path, what: str) -> list[Path]:
     """Return a folder's pictures by name; a `PictureError` asks for `what` where there are none."""
-    endings = Image.registered_extensions()
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
+    paths = sorted(filter(is_picture_file, folder.iterdir()))
     if not paths:
         raise PictureError(f"The folder {folder} holds no pictures; put {what} there.")
     return paths
+
+
+def is_picture_file(path: Path) -> bool:
+    """Return whether something in a folder is one of its pictures, by its name.
+
+    Hidden files are thumbnails, and what macOS writes beside each file of a shared disk. What may
+    not be looked at is told by whoever reads it.
+    """
+    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        return False
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def name_of(source: Picture) -> str:

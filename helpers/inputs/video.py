@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 from helpers.errors import PictureError, QuestionError, reason_of
 from helpers.inputs.coded_video import CodedFrames, unreadable
 from helpers.inputs.frames import Frames
-from helpers.inputs.images import open_picture, pictures_in, reading
+from helpers.inputs.images import open_picture, picture_files, reading
 
 APART = 0.5  # seconds between frames that come without their times
 QUICK = 0.1  # seconds that a frame of an animation stays whose file says none, as browsers have it
@@ -81,7 +81,7 @@ def open_video(source: str | Path, choose: Choose) -> Video:
     """
     path = Path(source)
     try:
-        files = pictures_in(path, "a video's frames") if path.is_dir() else None
+        files = picture_files(path, "a video's frames") if path.is_dir() else None
         is_other = path.exists() and not path.is_file()
     except (OSError, ValueError) as error:  # a folder that is closed, a name that cannot be
         raise unreadable(path, reason_of(error)) from None

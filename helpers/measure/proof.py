@@ -44,7 +44,7 @@ from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import text_of
 from helpers.shapes.charts import draw_chart_questions
 from helpers.shapes.questions import draw_questions
-from helpers.sources.hub import weight_bytes
+from helpers.sources.hub import checkpoint_bytes
 
 NUMBER = 20  # of the questions
 OURS = "ours in PyTorch"
@@ -231,7 +231,7 @@ def pytorch_model(
     Otherwise in the type of its files, whose roundings are larger. A picture becomes as many tokens
     as in a pipeline.
     """
-    fits = 2 * weight_bytes(checkpoint) <= available_memory() / 2
+    fits = 2 * checkpoint_bytes(checkpoint) <= available_memory() / 2
     model = load_model(checkpoint, torch.float32 if fits else None)
     usual = model.processor.usual_picture_tokens if picture_tokens is None else picture_tokens
     model.processor = model.processor.within(usual)

@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
@@ -23,10 +23,11 @@ from transformers import (
 
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER
-from helpers.graphs.parts import Part, Traceable
+from helpers.graphs.parts import Part
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.base import VisionLanguageModel
 from helpers.models.budgets import Pieces
+from helpers.models.embeddings import ScaledEmbedding
 from helpers.models.exported import ExportedParts, ImageInputs, RunPart
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.minicpm_v2_vision import (
@@ -48,7 +49,6 @@ __all__ = [
     "MiniCPMV2",
     "MiniCPMV2Exported",
     "MiniCPMV2Processor",
-    "ScaledEmbedding",
     "bicubic_weights",
     "text_config",
     "vision_config",
@@ -188,6 +188,7 @@ class MiniCPMV2(VisionLanguageModel[MiniCPMV2Processor]):
         self.image_encoder = ImageEncoder(config)
         self.language_model = GraniteForCausalLM(text_config(config))
         table = self.token_embeddings
+        # Granite's own multiplier would scale the rows of picture features as well.
         scaled = ScaledEmbedding(
             table.num_embeddings, table.embedding_dim, float(config["scale_emb"])
         )
@@ -205,12 +206,9 @@ class MiniCPMV2(VisionLanguageModel[MiniCPMV2Processor]):
         return by_size(self.image_encoder, pieces)
 
     def text_embeddings_part(self) -> Part:
-        """Return a plain embedding, so that 16 bits stay 16, and the scale behind it."""
+        """Return `embed_tokens` as it is exported."""
         scaled = cast(ScaledEmbedding, self.token_embeddings)
-        table = nn.Embedding(scaled.num_embeddings, scaled.embedding_dim, device="meta")
-        table.weight = scaled.weight  # the same memory
-        module = Traceable(lambda input_ids: table(input_ids) * scaled.scale, table)
-        return replace(super().text_embeddings_part(), module=module)
+        return replace(super().text_embeddings_part(), module=scaled.traceable())
 
     def image_encoder_part(self) -> Part:
         """Return SigLIP and the resampler: slices of any one size."""
@@ -222,21 +220,6 @@ class MiniCPMV2(VisionLanguageModel[MiniCPMV2Processor]):
             outputs=("last_hidden_state",),
             fixed={"pixel_values": (1,)},
         )
-
-
-class ScaledEmbedding(nn.Embedding):
-    """Embeddings times a number, as MiniCPM has them.
-
-    Granite's own multiplier would scale the rows of picture features as well.
-    """
-
-    def __init__(self, number: int, width: int, scale: float) -> None:
-        super().__init__(number, width)
-        self.scale = scale
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Return the embeddings (..., width) of token ids."""
-        return super().forward(input_ids) * self.scale
 
 
 # Configs and names

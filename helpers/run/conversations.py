@@ -222,6 +222,7 @@ class Conversation:
             best = search(
                 pipeline.language_model, prepared, cache, sampling, stop=stop, stop_ids=stop_ids
             )
+            answer.times.first_token = time.perf_counter() - request.started  # with all the others
             streamer.add(best)
             self.cache = None  # it holds the beams in their last order
             return best

@@ -108,9 +108,7 @@ class SchemaProcessor(LogitsProcessor):
             bits = torch.from_numpy(self.mask)[0, :, None] >> torch.arange(32) & 1
             allowed = bits.flatten()[None, : scores.shape[1]].bool()
         if self.matcher.is_error():
-            raise SettingsError(
-                f"The schema cannot be followed ({_first_line(self.matcher.get_error())})."
-            )
+            raise _refusal(self.matcher.get_error())
         return scores.masked_fill(~allowed, -torch.inf)
 
 

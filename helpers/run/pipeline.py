@@ -2,7 +2,7 @@
 
 Answers of several conversations are computed by one thread, one after another or together.
 
-What this module does not know: video, audio, and calling tools.
+What this module does not know: audio, and calling tools.
 """
 
 import copy

@@ -21,7 +21,7 @@ from helpers.convert.manifests import part_files
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.core import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
-from helpers.resources import available_memory, in_words, instruction_sets, processors
+from helpers.resources import available_memory, in_words, instruction_sets, path_of, processors
 from helpers.run.devices import available_devices
 from helpers.sources.checkpoints import read_json
 
@@ -133,7 +133,7 @@ def cache_folder() -> Path:
     Raises `OutputError` where there is no such directory.
     """
     if place := os.environ.get("VLM_CACHE"):
-        return Path(place)
+        return path_of(place)
     variable, below = CACHES.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
     if place := os.environ.get(variable):
         return Path(place) / "vlm"

@@ -21,7 +21,7 @@ LOW, HIGH = "low", "high"  # how closely a picture is looked at; "auto" is as us
 ROLES = {"system": SYSTEM_ROLE, "developer": SYSTEM_ROLE, "user": "user", "assistant": "assistant"}
 OTHER_CONTENTS = "texts and pictures are understood, as text and image_url"
 MOST_STOP_STRINGS = 16  # OpenAI allows 4
-# Fields that are understood; others are ignored and told once in the log.
+# Fields that are understood; others are ignored and told in the log.
 FIELDS = frozenset(
     {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
     | {"temperature", "top_p", "top_k", "seed", "stop", "repetition_penalty", "response_format"}

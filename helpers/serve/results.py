@@ -133,18 +133,19 @@ def _read(results: Results, *, retry_errors: bool) -> None:
     if not results.path.exists():
         return
     length = 0
-    lines: list[bytes] = []
+    lines: list[bytes] = []  # that stay, where others are taken out
     with results.path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):  # the end of a process
-                if not lines and not _may_be_torn(line):
+                if not length and not _may_be_torn(line):
                     raise _foreign(results.path)
                 break
             length += len(line)
             identity, is_failed = _identity(results, line)
             if is_failed and retry_errors:
                 continue
-            lines.append(line)
+            if retry_errors:
+                lines.append(line)
             results.done.add(identity)
             if is_failed:
                 results.failed.add(identity)

@@ -15,12 +15,10 @@ from typing import Any
 from PIL import Image
 
 from helpers.errors import SettingsError
+from helpers.inputs.images import is_picture_file
 
 Columns = dict[str, Any]
 
-# Of pictures in a folder; those that cannot be read here, such as a telephone's .heic, are told.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".jp2")
 SILENCE = 2.0  # seconds of looking at pictures after which it is said
 LONGEST_NAME = 255  # bytes, of a file on the systems that there are
 IMAGE, QUESTION = "image", "question"
@@ -103,22 +101,10 @@ def _lines(source: Path, questions: Sequence[str]) -> tuple[list[Columns], Path]
 def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in name.parts)  # thumbnails, and macOS's ._
-        if (
-            path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES)
-            and not is_hidden
-            and _may_be_file(path)
-        ):
+        is_hidden = any(part.startswith(".") for part in name.parent.parts)
+        if not is_hidden and is_picture_file(path):
             for question in questions:
                 yield {IMAGE: name.as_posix(), QUESTION: question}
-
-
-def _may_be_file(path: Path) -> bool:
-    """Return whether a path is a file; of one that may not be looked at its row says so."""
-    try:
-        return path.is_file()
-    except OSError:
-        return True
 
 
 def _lines_of_file(path: Path, questions: Sequence[str]) -> Iterator[Columns]:

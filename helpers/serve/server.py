@@ -245,6 +245,8 @@ def serve(
     def load() -> None:
         try:
             for name, folder in folders.items():
+                if server.should_exit:
+                    return
                 pipeline = VisionLanguagePipeline(
                     folder,
                     settings.device,
@@ -260,15 +262,22 @@ def serve(
                 )
                 report(f"{name} is loaded")
             pages = build_pages(models.pipelines)
+            if server.should_exit:
+                return
             mounting = mount_pages(app.app, pages, access.key)
-            asyncio.run_coroutine_threadsafe(mounting, server.loop).result()
+            asyncio.run_coroutine_threadsafe(mounting, server.loop).result(GRACE)
             freeze_objects()
             report("its page is there")
         except Exception as error:  # raised below, in the main thread
-            errors.append(error)
+            if not server.should_exit:  # the loop has ended with the server
+                errors.append(error)
             server.should_exit = True
 
-    threading.Thread(target=load, daemon=True).start()
+    loading = threading.Thread(target=load, daemon=True)
+    loading.start()
     server.run()
+    if loading.is_alive():
+        report("ends when what is being loaded is there")  # OpenVINO cannot be left within it
+        loading.join()
     if errors:
         raise errors[0]

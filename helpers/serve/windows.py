@@ -5,7 +5,6 @@ What this module does not know: how a page looks.
 
 import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -66,7 +65,7 @@ class Window:
         content = tuple((image.size, image.tobytes()) for image in images)
         if self.conversation is None or self.content != content:
             self.conversation, self.content = self.pipeline.conversation(), content
-        new_images = [] if self.conversation.ids else images
+        new_images = [] if self.conversation.messages else images
         reply = self.conversation.ask(text, new_images, stop=self.stop, **options)
         self.last_question = (text, pictures, reply)
         return reply
@@ -167,7 +166,6 @@ def respond(
     beams, answer, thought = options.get("num_beams", 1), "", ""
     placeholder = "" if beams == 1 else _small(AT_ONCE)
     yield chat(placeholder)
-    started = time.perf_counter()
     try:
         reply = window.ask(text, pictures, options)
         for place in reply.places():
@@ -177,8 +175,7 @@ def respond(
             thought += piece.text * piece.is_thought
             answer += piece.text * (not piece.is_thought)
             yield chat(answer)
-        seconds = time.perf_counter() - started
-        times = _times(reply) if beams == 1 else f"{beams} beams, all at once after {seconds:.2f} s"
+        times = _times(reply, beams)
         is_cut = thought and reply.finish == LENGTH
         answer = answer.strip() or (_small(CUT) if is_cut else "")
         words = answer + (times and f"\n\n{_small(times)}")
@@ -217,8 +214,11 @@ def _small(text: str) -> str:
     return f"<small>{text}</small>"
 
 
-def _times(reply: Reply) -> str:
+def _times(reply: Reply, beams: int) -> str:
     first, rest = reply.times.first_token, reply.times.per_token
     if not first:
         return ""
-    return f"first token {first * 1000:.0f} ms, then {rest * 1000:.1f} ms each"
+    if beams > 1:
+        return f"{beams} beams, all at once after {first:.2f} s"
+    words = f"first token {first * 1000:.0f} ms"
+    return f"{words}, then {rest * 1000:.1f} ms each" if rest else words

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from helpers.inputs.boxes import GRID
 from helpers.inputs.questions import PictureQuestion, Question, Sample
 from helpers.shapes.world import Item, Scene, draw, item_boxes, random_item, random_scene
 
@@ -90,12 +91,12 @@ def word(scene: Scene, generator: random.Random) -> Question:
 def box(scene: Scene, generator: random.Random) -> Question | None:
     """Ask for the box around a shape that is there exactly once, as JSON.
 
-    On a grid of 1000 x 1000 over the picture, with the words that Qwen3-VL was trained on.
+    On a grid of `GRID` x `GRID` over the picture, with the words that Qwen3-VL was trained on.
     """
     place, item = generator.choice(list(scene.places.items()))
     if sum(other == item for other in scene.places.values()) > 1:
         return None
-    corners = [round(1000 * share) for share in item_boxes(scene)[place]]
+    corners = [round(GRID * share) for share in item_boxes(scene)[place]]
     text = generator.choice([f"Where is the {item}? Give its box.", f"Give the box of the {item}."])
     return Question("box", text, json.dumps([{"bbox_2d": corners, "label": str(item)}]))
 

@@ -1,4 +1,4 @@
-"""Draw pictures of coloured shapes and ask questions with exact answers about them.
+"""Draw pictures of coloured shapes, about which questions have exact answers.
 
 A scene is a grid of places; each place is empty or holds one coloured shape, and one place may
 carry a short printed word. Everything that a question can ask follows from the scene, so every
@@ -320,6 +320,3 @@ _OUTLINES = {
         ]
     ),
 }
-
-
-# Questions

@@ -16,7 +16,7 @@ from helpers.resources import path_of
 from helpers.run.devices import Device, available_devices, check_device, list_devices
 from helpers.show.widgets import Choice, Option
 from helpers.sources.checkpoints import read_config
-from helpers.sources.hub import weight_bytes
+from helpers.sources.hub import checkpoint_bytes
 
 FOLDER = "folder"
 
@@ -45,7 +45,7 @@ def choose_checkpoint(name: str) -> Choice:
 
 def _bundled_option(family: Family) -> Option:
     assert family.checkpoint is not None
-    size = weight_bytes(family.checkpoint) / 1e6
+    size = checkpoint_bytes(family.checkpoint) / 1e6
     return Option(
         family.name,
         f"{family.name}: bundled, knows drawn shapes, offline",

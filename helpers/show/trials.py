@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from helpers.errors import SettingsError
 from helpers.graphs.bit_widths import bit_widths, stored_bytes
 from helpers.graphs.compression import compress
+from helpers.graphs.core import compile_model
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.presets import INT8, Preset, Weights
 from helpers.inputs.questions import VisualQuestion
@@ -91,7 +92,7 @@ def in_both(module: nn.Module, *inputs: Tensor) -> Tensor:
         expected: Tensor = module(*inputs)
     with converter.quiet():
         graph = ov.convert_model(module, example_input=inputs)
-    compiled = ov.compile_model(graph, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    compiled = compile_model(graph, "CPU", EXECUTION_MODE_HINT="ACCURACY")
     actual = torch.from_numpy(compiled([value.numpy() for value in inputs])[0])
     error = (actual - expected).abs().max() / expected.abs().max()
     print("in OpenVINO as in PyTorch:", bool(error < 1e-4))
@@ -188,9 +189,9 @@ def closed_gates(
     Gates are the weights with such a name, closed at 0. All are as before afterwards.
     """
     before = {name: weight.clone() for name, weight in gates_of(model, gate).items()}
-    close(model.language_model)
-    closed = [name for name, weight in gates_of(model, gate).items() if not weight.any()]
     try:
+        close(model.language_model)
+        closed = [name for name, weight in gates_of(model, gate).items() if not weight.any()]
         if closed and pairs:
             print("closed:", ", ".join(closed))
             print("right:", accuracy(answer(model, pairs), pairs)["all"].count)

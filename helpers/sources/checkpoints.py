@@ -16,11 +16,6 @@ BUNDLED = Path(__file__).parent.parent / "shapes" / "checkpoints"
 CARD = "bundled.json"  # stands beside a bundled checkpoint that is trained: what it knows
 
 
-def bundled_checkpoints() -> dict[str, Path]:
-    """Return the folders of the small checkpoints that come with this collection, by name."""
-    return {path.parent.name: path.parent for path in sorted(BUNDLED.glob(f"*/{CARD}"))}
-
-
 def read_json(path: Path) -> Config:
     """Read a JSON object; an unreadable file is a `CheckpointError`."""
     try:

@@ -158,7 +158,7 @@ def checkpoint_name(folder: Path) -> str:
     return folder.name
 
 
-def weight_bytes(folder: Path) -> int:
+def checkpoint_bytes(folder: Path) -> int:
     """Return how many bytes of weights a checkpoint's files hold, an image encoder's included.
 
     Those that are there in a second format, which is not read, do not count.

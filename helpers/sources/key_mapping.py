@@ -85,7 +85,7 @@ def load_tensors(
             continue
         try:
             parts = next((p for r in rules if (p := r.to_native(name, tensor)) is not None), {})
-        except RuntimeError:  # it cannot be cut as a rule does
+        except (RuntimeError, ValueError):  # it cannot be cut as a rule does
             problems.append(f"mis-shaped {name}: {tuple(tensor.shape)}")
             continue
         if not parts or not set(parts) <= set(expected):

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from helpers.resources import return_freed_memory
 from helpers.upstream.patching import replaced
 
+Options = Callable[[ov.Model, Mapping[str, Any]], dict[str, Any]]
+
 LARGE = 2**26  # bytes of a result which are not worth a second copy
 # Bytes of results after which memory freed between them is given back. To do so for every layer
 # took a sixth of compressing InternVL2-1B, whose layers are small; to wait for 2**26 cost the 8B,
 # whose layers are large, 0.6 GB.
-Options = Callable[[ov.Model, Mapping[str, Any]], dict[str, Any]]
 SCATTERED = 2**23
 
 

@@ -23,6 +23,8 @@ def spare_loopback() -> None:
         return
     names = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
     names = [name.strip() for name in names if name.strip()]
+    if names == ["*"]:  # none is used; beside another name urllib takes a star for a letter
+        return
     names += [name for name in LOOPBACK if name not in names]
     for variable in ("no_proxy", "NO_PROXY"):
         os.environ[variable] = ",".join(names)

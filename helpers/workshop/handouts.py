@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from helpers.errors import OutputError, UserError
+from helpers.errors import UserError, writing
 from helpers.workshop.notebooks import notebook_text, read_notebook, write_text
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
@@ -46,11 +46,9 @@ def write_handouts(paths: Sequence[Path], output: Path) -> list[Path]:
 
 
 def _copy_what_notebooks_name(folder: Path) -> None:
-    try:
+    with writing(folder, "folder"):
         shutil.copytree(FOLDER / "images", folder / "images", dirs_exist_ok=True)
         shutil.copy(FOLDER / "FULL_SIZE.md", folder)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error}).") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from helpers.convert.calibration import Inputs
 from helpers.convert.conversion import convert_part, save_part
 from helpers.errors import SettingsError, UserError
 from helpers.graphs.compression import compress
-from helpers.graphs.core import compile_model, feed_of
+from helpers.graphs.core import compile_model, core, feed_of
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.presets import INT8, Quantization, Weights
 from helpers.inputs.images import draw_lake
@@ -89,7 +89,7 @@ def rounds_of(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     requests = {}
     for name in names:
-        model = compile_model(ov.Core().read_model(place / f"{name}.xml"), "CPU")
+        model = compile_model(core().read_model(place / f"{name}.xml"), "CPU")
         requests[name] = model.create_infer_request()
     for number in range(ROUNDS + 1):
         for name, request in requests.items():

@@ -10,9 +10,9 @@ What this module does not know: how a picture becomes tokens, and which question
 import torch
 from torch import Tensor, nn
 
+from helpers.inputs.boxes import GRID
 from helpers.shapes.world import Box
 
-GRID = 1000  # a picture's sides, in the numbers of a box
 SIDES, DIGITS = 4, 2  # left, top, right, bottom; hundreds and tens
 IGNORED = -100  # what is not to be learned (PyTorch's cross-entropy default)
 

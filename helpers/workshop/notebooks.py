@@ -12,6 +12,7 @@ network), and cells that wait for input.
 
 import argparse
 import base64
+import contextlib
 import mimetypes
 import re
 import shutil
@@ -28,7 +29,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
-from helpers.errors import OutputError, UserError
+from helpers.errors import UserError, writing
 
 SHOW = "show"  # the tag of a cell whose text the reader of the terminal sees too
 CODE_WIDTH = 60  # characters of a cell's first line
@@ -227,11 +228,13 @@ def write_text(path: Path, text: str) -> None:
     """Write a file aside and put it in its place, so that it is whole or not there."""
     aside = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        aside.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}).") from None
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(text, encoding="utf-8", newline="\n")
+            aside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # it is in its place, or was never there
+            aside.unlink()
 
 
 def execute(source: Path) -> NotebookNode:

@@ -27,7 +27,7 @@ from helpers.shapes.clips import draw_clips
 from helpers.shapes.questions import draw_questions, draw_samples
 from helpers.show.tables import format_table
 from helpers.sources.checkpoints import BUNDLED, read_json
-from helpers.sources.hub import weight_bytes
+from helpers.sources.hub import checkpoint_bytes
 from helpers.workshop.recipes import RECIPES, Recipe
 
 QUESTIONS, SEED = 500, 2026
@@ -158,7 +158,7 @@ def write_card(folder: Path, figures: dict[str, AnswerFigures], training: str) -
         family=folder.name,
         notice=read_json(folder / "bundled.json")["notice"],
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        megabytes=weight_bytes(folder) / 1e6,
+        megabytes=checkpoint_bytes(folder) / 1e6,
         training=training,
         questions=QUESTIONS,
         int4=RECIPES[folder.name].int4,

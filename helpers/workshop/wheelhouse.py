@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from helpers.errors import OutputError, UserError
+from helpers.errors import UserError, writing
 from helpers.resources import in_words
 from helpers.workshop.release import ROOT, files
 
@@ -67,22 +67,25 @@ def build(output: Path, torch_index: str | None = None) -> Path:
     folder = output / kind_of_computer()
     unfinished = output / f".{folder.name}.part"
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        (unfinished / WHEELS).mkdir(parents=True)
-        for command in pip_commands((unfinished / WHEELS).resolve(), torch_index):
-            if subprocess.run(command, check=False).returncode:
-                raise WheelhouseError("pip could not collect all packages; it says why above.")
-        for path in files():
-            copy = unfinished / COLLECTION / path
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, copy)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error}).") from None
+        with writing(folder, "folder"):
+            _fill(unfinished, torch_index)
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _fill(folder: Path, torch_index: str | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / WHEELS).mkdir(parents=True)
+    for command in pip_commands((folder / WHEELS).resolve(), torch_index):
+        if subprocess.run(command, check=False).returncode:
+            raise WheelhouseError("pip could not collect all packages; it says why above.")
+    for path in files():
+        copy = folder / COLLECTION / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, copy)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

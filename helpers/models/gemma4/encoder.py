@@ -9,11 +9,7 @@ from transformers.models.gemma4.modeling_gemma4 import (
     Gemma4VisionModel,
 )
 
-
-def plain_table(weight: Tensor) -> nn.Embedding:
-    """Return a table of the one class whose 16-bit weights a trace shares."""
-    rows, width = weight.shape
-    return nn.Embedding(rows, width, _weight=weight)
+from helpers.models.embeddings import plain_table
 
 
 class PictureEncoder(nn.Module):

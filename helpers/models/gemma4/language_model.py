@@ -6,22 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
+from helpers.models.embeddings import ScaledEmbedding
 from helpers.models.gemma4.exported import FULL, SLIDING
 from helpers.models.prompt_input import WithPromptInput
 from helpers.upstream.transformers import cache_argument, unpacked_heads
-
-
-class ScaledEmbedding(nn.Embedding):
-    """A table whose rows are multiplied by `factor`, rounded to the type that is computed in."""
-
-    def __init__(self, rows: int, width: int, factor: float) -> None:
-        super().__init__(rows, width)
-        self.factor = factor
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Return the rows of `input_ids`; in bfloat16 the root of 2560 is 50.5."""
-        rows = super().forward(input_ids)
-        return rows * torch.tensor(self.factor, dtype=rows.dtype, device="cpu").item()
 
 
 class Gemma4LanguageModel(WithPromptInput, Gemma4ForCausalLM):

@@ -1,6 +1,7 @@
 """Gemma 4's PyTorch modules: transformers' own, cut into the parts that are exported."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,15 +13,15 @@ from helpers.graphs.part_names import (
     IMAGE_ENCODER,
     LANGUAGE_MODEL,
     PER_LAYER_EMBEDDINGS,
-    TEXT_EMBEDDINGS,
 )
-from helpers.graphs.parts import Part, Traceable, decoder_example, past_names, present_names
+from helpers.graphs.parts import Part, decoder_example, past_names, present_names
 from helpers.graphs.tables import Table
 from helpers.models.base import VisionLanguageModel
+from helpers.models.embeddings import ScaledEmbedding
 from helpers.models.families import Family
-from helpers.models.gemma4.encoder import PictureEncoder, plain_table
+from helpers.models.gemma4.encoder import PictureEncoder
 from helpers.models.gemma4.exported import FULL, SLIDING
-from helpers.models.gemma4.language_model import Gemma4Decoder, Gemma4LanguageModel, ScaledEmbedding
+from helpers.models.gemma4.language_model import Gemma4Decoder, Gemma4LanguageModel
 from helpers.models.gemma4.originals import ORIGINALS, TOKENIZER, token_ids
 from helpers.models.gemma4.processor import Gemma4Processor
 from helpers.sources.checkpoints import Config
@@ -130,10 +131,7 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
     def text_embeddings_part(self) -> Part:
         """Return `embed_tokens` as it is exported."""
         scaled = cast(ScaledEmbedding, self.token_embeddings)
-        table, factor = plain_table(scaled.weight), scaled.factor
-        example = {"input": torch.ones(2, 3, dtype=torch.int64)}
-        module = Traceable(lambda ids: table(ids) * factor, table)
-        return Part(TEXT_EMBEDDINGS, module, example, outputs=("inputs_embeds",))
+        return replace(super().text_embeddings_part(), module=scaled.traceable())
 
     def per_layer_embeddings_part(self) -> Table:
         """Return the table of per-layer embeddings."""
