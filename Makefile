@@ -15,7 +15,7 @@ BIN := $(VENV)/Scripts
 else
 BIN := $(VENV)/bin
 endif
-# Bytecode is made of what is imported, when it is; of everything it takes as long as installing.
+# Bytecode is made of what is imported, see `.installed`; of everything it takes as long as installing.
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input --no-compile
 INSTALL = $(BIN)/python $(PIP_INSTALL)
 # A folder of wheels that `make wheelhouse` made is all that pip asks then.
@@ -42,6 +42,8 @@ export GRADIO_ANALYTICS_ENABLED = False
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PYTHONUTF8 = 1
+# Many containers set it, and each program would compile PyTorch anew: 24 seconds instead of 10.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run lab test check integration genai peers clients cluster shuffled torture soak browser screenshots full-size \
 	beside release handouts wheelhouse classroom lint format clean constraints
@@ -65,9 +67,11 @@ IN_PROCESSES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorde
 test: lint  ## Run all tests and notebooks
 	@$(BIN)/python -m pytest $(IN_PROCESSES)
 
-INTEGRATION := integration genai clients cluster batch_robustness
+# A cluster's nodes do not start in time beside other tests.
+INTEGRATION := integration genai clients batch_robustness
 integration: $(VENV)/.checks genai clients cluster  ## Install anew and do what the README says; ask other runtimes
-	@$(BIN)/python -m pytest --integration $(INTEGRATION:%=tests/test_%.py)
+	@$(BIN)/python -m pytest --integration $(IN_PROCESSES) $(INTEGRATION:%=tests/test_%.py)
+	@$(BIN)/python -m pytest --integration tests/test_cluster.py
 
 genai: $(VENV)-genai/.installed  ## Install OpenVINO GenAI into an environment of its own
 peers: $(VENV)-genai/.installed $(VENV)-llama/.installed  ## Install GenAI and llama.cpp, to be measured beside us
@@ -190,12 +194,17 @@ CPU_TORCH = if "$(BIN)/python" -c "import torch" 2>/dev/null; then \
 		fi; \
 	fi
 
+# What `vlm` and the notebooks import is compiled once, also where variables forbid it later.
+BYTECODE := import sys; sys.dont_write_bytecode = False; \
+	import helpers.convert.conversion, helpers.run.pipeline, helpers.serve.server, ipykernel.kernelapp
+
 # A stamp is written last, so an installation that was cut off is taken up again.
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(FIND_PYTHON); "$$python" -m venv $(VENV)
 	@$(CPU_TORCH)
 	$(INSTALL) -r requirements.txt -c constraints.txt
 	$(INSTALL) --no-deps -e .
+	@$(BIN)/python -c "$(BYTECODE)"
 	@touch $@
 
 $(VENV)/.checks: tests/requirements.txt $(VENV)/.installed

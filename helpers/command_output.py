@@ -31,12 +31,12 @@ class Result:
 def show(result: Result, options: argparse.Namespace) -> int:
     """Print a result as it was asked for; return the exit code."""
     if options.json:
-        print(json.dumps(result.data))
+        print(json.dumps(result.data), flush=True)
         return 0
     from helpers.show.tables import show_table
 
     for line in result.lines:
-        print(line)
+        print(line, flush=True)  # a server's address is read before it ends
     if result.rows:
         show_table(result.rows)
     return 0

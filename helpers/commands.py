@@ -208,7 +208,6 @@ def demo(options: argparse.Namespace) -> int:
         blocks = page.build_page(pipeline, title=f"Ask {pipeline.name}", examples=examples)
         address = page.open_page(blocks, port=options.port, report=report)
         show(Result({"address": address}, [f"{address} (Ctrl-C ends it)"]), options)
-        sys.stdout.flush()
         with contextlib.redirect_stdout(sys.stderr):  # Gradio tells there that it ends
             blocks.block_thread()
     return 0
@@ -236,7 +235,6 @@ def serve(options: argparse.Namespace) -> int:
     advise(options, *folders.values())
     data = {"address": settings.address, "models": list(folders)}
     show(Result(data, [f"{settings.address} (Ctrl-C ends it)"]), options)
-    sys.stdout.flush()
     server.serve(folders, access, settings, report=report)
     return 0
 
@@ -278,31 +276,33 @@ def batch(options: argparse.Namespace) -> int:
 def info(options: argparse.Namespace) -> int:
     """Print what a converted folder was made of, and its sizes."""
     from helpers.convert import folders
-    from helpers.models import load_processor
+    from helpers.convert.places import has_runtime_files
     from helpers.run.tuning import read_tuning, settings_in_words
 
     manifest = folders.read_manifest(options.folder)
     sizes = folders.folder_bytes(options.folder)
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    weights = {
+        part: ", ".join(f"{width['type']} {width['share']:.0%}" for width in widths)
+        for part, widths in manifest["bit_widths"].items()
+    }
     rows = [
-        {
-            "part": name,
-            "MB": f"{size / 1e6:.1f}",
-            "weights": ", ".join(
-                f"{width['type']} {width['share']:.0%}" for width in manifest["bit_widths"][name]
-            ),
-        }
+        {"part": name, "MB": f"{size / 1e6:.1f}", "weights": weights[name]}
         for name, size in sizes.items()
     ]
+    loads, reason = has_runtime_files(manifest["files"]), "load this folder"
+    if not loads:
+        from helpers.models import load_processor  # which takes seconds to import
+
+        reason = load_processor(options.folder).runtime.why
+    tuning = read_tuning(options.folder)
     lines = [
         f"made of {manifest['source']['name']} with {versions}",
         f"precision: {name_of(manifest['preset']) or 'one of its own, which --json shows'}",
+        f"OpenVINO GenAI and Model Server: {reason}",
+        *settings_in_words(options.folder, tuning),
     ]
-    runtime = load_processor(options.folder).runtime
-    lines.append(f"OpenVINO GenAI and Model Server: {runtime.why or 'load this folder'}")
-    tuning = read_tuning(options.folder)
-    lines += settings_in_words(options.folder, tuning)
-    data = manifest | {"bytes": sizes, "loaded by GenAI": runtime.loads}
+    data = manifest | {"bytes": sizes, "loaded by GenAI": loads}
     data["tuning"] = tuning and dataclasses.asdict(tuning)
     return show(Result(data, lines, rows), options)
 

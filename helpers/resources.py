@@ -8,10 +8,9 @@ import gc
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -145,7 +144,7 @@ def instruction_sets() -> list[str]:
     names = {"avx2": "AVX2", "avx512_f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI"}
     names |= {"amx_int8": "AMX", "amx_fp16": "AMX-FP16"}
     has = _capabilities()
-    return list(dict.fromkeys(name for key, name in names.items() if has.get(key)))
+    return list(dict.fromkeys(name for key, name in names.items() if key in has))
 
 
 def has_vnni() -> bool:
@@ -156,15 +155,16 @@ def has_vnni() -> bool:
 
 def has_bfloat16() -> bool:
     """Return whether the processor multiplies numbers of type bfloat16."""
-    has = _capabilities()
-    return any(has.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16"))
+    return not _capabilities().isdisjoint(("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _capabilities() -> Mapping[str, Any]:
-    """Return what the processor has, as PyTorch finds it on every system."""
+def _capabilities() -> set[str]:
+    """Return what the processor has, as PyTorch calls it."""
+    if flags := processor_flags():  # at once, where PyTorch takes seconds to import
+        return {"avx512_f" if flag == "avx512f" else flag for flag in flags}
     import torch
 
-    return torch.cpu.get_capabilities()
+    return {name for name, value in torch.cpu.get_capabilities().items() if value}
 
 
 def processor_flags() -> set[str]:

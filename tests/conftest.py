@@ -1,4 +1,8 @@
-"""Fixtures of several test files: the small random model, as a checkpoint and converted."""
+"""Fixtures of several test files: the small random model, as a checkpoint and converted.
+
+They import what they need, which takes long and which pytest-xdist's first process, that runs no
+test, does not need.
+"""
 
 import os
 import signal
@@ -8,38 +12,39 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from filelock import FileLock
 
-from helpers.convert import conversion
-from helpers.graphs import presets
-from helpers.models import load_model
-from helpers.run.generation import StatefulLanguageModel
-from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.sources.checkpoints import BUNDLED
 from tests.browser import browser, new_page, screenshot  # noqa: F401
 from tests.programs import fork, fork_without_hub  # noqa: F401
-from tests.tiny import write_tiny
 from tests.workers import WORKER
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """Return the folder of a small random InternVL2 in its authors' layout."""
+    from tests.tiny import write_tiny
+
     return write_tiny(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")
 def torch_model(checkpoint):
     """Return the small model in PyTorch, computing in 32 bits."""
+    import torch
+
+    from helpers.models import load_model
+
     return load_model(checkpoint, torch.float32)
 
 
 @pytest.fixture(scope="session")
 def converted(checkpoint, tmp_path_factory):
     """Return the small model as a folder of IR whose weights are the checkpoint's."""
+    from helpers.convert.conversion import convert
+    from helpers.graphs.presets import find_preset
+
     folder = tmp_path_factory.mktemp("converted") / "internvl2"
-    conversion.convert(checkpoint, folder, presets.find_preset("fp16"))
+    convert(checkpoint, folder, find_preset("fp16"))
     return folder
 
 
@@ -49,6 +54,10 @@ def bundled_folder(tmp_path_factory):
 
     All processes of a run share it, so that each is converted once.
     """
+    from helpers.convert.conversion import convert
+    from helpers.graphs.presets import find_preset
+    from helpers.sources.checkpoints import BUNDLED
+
     place = tmp_path_factory.getbasetemp()
     place = (place.parent if WORKER else place) / "bundled"
 
@@ -56,7 +65,7 @@ def bundled_folder(tmp_path_factory):
         folder = place / name / precision
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # `convert` keeps a folder that is complete
-            conversion.convert(BUNDLED / name, folder, presets.find_preset(precision))
+            convert(BUNDLED / name, folder, find_preset(precision))
         return folder
 
     return convert_once
@@ -71,6 +80,8 @@ def internvl2_folder(bundled_folder) -> Path:
 @pytest.fixture(scope="session")
 def pipeline(converted):
     """Return the converted model on the CPU, computing as PyTorch does."""
+    from helpers.run.pipeline import VisionLanguagePipeline
+
     return VisionLanguagePipeline(converted, accuracy=True)
 
 
@@ -100,6 +111,8 @@ def closed_folder(tmp_path):
 @pytest.fixture
 def computed(monkeypatch):
     """Return a list that fills with the number of positions of each step that is computed."""
+    from helpers.run.generation import StatefulLanguageModel
+
     steps: list[int] = []
     run = StatefulLanguageModel.step
 
@@ -114,6 +127,8 @@ def computed(monkeypatch):
 @pytest.fixture
 def slowly(monkeypatch):
     """Let every step take a moment, its `seconds`, so that there is time to stop it."""
+    from helpers.run.generation import StatefulLanguageModel
+
     run, pace = StatefulLanguageModel.step, SimpleNamespace(seconds=0.03)
 
     def slow(self, cache, inputs, pictures):

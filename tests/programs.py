@@ -12,6 +12,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +26,25 @@ IMPORTED = ("torch", "transformers.modeling_utils", "openvino", "nncf", "gradio"
 WITHOUT_HUB = ("torch._dynamo", "torch.distributed.tensor", "scipy.optimize", "openvino", "nncf")
 LIMIT = 300  # seconds that a program may take
 
-# Each line of its input is a program, which it forks.
+# Each line of its input is a program, which it forks; its exit code goes into a file.
 FORKS = """
-import importlib, json, os, runpy, signal, sys
+import importlib, json, os, runpy, select, signal, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-for line in sys.stdin:
+places = {}
+while True:
+    for child in list(places):
+        number, status = os.waitpid(child, os.WNOHANG)
+        if number:
+            path = os.path.join(places.pop(child), "code")
+            with open(path + ".new", "w") as file:
+                print(os.waitstatus_to_exitcode(status), file=file)
+            os.replace(path + ".new", path)
+    if not select.select([sys.stdin], [], [], 0.02 if places else None)[0]:
+        continue
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit(0)
     program = json.loads(line)
     if not (child := os.fork()):
         os.setsid()
@@ -38,10 +52,8 @@ for line in sys.stdin:
             flags = os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT
             os.dup2(os.open(os.path.join(program["place"], name), flags), number)
         break
-    print("process", child, flush=True)
-    print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit(0)
+    places[child] = program["place"]
+    print(child, flush=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a run by `nohup` ignores
 os.environ.clear()
 os.environ.update(program["environment"])
@@ -65,11 +77,22 @@ class Program:
 
     def wait(self, seconds: float = LIMIT) -> int:
         """Return the exit code, negative for a signal; raise TimeoutError if it still runs."""
-        return self.fork.exit_code(seconds)
+        end = time.monotonic() + seconds
+        while (code := self.fork.exit_code(self)) is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"it runs after {seconds} seconds")
+            time.sleep(0.01)
+        return code
 
     def kill(self) -> None:
         """Send what no program can handle."""
         psutil.Process(self.number).kill()
+
+    def end(self) -> None:
+        """Kill it if it still runs."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.kill()
+        self.wait()
 
     def text(self, name: str) -> str:
         """Return what is written so far: to `out` or to `err`."""
@@ -86,10 +109,11 @@ class Program:
 
 
 class Fork:
-    """A process that forks programs, one at a time."""
+    """A process that forks programs."""
 
     def __init__(self, imported: Sequence[str] = IMPORTED) -> None:
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.lock = threading.Lock()
         self.process = subprocess.Popen(
             [sys.executable, "-c", FORKS, *imported],
             stdin=subprocess.PIPE,
@@ -121,23 +145,19 @@ class Fork:
     def begin(self, arguments: list[str], environment: dict[str, str], place: Path) -> int:
         """Start a program and return its process's number."""
         program = {"arguments": arguments, "environment": environment, "place": str(place)}
-        self.process.stdin.write(json.dumps(program).encode() + b"\n")
-        return self.told("process", LIMIT)
+        with self.lock:
+            self.process.stdin.write(json.dumps(program).encode() + b"\n")
+            if not select.select([self.process.stdout], [], [], LIMIT)[0]:
+                raise TimeoutError(f"no program has begun within {LIMIT} seconds")
+            return int(self.process.stdout.readline())
 
-    def exit_code(self, seconds: float) -> int:
-        """Return the exit code of the program that runs; raise TimeoutError if it still does."""
-        return self.told("code", seconds)
-
-    def told(self, what: str, seconds: float) -> int:
-        """Return a number that the process tells; anything else ends the test."""
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
-            raise TimeoutError(f"no {what} within {seconds} seconds")
-        word, number = self.process.stdout.readline().decode().split()
-        assert word == what
-        return int(number)
+    def exit_code(self, program: Program) -> int | None:
+        """Return the exit code of a program; None while it runs."""
+        path = program.place / "code"
+        return int(path.read_text()) if path.exists() else None
 
     def close(self) -> None:
-        """End the process, and a program that an error left."""
+        """End the process, and programs that an error left."""
         for child in psutil.Process(self.process.pid).children():
             child.kill()
         self.process.stdin.close()
@@ -151,7 +171,7 @@ class Fresh(Fork):
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self.program: subprocess.Popen | None = None
+        self.programs: dict[int, subprocess.Popen] = {}
 
     def begin(self, arguments: list[str], environment: dict[str, str], place: Path) -> int:
         """Start a program and return its process's number."""
@@ -162,21 +182,19 @@ class Fresh(Fork):
         ):
             streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
             command = [sys.executable, *arguments]
-            self.program = subprocess.Popen(command, env=environment, **streams)
-        return self.program.pid
+            process = subprocess.Popen(command, env=environment, **streams)
+        self.programs[process.pid] = process
+        return process.pid
 
-    def exit_code(self, seconds: float) -> int:
-        """Return the exit code of the program that runs; raise TimeoutError if it still does."""
-        try:
-            return self.program.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"it runs after {seconds} seconds") from None
+    def exit_code(self, program: Program) -> int | None:
+        """Return the exit code of a program; None while it runs."""
+        return self.programs[program.number].poll()
 
     def close(self) -> None:
-        """End a program that an error left."""
-        if self.program is not None:
-            self.program.kill()
-            self.program.wait(60)
+        """End programs that an error left."""
+        for process in self.programs.values():
+            process.kill()
+            process.wait(60)
         self.folder.cleanup()
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import httpx
 from PIL import Image
 
-from tests.programs import new_fork
+from tests.programs import Fork
 
 START = 120  # seconds that a server has to load its model
 
@@ -25,12 +25,13 @@ def random_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: object, **started: object) -> Iterator[SimpleNamespace]:
+def serving(
+    fork: Fork, folder: Path, *options: object, **started: object
+) -> Iterator[SimpleNamespace]:
     """Serve a folder; gives the server's `address` and its `program`."""
-    with contextlib.closing(new_fork()) as fork:
-        port = random_port()
-        arguments = ("-m", "helpers", "serve", folder, "--port", port, *options)
-        program = fork.start(*arguments, **started)
+    port = random_port()
+    program = fork.start("-m", "helpers", "serve", folder, "--port", port, *options, **started)
+    try:
         address = f"http://127.0.0.1:{port}"
         end = time.monotonic() + START
         statuses = set()
@@ -42,6 +43,8 @@ def serving(folder: Path, *options: object, **started: object) -> Iterator[Simpl
         assert statuses <= {200, 503}
         yield SimpleNamespace(address=address, program=program)
         assert "Traceback" not in program.text("err") + program.text("out")
+    finally:
+        program.end()
 
 
 def data_url(picture: Image.Image, kind: str = "PNG") -> str:

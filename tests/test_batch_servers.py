@@ -50,12 +50,12 @@ def key_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def servers(folder, key_file):
+def servers(fork, folder, key_file):
     """Return two servers; the second has a short queue and another name for the model."""
-    first = serving(folder, "--key-file", key_file)
+    first = serving(fork, folder, "--key-file", key_file)
     with (
         first as first,
-        serving(folder, "--key-file", key_file, "--queue", 2, "--name", "b") as second,
+        serving(fork, folder, "--key-file", key_file, "--queue", 2, "--name", "b") as second,
     ):
         yield first, second
 
@@ -263,7 +263,7 @@ def test_servers_that_cannot_be_are_told(pictures, tmp_path, capsys, options, wo
 
 
 def test_a_wrong_key_and_another_model_are_told(
-    servers, pictures, bundled_folder, tmp_path, capsys, monkeypatch
+    fork, servers, pictures, bundled_folder, tmp_path, capsys, monkeypatch
 ):
     output = tmp_path / "answers.jsonl"
     words = command(None, pictures, output, *asked(QUESTIONS[0]), "--server", servers[0].address)
@@ -272,7 +272,7 @@ def test_a_wrong_key_and_another_model_are_told(
     monkeypatch.setenv("VLM_KEY", KEY)
     assert main([*words, "--model", "another"]) == 1
     assert "name one with --model" in capsys.readouterr().err
-    with serving(bundled_folder("internvl2", "fp16")) as other:
+    with serving(fork, bundled_folder("internvl2", "fp16")) as other:
         assert main([*words, "--server", other.address]) == 1
     assert "have other models" in capsys.readouterr().err
 

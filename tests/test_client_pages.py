@@ -30,9 +30,9 @@ def programs_of(page: str, language: str, address: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(internvl2_folder):
+def server(fork, internvl2_folder):
     """Return a server whose model is called as on the pages."""
-    with serving(internvl2_folder, "--name", MODEL) as server:
+    with serving(fork, internvl2_folder, "--name", MODEL) as server:
         yield server
 
 

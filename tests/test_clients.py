@@ -48,9 +48,9 @@ def environment(request):
 
 
 @pytest.fixture(scope="module")
-def server(internvl2_folder):
+def server(fork, internvl2_folder):
     """Return a server of the bundled InternVL2."""
-    with serving(internvl2_folder, "--name", NAME) as server:
+    with serving(fork, internvl2_folder, "--name", NAME) as server:
         yield server
 
 

@@ -23,7 +23,7 @@ from tests.jobs import QUESTIONS, asked, command, draw_pictures, without_times, 
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-cluster" / "bin" / "python"
-NUMBER = 60  # of pictures
+NUMBER = 40  # of pictures
 START = 240  # seconds that a cluster may take to start
 
 # Starts two nodes, says their address, and kills the second one for a line of input.
@@ -84,7 +84,7 @@ def cluster(request) -> Iterator[SimpleNamespace]:
     children = psutil.Process(process.pid).children(recursive=True)
     process.stdin.close()
     process.wait(60)
-    for child in psutil.wait_procs(children, timeout=20)[1]:
+    for child in psutil.wait_procs(children, timeout=5)[1]:
         child.kill()
 
 

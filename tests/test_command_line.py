@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,17 +59,12 @@ def run_json(run):
 
 
 @pytest.mark.slow
-def test_converting_and_asking_as_programs(checkpoint, tmp_path, photo):
+def test_converting_and_asking_as_programs(fork, checkpoint, tmp_path, photo):
     """The whole way in processes of their own: stdout holds JSON and nothing else."""
     output = tmp_path / "made"
 
     def program(*arguments) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "helpers", *map(str, arguments), "--json"],
-            capture_output=True,
-            encoding="utf-8",
-            timeout=300,
-        )
+        return fork.run("-m", "helpers", *arguments, "--json")
 
     conversion = program("convert", checkpoint, "--precision", "int8", "--output", output)
     assert conversion.returncode == 0, conversion.stderr

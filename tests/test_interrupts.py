@@ -11,7 +11,6 @@ import time
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -138,24 +137,13 @@ def model(bundled_folder, tmp_path):
 def test_control_c_at_any_moment(model, repetitions):
     names = ("ask", "chat", "evaluate", "page")
     number, endings = repetitions("Ctrl-C", 8, 200), Counter()
-    workers = 1 if number < 100 else 2  # each imports what takes long
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
-        free: SimpleQueue = SimpleQueue()
-        for _ in range(workers):
-            free.put(stack.enter_context(contextlib.closing(Fork(IMPORTED))))
+    workers = 1 if number < 100 else 2
 
-        def run(seed: int) -> Ending:
-            fork, command = free.get(), names[seed % len(names)]
-            after = None  # an error leaves words of this run unread, and ends the others
-            try:
-                assert fork is not None
-                arguments = arguments_of(command, model, seed)
-                ending = interrupted(fork, command, arguments, seed)
-                after = fork
-            finally:
-                free.put(after)
-            return ending
+    def run(seed: int) -> Ending:
+        command = names[seed % len(names)]
+        return interrupted(fork, command, arguments_of(command, model, seed), seed)
 
+    with contextlib.closing(Fork(IMPORTED)) as fork, ThreadPoolExecutor(workers) as pool:
         for ending in pool.map(run, range(number)):
             check(ending)
             endings[ending.command, ending.code] += 1

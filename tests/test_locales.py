@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -68,15 +67,10 @@ def locales(tmp_path_factory):
     return folder
 
 
-def test_a_decimal_comma(locales, converted, pipeline, tmp_path):
+def test_a_decimal_comma(fork, locales, converted, pipeline, tmp_path):
     made, plain = tmp_path / "made", tmp_path / "plain"
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, converted, made, plain],
-        env=os.environ | {"LOCPATH": str(locales)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = os.environ | {"LOCPATH": str(locales)}
+    result = fork.run("-c", PROGRAM, converted, made, plain, environment=variables)
     assert result.returncode == 0, result.stderr
     size, decimal = result.stdout.strip().splitlines()
     assert decimal == "1.5"  # the program's own locale is as it was

@@ -25,9 +25,10 @@ from helpers.sources.checkpoints import CARD
 from helpers.workshop import locating, naming, samples, stages, training
 from helpers.workshop.recipes import RECIPES, Recipe
 from tests.tiny import seeded
+from tests.workers import in_groups
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+@pytest.fixture(scope="module", params=in_groups(RECIPES, "recipe"))
 def prepared(request, tmp_path_factory):
     """Return a `recipe`, the `folder` that it prepared, and a new `model`."""
     recipe, folder = RECIPES[request.param], tmp_path_factory.mktemp(request.param)
@@ -56,7 +57,11 @@ def sorts_of(recipe: Recipe) -> set[str]:
 
 @pytest.mark.parametrize(
     ("prepared", "sort"),
-    [(name, sort) for name, recipe in RECIPES.items() for sort in sorted(sorts_of(recipe))],
+    [
+        pytest.param(name, sort, marks=pytest.mark.xdist_group(f"recipe-{name}"))
+        for name, recipe in RECIPES.items()
+        for sort in sorted(sorts_of(recipe))
+    ],
     indirect=["prepared"],
 )
 def test_every_sort_of_batch_has_a_loss_that_reaches_the_weights(prepared, sort):

@@ -40,9 +40,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(internvl2_folder):
+def server(fork, internvl2_folder):
     """Return a server's address, its process and its log."""
-    with serving(internvl2_folder, "--name", NAME, "--queue", QUEUE) as server:
+    with serving(fork, internvl2_folder, "--name", NAME, "--queue", QUEUE) as server:
         yield server
 
 
@@ -418,9 +418,9 @@ def test_the_log_has_no_question(server, client):
     assert "nobody else" not in log and "base64" not in log
 
 
-def test_a_server_with_a_key_ends_with_success(internvl2_folder):
+def test_a_server_with_a_key_ends_with_success(fork, internvl2_folder):
     environment = os.environ | {"VLM_KEY": KEY}
-    with serving(internvl2_folder, environment=environment) as server:
+    with serving(fork, internvl2_folder, environment=environment) as server:
         address = f"{server.address}/v1"
         assert httpx.get(f"{address}/models").status_code == 401
         wrong = {"authorization": f"Bearer {KEY}er"}

@@ -31,9 +31,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(internvl2_folder):
+def server(fork, internvl2_folder):
     """Return a server that answers four at once."""
-    with serving(internvl2_folder, "--name", NAME) as server:
+    with serving(fork, internvl2_folder, "--name", NAME) as server:
         yield server
 
 

@@ -329,8 +329,18 @@ def test_half_of_the_cores_is_tried_where_that_is_more_than_one(monkeypatch, cor
     ],
 )
 def test_instruction_sets_are_named_on_every_system(monkeypatch, capabilities, sets, has_vnni):
+    """Linux says it itself, and has another name for one of them."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert (resources.instruction_sets(), resources.has_vnni()) == (sets, has_vnni)
+    flags = {"avx512f" if name == "avx512_f" else name for name, has in capabilities.items() if has}
+    for answer in (set(), flags):
+        monkeypatch.setattr(resources, "processor_flags", lambda answer=answer: answer)
+        assert (resources.instruction_sets(), resources.has_vnni()) == (sets, has_vnni)
+
+
+def test_linux_and_pytorch_know_the_same_instruction_sets(monkeypatch):
+    sets, has_bfloat16 = resources.instruction_sets(), resources.has_bfloat16()
+    monkeypatch.setattr(resources, "processor_flags", set)
+    assert (resources.instruction_sets(), resources.has_bfloat16()) == (sets, has_bfloat16)
 
 
 def test_slow_processors_have_more_time(monkeypatch):

@@ -53,7 +53,7 @@ def test_another_conversation_about_a_picture_skips_the_image_encoder(bundled, t
 def test_an_image_encoder_is_stopped_while_it_runs(bundled_folder):
     """The next answer does not wait for it, and later results are as they were."""
     pipeline = VisionLanguagePipeline(bundled_folder("qwen3_vl", "int8"), picture_tokens=4096)
-    large = world.draw(world.random_scene(random.Random(3), "test", grid=(2, 2)), cell=900)
+    large = world.draw(world.random_scene(random.Random(3), "test", grid=(2, 2)), cell=500)
     first = pipeline.ask(FIRST, [large], max_new_tokens=4)
     assert first.counts.answer and first.times.image_encoder > 0.15
     pipeline.pictures = RememberedPictures()

@@ -9,7 +9,7 @@ ours or says which process writes it, a lock that is empty and belongs to such a
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,6 +227,11 @@ def holds_conversion(folder: Path) -> bool:
     if not exists(folder / MANIFEST):
         return False
     return is_manifest(folder / MANIFEST) or exists(folder / FILES[LANGUAGE_MODEL])
+
+
+def has_runtime_files(names: Container[str]) -> bool:
+    """Return whether a folder with files of these names has what other runtimes read."""
+    return TOKENIZER in names and GRAPH in names
 
 
 def check_free(output: Path) -> None:

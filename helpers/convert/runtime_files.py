@@ -7,7 +7,6 @@ What this module does not know: whether a runtime knows the family, which its pr
 """
 
 import re
-from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +48,6 @@ node {
   }
 }
 """
-
-
-def has_runtime_files(processor: Processor, names: Container[str]) -> bool:
-    """Return whether a folder with files of these names has what a runtime reads, if any does."""
-    return not processor.runtime.loads or (TOKENIZER in names and GRAPH in names)
 
 
 def write_runtime_files(processor: Processor, folder: Path) -> None:

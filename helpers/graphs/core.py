@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import openvino as ov
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from helpers.errors import DeviceError
 from helpers.graphs.bit_widths import bit_widths
 from helpers.resources import instruction_sets, processors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOOK = 20  # milliseconds between looks whether a computation should end
 
@@ -57,13 +58,15 @@ class Stopped(Exception):
 
 
 def run_model(
-    request: ov.InferRequest, inputs: Mapping[str, Tensor], stop: Stoppable | None = None
-) -> dict[str, Tensor]:
+    request: ov.InferRequest, inputs: Mapping[str, "Tensor"], stop: Stoppable | None = None
+) -> dict[str, "Tensor"]:
     """Return a model's outputs by name, for those of `inputs` that it takes.
 
     The model has no state, so that the request can be cancelled. Raises `Stopped` where `stop` is
     set before it is done, and `DeviceError` where the device fails.
     """
+    import torch  # takes seconds, which `vlm info` and others that compute nothing do not wait for
+
     try:
         request.start_async(feed_of(request, inputs), share_inputs=True)
         while not request.wait_for(LOOK):
@@ -80,7 +83,7 @@ def run_model(
     }
 
 
-def feed_of(request: ov.InferRequest, inputs: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+def feed_of(request: ov.InferRequest, inputs: Mapping[str, "Tensor"]) -> dict[str, NDArray[Any]]:
     """Return those of `inputs` that a request takes, as arrays."""
     names = {port.any_name for port in request.get_compiled_model().inputs}
     return {name: value.numpy() for name, value in inputs.items() if name in names}

@@ -4,11 +4,12 @@ What this module does not know: the families, and what a config says beside its 
 """
 
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from helpers.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ORIGINAL = (
     "give the folder of the original checkpoint, in 16 or 32 bits; `convert` makes it smaller"
@@ -40,7 +41,7 @@ def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
             )
 
 
-def refuse_small_floats(path: Path, tensors: dict[str, Tensor]) -> None:
+def refuse_small_floats(path: Path, tensors: dict[str, "Tensor"]) -> None:
     """Raise a `CheckpointError` where a file holds floating-point numbers of 8 bits or fewer."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.dtype.itemsize == 1:

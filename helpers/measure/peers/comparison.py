@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from helpers.convert.folders import Report, read_manifest
-from helpers.convert.runtime_files import has_runtime_files
+from helpers.convert.places import has_runtime_files
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.presets import name_of
@@ -195,7 +195,7 @@ def _genai(folder: Path) -> Iterator[Engine]:
     runtime = load_processor(folder).runtime
     if not runtime.loads:
         raise SettingsError(runtime.why)
-    if not has_runtime_files(load_processor(folder), {path.name for path in folder.iterdir()}):
+    if not has_runtime_files({path.name for path in folder.iterdir()}):
         raise SettingsError("the folder lacks the files that it reads; convert again")
     _check_environment(".venv-genai")
     tuning = read_tuning(folder)
