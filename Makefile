@@ -70,8 +70,10 @@ test: lint  ## Run all tests and notebooks
 # A cluster's nodes do not start in time beside other tests.
 INTEGRATION := integration genai clients batch_robustness
 integration: $(VENV)/.checks genai clients cluster  ## Install anew and do what the README says; ask other runtimes
-	@$(BIN)/python -m pytest --integration $(IN_PROCESSES) $(INTEGRATION:%=tests/test_%.py)
-	@$(BIN)/python -m pytest --integration tests/test_cluster.py
+	@status=0; \
+	$(BIN)/python -m pytest --integration tests/test_cluster.py || status=1; \
+	$(BIN)/python -m pytest --integration $(IN_PROCESSES) $(INTEGRATION:%=tests/test_%.py) || status=1; \
+	exit $$status
 
 genai: $(VENV)-genai/.installed  ## Install OpenVINO GenAI into an environment of its own
 peers: $(VENV)-genai/.installed $(VENV)-llama/.installed  ## Install GenAI and llama.cpp, to be measured beside us
@@ -196,7 +198,8 @@ CPU_TORCH = if "$(BIN)/python" -c "import torch" 2>/dev/null; then \
 
 # What `vlm` and the notebooks import is compiled once, also where variables forbid it later.
 BYTECODE := import sys; sys.dont_write_bytecode = False; \
-	import helpers.convert.conversion, helpers.run.pipeline, helpers.serve.server, ipykernel.kernelapp
+	import helpers.convert.conversion, helpers.run.pipeline, helpers.serve.server, \
+	helpers.show.choices, helpers.show.plots, helpers.workshop.notebooks, ipykernel.kernelapp
 
 # A stamp is written last, so an installation that was cut off is taken up again.
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml

@@ -29,9 +29,8 @@ def convert(options: argparse.Namespace) -> int:
     from helpers.graphs.bit_widths import bit_width_rows
     from helpers.models.families import find_checkpoint
 
-    precision = FASTEST if options.precision == "auto" else options.precision
     preset = find_preset(
-        precision,
+        FASTEST if options.precision == "auto" else options.precision,
         image_encoder=options.image_encoder,
         group_size=options.group_size,
         ratio=options.ratio,
@@ -42,9 +41,7 @@ def convert(options: argparse.Namespace) -> int:
     data = {
         "folder": str(options.output),
         "bytes": folders.folder_bytes(options.output),
-        "bit_widths": {
-            name: [dataclasses.asdict(width) for width in part] for name, part in widths.items()
-        },
+        "bit_widths": {part: [*map(dataclasses.asdict, widths[part])] for part in widths},
     }
     return show(Result(data, rows=bit_width_rows(widths)), options)
 
@@ -294,7 +291,9 @@ def info(options: argparse.Namespace) -> int:
     if not loads:
         from helpers.models import load_processor  # which takes seconds to import
 
-        reason = load_processor(options.folder).runtime.why
+        reason = (
+            load_processor(options.folder).runtime.why or "lack files; convert into a new folder"
+        )
     tuning = read_tuning(options.folder)
     lines = [
         f"made of {manifest['source']['name']} with {versions}",

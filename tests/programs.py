@@ -90,9 +90,10 @@ class Program:
 
     def end(self) -> None:
         """Kill it if it still runs."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self.kill()
-        self.wait()
+        if self.fork.exit_code(self) is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.kill()
+            self.wait()
 
     def text(self, name: str) -> str:
         """Return what is written so far: to `out` or to `err`."""
@@ -154,12 +155,16 @@ class Fork:
     def exit_code(self, program: Program) -> int | None:
         """Return the exit code of a program; None while it runs."""
         path = program.place / "code"
-        return int(path.read_text()) if path.exists() else None
+        if path.exists():
+            return int(path.read_text())
+        assert self.process.poll() is None, "the process that forks has ended"
+        return None
 
     def close(self) -> None:
         """End the process, and programs that an error left."""
         for child in psutil.Process(self.process.pid).children():
-            child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait(60)

@@ -22,7 +22,7 @@ from helpers.models.internvl2 import IMAGE_MEAN, IMAGE_STD, InternVL2Processor
 from helpers.models.internvl2.chats import CHATS
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.sources.checkpoints import bundled_checkpoints, read_config
+from helpers.sources.checkpoints import BUNDLED, read_config
 from tests.golden_checks import (
     GOLDEN,
     assert_close,
@@ -391,7 +391,7 @@ def test_phi3_ids(tmp_path, as_json):
 
 
 def test_the_bundled_tokenizer():
-    processor = load_processor(bundled_checkpoints()["internvl2"])
+    processor = load_processor(BUNDLED / "internvl2")
     tokenizer = processor.tokenizer
     assert processor.image_token_id == tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     assert processor.stop_token_ids == [tokenizer.convert_tokens_to_ids("<|im_end|>")]

@@ -132,10 +132,15 @@ def test_a_second_user(converted, tmp_path):
     assert Path(lines[2]).parent == tmp_path and not Path(lines[2]).exists()
 
 
-def test_no_temporary_folder(fork, tmp_path):
+def test_no_temporary_folder(tmp_path):
     (tmp_path / "file").touch()
-    variables = environment(GRADIO_TEMP_DIR=str(tmp_path / "file"))
-    result = fork.run("-c", "from helpers.serve import demo", environment=variables)
+    result = subprocess.run(
+        [sys.executable, "-c", "from helpers.serve import demo"],
+        env=environment(GRADIO_TEMP_DIR=str(tmp_path / "file")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     last = result.stderr.splitlines()[-1]
     assert "SettingsError: No folder for uploads can be made (File exists); set GRADIO_TEMP" in last
 

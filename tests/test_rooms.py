@@ -64,6 +64,20 @@ print(json.dumps(sorted(heavy & sys.modules.keys())))
 """
 
 
+COMMANDS = """
+import json, sys
+from helpers.__main__ import main
+codes = [main([command, sys.argv[1]]) for command in ("info", "verify", "clean")]
+print(json.dumps([codes, "torch" in sys.modules]))
+"""
+
+
+def test_commands_that_compute_nothing_import_no_pytorch(converted):
+    command = [sys.executable, "-c", COMMANDS, str(converted)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert json.loads(result.stdout.splitlines()[-1]) == [[0, 0, 0], False], result.stderr
+
+
 def test_running_a_folder_imports_neither_nncf_nor_widgets(converted, tmp_path):
     picture().save(tmp_path / "picture.png")
     command = [sys.executable, "-c", ANSWER, str(converted), str(tmp_path / "picture.png")]

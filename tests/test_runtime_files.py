@@ -1,4 +1,4 @@
-"""Files for OpenVINO GenAI and Model Server: what they say, and that earlier folders get them."""
+"""Files for OpenVINO GenAI and Model Server: what they say, and who has them."""
 
 from dataclasses import replace
 

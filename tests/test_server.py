@@ -445,12 +445,16 @@ def test_a_server_with_a_key_ends_with_success(fork, internvl2_folder):
 def test_a_server_that_ends_while_it_loads(internvl2_folder, fork, number):
     port = random_port()
     program = fork.start("-m", "helpers", "serve", internvl2_folder, "--port", port)
-    status = None
-    while status is None:
-        with contextlib.suppress(httpx.TransportError):
-            status = httpx.get(f"http://127.0.0.1:{port}/health").status_code
-    os.kill(program.number, number)
-    assert program.wait(60) == 0
+    try:
+        status = None
+        while status is None:
+            assert fork.exit_code(program) is None, program.text("err")
+            with contextlib.suppress(httpx.TransportError):
+                status = httpx.get(f"http://127.0.0.1:{port}/health").status_code
+        os.kill(program.number, number)
+        assert program.wait(60) == 0
+    finally:
+        program.end()
     told = program.text("err")
     assert status == 503 and "Traceback" not in told and "page is there" not in told
 

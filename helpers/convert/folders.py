@@ -132,7 +132,9 @@ def written_aside(
     """Give a folder to write into that takes the name `output` when all went well.
 
     A conversion that stands at `output` is replaced. Whatever goes wrong, Ctrl-C included, leaves
-    `output` as it was; with `resume`, finished parts are kept aside and gone on from next time.
+    `output` as it was, or, where that cannot be renamed and its files were being replaced, whole
+    with the next `convert` or `clean`; with `resume`, finished parts are kept aside and gone on
+    from next time.
     Raises `OutputError` for a folder that cannot be written, that holds something else, or that
     another process is writing.
     """

@@ -163,14 +163,19 @@ class Place:
 
     def is_nearly_in_place(self) -> bool:
         """Return whether a process ended while it moved the files of a finished folder in."""
-        if not self.output.is_dir() or exists(self.output / MANIFEST):
-            return False
-        if not is_manifest(self.folder / MANIFEST):
+        if not self.output.is_dir() or not is_manifest(self.folder / MANIFEST):
             return False
         manifest = read_json(self.folder / MANIFEST)
         if not is_sound(manifest):  # anybody's: its names may be of files elsewhere
             return False
-        names = (*manifest["files"], self.folder.name, self.lock.name)
+        names = {*manifest["files"], self.folder.name, self.lock.name}
+        if exists(self.output / MANIFEST):  # of the conversion that is replaced
+            if not is_manifest(self.output / MANIFEST):
+                return False
+            replaced = read_json(self.output / MANIFEST)["files"]
+            if all(exists(self.output / name) for name in replaced):
+                return False
+            names |= {*replaced, MANIFEST}
         return all(path.name in names for path in self.output.iterdir())
 
     def leftovers(self) -> list[Path]:

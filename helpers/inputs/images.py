@@ -6,7 +6,7 @@ Pixels are worked on strip by strip, so that a picture takes little more memory 
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import IO
 
@@ -23,9 +23,10 @@ MAXIMUM_PIXELS = 64_000_000  # a 64-megapixel camera; Pillow itself only warns b
 # Pillow takes 32 bytes for each pixel of a side when it makes a picture smaller.
 MAXIMUM_SIDE = 100_000
 LONGEST_NAME = 300  # characters of a path in a sentence; Linux takes 4096
-# Of a folder's pictures; those that cannot be read here, such as a telephone's .heic, are told.
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".qoi"}
-SUFFIXES |= {".avif", ".jp2", ".heic", ".heif"}
+# Of a folder's pictures, and of those that cannot be read here, such as a telephone's.
+SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif"}
+SUFFIXES |= {".tiff", ".avif", ".jp2", ".qoi", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"}
+UNREADABLE_SUFFIXES = {".heic", ".heif"}
 _STRIP = 2**20  # pixels that are worked on at once
 # A picture in fractions has a few lights above 1. One whose values go to 255 is black to the eye
 # where its mean is below this.
@@ -53,13 +54,13 @@ def picture_files(folder: Path, what: str) -> list[Path]:
     return paths
 
 
-def is_picture_file(path: Path) -> bool:
-    """Return whether something in a folder is one of its pictures, by its name.
+def is_picture_file(path: Path, suffixes: Set[str] = SUFFIXES) -> bool:
+    """Return whether something in a folder is one of its pictures, by the end of its name.
 
     Hidden files are thumbnails, and what macOS writes beside each file of a shared disk. What may
     not be looked at is told by whoever reads it.
     """
-    if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+    if path.suffix.lower() not in suffixes or path.name.startswith("."):
         return False
     try:
         return path.is_file()

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from helpers.errors import SettingsError
-from helpers.inputs.images import is_picture_file
+from helpers.inputs.images import SUFFIXES, UNREADABLE_SUFFIXES, is_picture_file
 
 Columns = dict[str, Any]
 
@@ -102,7 +102,7 @@ def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parent.parts)
-        if not is_hidden and is_picture_file(path):
+        if not is_hidden and is_picture_file(path, SUFFIXES | UNREADABLE_SUFFIXES):
             for question in questions:
                 yield {IMAGE: name.as_posix(), QUESTION: question}
 

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from helpers.serve.results import fingerprint_of
 from helpers.serve.service import Service
 
 GRACE = 30  # seconds that running answers get when the server is told to end
+LOOK = 0.5  # seconds between looks whether the server should end
 ANSWERS_AT_ONCE = 4  # that are computed together
 
 
@@ -265,7 +267,7 @@ def serve(
             if server.should_exit:
                 return
             mounting = mount_pages(app.app, pages, access.key)
-            asyncio.run_coroutine_threadsafe(mounting, server.loop).result(GRACE)
+            _wait(asyncio.run_coroutine_threadsafe(mounting, server.loop), server)
             freeze_objects()
             report("its page is there")
         except Exception as error:  # raised below, in the main thread
@@ -275,9 +277,20 @@ def serve(
 
     loading = threading.Thread(target=load, daemon=True)
     loading.start()
-    server.run()
-    if loading.is_alive():
-        report("ends when what is being loaded is there")  # OpenVINO cannot be left within it
-        loading.join()
+    try:
+        server.run()
+    finally:
+        server.should_exit = True
+        if loading.is_alive():
+            report("ends when what is being loaded is there")  # OpenVINO cannot be left within it
+            loading.join()
     if errors:
         raise errors[0]
+
+
+def _wait(future: Future[None], server: Server) -> None:
+    """Wait for what a server's loop computes; in vain if the server ends meanwhile."""
+    while not server.should_exit:
+        with contextlib.suppress(TimeoutError):
+            future.result(LOOK)
+            return

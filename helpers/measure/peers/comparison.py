@@ -196,7 +196,7 @@ def _genai(folder: Path) -> Iterator[Engine]:
     if not runtime.loads:
         raise SettingsError(runtime.why)
     if not has_runtime_files({path.name for path in folder.iterdir()}):
-        raise SettingsError("the folder lacks the files that it reads; convert again")
+        raise SettingsError("the folder lacks the files that it reads; convert into a new one")
     _check_environment(".venv-genai")
     tuning = read_tuning(folder)
     properties = tuning.properties.get(LANGUAGE_MODEL, {}) if tuning else {}
