@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -267,7 +267,12 @@ def serve(
             if server.should_exit:
                 return
             mounting = mount_pages(app.app, pages, access.key)
-            _wait(asyncio.run_coroutine_threadsafe(mounting, server.loop), server)
+            future = asyncio.run_coroutine_threadsafe(mounting, server.loop)
+            while not (server.should_exit or future.done()):
+                wait([future], LOOK)
+            if server.should_exit:
+                return
+            future.result()  # or its error
             freeze_objects()
             report("its page is there")
         except Exception as error:  # raised below, in the main thread
@@ -286,11 +291,3 @@ def serve(
             loading.join()
     if errors:
         raise errors[0]
-
-
-def _wait(future: Future[None], server: Server) -> None:
-    """Wait for what a server's loop computes; in vain if the server ends meanwhile."""
-    while not server.should_exit:
-        with contextlib.suppress(TimeoutError):
-            future.result(LOOK)
-            return
