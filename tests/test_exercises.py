@@ -196,6 +196,7 @@ def close(number, *names):
         (close(1, "one_gate", "other_gate"), "That is another layer's"),
         (close(0, "one_gate"), "The layer has two gates"),
         (close(0), "All gates are as they were"),
+        (close(0, "one_gate", "third_gate"), "with this answer Python raises AttributeError"),
     ],
 )
 def test_gates_that_a_function_closes_are_open_afterwards(closing, line):
