@@ -85,8 +85,8 @@ def test_lines_without_pictures_are_told(capsys, converted, data):
     path = data.with_name("no pictures.jsonl")
     path.write_text('{"img": "0.png", "question": "What?"}')
     assert main(["evaluate", str(converted), "--data", str(path)]) == 1
-    told = capsys.readouterr().err
-    assert "line 1: The line has no image." in told and "No question of" in told
+    errors = capsys.readouterr().err
+    assert "line 1: The line has no image." in errors and "No question of" in errors
 
 
 def test_agreement_with_pytorch_without_answers(capsys, tmp_path, converted, checkpoint, data):

@@ -455,8 +455,8 @@ def test_a_server_that_ends_while_it_loads(internvl2_folder, fork, number):
         assert program.wait(60) == 0
     finally:
         program.end()
-    told = program.text("err")
-    assert status == 503 and "Traceback" not in told and "page is there" not in told
+    errors = program.text("err")
+    assert status == 503 and "Traceback" not in errors and "page is there" not in errors
 
 
 def test_events_are_read_wherever_they_are_cut(server):

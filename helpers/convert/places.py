@@ -163,16 +163,12 @@ class Place:
 
     def is_nearly_in_place(self) -> bool:
         """Return whether a process ended while it moved the files of a finished folder in."""
-        if not self.output.is_dir() or not is_manifest(self.folder / MANIFEST):
+        names = _files_of(self.folder / MANIFEST)
+        if not names or not self.output.is_dir():
             return False
-        manifest = read_json(self.folder / MANIFEST)
-        if not is_sound(manifest):  # anybody's: its names may be of files elsewhere
-            return False
-        names = {*manifest["files"], self.folder.name, self.lock.name}
+        names |= {self.folder.name, self.lock.name}
         if exists(self.output / MANIFEST):  # of the conversion that is replaced
-            if not is_manifest(self.output / MANIFEST):
-                return False
-            replaced = read_json(self.output / MANIFEST)["files"]
+            replaced = _files_of(self.output / MANIFEST)
             if all(exists(self.output / name) for name in replaced):
                 return False
             names |= {*replaced, MANIFEST}
@@ -198,6 +194,13 @@ class Place:
                 if path.is_dir():
                     shutil.rmtree(path)
         return leftovers
+
+
+def _files_of(manifest: Path) -> set[str]:
+    """Return the names of files that a manifest has; none of anybody's, who may name any file."""
+    if not is_manifest(manifest) or not is_sound(content := read_json(manifest)):
+        return set()
+    return set(content["files"])
 
 
 def _of_others(path: Path) -> OutputError:
