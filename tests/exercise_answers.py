@@ -84,7 +84,6 @@ def pad(prompts):
 my_pad = pad
 """
 WEIGHTS = "from helpers.graphs.presets import Weights\n\nmy_weights = Weights({})"
-IMPORT = "from helpers.models.mobilevlm import LdpBlock\n"
 PIECE = """
 def my_piece(table, token, layer):
     return {}
@@ -132,12 +131,9 @@ WRONG_ANSWERS = {
         ("reference.processor.patches_per_side", "reference.processor.patches_per_side // 4"),
     ),
     "02-2": WrongAnswers(
-        ("torch.nn.Conv2d(width, width, 4, stride=4, padding=4)", "torch.nn.Linear(3, 3)"),
+        (BLOCKS.format(4),),
         ("16", "torch.nn.Sequential", "lambda grid: grid"),
-        (
-            f"{IMPORT}my_blocks = {BLOCKS.format(1)}",
-            f"{IMPORT}my_blocks = LdpBlock(width, stride=2)",
-        ),
+        (BLOCKS.format(1), "LdpBlock(width, stride=2)", "torch.nn.AvgPool2d(4)"),
     ),
     "02-3": WrongAnswers(("50", "-0.5"), ('"0.5"', "[0.5]"), ("0", "1")),
     "02-4": WrongAnswers(("2",), ('"0.3"',), ("1", "3")),
@@ -154,7 +150,11 @@ WRONG_ANSWERS = {
     "03-5": WrongAnswers(
         (SHAPES_WITHOUT_PLACES,),
         ('"KEY"', STAR),
-        ("my_scene", f'world.Scene((2, 2), 4 * ({STAR},), word="KEY")'),
+        (
+            "my_scene",
+            f'world.Scene((2, 2), 4 * ({STAR},), word="KEY")',
+            'world.Scene((2, 2), my_scene.items, style=3, word="K", word_place=2)',
+        ),
     ),
     "04-1": WrongAnswers(
         ("3",), ('"65"', "slicing"), ("slicing.resolution", "2 * slicing.resolution")
@@ -211,7 +211,13 @@ WRONG_ANSWERS = {
     "06-1": WrongAnswers(("7",), ('"60"',), ("264", "22")),
     "06-2": WrongAnswers(("7",), ('"21"',), ("22", "67")),
     "06-3": WrongAnswers(
-        (), ('"int4"', "64"), ('Weights("int4-asym", group_size=128)', 'Weights("int8")')
+        (),
+        ('"int4"', "64"),
+        (
+            'Weights("int4-asym", group_size=128)',
+            'Weights("int4-asym", ratio=0.5)',
+            'Weights("int8")',
+        ),
     ),
     "06-4": WrongAnswers((SHAPES_WITHOUT_PLACES,), ('"a red star"',), (ONE_SHAPE, TWINS)),
     "06-5": WrongAnswers(
@@ -283,7 +289,13 @@ WRONG_ANSWERS = {
         ('Image.new("RGB", (900, 300))', 'Image.new("RGB", (500, 500))'), ("280", "(20, 14)"), ()
     ),
     "08-4": WrongAnswers(
-        (), ('"int4"', "64"), ('Weights("int4-asym", group_size=128)', 'Weights("int8")')
+        (),
+        ('"int4"', "64"),
+        (
+            'Weights("int4-asym", group_size=128)',
+            'Weights("int4-asym", ratio=0.5)',
+            'Weights("int8")',
+        ),
     ),
     "08-5": WrongAnswers(
         ("lambda language: 1 / 0",),

@@ -109,6 +109,12 @@ def test_a_ratio_leaves_some_layers_at_8_bits(language_model, mode, signs):
     assert stored_bytes(language_model) < before
 
 
+@pytest.mark.parametrize(("mode", "signs"), [("int4-asym", "u"), ("int4-sym", "i")])
+def test_a_ratio_of_0_leaves_all_layers_at_8_bits(language_model, mode, signs):
+    widths = bit_widths(compress(language_model, Weights(mode, ratio=0.0)))
+    assert layers(widths) == {f"{signs}8": DECODER + HEAD}
+
+
 def test_all_layers_includes_the_last(language_model):
     weights = Weights("int4-sym", group_size=64, all_layers=True)
     assert layers(bit_widths(compress(language_model, weights))) == {"i4": DECODER + HEAD}

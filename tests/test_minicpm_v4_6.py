@@ -183,8 +183,9 @@ def test_the_numbers_of_the_original():
     processor = family.model.processor_class(Path(), original.config)
     pieces = processor.pieces
     assert (pieces.tokens, pieces.finer, pieces.most) == (64, 256, 9)
-    assert pieces.sentence(640) == "at most 640 tokens: 9 slices of 64 and one of the whole picture"
-    assert pieces.sentence(2560).startswith("at most 2560 tokens: 9 slices of 256")
+    whole = "and one of the whole picture"
+    assert pieces.sentence(640) == f"about 640 tokens: 9 slices of about 64 {whole}"
+    assert pieces.sentence(2560) == f"about 2560 tokens: 9 slices of about 256 {whole}"
 
 
 def test_pictures_like_a_line_and_videos_are_refused(folder):

@@ -31,7 +31,6 @@ from helpers.graphs.tables import compress_table, is_table
 from helpers.upstream import nncf as upstream
 
 _MODES = {
-    "int8": nncf.CompressWeightsMode.INT8_ASYM,
     "int4-asym": nncf.CompressWeightsMode.INT4_ASYM,
     "int4-sym": nncf.CompressWeightsMode.INT4_SYM,
 }
@@ -66,16 +65,17 @@ def compress(
         return model
     if is_table(model):
         return compress_table(model, weights)
-    is_in_4_bits = weights.mode.startswith("int4")
-    options = _options_of_4_bits(weights, samples) if is_in_4_bits else {}
-    names = _sensitive_layers(model) if is_in_4_bits and not weights.all_layers else []
+    # NNCF takes a ratio of 0 for one of 1.
+    mode = _MODES[weights.mode] if weights.has_4_bits else _in_8_bits(weights)
+    options = _options_of_4_bits(weights, samples) if weights.has_4_bits else {}
+    names = _sensitive_layers(model) if weights.has_4_bits and not weights.all_layers else []
     if names:
         options["ignored_scope"] = nncf.IgnoredScope(names=names)
-    if _round_large(model, weights) and is_in_4_bits:
+    if _round_large(model, weights) and weights.has_4_bits:
         options["all_layers"] = True  # that are left: the last one, which is not one, is done
     try:
         with repaired_nncf(), upstream.compiled_once():
-            model = nncf.compress_weights(model, mode=_MODES[weights.mode], **options)
+            model = nncf.compress_weights(model, mode=mode, **options)
             if names:  # which are the only ones left
                 model = nncf.compress_weights(model, mode=_in_8_bits(weights))
             return model
@@ -101,7 +101,7 @@ def _round_large(model: ov.Model, weights: Weights) -> bool:
     NNCF leaves them as they are then. Where others get 4 bits, that is the last layer alone.
     """
     layers = list(stored_layers(model))
-    if weights.mode != "int8":
+    if weights.has_4_bits:
         layers = [] if weights.all_layers else layers[-1:]
     large = [
         matrix

@@ -31,9 +31,9 @@ class Weights:
     """How the weights of one part are stored: `mode` is fp16, int8, int4-asym or int4-sym.
 
     In 4 bits, `group_size` weights share a scale (-1: a row), and `ratio` is the share of the
-    weights that get 4 bits, in whole layers (the others get 8); `all_layers` includes the
-    embeddings and the last layer. What keeps 8 bits has no zero points either in int4-sym; int8
-    itself is asymmetric.
+    weights that get 4 bits, in whole layers (the others get 8, all of them at 0); `all_layers`
+    includes the embeddings and the last layer. What keeps 8 bits has no zero points either in
+    int4-sym; int8 itself is asymmetric.
 
     The rest is for 4 bits and looks at sample inputs, the first `samples` of them: `awq` enlarges
     the weights that meet large activations before they are rounded; `scale_estimation` chooses each
@@ -78,6 +78,11 @@ class Weights:
     def needs_data(self) -> bool:
         """Whether sample inputs have to be looked at."""
         return self.awq or self.scale_estimation or self.gptq or self.sensitivity is not None
+
+    @property
+    def has_4_bits(self) -> bool:
+        """Whether any layer gets 4 bits."""
+        return self.mode.startswith("int4") and self.ratio > 0
 
     @property
     def is_symmetric(self) -> bool:
@@ -252,7 +257,7 @@ def name_of(settings: Mapping[str, Any]) -> str:
 
 
 # The preset that computes fastest, which `auto` takes. Beside int4, InternVL2-1B at full size takes
-# 0.68 of the time for a token with AVX2 alone, where weights are unpacked to 32 bits at every step.
+# 0.69 of the time for a token with AVX2 alone, where weights are unpacked to 32 bits at every step.
 # With AVX-512 and VNNI it is 0.82 to 0.87, and nearly 1 once int4 is tuned. In 8 bits some models
 # are as fast, and twice as large.
 FASTEST = "int4-sym"

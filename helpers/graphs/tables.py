@@ -88,7 +88,7 @@ def compress_table(model: ov.Model, weights: Weights) -> ov.Model:
     rows = next(node for node in model.get_ops() if node.get_friendly_name() == ROWS)
     (reader,) = rows.output(0).get_target_inputs()
     width = rows.get_output_shape(0)[1]
-    bits = 8 if weights.mode == "int8" else 4
+    bits = 4 if weights.has_4_bits else 8
     group = width if bits == 8 or weights.group_size == -1 else weights.group_size
     if width % group:
         raise SettingsError(

@@ -16,7 +16,8 @@ class Pieces:
     `overview` says that beside several pieces comes the whole picture as one more. `choices` are
     the only numbers of pieces that there can be, where not all up to the most can be. `finer` is
     how many tokens a piece has instead where the budget has room for the most pieces of so many; 0
-    where there is no such choice.
+    where there is no such choice. `varies` says that `tokens` are those of a square piece, and that
+    one of another shape may have a few more.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Pieces:
     overview: bool = False
     choices: tuple[int, ...] = ()
     finer: int = 0
+    varies: bool = False
 
     @property
     def largest(self) -> int:
@@ -66,4 +68,5 @@ class Pieces:
         if pieces == 1:
             return f"{tokens}: one {self.name}"
         overview = " and one of the whole picture" if self.overview else ""
-        return f"at most {tokens}: {pieces} {self.name}s of {self.tokens}{overview}"
+        most, about = ("about", "about ") if self.varies else ("at most", "")
+        return f"{most} {tokens}: {pieces} {self.name}s of {about}{self.tokens}{overview}"

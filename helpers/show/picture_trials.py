@@ -16,6 +16,7 @@ from helpers.shapes.world import COLOURS, PLACES, SHAPES, Scene, draw, item_boxe
 
 SAME_BOX = 0.5  # intersection over union from which on two boxes count as one
 ENOUGH_SHAPES = 3
+LETTERS = 3  # of a word that is read
 
 
 def checked(scene: Scene) -> Scene:
@@ -60,11 +61,13 @@ def read_by_model(
     word = checked(scene).word
     if not word:
         return "no word"
+    if len(word) != LETTERS or not (word.isalpha() and word.isupper()):
+        return "other letters"
     if scene_before is None or scene.items != scene_before.items:
         return "other shapes"
     text = pipeline.ask("What word is written?", [draw(scene)]).text
     print(f"printed {word}; the model reads {text}")
-    return "read" if word in text else "missed"
+    return "read" if text.strip() == word else "missed"
 
 
 def located_by_model(scene: Scene, pipeline: VisionLanguagePipeline) -> str:

@@ -47,6 +47,13 @@ def size_between(weights: Weights, graph: ov.Model, smaller: Weights = PLAIN_INT
     return "too small" if size <= least else "too large" if size >= most else "between"
 
 
+def size_by_groups(weights: Weights, graph: ov.Model) -> str:
+    """Return what `size_between` does, and whether groups are as large as in INT4."""
+    outcome = size_between(weights, graph)
+    same = weights.group_size == PLAIN_INT4.group_size
+    return "same groups" if same and outcome == "between" else outcome
+
+
 def smaller_than(weights: Weights, graph: ov.Model, other: Weights) -> str:
     """Return whether a graph in `weights` is smaller than in `other` weights."""
     sizes = [stored_size(settings, graph) for settings in (other, weights)]
@@ -99,8 +106,10 @@ def in_both(module: nn.Module, *inputs: Tensor) -> Tensor:
     return expected
 
 
-def tokens_left(blocks: nn.Module, grid: Tensor) -> int:
-    """Return how many tokens blocks of convolutions leave of a grid (width, rows, columns)."""
+def tokens_left(blocks: nn.Module, kind: type[nn.Module], grid: Tensor) -> int | str:
+    """Return how many tokens two blocks of a kind leave of a grid (width, rows, columns)."""
+    if sum(isinstance(module, kind) for module in blocks.modules()) != 2:
+        return "other blocks"
     output = in_both(blocks, grid.float()[None])
     print("from", tuple(grid.shape), "to", tuple(output.shape[1:]))
     return output[0, 0].numel()

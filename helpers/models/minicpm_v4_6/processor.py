@@ -104,7 +104,7 @@ class MiniCPMV4_6Processor(Processor):
         most = settings["max_slice_nums"] if settings["slice_mode"] else 1
         patches = (settings["scale_resolution"] // self.settings.patch_size) ** 2
         few, many = (max(1, patches // 4 ** self._levels(mode)) for mode in (FEW, MANY))
-        return Pieces("slice", few, most, overview=True, finer=many)
+        return Pieces("slice", few, most, overview=True, finer=many, varies=True)
 
     @property
     def usual_picture_tokens(self) -> int | None:  # type: ignore[override]

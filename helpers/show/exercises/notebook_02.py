@@ -16,9 +16,10 @@ EXERCISES = {
     ),
     "02-2": Exercise(
         MODULE,
-        truth=lambda grid: (grid.shape[1] // 4) ** 2,
+        truth=lambda kind, grid: (grid.shape[1] // 4) ** 2,
         hint="Each block halves the grid's sides where its stride is 2.",
-        mistakes=lambda truth, grid: {
+        mistakes=lambda truth, kind, grid: {
+            "other blocks": "Put two LdpBlock, and no other, into a torch.nn.Sequential.",
             4 * truth: "The sides are halved once only: both blocks need stride 2.",
             grid[0].numel(): "The grid is as before: stride=2 halves its sides.",
         },

@@ -49,6 +49,7 @@ EXERCISES = {
         hint="Compare the words above; print yours elsewhere with word_place, or in another style.",
         mistakes={
             "no word": "The scene has no word yet: replace its field word.",
+            "other letters": "The word should be three capital letters.",
             "other shapes": "The shapes are not those of my_scene: start from it, and replace the "
             "word only.",
         },

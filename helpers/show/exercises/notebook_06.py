@@ -28,8 +28,9 @@ EXERCISES = {
         WEIGHTS,
         truth="between",
         hint="Change the size of the groups.",
-        mistakes=OTHER_SIZES,
-        trial=trials.size_between,
+        mistakes=OTHER_SIZES
+        | {"same groups": "Groups of 128 are those of the INT4 above: change group_size."},
+        trial=trials.size_by_groups,
     ),
     "06-4": Exercise(
         SCENE,
