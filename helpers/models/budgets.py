@@ -60,13 +60,13 @@ class Pieces:
         if self.at(budget) != self:
             return self.at(budget).sentence(budget)
         pieces = self.within(budget)
-        tokens = f"{self.total(pieces)} tokens"
+        tokens, about = f"{self.total(pieces)} tokens", "about " if self.varies else ""
         if self.most == 1:
             return f"{tokens}, whatever its size"
         if self.choices:
             return f"at most {tokens}"
         if pieces == 1:
-            return f"{tokens}: one {self.name}"
+            return f"{about}{tokens}: one {self.name}"
         overview = " and one of the whole picture" if self.overview else ""
-        most, about = ("about", "about ") if self.varies else ("at most", "")
-        return f"{most} {tokens}: {pieces} {self.name}s of {about}{self.tokens}{overview}"
+        most = f"about {tokens} at most" if self.varies else f"at most {tokens}"
+        return f"{most}: {pieces} {self.name}s of {about}{self.tokens}{overview}"
