@@ -26,6 +26,7 @@ class Dimensions(VisionDimensions):
     linear_keys: int
     linear_values: int
     linear_sizes: tuple[int, int]  # of a head's keys and values
+    activation: str
     tied: bool
 
     @classmethod
@@ -41,6 +42,7 @@ class Dimensions(VisionDimensions):
             vision_heads=generator.choice((2, 4)),
             vision_head_size=generator.choice((8, 16)),
             side=generator.randint(5, 13),
+            theta=(10_000.0, 300.0)[seed % 2],
             layers=generator.randint(4, 6),
             interval=generator.choice((2, 3)),
             heads=2 * groups,
@@ -50,6 +52,7 @@ class Dimensions(VisionDimensions):
             linear_keys=keys,
             linear_values=keys * (1 + seed % 2),
             linear_sizes=(16, 16),
+            activation=("silu", "gelu")[seed % 2],
             tied=bool(seed % 2),
         )
 
@@ -63,6 +66,7 @@ def text_of(dimensions: Dimensions, vocabulary: int) -> dict[str, Any]:
         "vocab_size": vocabulary + 5,
         "hidden_size": HIDDEN,
         "intermediate_size": 96,
+        "hidden_act": dimensions.activation,
         "num_hidden_layers": dimensions.layers,
         "full_attention_interval": dimensions.interval,
         "num_attention_heads": dimensions.heads,

@@ -20,6 +20,7 @@ class VisionDimensions:
     vision_heads: int
     vision_head_size: int
     side: int  # of the table of positions
+    theta: float  # of the rotations
 
     def vision_config(self, hidden: int) -> dict[str, Any]:
         """Return its config; `hidden` is the language model's width."""
@@ -30,6 +31,7 @@ class VisionDimensions:
             "num_heads": self.vision_heads,
             "out_hidden_size": hidden,
             "num_position_embeddings": self.side**2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.theta},
         }
 
 
@@ -60,6 +62,7 @@ class Dimensions(VisionDimensions):
             vision_head_size=generator.choice((8, 16)),
             taps=tuple(sorted(generator.sample(range(depth), 3))),
             side=generator.randint(5, 13),
+            theta=(10_000.0, 300.0)[seed % 2],
             layers=layers,
             heads=2 * groups,
             groups=groups,

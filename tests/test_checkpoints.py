@@ -68,6 +68,16 @@ def test_safetensors_come_first(tmp_path):
     assert_same(open_tensors(tmp_path), TENSORS)
 
 
+def test_a_whole_file_comes_before_older_shards(tmp_path, kind):
+    """As for transformers: what was trained on was saved into the folder it came from."""
+    shards = write_sharded(tmp_path, kind)
+    trained = {name: tensor + 1 for name, tensor in TENSORS.items()}
+    WRITERS[kind](trained, tmp_path / kind)
+    assert_same(open_tensors(tmp_path), trained)
+    (tmp_path / shards[0]).unlink()
+    assert_same(open_tensors(tmp_path), trained)
+
+
 def test_a_missing_shard_is_named(tmp_path, kind):
     first, _ = write_sharded(tmp_path, kind)
     (tmp_path / first).unlink()

@@ -34,7 +34,8 @@ def check_processor(processor: Processor) -> None:
 
 def check_pictures(processor: Processor) -> None:
     """Raise a `CheckpointError` where the config does not say how pictures are prepared."""
-    _attempt(processor, "config.json", lambda: processor.image_inputs([SMALL_PICTURE]))
+    files = "config.json or preprocessor_config.json"
+    _attempt(processor, files, lambda: processor.image_inputs([SMALL_PICTURE]))
 
 
 def _attempt(processor: Processor, files: str, step: Callable[[], T]) -> T:

@@ -29,7 +29,7 @@ from helpers.inputs.prompts import Template, encode
 from helpers.inputs.video import Video, spread
 from helpers.models.budgets import Pieces
 from helpers.models.exported import ExportedParts, Features, ImageInputs
-from helpers.sources.checkpoints import Config
+from helpers.sources.checkpoints import Config, read_json
 
 SMALL_PICTURE = Image.new("RGB", (8, 8))
 FRAMES = 8  # of a video that a model is given, as in the examples of InternVL's model cards
@@ -190,9 +190,17 @@ class Processor(ABC):
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """The tokens that end an answer: the template's and the tokenizer's own."""
+        """The tokens that end an answer: the template's, the tokenizer's and the folder's own."""
         end = self.tokenizer.convert_tokens_to_ids(self.template.assistant_end.strip())
-        return sorted({end, self.tokenizer.eos_token_id} - {None})
+        return sorted({end, self.tokenizer.eos_token_id, *self.files_stop_token_ids} - {None})
+
+    @cached_property
+    def files_stop_token_ids(self) -> list[int]:
+        """The tokens that end an answer by the folder's `generation_config.json`; [] for none."""
+        path = self.folder / "generation_config.json"
+        ids = read_json(path).get("eos_token_id") if path.exists() else None
+        ids = ids if isinstance(ids, list) else [ids]
+        return [number for number in ids if isinstance(number, int)]
 
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn pictures, right way up and RGB, into the image encoder's inputs.

@@ -17,6 +17,8 @@ from torch import Tensor
 from helpers.errors import PictureError
 from helpers.models.exported import in_calls
 
+HALVES = (0.5, 0.5, 0.5)  # the mean and the deviation of a colour in both published checkpoints
+
 Size = tuple[int, int]  # (width, height) in pixels, or a grid's (columns, rows)
 
 
@@ -119,10 +121,13 @@ def cut(picture: Image.Image, plan: Plan) -> list[Image.Image]:
     return pieces + [canvas.crop((x, y, x + width, y + height)) for x, y in corners]
 
 
-def normalised(picture: Image.Image) -> Tensor:
-    """Return an RGB picture's pixels from -1 to 1, (1, 3, height, width)."""
+def normalised(
+    picture: Image.Image, mean: Sequence[float] = HALVES, deviation: Sequence[float] = HALVES
+) -> Tensor:
+    """Return an RGB picture's pixels (1, 3, height, width), from -1 to 1 unless files say more."""
     values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    return (values[None].float() / 255 - 0.5) / 0.5
+    means, deviations = (torch.tensor(row)[:, None, None] for row in (mean, deviation))
+    return (values[None].float() / 255 - means) / deviations
 
 
 def by_size(encode: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:

@@ -72,6 +72,21 @@ def preparation(
     return settings
 
 
+_PIXEL_FIELDS = (
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "resample",
+)
+
+
+def pixel_settings(settings: Config) -> Config:
+    """Return what settings of pictures say of their pixels, as transformers' processors take it."""
+    return {name: settings[name] for name in _PIXEL_FIELDS if settings.get(name) is not None}
+
+
 # The most that a field of a config may ask for, far above any model that fits a computer: what
 # follows from these numbers is built in loops and held in memory before any weight is looked at.
 _LIMITS = {

@@ -5,7 +5,7 @@ when a bundled model is saved. What this module does not know: how files are rea
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -73,7 +73,8 @@ def load_tensors(
     """Put a checkpoint's tensors into `module`, which was built on the meta device.
 
     `rules` are tried in order; a tensor that no rule knows must match a name in `ignore`. The
-    tensors are assigned, not copied, unless `dtype` asks for another type. Missing, unexpected
+    tensors are assigned, not copied, unless `dtype` asks for another type. What the config ties is
+    apart where the checkpoint has two tensors that differ, as for transformers. Missing, unexpected
     and mis-shaped tensors raise one `CheckpointError` that lists them.
     """
     ignore = tuple(ignore)
@@ -98,13 +99,18 @@ def load_tensors(
             if part.dtype not in _WEIGHT_TYPES:
                 problems.append(f"{name} of type {part.dtype}")
             native[target] = part if dtype is None else part.to(dtype)
-    tied = _tied_names(module)
+    ties = list(_ties(module))
+    tied = {target for _, target, _ in ties}
     problems += [f"missing {name}" for name in expected if name not in native and name not in tied]
     if problems:
         first_problems = "; ".join(problems[:12]) + (
             f"; and {len(problems) - 12} more" if problems[12:] else ""
         )
         raise CheckpointError(f"The checkpoint does not fit its config.json: {first_problems}.")
+    for part, target, source in ties:
+        has_both = target in native and source in native
+        if has_both and not torch.equal(native[target], native[source]):
+            part.config.tie_word_embeddings = False  # a head that was trained apart
     module.load_state_dict(native, strict=False, assign=True)
     for submodule in module.modules():
         if hasattr(submodule, "tie_weights"):
@@ -113,16 +119,17 @@ def load_tensors(
     module.requires_grad_(False).eval()
 
 
-def _tied_names(module: nn.Module) -> set[str]:
-    """Return the names of parameters that share another one's tensor (an LM head, say)."""
-    names: set[str] = set()
+def _ties(module: nn.Module) -> Iterator[tuple[Any, str, str]]:
+    """Yield which parameters share another one's tensor (an LM head, say) by a part's config.
+
+    With the part come the names of the one that shares and of the one that it shares.
+    """
     for prefix, part in module.named_modules():
-        config = getattr(part, "config", None)
-        if getattr(config, "tie_word_embeddings", False) and getattr(
-            part, "_tied_weights_keys", None
-        ):
-            names |= {f"{prefix}.{name}".lstrip(".") for name in part._tied_weights_keys}
-    return names
+        if getattr(getattr(part, "config", None), "tie_word_embeddings", False):
+            names = cast(dict[str, str], getattr(part, "_tied_weights_keys", None) or {})
+            for pair in names.items():
+                target, source = (f"{prefix}.{name}".lstrip(".") for name in pair)
+                yield part, target, source
 
 
 def _rebuild_buffers(module: nn.Module) -> None:

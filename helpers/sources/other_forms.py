@@ -22,7 +22,8 @@ def refuse_files(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds GGUF, whose weights are quantised for llama.cpp; {_ORIGINAL}."
         )
-    if _has(folder, "adapter_config.json") and not _has(folder, "config.json"):
+    weights = ("model*.safetensors", "pytorch_model*.bin")
+    if _has(folder, "adapter_config.json") and not any(_has(folder, name) for name in weights):
         raise CheckpointError(
             f"{folder} holds an adapter without its base model; merge both first (PEFT's "
             "`merge_and_unload`, then `save_pretrained`), and give the folder of the result."

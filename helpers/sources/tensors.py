@@ -32,9 +32,13 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the files of a checkpoint's weights: one, or the shards that an index names.
 
+    One whole file counts where both are there, as for transformers: it was saved over the shards.
+
     Raises `CheckpointError` where there are none, or an index names others.
     """
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        if (folder / f"{stem}.{ending}").exists():
+            return [folder / f"{stem}.{ending}"]
         index = folder / f"{stem}.{ending}.index.json"
         if index.exists():
             shards = read_json(index).get("weight_map")
@@ -48,8 +52,6 @@ def weight_files(folder: Path) -> list[Path]:
                     "download the checkpoint again."
                 )
             return [folder / name for name in names]
-        if (folder / f"{stem}.{ending}").exists():
-            return [folder / f"{stem}.{ending}"]
     for shard in sorted((*folder.glob("model-*.safetensors"), *folder.glob("pytorch_model-*.bin"))):
         index = folder / f"{shard.name.partition('-')[0]}{shard.suffix}.index.json"
         raise CheckpointError(f"{index} is missing, which tells what the shards hold; download it.")

@@ -16,7 +16,7 @@ from helpers.models.budgets import Pieces
 from helpers.models.exported import ImageInputs
 from helpers.models.gemma4.exported import Gemma4Exported
 from helpers.models.processors import Processor, Runtime
-from helpers.sources.checkpoints import Config, preparation
+from helpers.sources.checkpoints import Config, pixel_settings, preparation
 from helpers.upstream.transformers import set_bos
 
 PICTURE_MARKS = ("<|image>", "<|image|>", "<image|>")
@@ -165,6 +165,7 @@ class Gemma4Processor(Processor):
             patch_size=self.vision.patch_size,
             pooling_kernel_size=self.vision.pooling_kernel_size,
             max_soft_tokens=pieces.total(pieces.within(budget)),
+            **pixel_settings(self.picture_settings),
         )
 
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:

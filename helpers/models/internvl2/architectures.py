@@ -32,12 +32,15 @@ from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 from helpers.upstream.transformers import set_bos
 
-# transformers reads these itself or under another name
-_NOT_FOR_TEXT = ("architectures", "auto_map", "model_type", "torch_dtype", "rope_scaling")
+_NOT_FOR_TEXT = ("architectures", "auto_map", "model_type", "torch_dtype")  # read elsewhere
 
 
 def _text_fields(llm: Config) -> Config:
     fields = {name: value for name, value in llm.items() if name not in _NOT_FOR_TEXT}
+    scaling = fields.get("rope_scaling") or {}
+    # "dynamic" rope acts only beyond max_position_embeddings, where no prompt reaches.
+    if scaling.get("rope_type", scaling.get("type", "dynamic")) == "dynamic":
+        fields.pop("rope_scaling", None)
     # Whether the LM head is tied is seen from the files: see `InternVL2.original_tensors`.
     return fields | {"tie_word_embeddings": False}
 
@@ -55,7 +58,6 @@ def _llama_config(llm: Config) -> LlamaConfig:
 
 
 def _internlm2_config(llm: Config) -> LlamaConfig:
-    # "dynamic" rope acts only beyond max_position_embeddings, where no picture prompt reaches.
     fields = {name: value for name, value in _text_fields(llm).items() if name != "bias"}
     return LlamaConfig(**fields, attention_bias=llm.get("bias", False), mlp_bias=False)
 
@@ -63,7 +65,7 @@ def _internlm2_config(llm: Config) -> LlamaConfig:
 def _phi3_config(llm: Config) -> Phi3Config:
     # Phi3Config's own defaults are ids that a smaller vocabulary does not have.
     ids: Config = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-    fields = ids | _text_fields(llm)
+    fields = ids | _text_fields(llm | {"rope_scaling": None})
     if scaling := llm.get("rope_scaling"):
         fields["rope_parameters"] = {
             "rope_type": "longrope",  # called "su" when the checkpoint was made

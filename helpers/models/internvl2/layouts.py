@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import CheckpointError
-from helpers.sources.checkpoints import Config, read_json
+from helpers.sources.checkpoints import Config, pixel_settings, preparation
 from helpers.sources.key_mapping import Rule
 
 HF_MODEL_TYPE = "internvl"  # of transformers' layout; the authors' is internvl_chat
@@ -27,6 +27,13 @@ HF_RULES = [
     Rule("multi_modal_projector.{x}", "projector.{x}"),
     Rule("language_model.{x}", "language_model.{x}"),
 ]
+# Which of the image encoder's states become tokens, and in which order: the values that are read.
+_ONLY_READ = {
+    "select_layer": -1,
+    "ps_version": "v2",
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+}
 # Fields of the authors' configs of Flash variants, whose router drops picture tokens.
 _FLASH_FIELDS = ("flash_threshold", "flash_relative_threshold", "flash_absolute_threshold")
 
@@ -34,11 +41,11 @@ _FLASH_FIELDS = ("flash_threshold", "flash_relative_threshold", "flash_absolute_
 def original_config(folder: Path, config: Config) -> Config:
     """Return what the authors' `config.json` would say of a checkpoint in transformers' layout.
 
-    How pictures are cut comes from `preprocessor_config.json`; the defaults are those of
-    transformers' `InternVLConfig`, in which the LM head is tied unless the file says otherwise.
+    How pictures are cut and what becomes of their pixels comes from `preprocessor_config.json`, or
+    from `processor_config.json`; the defaults are those of transformers' `InternVLConfig`, in which
+    the LM head is tied unless the file says otherwise.
     """
-    path = Path(folder) / "preprocessor_config.json"
-    pictures = read_json(path) if path.exists() else {}
+    pictures = preparation(folder)
     vision, text = dict(config["vision_config"]), dict(config["text_config"])
     model_type = text.get("model_type", "qwen2")
     if model_type not in _ARCHITECTURES:
@@ -54,7 +61,10 @@ def original_config(folder: Path, config: Config) -> Config:
     text["architectures"] = [_ARCHITECTURES[model_type]]
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
     return {
+        **{name: config[name] for name in _ONLY_READ if name in config},
         "model_type": "internvl_chat",
+        "projector_hidden_act": config.get("projector_hidden_act", "gelu"),
+        "pixels": pixel_settings(pictures),
         "image_token_id": config.get("image_token_id", 151667),
         "downsample_ratio": config.get("downsample_ratio", 0.5),
         # `InternVLProcessor` cuts tiles whatever crop_to_patches in preprocessor_config.json says.
@@ -73,7 +83,13 @@ def _side(size: Any) -> Any:
 
 
 def refuse_variants(config: Config) -> None:
-    """Raise a `CheckpointError` for a Flash variant."""
+    """Raise a `CheckpointError` for a Flash variant, and for other states of the image encoder."""
+    for field, value in _ONLY_READ.items():
+        if config.get(field, value) != value:
+            raise CheckpointError(
+                f"{field} in config.json is {config[field]!r}, and only {value!r} is read here; "
+                "use a checkpoint of the published kind."
+            )
     fields = [name for name in _FLASH_FIELDS if name in config]
     if fields:
         raise CheckpointError(

@@ -115,8 +115,7 @@ class InternVL2Processor(Processor):
         settings = {
             "size": {"shortest_edge": side},
             "crop_size": {"height": side, "width": side},
-            "image_mean": list(IMAGE_MEAN),
-            "image_std": list(IMAGE_STD),
+            **self._pixels,
         }
         return Runtime(image_text=IMAGE_MARKS[2], pictures=settings)
 
@@ -154,14 +153,19 @@ class InternVL2Processor(Processor):
         return Pieces("tile", self.tokens_per_tile, most, overview=True)
 
     @property
+    def _pixels(self) -> Config:
+        """What becomes of pixels; the authors' code has it, whatever the folder's files say."""
+        usual = {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
+        return usual | cast(Config, self.config.get("pixels", {}))
+
+    @property
     def image_processor(self) -> GotOcr2ImageProcessorPil:
         """transformers' processor that cuts tiles as InternVL2's `dynamic_preprocess` does."""
         side = self.config.get("force_image_size") or self.config["vision_config"]["image_size"]
         tiles = self.pieces.within(self.picture_tokens)
         return GotOcr2ImageProcessorPil(
             size={"height": side, "width": side},
-            image_mean=IMAGE_MEAN,
-            image_std=IMAGE_STD,
+            **self._pixels,
             crop_to_patches=self.config["dynamic_image_size"],
             min_patches=min(self.config["min_dynamic_patch"], tiles),
             max_patches=tiles,
@@ -225,6 +229,7 @@ class InternVL2(VisionLanguageModel[InternVL2Processor]):
                 vision_config=vision_config,
                 text_config=text_config,
                 downsample_ratio=self.downsample_ratio,
+                projector_hidden_act=config.get("projector_hidden_act", "gelu"),
             )
         )
         self.image_encoder = InternVLVisionModel(vision_config)

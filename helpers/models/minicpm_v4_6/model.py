@@ -94,8 +94,9 @@ class MiniCPMV4_6(VisionLanguageModel[MiniCPMV4_6Processor]):
         )
 
     def _tokens(self) -> dict[str, Tensor]:
-        """Return tokens of two slices as an example."""
-        return {"hidden_states": torch.zeros(2, 12, self.image_encoder.config.hidden_size)}
+        """Return tokens of two slices as an example: three windows, as often as they merge."""
+        tokens = 3 * 4**self.processor.settings.merger_times
+        return {"hidden_states": torch.zeros(2, tokens, self.image_encoder.config.hidden_size)}
 
     def window_merger_part(self) -> Part:
         """Return what makes one token of each window."""

@@ -18,7 +18,7 @@ from helpers.models.minicpm_v4_6.exported import MiniCPMV4_6Exported
 from helpers.models.minicpm_v4_6.patches import FEW, MANY, levels_of, pack
 from helpers.models.processors import Processor
 from helpers.models.qwen_vision.processor import CHATML
-from helpers.models.slices import Plan, Slicing, cut, normalised, plan_slices, refuse_long
+from helpers.models.slices import HALVES, Plan, Slicing, cut, normalised, plan_slices, refuse_long
 from helpers.sources.checkpoints import Config, preparation
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
@@ -30,6 +30,8 @@ SHIPPED: Config = {
     "slice_mode": True,
     "use_image_id": True,
     "downsample_mode": FEW,
+    "image_mean": HALVES,
+    "image_std": HALVES,
 }
 
 
@@ -152,7 +154,8 @@ class MiniCPMV4_6Processor(Processor):
         """
         plans = [self.plan(*picture.size) for picture in pictures]
         pairs = zip(pictures, plans, strict=True)
-        pieces = [normalised(piece) for pair in pairs for piece in cut(*pair)]
+        colours = [self.picture_settings[name] for name in ("image_mean", "image_std")]
+        pieces = [normalised(piece, *colours) for pair in pairs for piece in cut(*pair)]
         side = self.settings.patch_size
         sizes = [[piece.shape[2] // side, piece.shape[3] // side] for piece in pieces]
         return {

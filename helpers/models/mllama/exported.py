@@ -150,8 +150,8 @@ class CrossAttentionKeysValues(nn.Module):
 
 
 def cross_layers(config: MllamaTextConfig) -> list[int]:
-    """Return the places of the cross-attention layers among all layers."""
-    return cast(list[int], config.cross_attention_layers)
+    """Return the places of the cross-attention layers among all layers, in their order."""
+    return sorted(cast(list[int], config.cross_attention_layers))
 
 
 def keys_values(attention: MllamaTextCrossAttention, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Llama-3.2-Vision's pictures, prompts and token ids, and which tiles a token attends to."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -21,10 +20,12 @@ from helpers.models.budgets import Pieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.mllama.exported import MllamaExported
 from helpers.models.processors import Processor
-from helpers.sources.checkpoints import read_json
+from helpers.sources.checkpoints import Config, pixel_settings, preparation
 from helpers.upstream.transformers import set_bos
 
 IMAGE_TOKEN = "<|image|>"
+# preprocessor_config.json of the published checkpoints, for a folder without it
+SHIPPED: Config = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
 
 
 class PictureStates(list[Tensor]):
@@ -79,12 +80,10 @@ class MllamaProcessor(Processor):
         """How many tokens a conversation may have; pictures take none of them."""
         return cast(int, self.config["text_config"]["max_position_embeddings"])
 
-    @cached_property
+    @property
     def stop_token_ids(self) -> list[int]:
-        """The ends of a text, a message and a turn, as `generation_config.json` has them."""
-        path = self.folder / "generation_config.json"
-        generation = read_json(path) if path.exists() else {}
-        ids = generation.get("eos_token_id", self.config["text_config"]["eos_token_id"])
+        """The ends of a text, a message and a turn: those of the folder, or of the config."""
+        ids = self.files_stop_token_ids or self.config["text_config"]["eos_token_id"]
         return [ids] if isinstance(ids, int) else list(ids)
 
     @property
@@ -95,15 +94,24 @@ class MllamaProcessor(Processor):
         return Pieces("tile", patches + 1, vision["max_num_tiles"])
 
     @property
+    def _picture_settings(self) -> Config:
+        return preparation(self.folder)
+
+    @property
+    def most_tiles(self) -> int:
+        """How many tiles a picture has at most, within its budget and by the folder's files."""
+        tiles = self.pieces.within(self.picture_tokens)
+        return min(tiles, int(self._picture_settings.get("max_image_tiles", tiles)))
+
+    @property
     def image_processor(self) -> MllamaImageProcessorPil:
         """transformers' processor that fits a picture into a canvas of tiles."""
         vision = self.config["vision_config"]
         side = vision["image_size"]
         return MllamaImageProcessorPil(
             size={"height": side, "width": side},
-            max_image_tiles=self.pieces.within(self.picture_tokens),
-            image_mean=OPENAI_CLIP_MEAN,
-            image_std=OPENAI_CLIP_STD,
+            max_image_tiles=self.most_tiles,
+            **SHIPPED | pixel_settings(self._picture_settings),
         )
 
     def pixels(self, pictures: list[Image.Image]) -> ImageInputs:
@@ -120,7 +128,7 @@ class MllamaProcessor(Processor):
 
     def _on_the_whole_canvas(self, inputs: ImageInputs) -> ImageInputs:
         """Return inputs of a canvas of fewer tiles as those of the one that the model knows."""
-        fewer, most = self.pieces.within(self.picture_tokens), self.pieces.most
+        fewer, most = self.most_tiles, self.pieces.most
         if fewer == most:
             return inputs
         shapes = get_all_supported_aspect_ratios(most)

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5DecoderLayer,
@@ -48,7 +49,7 @@ class LinearAttention(nn.Module):
         hidden = hidden * is_token
         inputs = torch.cat([convolution, layer.in_proj_qkv(hidden).transpose(1, 2)], dim=-1)
         mixed = nn.functional.conv1d(inputs, layer.conv1d.weight, groups=layer.conv_dim)
-        mixed = nn.functional.silu(mixed[:, :, -new:]).transpose(1, 2)
+        mixed = ACT2FN[layer.activation](mixed[:, :, -new:]).transpose(1, 2)
         sizes = [layer.key_dim, layer.key_dim, layer.value_dim]
         queries, keys, values = torch.split(mixed, sizes, dim=-1)
         # Heads are numbers here, not -1: only so is the loop replaced by one operation.

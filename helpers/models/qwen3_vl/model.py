@@ -26,7 +26,11 @@ class Qwen3VL(QwenVisionLanguageModel[Qwen3VLProcessor]):
     language_model: "Qwen3VLLanguageModel"
 
     def new_image_encoder(self, vision: Any) -> Qwen3VLVisionModel:
-        """Return the image encoder that its part of the config describes."""
+        """Return the image encoder that its part of the config describes.
+
+        Raises `CheckpointError` for one without DeepStack.
+        """
+        _ = self.processor.deepstack_layers  # or it is an error
         return Qwen3VLVisionModel(vision)
 
     def new_language_model(self, text: Any) -> Qwen3VLLanguageModel:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 
+from helpers.errors import CheckpointError
 from helpers.models.exported import Features
 from helpers.models.qwen3_vl.exported import DeepStackTokens, Qwen3VLExported
 from helpers.models.qwen_vision.processor import QwenVisionProcessor
@@ -22,6 +23,11 @@ class Qwen3VLProcessor(QwenVisionProcessor):
     @property
     def deepstack_layers(self) -> int:
         """How many layers of the language model get features of pictures added."""
+        if not self.vision.deepstack_visual_indexes:
+            raise CheckpointError(
+                "deepstack_visual_indexes in config.json names no layers, and a Qwen3-VL without "
+                "DeepStack is not read here; use a checkpoint of the published kind."
+            )
         return len(self.vision.deepstack_visual_indexes)
 
     def prepare(

@@ -86,6 +86,7 @@ class QwenVisionExported(ExportedParts):
     def _encode_picture(self, run: RunPart, patches: Tensor, grid: Grid) -> PictureTokens:
         vision = self.processor.vision
         side, merge = int(vision.num_position_embeddings**0.5), vision.spatial_merge_size
+        head_size, rope = vision.hidden_size // vision.num_heads, vision.rope_parameters
         grids = torch.tensor([grid])
         indices, weights = table_places(grids, side, merge)
         hidden = run(PATCH_EMBEDDINGS, {"hidden_states": patches})["embeddings"]
@@ -93,7 +94,7 @@ class QwenVisionExported(ExportedParts):
         inputs = {
             "hidden_states": hidden + (corners * weights).sum(0),
             "attention_mask": torch.zeros(1, 1, 1),  # every patch attends to every other
-            "rotary_pos_emb": rotation_angles(grids, vision.hidden_size // vision.num_heads, merge),
+            "rotary_pos_emb": rotation_angles(grids, head_size, merge, theta=rope["rope_theta"]),
         }
         return self.picture(run(IMAGE_ENCODER, inputs), grid)
 

@@ -16,8 +16,6 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
-THETA = 10_000.0  # of the image encoder's rotations (Qwen3VLVisionConfig's rope_parameters)
-
 Grid = tuple[int, int, int]
 
 
@@ -46,13 +44,16 @@ def table_places(
     return indices.T, weights.T[..., None]
 
 
-def rotation_angles(grids: Tensor, head_size: int, merge: int) -> Tensor:
+def rotation_angles(
+    grids: Tensor, head_size: int, merge: int, *, theta: float = 10_000.0
+) -> Tensor:
     """Return the angles (patches, head size / 2) by which the image encoder rotates its patches.
 
-    The first half of them counts rows, the second columns.
+    The first half of them counts rows, the second columns. `theta` is that of the config's
+    `rope_parameters`; the default is transformers' `Qwen3VLVisionConfig`'s.
     """
     coordinates = get_vision_position_ids(grids, merge).float()  # (patches, 2)
-    frequencies = THETA ** -(torch.arange(0, head_size // 2, 2) / (head_size // 2))
+    frequencies = theta ** -(torch.arange(0, head_size // 2, 2) / (head_size // 2))
     return (coordinates[:, :, None] * frequencies).flatten(1)
 
 

@@ -23,7 +23,7 @@ from helpers.models.processors import Processor, Runtime
 from helpers.models.qwen_vision.exported import PictureTokens, QwenVisionExported
 from helpers.models.qwen_vision.places import Grid, single_frames, token_positions
 from helpers.models.qwen_vision.videos import VideoSettings, video_inputs
-from helpers.sources.checkpoints import Config, preparation
+from helpers.sources.checkpoints import Config, pixel_settings, preparation
 
 PICTURE_MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 VIDEO_MARK = "<|video_pad|>"
@@ -213,8 +213,7 @@ class QwenVisionProcessor(Processor):
         most = min(most, self._most_pixels or most)
         return Qwen2VLImageProcessorPil(
             size={"shortest_edge": min(least, most), "longest_edge": most},
-            image_mean=settings["image_mean"],
-            image_std=settings["image_std"],
+            **pixel_settings(settings),
             patch_size=self.vision.patch_size,
             temporal_patch_size=self.vision.temporal_patch_size,
             merge_size=self.vision.spatial_merge_size,
