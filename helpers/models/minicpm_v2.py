@@ -126,8 +126,8 @@ class MiniCPMV2Processor(Processor):
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """The end of a text."""
-        return [self.config["eos_token_id"]]
+        """The end of a text, and what else the folder's files have."""
+        return sorted({self.config["eos_token_id"], *self.files_stop_token_ids})
 
     @property
     def pieces(self) -> Pieces:
@@ -251,6 +251,7 @@ _TEXT_FIELDS = (
     "max_position_embeddings",
     "rms_norm_eps",
     "rope_theta",
+    "rope_scaling",
     "attention_bias",
     "tie_word_embeddings",
     "bos_token_id",
