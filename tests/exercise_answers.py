@@ -281,7 +281,7 @@ WRONG_ANSWERS = {
         ("62",),
         (
             "lambda near: near",
-            "lambda near: torch.ones_like(near).tril() - torch.ones_like(near).tril(-64)",
+            "lambda near: torch.ones_like(near).tril() & ~torch.ones_like(near).tril(-64)",
             "lambda near: torch.ones_like(near).tril()",
         ),
     ),

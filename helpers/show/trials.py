@@ -5,6 +5,7 @@ Each trial prints what it measures and returns in a word or a number what came o
 What this module does not know: which result is right, and what to say to another one.
 """
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -195,9 +196,10 @@ def closed_gates(
 ) -> str:
     """Return which gates a function closes; tell how many answers are right then.
 
-    Gates are the weights with such a name, closed at 0. All are as before afterwards.
+    Gates are the weights with such a name, closed at 0. All weights are as before afterwards.
     """
-    before = {name: weight.clone() for name, weight in gates_of(model, gate).items()}
+    before = copy.deepcopy(model.language_model.state_dict())  # a wrong answer may change anything
+    gates = list(gates_of(model, gate))
     try:
         close(model.language_model)
         closed = [name for name, weight in gates_of(model, gate).items() if not weight.any()]
@@ -205,11 +207,10 @@ def closed_gates(
             print("closed:", ", ".join(closed))
             print("right:", accuracy(answer(model, pairs), pairs)["all"].count)
     finally:
-        for name, weight in gates_of(model, gate).items():
-            weight.copy_(before[name])
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in before)
-    first = [name for name in before if name.startswith(f"{next(iter(layers))}.")]
-    outcomes = {"nothing": [], "all layers": list(before), "first layer": first}
+        model.language_model.load_state_dict(before)
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in gates)
+    first = [name for name in gates if name.startswith(f"{next(iter(layers))}.")]
+    outcomes = {"nothing": [], "all layers": gates, "first layer": first}
     for outcome, names in outcomes.items():
         if closed == names:
             return outcome
@@ -259,7 +260,7 @@ def heard_through_windows(hear: Callable[[Tensor], Tensor]) -> str:
     distance = torch.arange(length)[:, None] - torch.arange(length)
     causal = distance >= 0
     near = causal & (distance < window)
-    heard = torch.as_tensor(hear(near.float()) > 0)
+    heard = torch.as_tensor(hear(near.clone())) > 0
     print("the last token hears of", int(heard[-1].sum()) - 1, "tokens before it")
     outcomes = {
         "two layers": distance <= 2 * (window - 1),

@@ -21,7 +21,8 @@ EXERCISES = {
     "08-2": Exercise(
         function("near"),
         truth="two layers",
-        hint="Of which tokens has a token that it sees heard? `near @ near` counts the ways.",
+        hint="Of which tokens has a token that it sees heard? With grid = near.float(), "
+        "`grid @ grid` counts the ways.",
         mistakes={
             "one layer": "That is what it sees in one layer; there is one below.",
             "twice the window": "A window counts the token itself, in both layers.",
