@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 
 LONGEST = 1200  # characters of a message; a damaged file may hold names of any length
@@ -50,6 +51,11 @@ class OutputError(UserError):
 
 class SettingsError(UserError):
     """A setting, such as a precision or a sampling value, is not one that exists here."""
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a setting is a whole number, of NumPy's kinds too, or as `2.0`."""
+    return isinstance(value, Real) and not isinstance(value, bool) and value % 1 == 0
 
 
 def reason_of(error: Exception) -> str:

@@ -242,6 +242,26 @@ def test_an_error_does_not_end_the_worker():
     worker.close()
 
 
+def test_whoever_waits_is_told_what_ended_the_worker_s_thread():
+    worker = Worker(at_once=1.5)  # which nothing can be counted by
+    first, second = Task(lambda: None, Stop()), Task(lambda: None, Stop())
+    worker.submit(first, second)
+    for task in (first, second):
+        assert worker.wait(task, 5) and isinstance(task.error, ValueError)
+    later = Task(lambda: None, Stop())
+    worker.submit(later)
+    assert worker.wait(later, 5) and isinstance(later.error, ValueError)
+    worker.close()
+
+
+def test_an_error_at_a_task_s_end_reaches_whoever_waits():
+    worker = Worker()
+    failing, later = Task(lambda: None, Stop(), at_end=lambda: 1 / 0), Task(lambda: None, Stop())
+    worker.submit(failing, later)
+    assert worker.wait(failing, 5) and worker.wait(later, 5)
+    worker.close()
+
+
 def test_a_pipeline_that_is_gone_takes_its_thread_along():
     class Owner:
         def __init__(self) -> None:

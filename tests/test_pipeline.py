@@ -1,8 +1,10 @@
 """Conversations with the small model: what is asked, answered, remembered and refused."""
 
+import re
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -513,8 +515,14 @@ def test_errors_are_one_sentence(pipeline):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [0, -1])
-def test_no_answer_at_once_is_refused(converted, number):
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2", None, True, float("inf")])
+def test_a_number_of_answers_at_once_that_cannot_be(converted, number):
     """Nobody would compute any."""
-    with pytest.raises(SettingsError, match=f"answers_at_once is {number}; it should be at least"):
+    sentence = re.escape(f"answers_at_once is {number!r}; it should be a whole number from 1 on.")
+    with pytest.raises(SettingsError, match=sentence):
         VisionLanguagePipeline(converted, answers_at_once=number)
+
+
+def test_a_number_of_answers_at_once_of_another_kind(converted):
+    pipeline = VisionLanguagePipeline(converted, answers_at_once=np.int64(2))
+    assert pipeline.ask(QUESTION, max_new_tokens=2).token_ids

@@ -22,6 +22,7 @@ from helpers.errors import (
     QuestionError,
     SettingsError,
     UserError,
+    is_whole,
     reason_of,
 )
 from helpers.graphs.attention_masks import add_masks
@@ -104,9 +105,11 @@ class VisionLanguagePipeline:
         self.tuning = read_tuning(folder) if is_tuned else None
         of_parts = self.tuning.properties if self.tuning else {}
         mode = {"EXECUTION_MODE_HINT": "ACCURACY"} if accuracy else {}
-        if answers_at_once < 1:
-            raise SettingsError(f"answers_at_once is {answers_at_once}; it should be at least 1.")
-        self.answers_at_once = answers_at_once
+        if not is_whole(answers_at_once) or answers_at_once < 1:
+            raise SettingsError(
+                f"answers_at_once is {answers_at_once!r}; it should be a whole number from 1 on."
+            )
+        self.answers_at_once = int(answers_at_once)
         beside = []
         if NEXT_TOKENS in of_parts and next_tokens_apart and fits_twice(folder):
             beside = [NEXT_TOKENS]

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # A caller's event calls nobody when it is set, so whoever waits for a task that has not begun
@@ -94,15 +94,18 @@ class Task:
         """Let everyone know that the task is over; forget what it would have computed."""
         self.work = self.steps = None
         self.started.set()
-        self.at_end()
-        self.done.set()
+        try:
+            self.at_end()
+        finally:
+            self.done.set()
 
 
 class Worker:
     """A queue of tasks and the thread that computes them, which begins with the first task.
 
     The first `at_once` of them are begun. What those want is handed to `compute` together, which
-    returns a result for each. `at_close` is called when it has closed.
+    returns a result for each. `at_close` is called when it has closed. An error that ends the
+    thread ends all tasks; the next one begins another.
     """
 
     def __init__(
@@ -208,14 +211,30 @@ class Worker:
             for task in self._queue:
                 task.stop.set()
             self._changed.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
         self._at_close()
 
     def _work(self) -> None:
         requests: dict[Task, Any] = {}
-        while self._begin(requests):
-            self._step(requests)
+        try:
+            while self._begin(requests):
+                self._step(requests)
+        except BaseException as error:  # of no task, or whoever waits for one would wait for ever
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End all tasks with an error that ends the thread."""
+        with self._changed:
+            tasks = list(self._queue)
+            self._queue.clear()
+            self._thread = None
+            self._changed.notify_all()
+        for task in tasks:
+            task.error = task.error or error
+            with suppress(Exception):  # of `at_end`, which may be what failed
+                task.finish()
 
     def _begin(self, requests: dict[Task, Any]) -> bool:
         """Begin the tasks that there is room for; return whether the thread goes on."""
