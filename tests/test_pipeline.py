@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -294,6 +295,24 @@ def test_conversations_do_not_mix(pipeline):
         conversation.ask(SECOND, max_new_tokens=NEW_TOKENS) for conversation in conversations
     ]
     assert [reply.token_ids for reply in replies] == expected
+
+
+def test_several_threads_may_ask_in_one_conversation(pipeline):
+    conversation, texts = pipeline.conversation(), [QUESTION, SECOND] * 4
+    ask(conversation, images=[picture()])
+    together = threading.Barrier(len(texts))
+
+    def ask_together(text: str) -> list[int]:
+        together.wait()
+        return ask(conversation, text, length=2).prompt_ids
+
+    with ThreadPoolExecutor(len(texts)) as threads:
+        prompts = sorted(threads.map(ask_together, texts), key=len)
+    assert all(
+        longer[: len(shorter)] == shorter
+        for shorter, longer in zip(prompts, prompts[1:], strict=False)
+    )
+    assert len(conversation.turns) == 9 and len(conversation.messages) == 18
 
 
 def test_after_beams_a_conversation_goes_on(pipeline, torch_model):

@@ -56,7 +56,8 @@ MARKS = 4  # of the last questions, which can be taken back without computing wh
 class Conversation:
     """Questions and answers that build on each other.
 
-    `messages` are those before, asked and answered elsewhere.
+    `messages` are those before, asked and answered elsewhere. What several threads ask comes one
+    after another.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class Conversation:
         self.words = pipeline.processor.words  # of the last prompt
         self._infer_request: ov.InferRequest | None = None
         self._last_task: Task | None = None
+        # Of whoever asks or takes back, so that a question is built on all that was before.
+        self._lock = threading.RLock()
 
     def ask(
         self,
@@ -107,16 +110,23 @@ class Conversation:
             self.pipeline.check_prompt_lookup()
         if settings.schema is not None:
             self.pipeline.grammars.follow(settings.schema)  # or it is an error
+        with self._lock:
+            return self._submit(message, settings, picture_tokens, Stop(stop))
+
+    def _submit(
+        self, message: Message, settings: Sampling, picture_tokens: int | None, stop: Stop
+    ) -> "Reply":
+        """Submit a question that is built on the last answer."""
         self._wait()
         processor = self.pipeline.processor.within(picture_tokens).thinking(settings.thinking)
         if not processor.words.begins_as(self.words):
             self._compute_anew()
         self.words = processor.words
         request = self._request(processor, message, settings)
-        answer, stopping = Answer(Counts(len(request.prompt_ids))), Stop(stop)
+        answer = Answer(Counts(len(request.prompt_ids)))
         task = Task(
-            lambda: self._compute(request, answer, stopping),
-            stopping,
+            lambda: self._compute(request, answer, stop),
+            stop,
             at_end=lambda: answer.pieces.put(None),
         )
         self._last_task = task
@@ -147,13 +157,14 @@ class Conversation:
         Waits for an answer that is still being computed. The cache returns to where it was before
         the question; where that is not known any more, it is computed anew with the next one.
         """
-        self._wait()
-        if self.turns and self.turns[-1] is reply.request:
-            request = self.turns.pop()
-            self.ids = self.ids[: request.earlier_tokens]
-            self.features.pop(request, None)
-            del self.messages[-2:]
-            self._return_to(self.marks.pop(request, None))
+        with self._lock:
+            self._wait()
+            if self.turns and self.turns[-1] is reply.request:
+                request = self.turns.pop()
+                self.ids = self.ids[: request.earlier_tokens]
+                self.features.pop(request, None)
+                del self.messages[-2:]
+                self._return_to(self.marks.pop(request, None))
 
     def _return_to(self, mark: Mark | None) -> None:
         """Bring the cache back to where it was."""
@@ -164,9 +175,10 @@ class Conversation:
 
     def clear(self) -> None:
         """Forget everything; waits for an answer that is still being computed."""
-        self._wait()
-        self.messages = []
-        self._compute_anew()
+        with self._lock:
+            self._wait()
+            self.messages = []
+            self._compute_anew()
 
     def _compute_anew(self) -> None:
         """Forget all but the messages, as if they came from elsewhere."""
