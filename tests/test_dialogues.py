@@ -13,8 +13,8 @@ from helpers.models.families import families
 from helpers.models.qwen_vision.processor import PICTURE_MARKS
 from helpers.run import conversations
 from helpers.run.choosing import Chooser
+from helpers.run.decoding import text_of
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.replies import text_of
 from helpers.shapes import world
 from tests.golden_checks import golden_prompts
 from tests.tiny import questions

@@ -1,5 +1,6 @@
 """Conversations with the small model: what is asked, answered, remembered and refused."""
 
+import itertools
 import re
 import threading
 import time
@@ -308,10 +309,7 @@ def test_several_threads_may_ask_in_one_conversation(pipeline):
 
     with ThreadPoolExecutor(len(texts)) as threads:
         prompts = sorted(threads.map(ask_together, texts), key=len)
-    assert all(
-        longer[: len(shorter)] == shorter
-        for shorter, longer in zip(prompts, prompts[1:], strict=False)
-    )
+    assert all(longer[: len(shorter)] == shorter for shorter, longer in itertools.pairwise(prompts))
     assert len(conversation.turns) == 9 and len(conversation.messages) == 18
 
 

@@ -24,8 +24,8 @@ from helpers.inputs.video import Video
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import collate
 from helpers.resources import in_words
+from helpers.run.decoding import text_of
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.replies import text_of
 
 Model = VisionLanguageModel[Any] | VisionLanguagePipeline  # which have the same calls
 

@@ -40,8 +40,8 @@ from helpers.models.reference import (
     reference_class,
 )
 from helpers.resources import available_memory, return_freed_memory
+from helpers.run.decoding import text_of
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.replies import text_of
 from helpers.shapes.charts import draw_chart_questions
 from helpers.shapes.questions import draw_questions
 from helpers.sources.hub import checkpoint_bytes

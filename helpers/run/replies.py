@@ -6,15 +6,14 @@ What this module does not know: how an answer is computed, and what a conversati
 import contextlib
 import queue
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
 from helpers.inputs.messages import Message, answer_message
 from helpers.models.processors import Processor
+from helpers.run.decoding import Decoder
 from helpers.run.sampling import Sampling
 from helpers.run.stop_strings import StopStrings
 from helpers.run.thoughts import Thought
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 # Why an answer ended, in OpenAI's words and one more.
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
-
-UNFINISHED = "\ufffd"  # what tokenizers decode to for bytes that are no whole character
 
 
 @dataclass
@@ -236,51 +233,6 @@ class Reply:
     def _is_given_up(self) -> bool:
         """Return whether it is stopped before its turn."""
         return self._is_waiting() and self._task.stop.is_set()
-
-
-class Decoder:
-    """Decodes an answer's tokens as they come; what has become `text` stays as it is.
-
-    All tokens are decoded each time, since a tokenizer may drop the space before the first of them.
-    A character that is not complete waits for the rest of its bytes, and at the end of an answer is
-    left out: it is no character, and the limit of tokens cut it.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        # " n't" becomes "n't" when it is complete, so the last word waits too.
-        self.is_by_words = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
-        self.token_ids: list[int] = []
-        self.text = ""
-
-    def add(self, token_ids: list[int]) -> str:
-        """Take tokens and return the text that they add."""
-        self.token_ids += token_ids
-        text = self._complete_text()
-        return self._extended(text[: text.rfind(" ") + 1].rstrip() if self.is_by_words else text)
-
-    def end(self) -> str:
-        """Return the text that is left when no more tokens come."""
-        return self._extended(self._complete_text())
-
-    def _complete_text(self) -> str:
-        text = self.tokenizer.decode(self.token_ids, skip_special_tokens=True)
-        return str(text).rstrip(UNFINISHED)
-
-    def _extended(self, text: str) -> str:
-        # Bytes in a row are decoded together, so an unfinished one may spoil those before it.
-        piece = text[len(self.text) :] if text.startswith(self.text) else ""
-        self.text += piece
-        return piece
-
-
-def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """Return the text of an answer's tokens, as its pieces joined would be."""
-    decoder = Decoder(tokenizer)
-    for token in token_ids:
-        decoder.add([token])
-    decoder.end()
-    return decoder.text.strip()
 
 
 class AnswerStreamer:
