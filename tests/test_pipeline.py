@@ -433,18 +433,38 @@ def test_nobody_waits_for_an_image_encoder_after_stopping(pipeline, monkeypatch)
     monkeypatch.setattr(pipeline, "encode_images", encode_later)
     reply = pipeline.ask(QUESTION, [picture()], stop=stop)
     stop.set()
-    assert list(reply) == [] and reply.is_running
+    assert list(reply) == []
     release.set()
     assert reply.text == ""
 
 
-def test_an_answer_stopped_before_it_began_was_never_asked(pipeline):
+@pytest.mark.parametrize("turns", [0, 1])
+def test_a_question_stopped_before_its_turn_is_remembered(pipeline, torch_model, slowly, turns):
     conversation, stop = pipeline.conversation(), threading.Event()
+    pictures = [picture(number) for number in range(turns + 1)]
+    for number in range(turns):
+        ask(conversation, images=[pictures[number]], length=4)
+    other = pipeline.ask(QUESTION, max_new_tokens=40)
+    reply = conversation.ask(QUESTION, pictures[-1:], stop=stop)
     stop.set()
-    reply = conversation.ask(QUESTION, [picture()], stop=stop)
-    assert (list(reply), reply.text, reply.token_ids) == ([], "", [])
-    assert conversation.messages == []
-    ask(conversation, SECOND, [picture(1)])
+    assert (list(reply), reply.is_running, other.is_running) == ([], False, True)
+    assert (reply.text, reply.token_ids, reply.finish) == ("", [], "cancelled")
+    other.stop()
+    assert conversation.messages[-2:] == [question_message(QUESTION, pictures[-1]), reply.message]
+    second = ask(conversation, SECOND)
+    assert bool(second.counts.cached) == bool(turns)
+    before = reply.prompt_ids + pipeline.processor.end_of_answer_ids
+    assert second.prompt_ids[: len(before)] == before
+    assert second.token_ids == reference_tokens(torch_model, second.prompt_ids, pictures)
+
+
+def test_a_question_stopped_before_its_turn_is_taken_back(pipeline):
+    conversation, stop = pipeline.conversation(), threading.Event()
+    first = ask(conversation, images=[picture()])
+    stop.set()
+    conversation.take_back(conversation.ask(SECOND, [picture(1)], stop=stop))
+    assert conversation.messages[1:] == [first.message]
+    assert ask(conversation, SECOND).prompt_ids[: len(first.prompt_ids)] == first.prompt_ids
 
 
 # What goes wrong

@@ -128,6 +128,7 @@ class Conversation:
             lambda: self._compute(request, answer, stop),
             stop,
             at_end=lambda: answer.pieces.put(None),
+            at_withdrawal=lambda: self._append(request, answer, []),
         )
         self._last_task = task
         self.pipeline.worker.submit(task)
@@ -328,21 +329,20 @@ class Conversation:
         """Remember a turn; after an answer stands what the template has there.
 
         So the next prompt has the ids that it would have if it were made of the messages. The last
-        token of an answer is not in the cache yet, so a stop token may be another. A picture's
-        token that a model wrote itself is left out: nothing would be there for it to show. An
-        answer that a stop string has cut is what is left of it, and a thought is no part of it.
+        token of an answer is not in the cache yet, so a stop token may be another.
         """
-        processor, tokens = self.pipeline.processor, answer.token_ids
-        if tokens and tokens[-1] in processor.stop_token_ids:
-            tokens = tokens[:-1]
-        computed = tokens
-        if answer.is_cut or answer.counts.thought:
-            encoding = processor.tokenizer(answer.text, add_special_tokens=False)
-            tokens = cast(list[int], encoding["input_ids"])
-        tokens = [token for token in tokens if token not in processor.picture_token_ids]
-        if tokens != computed or request.processor.start_of_answer_ids:
+        tokens = request.kept_answer(answer)
+        is_cached = tokens in (answer.token_ids, answer.token_ids[:-1])
+        if not is_cached or request.processor.start_of_answer_ids:
             self._return_to(self.fork)  # the cache holds other tokens
+        self._append(request, answer, tokens)
+
+    def _append(self, request: Request, answer: Answer, tokens: list[int]) -> None:
+        """Append a turn to what was asked, and these tokens as its answer.
+
+        There are none where it was stopped before its turn; then the cache stays as it is.
+        """
         kept = request.prompt_ids[: request.kept_tokens]
-        self.ids = kept + tokens + processor.end_of_answer_ids
+        self.ids = kept + tokens + request.processor.end_of_answer_ids
         self.turns.append(request)
         self.messages += [request.message, answer_message(answer.text)]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from helpers.inputs.messages import Message, answer_message
 from helpers.models.processors import Processor
@@ -81,6 +81,21 @@ class Request:
     def kept_tokens(self) -> int:
         """How many of the prompt's tokens the next prompt begins with."""
         return len(self.prompt_ids) - len(self.processor.start_of_answer_ids)
+
+    def kept_answer(self, answer: "Answer") -> list[int]:
+        """Return those tokens of an answer that the next prompt has.
+
+        A picture's token that a model wrote itself is left out: nothing would be there for it to
+        show. An answer that a stop string has cut is what is left of it, and a thought is no part
+        of it.
+        """
+        processor, tokens = self.processor, answer.token_ids
+        if tokens and tokens[-1] in processor.stop_token_ids:
+            tokens = tokens[:-1]
+        if answer.is_cut or answer.counts.thought:
+            encoding = processor.tokenizer(answer.text, add_special_tokens=False)
+            tokens = cast(list[int], encoding["input_ids"])
+        return [token for token in tokens if token not in processor.picture_token_ids]
 
     def new_thought(self) -> Thought:
         """Return what tells a thought from the answer to this question."""
@@ -209,7 +224,9 @@ class Reply:
             while (piece := self._next_piece()) is not None:
                 if piece.text:
                     yield piece
-            if not self._is_given_up():
+            if self._is_given_up():
+                self.conversation.pipeline.worker.withdraw(self._task)
+            else:
                 self.wait()
         except BaseException:  # the loop is left, or interrupted
             self._task.stop.set()

@@ -44,7 +44,8 @@ class Task:
     """Something to compute: `work` is called by the worker's thread, and ends soon after `stop`.
 
     `work` may be a generator of what it wants computed. An exception of it is kept in `error`.
-    `at_end` is called once, also for a task that was stopped before it began.
+    `at_end` is called once, also for a task that was stopped before it began; before that,
+    `at_withdrawal` is, instead of `work`.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Task:
         stop: Stop,
         *,
         at_end: Callable[[], None] = lambda: None,
+        at_withdrawal: Callable[[], None] = lambda: None,
     ) -> None:
         self.work: Callable[[], Generator[Any, Any, None] | None] | None = work
         self.steps: Generator[Any, Any, None] | None = None
-        self.at_end = at_end
+        self.at_end, self.at_withdrawal = at_end, at_withdrawal
         self.stop = stop
         self.started = threading.Event()
         self.done = threading.Event()
@@ -73,7 +75,10 @@ class Task:
         return self._advance(lambda: step(result))
 
     def _begin(self) -> Any:
-        if self.work is None or self.stop.is_set():
+        if self.work is None:
+            return None
+        if self.stop.is_set():
+            self.at_withdrawal()
             return None
         self.steps = self.work()
         return None if self.steps is None else next(self.steps)
@@ -149,7 +154,8 @@ class Worker:
         with self._changed:
             if self._closed:
                 for task in tasks:
-                    task.finish()
+                    task.stop.set()
+                    task.begin()
                 return
             self._queue.extend(tasks)
             if self._thread is None and tasks:
@@ -167,7 +173,7 @@ class Worker:
             while timeout is None or timeout > 0:
                 if not task.started.is_set():
                     if task.stop.is_set():
-                        self._withdraw(task)
+                        self.withdraw(task)
                     step = LOOK if timeout is None else min(LOOK, timeout)
                     task.started.wait(step)
                 else:
@@ -181,11 +187,13 @@ class Worker:
             task.stop.set()
             raise
 
-    def _withdraw(self, task: Task) -> None:
+    def withdraw(self, task: Task) -> None:
+        """Take a task that has not begun out of the queue; it is over then."""
         with self._changed:
             if task in self._queue and not task.started.is_set():
                 self._queue.remove(task)
-                task.finish()
+                task.stop.set()  # the caller's event may be cleared meanwhile
+                task.begin()
                 self._changed.notify_all()
 
     def place(self, task: Task) -> int:
