@@ -117,6 +117,43 @@ def test_control_c_while_an_answer_streams(fork, converted, photo, wait):
     assert program.text("err").splitlines()[-1] == "stopped"
 
 
+FORKED = """
+import os, sys
+from helpers import VisionLanguagePipeline
+from helpers.errors import DeviceError
+pipeline = VisionLanguagePipeline(sys.argv[1])
+conversation = pipeline.conversation()
+reply = conversation.ask("Describe the picture.", max_new_tokens=300)
+message = {"role": "user", "content": "What?"}
+child = os.fork()
+if not child:
+    for ask in (
+        lambda: pipeline.ask("What?"),
+        lambda: conversation.ask("What?"),
+        lambda: pipeline.chat([message]),
+        lambda: reply.text,
+        lambda: list(reply),
+    ):
+        try:
+            ask()
+        except DeviceError as error:
+            print(error, flush=True)
+    sys.exit(0)
+os.waitpid(child, 0)
+reply.stop()
+print(bool(pipeline.ask("What?", max_new_tokens=3).token_ids))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_a_forked_process_is_told_that_it_cannot_ask(fork, converted):
+    result = fork.run("-c", FORKED, converted)
+    *sentences, answered = result.stdout.splitlines()
+    assert (result.returncode, result.stderr, answered) == (0, "", "True")
+    assert len(sentences) == 5 and len(set(sentences)) == 1
+    assert "forked from the one that loaded the model" in sentences[0] and '"spawn"' in sentences[0]
+
+
 # Conversations
 
 

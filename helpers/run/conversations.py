@@ -101,8 +101,10 @@ class Conversation:
         the answer follows, `thinking`, whether there is a thought before the answer (None: as the
         model's template has it), and `prompt_lookup`, for answers that repeat the prompt.
         Raises `SettingsError` for options that cannot be, `QuestionError` for an empty question or
-        one that does not fit into the context, and `PictureError` for what is no picture.
+        one that does not fit into the context, `PictureError` for what is no picture, and
+        `DeviceError` in a process that was forked from the one that loaded the model.
         """
+        self.pipeline.worker.check_process()
         choose = self.pipeline.processor.choose_frames
         message = with_open_videos(message_of(question, images, video), choose)
         settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)

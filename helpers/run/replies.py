@@ -220,6 +220,8 @@ class Reply:
         An error of the computation is raised here. An answer that is stopped before its turn has
         no pieces, and ends at once.
         """
+        if self.is_running:
+            self.conversation.pipeline.worker.check_process()
         try:
             while (piece := self._next_piece()) is not None:
                 if piece.text:

@@ -9,6 +9,7 @@ What this module does not know: what a task computes.
 """
 
 import itertools
+import os
 import sys
 import threading
 import weakref
@@ -16,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from helpers.errors import DeviceError
 
 # A caller's event calls nobody when it is set, so whoever waits for a task that has not begun
 # looks at it this often, in seconds.
@@ -121,6 +124,7 @@ class Worker:
         at_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._compute, self._at_once, self._at_close = compute, at_once, at_close
+        self._process = os.getpid()
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()  # the first ones are being computed
         self._thread: threading.Thread | None = None
@@ -134,6 +138,17 @@ class Worker:
         with an abort.
         """
         weakref.finalize(owner, self.close)
+
+    def check_process(self) -> None:
+        """Raise a `DeviceError` in a process that was forked from the one that made the worker.
+
+        It has neither our thread nor OpenVINO's, so that it would wait for ever.
+        """
+        if os.getpid() != self._process:
+            raise DeviceError(
+                "This process was forked from the one that loaded the model, whose threads it "
+                'lacks; start it with multiprocessing\'s "spawn" and load the folder there.'
+            )
 
     @contextmanager
     def held(self) -> Iterator[list[Task]]:
@@ -167,8 +182,11 @@ class Worker:
     def wait(self, task: Task, timeout: float | None = None) -> bool:
         """Wait until a task is done, at most `timeout` seconds; return whether it is.
 
-        An interrupt cancels the task. A task that is stopped before it began is withdrawn.
+        An interrupt cancels the task. A task that is stopped before it began is withdrawn. Raises
+        `DeviceError` for one that is not done in a process that was forked meanwhile.
         """
+        if not task.done.is_set():
+            self.check_process()
         try:
             while timeout is None or timeout > 0:
                 if not task.started.is_set():
@@ -213,7 +231,9 @@ class Worker:
                 self._changed.wait(LOOK)
 
     def close(self) -> None:
-        """Cancel all tasks and wait for the thread to end."""
+        """Cancel all tasks and wait for the thread to end, in the process that has it."""
+        if os.getpid() != self._process:
+            return
         with self._changed:
             self._closed = True
             for task in self._queue:
