@@ -4,16 +4,20 @@ import itertools
 import re
 import threading
 import time
+import typing
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from helpers.convert.conversion import convert
 from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
 from helpers.graphs.core import run_model
+from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
-from helpers.models import exported
+from helpers.models import exported, load_model, load_processor
 from helpers.run import pipeline as pipeline_module
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.remembered_pictures import RememberedPictures
@@ -539,6 +543,26 @@ def test_what_is_no_picture(pipeline, tmp_path):
     path.write_text("no picture", encoding="utf-8")
     with pytest.raises(PictureError, match=r"words\.png"):
         pipeline.ask(QUESTION, [path])
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (VisionLanguagePipeline.__init__, ["folder"]),
+        (load_model, ["folder"]),
+        (load_processor, ["folder"]),
+        (convert, ["checkpoint", "output"]),
+    ],
+)
+def test_a_folder_may_be_a_text(function, names):
+    hints = typing.get_type_hints(function)
+    assert [hints[name] for name in names] == [str | Path] * len(names)
+
+
+def test_folders_as_texts(checkpoint, converted):
+    assert load_processor(str(checkpoint)).folder == load_model(str(checkpoint)).processor.folder
+    assert convert(str(checkpoint), str(converted), find_preset("fp16"))
+    assert VisionLanguagePipeline(str(converted)).folder == converted
 
 
 def test_a_folder_without_a_conversion(tmp_path):

@@ -63,8 +63,8 @@ def refuse_conversion(checkpoint: Path) -> None:
 
 
 def convert(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: str | Path,
+    output: str | Path,
     preset: Preset,
     *,
     samples: Sequence[Sample] = (),

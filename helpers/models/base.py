@@ -67,7 +67,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         self.build(config)
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype | None = None) -> Self:
+    def load(cls, folder: str | Path, dtype: torch.dtype | None = None) -> Self:
         """Read a checkpoint in its authors' layout; `dtype` None keeps the files' own type."""
         folder = Path(folder)
         config = read_config(folder)

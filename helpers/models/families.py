@@ -184,8 +184,9 @@ def find_family_by_name(name: str) -> Family:
     raise SettingsError(f"There is no family {name!r}; use {names}.")
 
 
-def family_of(folder: Path) -> Family:
+def family_of(folder: str | Path) -> Family:
     """Return the family of the checkpoint in `folder`; `CheckpointError` if it has none."""
+    folder = Path(folder)
     model_type = read_config(folder).get("model_type")
     family = find_family(model_type)
     if family is None:
@@ -196,17 +197,17 @@ def family_of(folder: Path) -> Family:
     return family
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = None) -> VisionLanguageModel[Any]:
+def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel[Any]:
     """Read an original checkpoint, memory-mapped; `dtype` None keeps the files' own type."""
     return family_of(folder).model.load(folder, dtype)
 
 
-def load_processor(folder: Path) -> Processor:
+def load_processor(folder: str | Path) -> Processor:
     """Return what turns pictures and messages into inputs, without any weights."""
     return family_of(folder).model.processor_class(folder, read_config(folder))
 
 
-def on_meta_device(folder: Path) -> VisionLanguageModel[Any]:
+def on_meta_device(folder: str | Path) -> VisionLanguageModel[Any]:
     """Return the model of a checkpoint's or a converted folder, without memory for weights."""
     model, config = family_of(folder).model, read_config(folder)
     with torch.device("meta"):

@@ -64,7 +64,7 @@ class Processor(ABC):
     usual_picture_tokens: int | None = None  # the same, where nobody says
     thinks: bool | None = None  # before it answers; None: as the template has it
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: str | Path, config: Config) -> None:
         self.folder = Path(folder)
         self.config = config
 

@@ -82,7 +82,7 @@ class VisionLanguagePipeline:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         device: str = "CPU",
         *,
         accuracy: bool = False,

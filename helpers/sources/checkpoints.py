@@ -46,7 +46,7 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: str | Path) -> Config:
     """Read a checkpoint's `config.json`, and check the numbers that size a model."""
     folder = Path(folder)
     refuse_files(folder)
