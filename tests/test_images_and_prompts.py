@@ -235,6 +235,8 @@ NO_PICTURES = {
     "bytes": (lambda picture, _: picture.tobytes(), "An object of type bytes is not a picture"),
     "a file of text": (lambda *_: io.StringIO("no"), "The picture cannot be read as a picture"),
     "too long": (lambda *_: Image.new("L", (100_001, 1)), "too long and narrow .100001 x 1 pixels"),
+    "no pixels": (lambda *_: Image.new("RGB", (0, 0)), "The picture is empty .0 x 0 pixels"),
+    "no columns": (lambda *_: Image.new("L", (0, 5)), "The picture is empty .0 x 5 pixels"),
     "a closed picture": (lambda picture, _: picture.close() or picture, "cannot be read"),
 }
 

@@ -150,6 +150,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _check_size(picture: Image.Image, name: str) -> None:
     size = f"{picture.width} x {picture.height} pixels"
+    if not picture.width * picture.height:
+        raise PictureError(f"{name} is empty ({size}); give one with something to see.")
     if picture.width * picture.height > MAXIMUM_PIXELS:
         raise PictureSizeError(f"{name} is too large ({size}); reduce it first.")
     if max(picture.size) > MAXIMUM_SIDE:
