@@ -1,5 +1,6 @@
 """The budget of tokens for a picture: one setting, which each family turns into its own pieces."""
 
+import re
 import numpy as np
 import pytest
 import torch
@@ -74,8 +75,9 @@ def test_a_larger_budget_is_used(processor):
 
 def test_too_small_a_budget_is_told_in_a_sentence(processor):
     least = processor.pieces.tokens
-    for budget in (0, -1, least - 1, least + 0.5):
-        with pytest.raises(SettingsError, match=f"picture_tokens is {budget}, but a picture has"):
+    for budget in (0, -1, least - 1, least + 0.5, "64", [64], True, float("nan"), float("inf")):
+        sentence = re.escape(f"picture_tokens is {budget!r}, but a picture has")
+        with pytest.raises(SettingsError, match=sentence):
             processor.within(budget)
 
 

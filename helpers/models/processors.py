@@ -22,6 +22,7 @@ from helpers.errors import (
     ContextError,
     QuestionError,
     SettingsError,
+    is_whole,
 )
 from helpers.inputs.images import open_picture
 from helpers.inputs.messages import Message, user_message
@@ -140,9 +141,9 @@ class Processor(ABC):
         if picture_tokens is None:
             return self
         least = self.pieces.tokens
-        if picture_tokens != picture_tokens // 1 or picture_tokens < least:
+        if not is_whole(picture_tokens) or picture_tokens < least:
             raise SettingsError(
-                f"picture_tokens is {picture_tokens}, but a picture has at least {least} "
+                f"picture_tokens is {picture_tokens!r}, but a picture has at least {least} "
                 f"token{'s' * (least > 1)} here; give a whole number from {least} on."
             )
         processor = copy.copy(self)
