@@ -513,6 +513,10 @@ def test_an_empty_question(pipeline, text):
         ({"top_k": 0.5}, "top_k is 0.5; it should be a whole number"),
         ({"repetition_penalty": -1}, "repetition_penalty is -1"),
         ({"seed": "dice"}, "seed is 'dice'; it should be a whole number from 0"),
+        ({"stop": True}, r"stop is True; it should be a threading\.Event\(\)"),
+        ({"stop": "x"}, "stop is 'x'"),
+        ({"stop": threading.Event}, "stop is <class 'threading.Event'>"),
+        ({"picture_tokens": "64"}, "picture_tokens is '64', but a picture has at least"),
         ({"temprature": 1}, "'temprature' does not exist; use .*temperature"),
     ],
 )

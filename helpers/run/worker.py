@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from helpers.errors import DeviceError
+from helpers.errors import DeviceError, SettingsError
 
 # A caller's event calls nobody when it is set, so whoever waits for a task that has not begun
 # looks at it this often, in seconds.
@@ -28,9 +28,15 @@ LONGEST_WAIT = 0.5 if sys.platform == "win32" else None
 
 
 class Stop:
-    """Whether a task should end: its caller's event is set, or it was cancelled."""
+    """Whether a task should end: its caller's event is set, or it was cancelled.
+
+    Raises `SettingsError` for an event that nobody can look at.
+    """
 
     def __init__(self, event: threading.Event | None = None) -> None:
+        is_event = callable(getattr(event, "is_set", None)) and not isinstance(event, type)
+        if event is not None and not is_event:
+            raise SettingsError(f"stop is {event!r}; it should be a threading.Event().")
         self._event = event
         self._cancelled = False
 
