@@ -1,6 +1,7 @@
 """The budget of tokens for a picture: one setting, which each family turns into its own pieces."""
 
 import re
+
 import numpy as np
 import pytest
 import torch
