@@ -264,6 +264,14 @@ def test_counts(pipeline):
     [
         ([], "There are no messages"),
         ([{"role": "assistant", "content": "no"}], "The last message should be a user's"),
+        (
+            [
+                question_message("a", picture()),
+                question_message("b", picture()) | {"role": "assistant"},
+                question_message("c"),
+            ],
+            "An assistant's message has words only; put its pictures in a question",
+        ),
         ([question_message("a"), question_message("b")], "a user's and an assistant's in turn"),
         ([{"role": "tool", "content": "no"}], "A message needs a role, system, user or assistant"),
         ([{"role": "user", "content": [{"type": "video"}]}], "A message needs a role"),
@@ -493,10 +501,17 @@ def test_an_error_in_the_thread_reaches_whoever_reads(pipeline, monkeypatch, err
     assert len(conversation.messages) == 4
 
 
-@pytest.mark.parametrize("text", ["", "  \n", None, 5])
+@pytest.mark.parametrize("text", ["", "  \n", None])
 def test_an_empty_question(pipeline, text):
     with pytest.raises(QuestionError, match="The question is empty"):
         pipeline.ask(text)
+
+
+@pytest.mark.parametrize("question", [5, b"x", ["a"], 0])
+def test_what_is_no_question(pipeline, question):
+    sentence = f"a text or a user's message, and not of type {type(question).__name__}; give"
+    with pytest.raises(QuestionError, match=sentence):
+        pipeline.ask(question)
 
 
 @pytest.mark.parametrize(
@@ -567,6 +582,13 @@ def test_folders_as_texts(checkpoint, converted):
     assert load_processor(str(checkpoint)).folder == load_model(str(checkpoint)).processor.folder
     assert convert(str(checkpoint), str(converted), find_preset("fp16"))
     assert VisionLanguagePipeline(str(converted)).folder == converted
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG", bytearray(b"x"), memoryview(b"x")])
+def test_bytes_are_no_picture_and_not_several(pipeline, content):
+    sentence = f"An object of type {type(content).__name__} is not a picture; .*io.BytesIO makes"
+    with pytest.raises(PictureError, match=sentence):
+        pipeline.ask(QUESTION, content)
 
 
 def test_a_folder_without_a_conversion(tmp_path):

@@ -72,14 +72,16 @@ def name_of(source: Picture) -> str:
     """Return how a sentence calls a picture; what cannot be one is a `PictureError`."""
     if isinstance(source, str | Path):
         path = str(source)
+        if not path.strip():
+            raise PictureError(f"{path!r} is not a picture; give the path of one.")
         return path if len(path) <= LONGEST_NAME else f"{path[:LONGEST_NAME]}..."
     if isinstance(source, Image.Image) or hasattr(source, "read"):
         return "The picture"
     is_short = source is None or isinstance(source, int | float)
     words = repr(source) if is_short else f"An object of type {type(source).__name__}"
     raise PictureError(
-        f"{words} is not a picture; give the path of one, an open file or a PIL picture "
-        "(Image.fromarray makes one of an array)."
+        f"{words} is not a picture; give the path of one, an open file (io.BytesIO makes one of "
+        "bytes) or a PIL picture (Image.fromarray makes one of an array)."
     )
 
 

@@ -99,7 +99,7 @@ def pictures_in(pictures: Pictures) -> list[Any]:
     """Return pictures as a list; whoever has one picture may give it as it is."""
     if pictures is None:
         return []
-    is_one = isinstance(pictures, str) or hasattr(pictures, "read")
+    is_one = isinstance(pictures, str | bytes | bytearray | memoryview) or hasattr(pictures, "read")
     several = isinstance(pictures, Sequence | Iterator) and not is_one
     return list(cast(Sequence[Picture], pictures)) if several else [pictures]
 
@@ -125,11 +125,16 @@ def message_of(
 ) -> Message:
     """Return a user's message with these pictures, and a video, before what it has itself.
 
-    Raises `QuestionError` for an empty question, for pictures beside a message, which has its own
-    in it, and for a video that is a file.
+    Raises `QuestionError` for an empty question or what is none, for pictures beside a message,
+    which has its own in it, and for a video that is a file.
     """
-    if not isinstance(question, str | Mapping):
+    if question is None:
         raise QuestionError(EMPTY)
+    if not isinstance(question, str | Mapping):
+        raise QuestionError(
+            f"A question is a text or a user's message, and not of type {type(question).__name__}; "
+            "give it as one of them."
+        )
     parts: list[object] = [{"type": "image", "image": image} for image in pictures_in(images)]
     if isinstance(video, str | Path | Video) or pictures_in(video):
         parts.append({"type": "video", "video": video})
@@ -152,13 +157,15 @@ def message_of(
 def check_turns(messages: Sequence[Message]) -> None:
     """Raise a `QuestionError` unless these are a user's and an assistant's messages in turn.
 
-    A system message, of texts only, may stand before them.
+    A system message may stand before them. Only a user's messages have pictures.
     """
-    pictures = [content_of(message)[1] for message in messages]
+    for message in messages:
+        has_words_only = all(part["type"] == "text" for part in parts_of(message))
+        if message["role"] != "user" and not has_words_only:
+            whose = "A system" if message["role"] == SYSTEM_ROLE else "An assistant's"
+            raise QuestionError(f"{whose} message has words only; put its pictures in a question.")
     roles = [message["role"] for message in messages]
     if roles[:1] == [SYSTEM_ROLE]:
-        if pictures[0]:
-            raise QuestionError("A system message has words only; put its pictures in a question.")
         roles = roles[1:]
     if len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         raise QuestionError(
