@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from helpers.convert.conversion import convert
-from helpers.errors import OutputError, PictureError, QuestionError, SettingsError, UserError
+from helpers.errors import (
+    CheckpointError,
+    OutputError,
+    PictureError,
+    QuestionError,
+    SettingsError,
+    UserError,
+)
 from helpers.graphs.core import run_model
 from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
@@ -263,6 +270,10 @@ def test_counts(pipeline):
     ("messages", "sentence"),
     [
         ([], "There are no messages"),
+        (None, "Messages come in a list, and not as an object of type NoneType; put them in one"),
+        ({"role": "user", "content": "a"}, "Messages come in a list.* of type dict;"),
+        (iter([{"role": "user", "content": "a"}]), "Messages come in a list"),
+        ("a", "Messages come in a list"),
         ([{"role": "assistant", "content": "no"}], "The last message should be a user's"),
         (
             [
@@ -288,6 +299,12 @@ def test_messages_that_cannot_be(pipeline, messages, sentence):
     with pytest.raises(QuestionError, match=sentence) as caught:
         pipeline.chat(messages)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("messages", [None, "a", {"role": "user", "content": "a"}, iter([])])
+def test_a_conversation_after_what_is_no_list(pipeline, messages):
+    with pytest.raises(QuestionError, match="Messages come in a list"):
+        pipeline.conversation(messages)
 
 
 def test_pictures_stand_in_a_message_or_beside_a_text(pipeline):
@@ -600,6 +617,26 @@ def test_errors_are_one_sentence(pipeline):
     with pytest.raises(UserError) as caught:
         pipeline.ask("")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", [None, 5, b"models"])
+def test_what_is_no_folder(folder):
+    with pytest.raises(OutputError, match=f"{folder!r} is no folder; give the path of one"):
+        VisionLanguagePipeline(folder)
+    with pytest.raises(CheckpointError, match=f"{folder!r} is no folder; give the path of a"):
+        load_processor(folder)
+
+
+@pytest.mark.parametrize("properties", [[1], "x", {1: 2}, 5])
+def test_properties_that_are_no_dict(converted, properties):
+    with pytest.raises(SettingsError, match=r"properties is .* should be a dict of OpenVINO's"):
+        VisionLanguagePipeline(converted, properties=properties)
+
+
+@pytest.mark.parametrize("threads", ["abc", "", None, [1], 1.5, object()])
+def test_a_number_of_threads_that_cannot_be(converted, threads):
+    with pytest.raises(SettingsError, match=r"INFERENCE_NUM_THREADS is .* be a whole number"):
+        VisionLanguagePipeline(converted, properties={"INFERENCE_NUM_THREADS": threads})
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, "2", None, True, float("inf")])

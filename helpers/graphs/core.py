@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import openvino as ov
 from numpy.typing import NDArray
 
-from helpers.errors import DeviceError
+from helpers.errors import DeviceError, SettingsError, is_whole
 from helpers.graphs.bit_widths import bit_widths
 from helpers.resources import instruction_sets, processors
 
@@ -32,13 +32,21 @@ def safe_options(model: ov.Model, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return `options` of `compile_model` with which compiling does not end the process.
 
     With one thread on a processor with AMX, OpenVINO divides by zero where weights of 16 bits are
-    multiplied in 16 bits (openvino#33300); such a model is computed in 32 bits instead.
+    multiplied in 16 bits (openvino#33300); such a model is computed in 32 bits instead. Raises
+    `SettingsError` for a number of threads that is none.
     """
-    threads = int(options.get("INFERENCE_NUM_THREADS", 0)) or processors()
+    threads = _threads(options.get("INFERENCE_NUM_THREADS", 0)) or processors()
     stored_in_16_bits = any(width.type in ("f16", "bf16") for width in bit_widths(model))
     if min(threads, processors()) == 1 and "AMX" in instruction_sets() and stored_in_16_bits:
         return {"INFERENCE_PRECISION_HINT": "f32", **options}
     return dict(options)
+
+
+def _threads(number: object) -> int:
+    """Return a number of threads, which may be a text; OpenVINO would take anything for one."""
+    if is_whole(number) or (isinstance(number, str) and number.isdecimal()):
+        return int(cast(int, number))
+    raise SettingsError(f"INFERENCE_NUM_THREADS is {number!r}; it should be a whole number.")
 
 
 def compile_model(model: ov.Model, device: str, **options: Any) -> ov.CompiledModel:

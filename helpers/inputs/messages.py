@@ -154,11 +154,21 @@ def message_of(
     return message
 
 
+def check_list(messages: Sequence[Message]) -> None:
+    """Raise a `QuestionError` unless these are in a list, or something like one."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise QuestionError(
+            f"Messages come in a list, and not as an object of type {type(messages).__name__}; put "
+            "them in one, a single message too."
+        )
+
+
 def check_turns(messages: Sequence[Message]) -> None:
     """Raise a `QuestionError` unless these are a user's and an assistant's messages in turn.
 
     A system message may stand before them. Only a user's messages have pictures.
     """
+    check_list(messages)
     for message in messages:
         has_words_only = all(part["type"] == "text" for part in parts_of(message))
         if message["role"] != "user" and not has_words_only:

@@ -186,8 +186,7 @@ def find_family_by_name(name: str) -> Family:
 
 def family_of(folder: str | Path) -> Family:
     """Return the family of the checkpoint in `folder`; `CheckpointError` if it has none."""
-    folder = Path(folder)
-    model_type = read_config(folder).get("model_type")
+    model_type, folder = read_config(folder).get("model_type"), Path(folder)
     family = find_family(model_type)
     if family is None:
         refuse_experts(folder, model_type)

@@ -6,6 +6,7 @@ What this module does not know: audio, and calling tools.
 """
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ from helpers.graphs.part_names import (
     TEXT_EMBEDDINGS,
 )
 from helpers.graphs.single_token import expect_single_token
-from helpers.inputs.messages import Message, Pictures
+from helpers.inputs.messages import Message, Pictures, check_list
 from helpers.inputs.video import Video
 from helpers.models import load_processor
 from helpers.models.exported import Features
@@ -62,6 +63,10 @@ ALWAYS = {
 }
 
 
+def _is_properties(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
 class VisionLanguagePipeline:
     """A converted model on a device; `accuracy` computes as PyTorch does, more slowly.
 
@@ -76,8 +81,8 @@ class VisionLanguagePipeline:
     many `answers_at_once` are computed together, where several people ask.
 
     Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
-    that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has
-    and for no answer at once.
+    that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has,
+    for no answer at once, and for properties that are none.
     """
 
     def __init__(
@@ -92,6 +97,13 @@ class VisionLanguagePipeline:
         answers_at_once: int = 1,
         next_tokens_apart: bool = True,
     ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise OutputError(f"{folder!r} is no folder; give the path of one that was converted.")
+        if properties is not None and not _is_properties(properties):
+            raise SettingsError(
+                f"properties is {properties!r}; it should be a dict of OpenVINO's properties, such "
+                'as {"INFERENCE_NUM_THREADS": 2}.'
+            )
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
         self.folder, self.device = folder, check_device(device)
@@ -284,6 +296,7 @@ class VisionLanguagePipeline:
         `options` are those of `Conversation.ask`. Raises `QuestionError` for no messages, and as
         `conversation` and `Conversation.ask` do.
         """
+        check_list(messages)
         if not messages:
             raise QuestionError("There are no messages; give at least one of a user.")
         return self.conversation(messages[:-1]).ask(messages[-1], **options)

@@ -5,6 +5,7 @@ What this module does not know: remote code, weights, and what a family's config
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def write_json(path: Path, content: object) -> None:
 
 def read_config(folder: str | Path) -> Config:
     """Read a checkpoint's `config.json`, and check the numbers that size a model."""
+    if not isinstance(folder, str | os.PathLike):
+        raise CheckpointError(f"{folder!r} is no folder; give the path of a checkpoint's.")
     folder = Path(folder)
     refuse_files(folder)
     if not folder.is_dir():
