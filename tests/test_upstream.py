@@ -14,6 +14,7 @@ from torch import nn
 from transformers import MllamaTextConfig, MllamaVisionConfig, MllamaVisionModel
 
 from helpers.graphs.core import core, safe_options
+from helpers.sources.checkpoints import BUNDLED
 from helpers.upstream import converter, telemetry, transformers
 from helpers.upstream import nncf as nncf_patches
 from helpers.upstream.patching import replaced
@@ -198,6 +199,30 @@ def test_transformers_still_advises_faster_packages(fork):
     program = fork.run("-c", LINEAR_ATTENTION)
     assert program.returncode == 0, program.stderr
     assert program.stderr.count("is falling back to its reference PyTorch implementation") == 4
+
+
+NARROW = """
+import sys
+from PIL import Image
+from helpers.models import load_processor
+processor = load_processor(sys.argv[1])
+if "loud" in sys.argv:
+    import logging
+    logging.getLogger("transformers.image_utils").filters.clear()
+for size in ((1, 1), (3, 3), (3, 10), (1, 10), (10, 1)):
+    processor.image_inputs([Image.new("RGB", size)])
+"""
+
+
+@pytest.mark.parametrize("family", ["internvl2", "gemma4", "qwen3_vl"])
+def test_a_narrow_picture_says_nothing(fork, family):
+    program = fork.run("-c", NARROW, BUNDLED / family)
+    assert (program.returncode, program.stderr) == (0, "")
+
+
+def test_transformers_still_looks_for_a_narrow_picture_s_channels(fork):
+    program = fork.run("-c", NARROW, BUNDLED / "internvl2", "loud")
+    assert program.stderr.count("The channel dimension is ambiguous") == 4, program.stderr
 
 
 def test_the_cache_goes_by_the_name_that_a_layer_has_for_it():

@@ -31,6 +31,9 @@ from helpers.inputs.video import Video, spread
 from helpers.models.budgets import Pieces
 from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config, read_json
+from helpers.upstream.transformers import silence_narrow_pictures
+
+silence_narrow_pictures()
 
 SMALL_PICTURE = Image.new("RGB", (8, 8))
 FRAMES = 8  # of a video that a model is given, as in the examples of InternVL's model cards

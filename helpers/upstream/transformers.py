@@ -97,6 +97,18 @@ def _is_of_no_slow_kernel(record: logging.LogRecord) -> bool:
     return "is falling back to its reference PyTorch implementation" not in record.getMessage()
 
 
+def silence_narrow_pictures() -> None:
+    """Drop what transformers says of a picture 1 or 3 pixels wide, whose channels it looks for.
+
+    It takes the first dimension for them, which is right: its own code has put them there.
+    """
+    logging.getLogger("transformers.image_utils").addFilter(_is_of_no_narrow_picture)
+
+
+def _is_of_no_narrow_picture(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("The channel dimension is ambiguous.")
+
+
 def set_bos(tokenizer: Any, *, added: bool) -> None:
     """Set whether `tokenizer` puts BOS in front of a text.
 
