@@ -99,7 +99,7 @@ def ask(options: argparse.Namespace) -> int:
     """Stream the answer to one question."""
     from helpers.inputs.images import open_picture
 
-    question = _read_question() if options.question == "-" else options.question
+    question = (_read_question() if options.question == "-" else options.question).strip()
     pictures = [open_picture(path_of(path)) for path in options.image]
     answer = {"stop_strings": options.stop, **_sampling(options)}
     if options.schema:
