@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from types import SimpleNamespace
@@ -13,19 +14,22 @@ from typing import Literal
 import httpx
 import openai
 import pytest
-from fastapi import Request
+from fastapi import Request, Response
 from gradio_client import Client, handle_file
 from openai._streaming import SSEDecoder
 from pydantic import BaseModel, Field
 
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.replies import Piece
 from helpers.serve import protocol
+from helpers.serve import server as server_module
 from helpers.serve import service as service_module
 from helpers.serve.access import Access, Models, read_key
 from helpers.serve.addresses import Pictures
 from helpers.serve.answers import Answers
-from helpers.serve.protocol import ChatRequest, Refusal
-from helpers.serve.server import create_app
+from helpers.serve.completions import ChatWriter
+from helpers.serve.protocol import ChatRequest, Refusal, parse_request
+from helpers.serve.server import Server, Settings, create_app
 from helpers.serve.service import Service
 from helpers.shapes.questions import draw_questions
 from tests.servers import data_url, message, random_port, serving
@@ -33,6 +37,10 @@ from tests.servers import data_url, message, random_port, serving
 KEY = "a key of the tests"
 NAME = "shapes"
 QUEUE = 8
+REQUEST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
 PAIRS = draw_questions(6, seed=9, kinds=("describe", "count"))
 
 
@@ -457,6 +465,83 @@ def test_a_server_that_ends_while_it_loads(internvl2_folder, fork, number):
         program.end()
     errors = program.text("err")
     assert status == 503 and "Traceback" not in errors and "page is there" not in errors
+
+
+@contextlib.contextmanager
+def ending_server(service, monkeypatch, capfd):
+    """Give a connection to a server with little grace; what it writes then is no error."""
+    monkeypatch.setattr(server_module, "GRACE", 0.3)
+    lines: list[str] = []
+    settings = Settings("127.0.0.1", random_port(), 1)
+    app = create_app(Models({NAME: service}), Access(), report=lines.append)
+    server = Server(app, settings, lines.append)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        with socket.create_connection(("127.0.0.1", settings.port), 10) as connection:
+            yield connection, server
+    finally:
+        server.should_exit = True
+        thread.join(10)
+    assert not thread.is_alive() and capfd.readouterr().err == ""
+    assert lines[0] == "requests that take longer than 0.3 s are ended: 1" and len(lines) == 2
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """Return what comes until the other side closes."""
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def test_a_body_that_never_ends_is_told_that_the_server_does(monkeypatch, capfd):
+    with ending_server(None, monkeypatch, capfd) as (connection, server):
+        connection.sendall(REQUEST % 500 + b"{")
+        while not server.server_state.tasks:
+            time.sleep(0.01)
+        server.should_exit = True
+        head, _, body = all_of(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after" in head.lower()
+    assert json.loads(body)["error"]["message"] == "The server ends; ask again when it is there."
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_an_answer_that_never_ends_is_told_that_the_server_does(is_streamed, monkeypatch, capfd):
+    end = threading.Event()
+
+    def pieces():
+        yield Piece("a word")
+        end.wait(10)
+
+    reply = SimpleNamespace(wait=lambda _: end.wait(0.1), pieces=pieces, stop=end.set)
+    service = Service(pipeline_without_model(), longest_queue=1)
+    monkeypatch.setattr(service, "start", lambda *_, **__: reply)
+    body = json.dumps(chat(message("What?"), stream=is_streamed)["json"]).encode()
+    with ending_server(service, monkeypatch, capfd) as (connection, server):
+        connection.sendall(REQUEST % len(body) + body)
+        text = connection.recv(65_536) if is_streamed else b""
+        while not service._running:
+            time.sleep(0.01)
+        server.should_exit = True
+        text += all_of(connection)
+    assert text.startswith(b"HTTP/1.1 200 " if is_streamed else b"HTTP/1.1 503 ")
+    assert b"The server ends; ask again" in text and b"[DONE]" not in text
+    assert end.is_set() and service._running == 0
+
+
+def test_a_client_that_leaves_within_its_body_is_no_defect():
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive() -> dict:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def answer() -> Response:
+        headers = [(b"content-type", b"application/json")]
+        request = Request({"type": "http", "headers": headers}, receive)
+        answers = Answers(Models({NAME: None}), Pictures(), print)
+        return await answers.answer(request, parse_request, ChatWriter)
+
+    assert asyncio.run(answer()).status_code == 499
 
 
 def test_events_are_read_wherever_they_are_cut(server):

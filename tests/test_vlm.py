@@ -96,7 +96,9 @@ def test_the_question_from_standard_input(converted, photo, monkeypatch, capsys,
     monkeypatch.setattr(
         VisionLanguagePipeline,
         "ask",
-        lambda self, text, *rest, **named: questions.append(text) or ask(self, text, *rest, **named),
+        lambda self, text, *rest, **named: (
+            questions.append(text) or ask(self, text, *rest, **named)
+        ),
     )
     command = ["ask", str(converted), "--image", str(photo), "--max-new-tokens", "3", *question]
     assert main([*command, "--json"]) == 0

@@ -161,6 +161,17 @@ def defect() -> Refusal:
     )
 
 
+def ending() -> Refusal:
+    """Return what a client is told whose answer takes longer than the server has."""
+    return Refusal(
+        "The server ends; ask again when it is there.",
+        status=503,
+        kind="server_error",
+        code="server_ends",
+        headers={"Retry-After": RETRY},
+    )
+
+
 def place_of(error: BaseException) -> str:
     """Return where in the code an error was raised, without the folder."""
     trace = error.__traceback__

@@ -15,6 +15,7 @@ from functools import partial
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from helpers.errors import UserError
 from helpers.run.replies import Piece, Reply
@@ -27,6 +28,7 @@ from helpers.serve.service import BusyError, Service
 LARGEST_BODY = 30_000_000  # bytes; pictures in base64 take a third more than their files
 ALIVE = 15.0  # seconds between signs of life while a client waits
 READERS = 64  # threads that read requests, of which some wait for hosts of pictures
+EVENTS = "text/event-stream"
 LOOK = 0.1  # seconds between looks whether a client is still there
 
 Parse = Callable[[object, OpenPicture], ChatRequest]
@@ -43,7 +45,10 @@ class Answers:
 
     async def answer(self, request: Request, parse: Parse, writer_of: MakeWriter) -> Response:
         """Return the answer, streamed or whole; pictures are opened where it has a place only."""
-        body = await _body(request)
+        try:
+            body = await _body(request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
         name, service = self.models.find(model_in(body))
         with contextlib.ExitStack() as stack:
             try:
@@ -60,7 +65,7 @@ class Answers:
                 events = self._events(service, question, reply, writer, stack.pop_all())
                 return StreamingResponse(
                     events,
-                    media_type="text/event-stream",
+                    media_type=EVENTS,
                     headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
                 )
             return await self._whole(request, service, question, reply, writer)

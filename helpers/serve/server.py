@@ -32,10 +32,10 @@ from helpers.errors import SettingsError
 from helpers.resources import freeze_objects
 from helpers.run.devices import check_device
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.serve.access import Access, Models, defect, place_of
+from helpers.serve.access import Access, Models, defect, ending, place_of
 from helpers.serve.addresses import Pictures
-from helpers.serve.answers import Answers, Report
-from helpers.serve.completions import ChatWriter
+from helpers.serve.answers import EVENTS, Answers, Report
+from helpers.serve.completions import ChatWriter, event
 from helpers.serve.pages import build_pages, mount_pages
 from helpers.serve.protocol import (
     Json,
@@ -47,6 +47,7 @@ from helpers.serve.results import fingerprint_of
 from helpers.serve.service import Service
 
 GRACE = 30  # seconds that running answers get when the server is told to end
+LAST_WORDS = 5  # seconds in which the others are told
 LOOK = 0.5  # seconds between looks whether the server should end
 ANSWERS_AT_ONCE = 4  # that are computed together
 
@@ -127,7 +128,26 @@ class Edge:
         except Refusal as refusal:
             await response_of(refusal)(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer; one whose time is over is told so (`Server.shutdown`)."""
+        kind: str | None = None  # of the response, once there is one
+
+        async def send_with_kind(message: StarletteMessage) -> None:
+            nonlocal kind
+            if message["type"] == "http.response.start":
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_kind)
+        except asyncio.CancelledError:
+            if kind is None:
+                await response_of(ending())(scope, receive, send)
+            elif kind.startswith(EVENTS):  # which clients in both protocols raise
+                body = event(ending().body()).encode()
+                await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def _tell_errors(app: FastAPI) -> None:
@@ -157,14 +177,46 @@ def response_of(refusal: Refusal) -> JSONResponse:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends with success when it is told to end."""
+    """uvicorn's server, which ends with success when it is told to end.
+
+    Requests that take longer than its grace are ended by itself: uvicorn would log a traceback of
+    each, and send its client a text.
+    """
 
     loop: asyncio.AbstractEventLoop
+
+    def __init__(self, app: ASGIApp, settings: "Settings", report: Report) -> None:
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE + LAST_WORDS,
+        )
+        super().__init__(config)
+        self.report = report
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until the process is told to end."""
         self.loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and wait for those that there are."""
+        end = self.loop.call_later(GRACE, self._end_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+
+    def _end_requests(self) -> None:
+        tasks = list(self.server_state.tasks)
+        if tasks:
+            self.report(f"requests that take longer than {GRACE} s are ended: {len(tasks)}")
+        for task in tasks:
+            task.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -232,16 +284,7 @@ def serve(
     """
     models = Models(dict.fromkeys(folders))
     app = create_app(models, access, report=report)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
-    server = Server(config)
+    server = Server(app, settings, report)
     errors: list[Exception] = []
 
     def load() -> None:
