@@ -8,13 +8,18 @@ from pathlib import Path
 LONGEST = 1200  # characters of a message; a damaged file may hold names of any length
 
 
+def shortened(message: str) -> str:
+    """Return a message without the middle of what is too long in it."""
+    half = LONGEST // 2
+    fits = len(message) <= LONGEST
+    return message if fits else f"{message[:half]} ... {message[-half:]}"
+
+
 class UserError(Exception):
     """The base of all errors that a user can cause and put right."""
 
     def __init__(self, message: str) -> None:
-        half = LONGEST // 2
-        fits = len(message) <= LONGEST
-        super().__init__(message if fits else f"{message[:half]} ... {message[-half:]}")
+        super().__init__(shortened(message))
 
 
 class CheckpointError(UserError):

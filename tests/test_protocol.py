@@ -39,6 +39,9 @@ def test_a_plain_question():
         ),
         ({"max_tokens": 3}, {"max_new_tokens": 3}),
         ({"max_tokens": 3, "max_completion_tokens": 4}, {"max_new_tokens": 4}),
+        ({"max_tokens": 200_000}, {"max_new_tokens": 100_000}),
+        ({"seed": -1}, {"seed": 2**63 - 1}),
+        ({"seed": -(2**63)}, {"seed": 0}),
         ({"stop": "x"}, {"stop_strings": ["x"]}),
         ({"response_format": {"type": "text"}}, {}),
         ({"response_format": {"type": "json_object"}}, {"schema": {"type": "object"}}),
@@ -110,6 +113,57 @@ def test_what_is_no_conversation(messages, parameter):
 
 def test_fields_of_no_effect_are_told():
     assert parsed(store=True, user="me", top_p=1).ignored == ["store", "user"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("max_completion_tokens", "x"),
+        ("max_completion_tokens", float("inf")),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("temperature", ""),
+        ("top_p", "x"),
+        ("top_p", -1),
+        ("top_k", -1),
+        ("repetition_penalty", 0),
+        ("seed", 2**63),
+        ("seed", True),
+        ("tools", "x"),
+        ("functions", {}),
+        ("response_format", {}),
+        ("stream_options.include_usage", "x"),
+        ("chat_template_kwargs.enable_thinking", 1),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_as_the_client_does(name, value):
+    field, _, part = name.partition(".")
+    with pytest.raises(Refusal, match=f"^{name} should be .*\\.$") as refusal:
+        parsed(**{field: {part: value} if part else value})
+    assert (refusal.value.parameter, refusal.value.status) == (name, 400)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("instructions", 5),
+        ("max_output_tokens", 0),
+        ("text", "x"),
+        ("text.format", "x"),
+        ("text.format", {}),
+        ("reasoning", "x"),
+        ("reasoning.effort", 5),
+        ("temperature", -1),
+    ],
+)
+def test_a_response_s_value_that_cannot_be_is_named(name, value):
+    field, _, part = name.partition(".")
+    body = {"input": "What?", field: {part: value} if part else value}
+    with pytest.raises(Refusal, match=f"^{name} should be .*\\.$") as refusal:
+        parse_response_request(body, opened)
+    assert (refusal.value.parameter, refusal.value.status) == (name, 400)
 
 
 def test_a_response_is_the_same_question():

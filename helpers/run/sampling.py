@@ -11,16 +11,18 @@ from typing import Any
 
 from helpers.errors import SettingsError
 
-_RANGES = {
-    "max_new_tokens": (1, 100_000),
+LONGEST_ANSWER = 100_000  # tokens
+HIGHEST_SEED = 2**63 - 1
+RANGES = {
+    "max_new_tokens": (1, LONGEST_ANSWER),
     "num_beams": (1, 16),
     "temperature": (0.01, 5.0),
     "top_p": (0.01, 1.0),
     "top_k": (0, 100_000),
     "repetition_penalty": (0.1, 10.0),
-    "seed": (0, 2**63 - 1),
+    "seed": (0, HIGHEST_SEED),
 }
-_INTEGERS = ("max_new_tokens", "num_beams", "top_k", "seed")
+INTEGERS = ("max_new_tokens", "num_beams", "top_k", "seed")
 _OPTIONAL = ("temperature", "top_p", "top_k", "seed")
 _OF_SAMPLING = ("temperature", "top_p", "top_k")  # they count with `do_sample`
 
@@ -68,12 +70,12 @@ class Sampling:
                 raise SettingsError(
                     f"{name} is {getattr(self, name)!r}; it should be True or False."
                 )
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            is_whole = name in _INTEGERS
-            if not _is_number(value) or not low <= value <= high or (is_whole and value % 1):
+            is_whole = name in INTEGERS
+            if not is_number(value) or not low <= value <= high or (is_whole and value % 1):
                 kind = "a whole number " if is_whole else ""
                 raise SettingsError(
                     f"{name} is {value!r}; it should be {kind}from {low} to {high}."
@@ -119,5 +121,6 @@ def _strings(value: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Return whether a value is a number, which True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)  # of NumPy's kinds too

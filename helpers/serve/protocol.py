@@ -12,7 +12,9 @@ from typing import Any, cast
 
 from PIL import Image
 
+from helpers.errors import shortened
 from helpers.inputs.messages import SYSTEM_ROLE, Message
+from helpers.run.sampling import HIGHEST_SEED, INTEGERS, LONGEST_ANSWER, RANGES, is_number
 
 Json = dict[str, Any]
 OpenPicture = Callable[[str], Image.Image]
@@ -21,6 +23,12 @@ LOW, HIGH = "low", "high"  # how closely a picture is looked at; "auto" is as us
 ROLES = {"system": SYSTEM_ROLE, "developer": SYSTEM_ROLE, "user": "user", "assistant": "assistant"}
 OTHER_CONTENTS = "texts and pictures are understood, as text and image_url"
 MOST_STOP_STRINGS = 16  # OpenAI allows 4
+# OpenAI's seeds have a sign, and 0 of a temperature or a top_p is the least that there is.
+CLIENT_RANGES = RANGES | {
+    "seed": (-HIGHEST_SEED - 1, HIGHEST_SEED),
+    "temperature": (0, RANGES["temperature"][1]),
+    "top_p": (0, RANGES["top_p"][1]),
+}
 # Fields that are understood; others are ignored and told in the log.
 FIELDS = frozenset(
     {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
@@ -44,8 +52,8 @@ class Refusal(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message, self.status, self.kind = message, status, kind
+        super().__init__(shortened(message))
+        self.message, self.status, self.kind = str(self), status, kind
         self.parameter, self.code, self.headers = parameter, code, dict(headers or {})
 
     def body(self) -> Json:
@@ -87,16 +95,19 @@ def parse_request(body: object, open_picture: OpenPicture) -> ChatRequest:
     model = model_in(body)
     body = cast(Json, body)
     _refuse_unsupported(body)
+    for name in ("tools", "functions"):  # which may be there, and are not called
+        value_of(body, name, list)
     details: list[str] = []
     messages = _messages(body.get("messages"), open_picture, details)
-    is_streamed = _value(body, "stream", bool) or False
-    stream_options = _value(body, "stream_options", dict) or {}
+    is_streamed = value_of(body, "stream", bool) or False
+    stream_options = value_of(body, "stream_options", dict) or {}
+    with_usage = value_of(stream_options, "include_usage", bool, place="stream_options.")
     return ChatRequest(
         model=model,
         messages=messages,
         options=_options(body),
         is_streamed=is_streamed,
-        with_usage=is_streamed and bool(stream_options.get("include_usage")),
+        with_usage=is_streamed and bool(with_usage),
         detail=detail_of(details),
         ignored=sorted(set(body) - FIELDS),
     )
@@ -106,7 +117,7 @@ def model_in(body: object) -> str | None:
     """Return the model that a body names, None where it names none."""
     if not isinstance(body, dict):
         raise Refusal("The body should be a JSON object.")
-    return cast(str | None, _value(body, "model", str))
+    return cast(str | None, value_of(body, "model", str))
 
 
 def _refuse_unsupported(body: Json) -> None:
@@ -135,27 +146,53 @@ def _refuse_unsupported(body: Json) -> None:
 def _options(body: Json) -> Json:
     """Return the options of `Conversation.ask` that a body sets."""
     options: Json = {}
-    limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    limits = [limit_of(body, name) for name in ("max_completion_tokens", "max_tokens")]
     limit = next((value for value in limits if value is not None), None)
     if limit is not None:
         options["max_new_tokens"] = limit
-    temperature = _value(body, "temperature", int | float)
+    temperature, top_p = _number(body, "temperature"), _number(body, "top_p")
     if temperature:
         # Below 0.01 the most probable token has all of the probability.
         options |= {"do_sample": True, "temperature": max(temperature, 0.01)}
-        top_p = _value(body, "top_p", int | float)
         if top_p is not None:
             options["top_p"] = max(top_p, 0.01)
-    for name in ("top_k", "seed", "repetition_penalty"):
-        if (value := _value(body, name, int | float)) is not None:
+    for name in ("top_k", "repetition_penalty"):
+        if (value := _number(body, name)) is not None:
             options[name] = value
+    if (seed := _number(body, "seed")) is not None:
+        options["seed"] = int(seed) & HIGHEST_SEED
     if (stop := body.get("stop")) is not None:
         options["stop_strings"] = _stop_strings(stop)
-    if (schema := _schema(_value(body, "response_format", dict))) is not None:
+    schema = schema_of(value_of(body, "response_format", dict), "response_format")
+    if schema is not None:
         options["schema"] = schema
     if (thinking := _thinking(body)) is not None:
         options["thinking"] = thinking
     return options
+
+
+def limit_of(body: Json, name: str) -> int | None:
+    """Return the limit of an answer in tokens, None where it is absent; a larger one is cut.
+
+    Raises `Refusal` for what is no whole number from 1 on.
+    """
+    value = body.get(name)
+    if value is None:
+        return None
+    if not is_number(value) or value < 1 or value % 1:
+        raise _wrong(name, "a whole number from 1 on")
+    return min(int(value), LONGEST_ANSWER)
+
+
+def _number(body: Json, name: str) -> Any:
+    """Return the number in a field, None where it is absent; `Refusal` where it cannot be."""
+    value, (low, high) = body.get(name), CLIENT_RANGES[name]
+    if value is None:
+        return None
+    is_whole = name in INTEGERS
+    if not is_number(value) or not low <= value <= high or (is_whole and value % 1):
+        raise _wrong(name, f"a {'whole ' * is_whole}number from {low} to {high}")
+    return value
 
 
 def _thinking(body: Json) -> bool | None:
@@ -164,9 +201,9 @@ def _thinking(body: Json) -> bool | None:
     Clients say so as vLLM and SGLang read it, which hand `chat_template_kwargs` to the template, or
     as OpenAI does: any effort but none is a thought.
     """
-    switches = _value(body, "chat_template_kwargs", dict) or {}
-    switch = _value(switches, "enable_thinking", bool)
-    effort = _value(body, "reasoning_effort", str)
+    switches = value_of(body, "chat_template_kwargs", dict) or {}
+    switch = value_of(switches, "enable_thinking", bool, place="chat_template_kwargs.")
+    effort = value_of(body, "reasoning_effort", str)
     if switch is None and effort is not None:
         return bool(effort != "none")
     return cast(bool | None, switch)
@@ -181,19 +218,21 @@ def _stop_strings(stop: object) -> list[str]:
     return strings
 
 
-def _schema(form: Json | None) -> Json | None:
-    """Return the JSON schema that a `response_format` asks for, if it asks for one."""
-    kind = (form or {"type": "text"}).get("type")
-    if kind == "text":
+def schema_of(form: Json | None, name: str) -> Json | None:
+    """Return the JSON schema that the form of an answer asks for, if it asks for one.
+
+    Raises a `Refusal` that names the field for another form.
+    """
+    if form is None or form.get("type") == "text":
         return None
+    kind, described = form.get("type"), form.get("json_schema")
     if kind == "json_object":
         return {"type": "object"}
-    described = (form or {}).get("json_schema")
     if kind == "json_schema" and isinstance(described, dict):
         schema = described.get("schema", {"type": "object"})
         if isinstance(schema, dict):
             return schema
-    raise _wrong("response_format", "text, json_object, or json_schema with its schema")
+    raise _wrong(name, "text, json_object, or json_schema with its schema")
 
 
 def _messages(value: object, open_picture: OpenPicture, details: list[str]) -> list[Message]:
@@ -289,13 +328,16 @@ def detail_of(details: Sequence[str]) -> str:
     return LOW if details and set(details) == {LOW} else "auto"
 
 
-def _value(body: Json, name: str, kind: Any) -> Any:
-    """Return a field of a body, None where it is absent; `Refusal` where it has another type."""
+def value_of(body: Json, name: str, kind: Any, *, place: str = "") -> Any:
+    """Return a field of a body, or of the object at a `place` in it, None where it is absent.
+
+    Raises `Refusal` where it has another type.
+    """
     value = body.get(name)
     is_wrong_bool = isinstance(value, bool) and kind is not bool
     if value is not None and (is_wrong_bool or not isinstance(value, kind)):
-        names = {bool: "true or false", str: "a text", dict: "an object"}
-        raise _wrong(name, names.get(kind, "a number"))
+        names = {bool: "true or false", str: "a text", dict: "an object", list: "a list"}
+        raise _wrong(place + name, names[kind])
     return value
 
 

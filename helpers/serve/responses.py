@@ -17,7 +17,10 @@ from helpers.serve.protocol import (
     Json,
     OpenPicture,
     Refusal,
+    limit_of,
     parse_request,
+    schema_of,
+    value_of,
 )
 
 # Fields that name what is stored elsewhere, or work that goes on without the client.
@@ -45,14 +48,14 @@ def parse_response_request(body: object, open_picture: OpenPicture) -> ChatReque
     chat["messages"] = _messages(body)
     if body.get("tool_choice") not in (None, "none", "auto"):
         chat["tool_choice"] = body["tool_choice"]
-    if body.get("max_output_tokens") is not None:
-        chat["max_completion_tokens"] = body["max_output_tokens"]
-    if isinstance(reasoning := body.get("reasoning"), dict):
-        chat["reasoning_effort"] = reasoning.get("effort")
-    form = (body.get("text") or {}).get("format") if isinstance(body.get("text"), dict) else None
-    if isinstance(form, dict):
-        is_schema = form.get("type") == "json_schema"
-        chat["response_format"] = form | ({"json_schema": form} if is_schema else {})
+    # What has another name here is checked here, so that an error has the client's.
+    chat["max_completion_tokens"] = limit_of(body, "max_output_tokens")
+    reasoning = value_of(body, "reasoning", dict) or {}
+    chat["reasoning_effort"] = value_of(reasoning, "effort", str, place="reasoning.")
+    form = value_of(value_of(body, "text", dict) or {}, "format", dict, place="text.")
+    if form is not None:
+        chat["response_format"] = form | {"json_schema": form}
+        schema_of(chat["response_format"], "text.format")
     request = parse_request(chat, open_picture)
     request.ignored[:] = sorted(set(body) - FIELDS)
     return request
@@ -60,9 +63,9 @@ def parse_response_request(body: object, open_picture: OpenPicture) -> ChatReque
 
 def _messages(body: Json) -> list[Any]:
     """Return the messages of a body: its instructions, and its input in any of its forms."""
-    instructions, value = body.get("instructions"), body.get("input")
+    instructions, value = value_of(body, "instructions", str), body.get("input")
     messages: list[Any] = []
-    if isinstance(instructions, str) and instructions:
+    if instructions:
         messages.append({"role": "system", "content": instructions})
     if isinstance(value, str):
         return [*messages, {"role": "user", "content": value}]
