@@ -397,6 +397,44 @@ def test_unknown_addresses_have_openais_form(server, address, method, status):
     assert response.status_code == status and response.json()["error"]["message"]
 
 
+def test_what_is_read_may_be_looked_for():
+    service = Service(pipeline_without_model(), longest_queue=1)
+    addresses = ("/health", "/v1/models", f"/v1/models/{NAME}")
+    requests = [
+        {"method": method, "url": address}
+        for address in (*addresses, "/v1/responses")
+        for method in ("HEAD", "POST" if address in addresses else "GET")
+    ]
+    responses = respond_in_process(Models({NAME: service}), Access(), *requests)
+    assert [response.status_code for response in responses] == [200, 405] * 3 + [405, 405]
+    methods = [set(response.headers.get("allow", "").split(", ")) for response in responses]
+    assert methods == [{""}, {"GET", "HEAD"}] * 3 + [{"POST"}] * 2
+
+
+def test_several_models_need_a_name():
+    models = Models({"small": None, "large": None})
+    (response,) = respond_in_process(models, Access(), chat(message("What?")))
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "model")
+    assert error["message"] == "The request has no model; name one of small, large."
+
+
+def test_what_a_client_makes_up_is_short_in_the_log_and_in_errors():
+    lines, name = [], "a\nGET '/v1/models' 200 " + "b" * 10_000
+    fields = {name: 1} | {f"field_{number}": 1 for number in range(30)}
+    part = {"role": "user", "content": [{"type": name}]}
+    service = Service(pipeline_without_model(), longest_queue=3)
+    requests = [chat(message("What?"), **fields), chat(model=name), chat(part)]
+    responses = respond_in_process(
+        Models({NAME: service}), Access(), *requests, report=lines.append
+    )
+    assert [response.status_code for response in responses] == [500, 404, 400]
+    assert all(len(response.content) < 2000 for response in responses)
+    assert all(line.isprintable() and len(line) < 400 for line in lines)
+    (line,) = [line for line in lines if line.startswith("fields that change nothing")]
+    assert "a\\nGET '/v1/models' 200 bbb" in line and line.endswith(" field_25 and 11 more")
+
+
 def test_what_is_no_json_is_refused(server):
     address = f"{server.address}/v1/chat/completions"
     json_kind = {"content-type": "application/json"}
@@ -586,9 +624,11 @@ def pipeline_without_model() -> SimpleNamespace:
     return SimpleNamespace(processor=processor, conversation=lambda _: conversation)
 
 
-def respond_in_process(models: Models, access: Access, *requests: dict) -> list[httpx.Response]:
+def respond_in_process(
+    models: Models, access: Access, *requests: dict, report=lambda line: None
+) -> list[httpx.Response]:
     """Return what an application answers to requests that are sent at once."""
-    transport = httpx.ASGITransport(create_app(models, access, report=lambda line: None))
+    transport = httpx.ASGITransport(create_app(models, access, report=report))
 
     async def respond() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:

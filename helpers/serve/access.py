@@ -54,12 +54,14 @@ class Models:
     def find(self, name: str | None) -> tuple[str, Service]:
         """Return the model that a request names, the only one where it names none.
 
-        Raises `Refusal` for a name that there is not, and for a model that is not loaded yet.
+        Raises `Refusal` for a name that there is not or that several models need, and for a model
+        that is not loaded yet.
         """
-        if name is None and len(self.services) == 1:
-            name = next(iter(self.services))
+        names = ", ".join(self.services)
+        if name is None and len(self.services) != 1:
+            raise Refusal(f"The request has no model; name one of {names}.", parameter="model")
+        name = next(iter(self.services)) if name is None else name
         if name not in self.services:
-            names = ", ".join(self.services)
             raise Refusal(
                 f"The model {name!r} does not exist; this server has {names}.",
                 status=404,

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -29,6 +29,7 @@ LARGEST_BODY = 30_000_000  # bytes; pictures in base64 take a third more than th
 ALIVE = 15.0  # seconds between signs of life while a client waits
 READERS = 64  # threads that read requests, of which some wait for hosts of pictures
 EVENTS = "text/event-stream"
+MOST_NAMES, LONGEST_NAME = 20, 40  # of fields in the log, and characters of each
 LOOK = 0.1  # seconds between looks whether a client is still there
 
 Parse = Callable[[object, OpenPicture], ChatRequest]
@@ -58,7 +59,7 @@ class Answers:
             loop, open_picture = asyncio.get_running_loop(), self.pictures.opener()
             question = await loop.run_in_executor(self.readers, parse, body, open_picture)
             if question.ignored:
-                self.report(f"fields that change nothing here: {', '.join(question.ignored)}")
+                self.report(f"fields that change nothing here: {_in_words(question.ignored)}")
             reply = await asyncio.to_thread(self._start, service, question)
             writer = writer_of(question, name)
             if question.is_streamed:
@@ -125,6 +126,12 @@ class Answers:
                     yield text
             finally:
                 reply.stop()
+
+
+def _in_words(names: Sequence[str]) -> str:
+    """Return names that a client made up as a line of a log, not too long and without its end."""
+    words = [ascii(name)[1:-1][:LONGEST_NAME] for name in names[:MOST_NAMES]]
+    return ", ".join(words) + f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
 
 
 async def _remember(service: Service, question: ChatRequest, reply: Reply) -> None:

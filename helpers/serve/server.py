@@ -46,6 +46,7 @@ from helpers.serve.responses import ResponseWriter, parse_response_request
 from helpers.serve.results import fingerprint_of
 from helpers.serve.service import Service
 
+READING = ["GET", "HEAD"]  # whatever is read may be looked for (RFC 9110, 9.1)
 GRACE = 30  # seconds that running answers get when the server is told to end
 LAST_WORDS = 5  # seconds in which the others are told
 LOOK = 0.5  # seconds between looks whether the server should end
@@ -57,16 +58,16 @@ def create_app(models: Models, access: Access, *, report: Report = print) -> "Ed
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     answers = Answers(models, Pictures(access.picture_hosts), report)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READING)
     async def health() -> JSONResponse:
         ready = models.are_ready
         return JSONResponse({"status": "ok" if ready else "loading"}, 200 if ready else 503)
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READING)
     async def list_models() -> Json:
         return {"object": "list", "data": [models.body(name) for name in models.services]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=READING)
     async def one_model(name: str) -> Json:
         if name not in models.services:
             models.find(name)
@@ -120,7 +121,7 @@ class Edge:
         finally:
             if scope["path"].startswith("/v1/"):  # the page asks for much
                 path, seconds = ascii(scope["path"])[:100], time.perf_counter() - started
-                self.report(f"{scope['method']} {path} {status} {seconds:.2f} s {number}")
+                self.report(f"{scope['method'][:20]} {path} {status} {seconds:.2f} s {number}")
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -168,7 +169,8 @@ def _tell_errors(app: FastAPI) -> None:
             405: "This address takes another method.",
         }
         message = words.get(error.status_code, str(error.detail))
-        return response_of(Refusal(message, status=error.status_code, code="unknown_url"))
+        status, headers = error.status_code, error.headers  # among them the methods it takes
+        return response_of(Refusal(message, status=status, code="unknown_url", headers=headers))
 
 
 def response_of(refusal: Refusal) -> JSONResponse:
