@@ -147,6 +147,19 @@ def test_a_schema_holds_behind_the_thought(model):
         assert isinstance(json.loads(answer)["red"], bool)
 
 
+def test_a_schema_s_answer_does_not_end_within_its_thought(model):
+    *words, end = model.thought
+    stop = model.processor.stop_token_ids[0]
+    with writing([*words, stop, end, stop]):
+        reply = model.pipeline.ask("Why?", thinking=True, schema={"type": "boolean"})
+        reply.wait()
+    assert reply.text in ("true", "false") and reply.finish == "stop"
+    with writing([*words, stop, end, stop]):  # where nothing is asked of the answer it may end
+        free = model.pipeline.ask("Why?", thinking=True)
+        free.wait()
+    assert (free.thought, free.text, free.finish) == (THOUGHT, "", "stop")
+
+
 def test_later_turns_are_as_if_nothing_had_been_thought(model):
     """And their states are those of a conversation that is computed anew, thinking or not."""
     conversation = model.pipeline.conversation()

@@ -232,8 +232,8 @@ class Conversation:
         features = self._encode_images(request, answer, stop)
         ids = torch.tensor([request.prompt_ids])
         prepared = pipeline.prepare(ids, features, past=cache.length)
+        stop_ids = pipeline.processor.stop_token_ids
         if sampling.num_beams > 1:
-            stop_ids = pipeline.processor.stop_token_ids
             best = search(
                 pipeline.language_model, prepared, cache, sampling, stop=stop, stop_ids=stop_ids
             )
@@ -243,7 +243,8 @@ class Conversation:
             return best
         schema = None
         if sampling.schema is not None:
-            schema = BehindThought(streamer.thought, pipeline.grammars.follow(sampling.schema))
+            grammar = pipeline.grammars.follow(sampling.schema)
+            schema = BehindThought(streamer.thought, grammar, stop_ids)
         chooser = Chooser(sampling, schema)
         words = request.processor.words
         if words.answer_start:

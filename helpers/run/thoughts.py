@@ -58,15 +58,20 @@ def _ends_open(prompt_ids: Sequence[int], begin: int, end: int) -> bool:
 
 
 class BehindThought(LogitsProcessor):
-    """Applies another processor to the answer alone; a thought is free, and may begin."""
+    """Applies another processor to the answer alone; a thought may begin, and is free.
 
-    def __init__(self, thought: Thought, processor: LogitsProcessor) -> None:
-        self.thought, self.processor = thought, processor
+    But none of the `stop_ids` is chosen in it, behind which no answer would come.
+    """
+
+    def __init__(
+        self, thought: Thought, processor: LogitsProcessor, stop_ids: Sequence[int]
+    ) -> None:
+        self.thought, self.processor, self.stop_ids = thought, processor, list(stop_ids)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the scores (1, vocabulary) of the token behind an answer's `input_ids`."""
         if self.thought.is_open:
-            return scores
+            return scores.index_fill(1, torch.tensor(self.stop_ids), -torch.inf)
         result: Tensor = self.processor(input_ids[:, self.thought.length :], scores)
         if self.thought.thinks and self.thought.may_begin:
             begin = torch.tensor(self.thought.begin[:1])
