@@ -222,7 +222,7 @@ def serve(options: argparse.Namespace) -> int:
     folders = server.named(options.folders, options.name)
     settings = server.Settings(
         options.host,
-        free_port(options.port, options.host),
+        free_port(options.port, options.host, advice="give another with --port"),
         options.queue,
         options.device,
         options.picture_tokens,

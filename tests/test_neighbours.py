@@ -12,6 +12,7 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 
+from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.serve import controls, reach
 from helpers.serve.demo import build_page, open_page
@@ -196,6 +197,17 @@ def test_a_port_that_is_taken(pipeline):
         port = listener.getsockname()[1]
         with pytest.raises(SettingsError, match=f"The port {port} is taken; give another, or none"):
             open_page(build_page(pipeline, title="x"), port=port)
+
+
+def test_a_server_s_port_that_is_taken(converted, capsys):
+    """Without a port it would be the one that is taken, too."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert main(["serve", str(converted), "--port", str(port)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: The port {port} is taken; give another with --port."
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import socket
 from helpers.errors import SettingsError
 
 FIRST_PORT = 7860
+ANOTHER = "give another, or none for a free one"
 
 
-def free_port(port: int | None, host: str = "127.0.0.1") -> int:
+def free_port(port: int | None, host: str = "127.0.0.1", *, advice: str = ANOTHER) -> int:
     """Return `port` if it can be served at `host`, or the first one that can, or any.
 
-    Raises `SettingsError` for a port that is taken, and for a host that is not of this computer.
+    Raises `SettingsError` for a port that is taken, whose `advice` says what to do, and for a host
+    that is not of this computer.
     """
     if port is not None and not 1 <= port <= 65535:
         raise SettingsError(f"The port is {port}; it should be a number from 1 to 65535.")
@@ -32,13 +34,13 @@ def free_port(port: int | None, host: str = "127.0.0.1") -> int:
                 if error.errno == errno.EADDRNOTAVAIL:
                     raise SettingsError(f"{host} is no address of this computer.") from None
                 if port or not candidate:
-                    raise not_free(candidate, error.errno) from None
+                    raise not_free(candidate, error.errno, advice) from None
             else:
                 return int(free_socket.getsockname()[1])
     raise AssertionError("port 0 is any free one")
 
 
-def not_free(port: int, number: int | None) -> SettingsError:
+def not_free(port: int, number: int | None, advice: str = ANOTHER) -> SettingsError:
     """Return the error for a port that cannot be served, with the system's error `number`."""
     reason = "is taken" if number == errno.EADDRINUSE else "may not be used by this user"
-    return SettingsError(f"The port {port} {reason}; give another, or none for a free one.")
+    return SettingsError(f"The port {port} {reason}; {advice}.")
