@@ -14,7 +14,7 @@ import pytest
 from helpers.convert.conversion import convert
 from helpers.convert.folders import clean, read_manifest
 from helpers.convert.manifests import MANIFEST, UNFINISHED_MANIFEST
-from helpers.convert.places import HOLDER, Place
+from helpers.convert.places import HOLDER, HOLDS, Place
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.presets import find_preset
 from tests.test_conversion import contents, parts, quick_parts  # noqa: F401
@@ -45,8 +45,24 @@ def test_clean_leaves_what_has_not_our_mark(tmp_path):
     write(tmp_path / "plain.unfinished")
     before = tree(tmp_path)
     assert clean(tmp_path) == []
-    assert clean(tmp_path / "novel") == []
+    with pytest.raises(OutputError, match="novel is no folder, and no conversion to it was"):
+        clean(tmp_path / "novel")
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["nothing", "file/nothing", "file"])
+def test_clean_says_where_nothing_ever_was(tmp_path, name):
+    write(tmp_path / "file")
+    with pytest.raises(OutputError, match=f"{name} is no folder, and no conversion to it was"):
+        clean(tmp_path / name)
+
+
+def test_clean_leaves_what_another_process_writes_to_a_folder_that_is_not_there_yet(tmp_path):
+    place = Place.made(tmp_path / "made")
+    with place.held():
+        write(place.folder / HOLDER, HOLDS)
+        assert clean(tmp_path / "made") == []
+    assert clean(tmp_path / "made") == [place.folder]
 
 
 def test_clean_removes_what_is_ours(tmp_path, converted):

@@ -265,7 +265,8 @@ def clean(folder: Path) -> list[Path]:
     """Remove what interrupted conversions to `folder` and to folders in it left behind.
 
     Returns what was removed. What another process is still writing is left alone, and so is what
-    has not our mark. Raises `OutputError` for what may not be removed.
+    has not our mark. Raises `OutputError` for what may not be removed, and where there is neither
+    the folder nor what a conversion to it left.
     """
     folder = absolute(folder)
     names = {
@@ -276,6 +277,11 @@ def clean(folder: Path) -> list[Path]:
     outputs = [folder, *(folder / name for name in sorted(names))]
     places = [Place.beside(output) for output in outputs]
     places += [Place.inside(path.parent) for path in _inside(folder)]
+    if not folder.is_dir() and not places[0].leftovers():
+        raise OutputError(
+            f"{folder} is no folder, and no conversion to it was interrupted; give what a "
+            "conversion was to write, or a folder above it."
+        )
     removed = []
     for place in places:
         try:
