@@ -18,7 +18,7 @@ from helpers.errors import OutputError
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.batch import run_job
 from helpers.serve.local import Local
-from helpers.serve.results import results_in
+from helpers.serve.results import JOB, ROW, results_in
 from helpers.serve.rows import read_rows
 from tests.jobs import (
     QUESTIONS,
@@ -111,6 +111,51 @@ def test_a_full_disk_ends_a_job_with_a_sentence_and_it_goes_on(tmp_path):
         assert 5 <= len(results.done) < 20
         results.add([row for row in rows if row[0] not in results.done])
     assert written(path).keys() == {identity for identity, _ in rows}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file")
+def test_a_disk_that_is_full_before_errors_are_tried_again(tmp_path):
+    import resource  # which Windows has not
+
+    path = tmp_path / "answers.jsonl"
+    with results_in(path, "job") as results:
+        results.add([("0", {"error": "no"}), *((str(n), {"answer": "x" * 100}) for n in "1234")])
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with (
+            pytest.raises(OutputError, match="cannot be written .*; the same command goes on"),
+            results_in(path, "job", retry_errors=True),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and not list(tmp_path.glob("*.new"))
+    with results_in(path, "job", retry_errors=True) as results:
+        assert results.done == set("1234")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="every folder takes files here")
+def test_a_folder_in_which_no_file_can_be_made_is_told():
+    with (
+        pytest.raises(OutputError, match="cannot be written .no file can be made beside it"),
+        results_in(Path("/proc/answers.jsonl"), "job"),
+    ):
+        pass
+
+
+def test_answers_are_json_whatever_a_column_holds(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    columns = json.loads('{"a": [NaN, {"b": 1e999}], "c": "\\u00e9", "d": -Infinity, "e": 1.5}')
+    with results_in(path, "job") as results:
+        results.add([("0", columns)])
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    row = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    expected = {"a": [None, {"b": None}], "c": "\u00e9", "d": None, "e": 1.5}
+    assert row == expected | {ROW: "0", JOB: "job"}
 
 
 @pytest.mark.parametrize(

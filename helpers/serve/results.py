@@ -78,25 +78,37 @@ class Results:
 
         Raises `OutputError` where the disk is full.
         """
-        lines = [
-            json.dumps({**columns, ROW: identity, JOB: self.job}, ensure_ascii=False, default=str)
-            for identity, columns in rows
-        ]
+        lines = [_line_of({**columns, ROW: identity, JOB: self.job}) for identity, columns in rows]
         text = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
-        try:
-            with self.path.open("ab") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(
-                f"{self.path} cannot be written ({reason}); the same command goes on from there."
-            ) from None
+        with _writing_answers(self.path), self.path.open("ab") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         for identity, columns in rows:
             self.done.add(identity)
             if columns.get(ERROR):
                 self.failed.add(identity)
+
+
+def _line_of(columns: Mapping[str, Any]) -> str:
+    """Return a row as JSON, which has no NaN and no infinity; Python reads and writes them."""
+    try:
+        return json.dumps(columns, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(columns, default=str)
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
+
+
+@contextmanager
+def _writing_answers(path: Path) -> Iterator[None]:
+    """Turn an error of writing answers into an `OutputError`; those that are there stay."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(
+            f"{path} cannot be written ({reason}); the same command goes on from there."
+        ) from None
 
 
 @contextmanager
@@ -113,25 +125,33 @@ def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[
         try:
             lock.acquire()
         except Timeout:  # which is an OSError too
+            if not Path(lock.lock_file).exists():  # as in /proc, where no file can be made
+                raise OutputError(
+                    f"{path} cannot be written (no file can be made beside it); give another file."
+                ) from None
             raise OutputError(
                 f"Another job writes {path}; wait for it, or give another file."
             ) from None
     try:
         results = Results(path, job)
-        try:
-            _read(results, retry_errors=retry_errors)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(f"{path} cannot be read ({reason}); give another file.") from None
+        if path.exists():
+            try:
+                length, lines = _read(results, retry_errors=retry_errors)
+            except OSError as error:
+                reason = error.strerror or error
+                raise OutputError(f"{path} cannot be read ({reason}); give another file.") from None
+            with _writing_answers(path):
+                if retry_errors:
+                    _replace(path, lines)
+                else:
+                    os.truncate(path, length)
         yield results
     finally:
         lock.release()
 
 
-def _read(results: Results, *, retry_errors: bool) -> None:
-    """Read what is done, and cut off a line that is not whole."""
-    if not results.path.exists():
-        return
+def _read(results: Results, *, retry_errors: bool) -> tuple[int, list[bytes]]:
+    """Read what is done; return the bytes of its lines, and those that stay if others go."""
     length = 0
     lines: list[bytes] = []  # that stay, where others are taken out
     with results.path.open("rb") as file:
@@ -149,12 +169,17 @@ def _read(results: Results, *, retry_errors: bool) -> None:
             results.done.add(identity)
             if is_failed:
                 results.failed.add(identity)
-    if retry_errors:
-        new = results.path.with_name(f"{results.path.name}.new")
+    return length, lines
+
+
+def _replace(path: Path, lines: Sequence[bytes]) -> None:
+    """Let a file have these lines; it is as it was where they cannot be written."""
+    new = path.with_name(f"{path.name}.new")
+    try:
         new.write_bytes(b"".join(lines))
-        new.replace(results.path)
-    else:
-        os.truncate(results.path, length)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _may_be_torn(line: bytes) -> bool:
