@@ -19,6 +19,7 @@ from gradio_client import Client, handle_file
 from openai._streaming import SSEDecoder
 from pydantic import BaseModel, Field
 
+from helpers.errors import SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Piece
 from helpers.serve import protocol
@@ -761,6 +762,17 @@ def test_a_key_as_clients_and_windows_have_it(headers, monkeypatch):
             Access(key=key).check(headers | {name: "Bearer bearer secret"}, "/v1/models")
     monkeypatch.setenv("VLM_KEY", " ")
     assert read_key(None) is None
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "two\nlines", "a\tb", "\u20ac"])
+def test_a_key_that_clients_cannot_send_is_told(key, monkeypatch, tmp_path):
+    path = tmp_path / "key"
+    path.write_text(f"{key}\n", encoding="utf-8")
+    monkeypatch.setenv("VLM_KEY", key)
+    for place in (path, None):
+        with pytest.raises(SettingsError, match="has characters that no client can send") as error:
+            read_key(place)
+        assert key not in str(error.value)
 
 
 # What Open WebUI 0.6 sends: the list of models, a streamed answer to a conversation that is sent

@@ -3,6 +3,7 @@
 What this module does not know: what is asked.
 """
 
+import contextlib
 import hmac
 import os
 import re
@@ -125,24 +126,31 @@ def host_of(value: str) -> str:
 def read_key(path: Path | None) -> str | None:
     """Return the key in a file, else the environment's VLM_KEY, if there is one.
 
-    Raises `SettingsError` for a file without one.
+    Raises `SettingsError` for a file without one, and for one that no header can hold: clients
+    differ in the bytes that other characters become.
     """
     if path is None:
         # Windows' `set VLM_KEY=abc && vlm ...` leaves a space at its end.
-        return os.environ.get("VLM_KEY", "").strip() or None
-    try:
-        key = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError):
-        key = ""
-    if not key:
-        raise SettingsError(f"{path} holds no key; write one line of text into it.")
-    return key
+        key, place = os.environ.get("VLM_KEY", "").strip(), "VLM_KEY"
+    else:
+        key, place = "", str(path)
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            key = path.read_text(encoding="utf-8-sig").strip()
+        if not key:
+            raise SettingsError(f"{path} holds no key; write one line of text into it.")
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError(
+            f"The key of {place} has characters that no client can send; write one line of letters "
+            "from A to Z, digits and signs."
+        )
+    return key or None
 
 
 def key_for(host: str, path: Path | None) -> str | None:
     """Return the key that clients of a host send: of a file, else of the environment's VLM_KEY.
 
-    Raises `SettingsError` for a file without one, and where other computers would need none.
+    Raises `SettingsError` for a file without one, for one that cannot be sent, and where other
+    computers would need none.
     """
     key = read_key(path)
     if host not in LOOPBACK and key is None:
