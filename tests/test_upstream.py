@@ -4,6 +4,9 @@ import contextlib
 import importlib
 import inspect
 import io
+import os
+import subprocess
+import sys
 
 import nncf
 import openvino as ov
@@ -44,6 +47,7 @@ def test_what_another_release_lacks_is_left_out():
     ("module", "name"),
     [
         ("openvino_telemetry.utils.sender", "TelemetrySender"),
+        ("openvino_telemetry.utils.opt_in_checker", "OptInChecker"),
         ("rich.console", "_is_jupyter"),
         (NNCF_MODELS, "_infer_ov_model"),
         (NNCF_MODELS, "clear_ov_model_cache"),
@@ -60,6 +64,28 @@ def test_telemetry_is_not_sent_and_has_no_switch_of_its_own():
     sender = importlib.import_module("openvino_telemetry.utils.sender").TelemetrySender
     assert sender.send(None, None, "a message") is None  # theirs needs a sender and a backend
     assert not any("telemetry" in name for name in inspect.signature(ov.convert_model).parameters)
+
+
+CONVERTING = """
+import helpers, torch, openvino
+openvino.convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2))
+from openvino_telemetry import Telemetry
+Telemetry().send_event("a", "b", "c")
+assert not Telemetry().consent
+"""
+
+
+def test_telemetry_writes_nothing_into_the_home_folder(tmp_path):
+    places = {name: str(tmp_path) for name in ("HOME", "LOCALAPPDATA", "USERPROFILE")}
+    result = subprocess.run(
+        [sys.executable, "-c", CONVERTING],
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert not (tmp_path / "intel").exists() and not (tmp_path / "Intel Corporation").exists()
 
 
 def test_nncf_still_makes_a_core_for_each_model():
