@@ -189,9 +189,9 @@ def _number(body: Json, name: str) -> Any:
     value, (low, high) = body.get(name), CLIENT_RANGES[name]
     if value is None:
         return None
-    is_whole = name in INTEGERS
-    if not is_number(value) or not low <= value <= high or (is_whole and value % 1):
-        raise _wrong(name, f"a {'whole ' * is_whole}number from {low} to {high}")
+    kind = "a whole number" if name in INTEGERS else "a number"
+    if not is_number(value) or not low <= value <= high or (name in INTEGERS and value % 1):
+        raise _wrong(name, f"{kind} from {low} to {high}")
     return value
 
 
