@@ -16,6 +16,7 @@ from PIL import Image
 
 from helpers.inputs.box_drawing import draw_boxes
 from helpers.inputs.boxes import Box
+from helpers.inputs.messages import content_of
 from helpers.run.replies import Piece, Reply
 from helpers.serve import controls, demo, windows
 from helpers.serve.demo import build_page, open_page, save_examples
@@ -327,6 +328,18 @@ def test_an_answer_that_is_computed_is_stopped_to_be_given_anew(pipeline):
     assert window.take_back() == (FIRST, [picture()])
     assert len(reply.token_ids) < 400 and not reply.conversation.messages
     assert window.take_back() is None
+
+
+def test_a_question_behind_a_stopped_answer_has_no_pictures_again(pipeline):
+    """Also of an answer that was stopped while another window's was computed."""
+    window, other = Window(pipeline), Window(pipeline)
+    other.ask(FIRST, [], {"max_new_tokens": 400})
+    for question in (FIRST, "And now?"):
+        reply = window.ask(question, [picture()], {"max_new_tokens": 400})
+        window.stop.set()
+    other.stop.set()
+    reply.wait()
+    assert [content_of(message)[1] for message in reply.conversation.messages] == [1, 0, 0, 0]
 
 
 def test_the_chat_shows_the_question_at_once(pipeline):

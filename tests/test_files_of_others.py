@@ -104,11 +104,11 @@ def test_rope_scaling_as_transformers_4_wrote_it(scaling, layout, internvl_folde
     reference = Qwen2ForCausalLM(Qwen2Config(**settings)).eval()
     reference.model.load_state_dict(model.model.language_model.state_dict())
     reference.lm_head.load_state_dict(model.lm_head.state_dict())
-    loaded = load_model(internvl_folder, torch.float32)
-    ids = loaded.processor.input_ids([user_message("What is it, where, and why? " * 8)])
+    checkpoint = load_model(internvl_folder, torch.float32)
+    ids = checkpoint.processor.input_ids([user_message("What is it, where, and why? " * 8)])
     assert ids.shape[1] > 64
     expected = reference(input_ids=ids).logits
-    assert relative_error(loaded(**loaded.prepare(ids)).logits, expected) < PYTORCH
+    assert relative_error(checkpoint(**checkpoint.prepare(ids)).logits, expected) < PYTORCH
 
 
 @torch.inference_mode()
@@ -117,10 +117,10 @@ def test_the_projectors_activation(internvl_folder):
     model.config.projector_hidden_act = "relu"
     model.model.multi_modal_projector.act = torch.nn.ReLU()
     write_transformers(model, internvl_folder, older_names=False)
-    loaded = load_model(internvl_folder, torch.float32)
-    inputs = loaded.image_inputs([picture()])
+    checkpoint = load_model(internvl_folder, torch.float32)
+    inputs = checkpoint.image_inputs([picture()])
     expected = model.get_image_features(inputs["pixel_values"]).pooler_output
-    assert relative_error(loaded.encode_images(**inputs), expected) < PYTORCH
+    assert relative_error(checkpoint.encode_images(**inputs), expected) < PYTORCH
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ GROUPS = {  # transformers' processors, and what is in their files for these mod
 def test_pixels_are_those_of_the_files_settings(name, settings, tmp_path):
     ignored = shutil.ignore_patterns("*.safetensors", "*.md")
     folder = shutil.copytree(BUNDLED / name, tmp_path / "model", ignore=ignored)
-    kind, own = GROUPS[name]
-    written = own | SETTINGS[settings]
-    write_json(folder / "preprocessor_config.json", written)
+    kind, sizes_in_file = GROUPS[name]
+    file_settings = sizes_in_file | SETTINGS[settings]
+    write_json(folder / "preprocessor_config.json", file_settings)
     ours = load_processor(folder).image_inputs([noise(133, 71, 9)])["pixel_values"]
     config = read_json(folder / "config.json")["vision_config"]
     fields = ("patch_size", "temporal_patch_size", "pooling_kernel_size")
     sizes = {field: config[field] for field in fields if field in config}
-    theirs = kind(**written | sizes)([noise(133, 71, 9)], return_tensors="pt")["pixel_values"]
+    theirs = kind(**file_settings | sizes)([noise(133, 71, 9)], return_tensors="pt")["pixel_values"]
     assert torch.equal(ours, theirs)
 
 
@@ -174,24 +174,24 @@ def test_pixels_of_internvl_in_transformers_layout(is_joint, settings, internvl_
     model = reference_model(internvl_folder, "qwen2", tied=False, vision={})
     write_transformers(model, internvl_folder, older_names=False)
     size = {"height": 56, "width": 56}
-    written = {"size": size, "min_patches": 1, "max_patches": 2, **SETTINGS[settings]}
+    file_settings = {"size": size, "min_patches": 1, "max_patches": 2, **SETTINGS[settings]}
     path = internvl_folder / "preprocessor_config.json"
     path.unlink()
     if is_joint:
-        write_json(internvl_folder / "processor_config.json", {"image_processor": written})
+        write_json(internvl_folder / "processor_config.json", {"image_processor": file_settings})
     else:
-        write_json(path, written)
+        write_json(path, file_settings)
     ours = load_processor(internvl_folder).image_inputs([noise(133, 71, 9)])["pixel_values"]
-    kind = GotOcr2ImageProcessorPil(**written, crop_to_patches=True)
+    kind = GotOcr2ImageProcessorPil(**file_settings, crop_to_patches=True)
     assert torch.equal(ours, kind([noise(133, 71, 9)], return_tensors="pt")["pixel_values"])
 
 
 def test_pixels_of_minicpm_v_4_6(tmp_path):
     FAMILIES["minicpm_v4_6"](tmp_path, 0)
-    written = random_minicpm_v4_6.PREPARATION | PIXELS | {"patch_size": 14}
-    write_json(tmp_path / "preprocessor_config.json", written)
+    file_settings = random_minicpm_v4_6.PREPARATION | PIXELS | {"patch_size": 14}
+    write_json(tmp_path / "preprocessor_config.json", file_settings)
     ours = load_processor(tmp_path).image_inputs([noise(133, 71, 9)])["pixel_values"]
-    theirs = MiniCPMV4_6ImageProcessorPil(**written)([noise(133, 71, 9)], return_tensors="pt")
+    theirs = MiniCPMV4_6ImageProcessorPil(**file_settings)([noise(133, 71, 9)], return_tensors="pt")
     assert relative_error(ours.flatten(), theirs["pixel_values"].flatten()) < PYTORCH
 
 
@@ -230,8 +230,8 @@ def test_cross_attention_in_any_order(llama_folder, tmp_path):
         features = models.pipeline.encode_images(**inputs)
         prepared = models.pipeline.prepare(ids, features)
         actual = models.pipeline.language_model(**prepared).logits[:, -1]
-        taken = models.model.processor.transformers_inputs(ids, inputs)
-        expected = models.reference(**taken).logits[:, -1]
+        reference_inputs = models.model.processor.transformers_inputs(ids, inputs)
+        expected = models.reference(**reference_inputs).logits[:, -1]
     assert relative_error(actual, expected) < OPENVINO
 
 
@@ -267,5 +267,5 @@ def test_an_answer_ends_where_the_folders_files_say(tmp_path):
     conversion.convert(checkpoint, tmp_path / "after", find_preset("fp16"))
     pipeline = VisionLanguagePipeline(tmp_path / "after", accuracy=True)
     assert pipeline.ask("What is it?", max_new_tokens=8).token_ids == tokens[: end + 1]
-    kept = read_json(tmp_path / "after" / "generation_config.json")["eos_token_id"]
-    assert set(kept) == {tokens[end], 7, *load_processor(tmp_path / "before").stop_token_ids}
+    ends = read_json(tmp_path / "after" / "generation_config.json")["eos_token_id"]
+    assert set(ends) == {tokens[end], 7, *load_processor(tmp_path / "before").stop_token_ids}

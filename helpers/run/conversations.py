@@ -119,7 +119,7 @@ class Conversation:
         self, message: Message, settings: Sampling, picture_tokens: int | None, stop: Stop
     ) -> "Reply":
         """Submit a question that is built on the last answer."""
-        self._wait()
+        self.wait()
         processor = self.pipeline.processor.within(picture_tokens).thinking(settings.thinking)
         if not processor.words.begins_as(self.words):
             self._compute_anew()
@@ -161,7 +161,7 @@ class Conversation:
         the question; where that is not known any more, it is computed anew with the next one.
         """
         with self._lock:
-            self._wait()
+            self.wait()
             if self.turns and self.turns[-1] is reply.request:
                 request = self.turns.pop()
                 self.ids = self.ids[: request.earlier_tokens]
@@ -179,7 +179,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget everything; waits for an answer that is still being computed."""
         with self._lock:
-            self._wait()
+            self.wait()
             self.messages = []
             self._compute_anew()
 
@@ -189,8 +189,8 @@ class Conversation:
         self.features, self.marks = {}, {}
         self.cache = None
 
-    def _wait(self) -> None:
-        """Wait for the last answer, which the next question follows."""
+    def wait(self) -> None:
+        """Wait until the last answer, which the next question follows, is computed or failed."""
         if self._last_task is not None:
             self.pipeline.worker.wait(self._last_task)
 
@@ -341,10 +341,7 @@ class Conversation:
         self._append(request, answer, tokens)
 
     def _append(self, request: Request, answer: Answer, tokens: list[int]) -> None:
-        """Append a turn to what was asked, and these tokens as its answer.
-
-        There are none where it was stopped before its turn; then the cache stays as it is.
-        """
+        """Append a turn, with no tokens where it was stopped before its turn; the cache stays."""
         kept = request.prompt_ids[: request.kept_tokens]
         self.ids = kept + tokens + request.processor.end_of_answer_ids
         self.turns.append(request)

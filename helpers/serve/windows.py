@@ -58,6 +58,8 @@ class Window:
 
     def ask(self, text: str, pictures: Sequence[Picture], options: dict[str, Any]) -> Reply:
         """Start an answer; other pictures than the last question's start a new conversation."""
+        if self.conversation is not None:
+            self.conversation.wait()  # what the last answer leaves decides whether pictures are new
         self.last_question, self.stop = (text, pictures, None), threading.Event()
         if self.cleared:
             self.stop.set()
