@@ -55,6 +55,12 @@ def test_a_schema_that_cannot_be_followed_is_told(pipeline, schema):
         pipeline.ask("What?", schema=schema)
 
 
+@pytest.mark.parametrize("schema", [True, "{}", [SCHEMA]])
+def test_what_is_no_schema_is_told(pipeline, schema):
+    with pytest.raises(SettingsError, match="^A schema is a dict, and this is of type "):
+        pipeline.ask("What?", schema=schema)
+
+
 def test_a_schema_and_beams_do_not_go_together(pipeline):
     with pytest.raises(SettingsError, match="beams"):
         pipeline.ask("What?", schema=SCHEMA, num_beams=2)

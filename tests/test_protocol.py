@@ -166,6 +166,21 @@ def test_a_response_s_value_that_cannot_be_is_named(name, value):
     assert (refusal.value.parameter, refusal.value.status) == (name, 400)
 
 
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ([{"role": "nobody", "content": "What?"}], "input.role"),
+        ([{"role": "user", "content": 5}], "input.content"),
+        ([{"role": "assistant", "content": "Red."}], "input"),
+        ([], "input"),
+    ],
+)
+def test_an_error_of_messages_names_the_input(value, name):
+    with pytest.raises(Refusal, match=f"^{name} should be ") as refusal:
+        parse_response_request({"instructions": "Short.", "input": value}, opened)
+    assert refusal.value.parameter == name
+
+
 def test_a_response_is_the_same_question():
     content = [
         {"type": "input_image", "image_url": "data:red"},

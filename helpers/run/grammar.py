@@ -35,7 +35,7 @@ class Grammars:
             eos_token=self.stop_token_ids,
         )
 
-    def follow(self, schema: Mapping[str, Any] | bool) -> "SchemaProcessor":
+    def follow(self, schema: Mapping[str, Any]) -> "SchemaProcessor":
         """Return what holds an answer to a JSON schema.
 
         Raises `SettingsError` for a schema that llguidance cannot follow.
@@ -46,8 +46,13 @@ class Grammars:
         return SchemaProcessor(matcher, self)
 
 
-def _grammar_of(schema: Mapping[str, Any] | bool) -> str:
+def _grammar_of(schema: Mapping[str, Any]) -> str:
     """Return a schema's grammar; raises `SettingsError` where llguidance cannot follow it."""
+    if not isinstance(schema, Mapping):
+        raise SettingsError(
+            f"A schema is a dict, and this is of type {type(schema).__name__}; json.loads makes a "
+            "dict of a text."
+        )
     try:
         # Small models would write spaces until their limit, where they may stand anywhere.
         grammar = llguidance.LLMatcher.grammar_from_json_schema(

@@ -55,7 +55,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop_strings: tuple[str, ...] = ()
-    schema: Mapping[str, Any] | bool | None = None
+    schema: Mapping[str, Any] | None = None
     thinking: bool | None = None
     prompt_lookup: bool = False
 

@@ -6,6 +6,7 @@ earlier response cannot be named.
 What this module does not know: the web, and how an answer is computed.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -56,9 +57,22 @@ def parse_response_request(body: object, open_picture: OpenPicture) -> ChatReque
     if form is not None:
         chat["response_format"] = form | {"json_schema": form}
         schema_of(chat["response_format"], "text.format")
-    request = parse_request(chat, open_picture)
+    try:
+        request = parse_request(chat, open_picture)
+    except Refusal as refusal:
+        raise _of_input(refusal) from None
     request.ignored[:] = sorted(set(body) - FIELDS)
     return request
+
+
+def _of_input(refusal: Refusal) -> Refusal:
+    """Return an error of messages as one of the field that they have here; any other as it is."""
+    place = re.match(r"messages(\[\d+\])?", refusal.parameter or "")
+    if place is None:
+        return refusal
+    name = "input" + (refusal.parameter or "")[place.end() :]
+    message = refusal.message.replace(refusal.parameter or "", name, 1)
+    return Refusal(message, status=refusal.status, parameter=name, code=refusal.code)
 
 
 def _messages(body: Json) -> list[Any]:
