@@ -55,6 +55,7 @@ CARD = """\
 | layout | the authors' own: `config.json` and the names of all tensors |
 | size | {parameters:.2f} million parameters, {megabytes:.1f} MB in float16 |
 | data | pictures and questions that `helpers/shapes/world.py` draws from seeds; no other data |
+| not in its training | two pictures in one question, system messages |
 | training | {training} |
 | licence | Apache-2.0 |
 | to train it again | `python -m helpers.workshop.training {family}` |
