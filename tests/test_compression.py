@@ -163,7 +163,8 @@ def by_nncf_alone(model: ov.Model, mode: str) -> ov.Model:
     options = {} if mode == "int8" else {"group_size": 32, "ratio": 1.0}
     if mode == "int4-sym":
         options["backup_mode"] = nncf.BackupMode.INT8_SYM
-    return nncf.compress_weights(model, mode=compression._MODES[mode], **options)
+    modes = compression._MODES | {"int8": nncf.CompressWeightsMode.INT8_ASYM}
+    return nncf.compress_weights(model, mode=modes[mode], **options)
 
 
 def assert_same(actual: ov.Model, expected: ov.Model) -> None:

@@ -158,8 +158,11 @@ def test_a_module_is_traced_with_what_was_computed_in_inference_mode(capsys):
     with torch.inference_mode():
         grid = torch.rand(8, 8, 8) + 1
     blocks = torch.nn.Sequential(*[torch.nn.Conv2d(8, 8, 2, stride=2) for _ in range(2)])
-    assert EXERCISES["02-2"].response(blocks, grid) == "Right."
-    assert EXERCISES["02-2"].response(blocks[0], grid).endswith("both blocks need stride 2.")
+    respond, kind = EXERCISES["02-2"].response, torch.nn.Conv2d
+    assert respond(blocks, kind, grid) == "Right."
+    halved_once = torch.nn.Sequential(blocks[0], torch.nn.Conv2d(8, 8, 1))
+    assert respond(halved_once, kind, grid).endswith("both blocks need stride 2.")
+    assert "Put two LdpBlock" in respond(torch.nn.AvgPool2d(4), kind, grid)
     assert capsys.readouterr().out.count("in OpenVINO as in PyTorch: True") == 2
 
 
