@@ -183,9 +183,9 @@ def test_the_numbers_of_the_original():
     processor = family.model.processor_class(Path(), original.config)
     pieces = processor.pieces
     assert (pieces.tokens, pieces.finer, pieces.most) == (64, 256, 9)
-    whole = "and one of the whole picture"
-    assert pieces.sentence(640) == f"about 640 tokens at most: 9 slices of about 64 {whole}"
-    assert pieces.sentence(2560) == f"about 2560 tokens at most: 9 slices of about 256 {whole}"
+    overview = "and one of the whole picture"
+    assert pieces.sentence(640) == f"about 640 tokens at most: 9 slices of about 64 {overview}"
+    assert pieces.sentence(2560) == f"about 2560 tokens at most: 9 slices of about 256 {overview}"
 
 
 def test_pictures_like_a_line_and_videos_are_refused(folder):

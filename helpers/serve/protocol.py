@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from PIL import Image
 
-from helpers.errors import shortened
+from helpers.errors import is_whole, shortened
 from helpers.inputs.messages import SYSTEM_ROLE, Message
 from helpers.run.sampling import HIGHEST_SEED, INTEGERS, LONGEST_ANSWER, RANGES, is_number
 
@@ -179,7 +179,7 @@ def limit_of(body: Json, name: str) -> int | None:
     value = body.get(name)
     if value is None:
         return None
-    if not is_number(value) or value < 1 or value % 1:
+    if not is_whole(value) or value < 1:
         raise _wrong(name, "a whole number from 1 on")
     return min(int(value), LONGEST_ANSWER)
 

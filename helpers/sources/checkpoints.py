@@ -4,12 +4,11 @@ What this module does not know: remote code, weights, and what a family's config
 """
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, is_whole
 from helpers.sources.other_forms import refuse_files, refuse_quantised
 
 Config = dict[str, Any]  # what a JSON file such as config.json holds
@@ -127,17 +126,11 @@ def check_sizes(config: Config, path: Path) -> None:
         if limit is None or value is None:
             continue
         for number in value if isinstance(value, list) else [value]:
-            if not _is_whole(number) or not 1 <= number <= limit:
+            if not is_whole(number) or not 1 <= number <= limit:
                 raise CheckpointError(
                     f"{name} in {path} is {_shortened(value)}, which should be a whole number "
                     f"from 1 to {limit:,}; download the checkpoint again."
                 )
-
-
-def _is_whole(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return math.isfinite(value) and value == int(value)
 
 
 def _shortened(value: object) -> str:
