@@ -438,7 +438,8 @@ def test_whoever_waits_may_be_stopped(pipeline, slowly):
     assert next(second.places()) == 1
     stop.set()
     assert second.text == "" and first.is_running
-    assert first.text
+    assert repr(first) == "Reply(running; its .text waits for the answer)"
+    assert first.text and repr(first) == f"Reply({first.text!r}, finish='length')"
 
 
 def test_the_pieces_of_stopped_beams_end_with_their_answer(pipeline, slowly):

@@ -141,6 +141,11 @@ class Reply:
     def __del__(self) -> None:
         self._task.stop.set()
 
+    def __repr__(self) -> str:
+        if self.is_running:
+            return "Reply(running; its .text waits for the answer)"
+        return f"Reply({self._answer.text!r}, finish={self._answer.finish!r})"
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the answer is computed, at most `timeout` seconds; return whether it is.
 
