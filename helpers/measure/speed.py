@@ -42,7 +42,10 @@ STEPS = ("image encoder", "first token", "next token")  # as tables and plots na
 
 @torch.inference_mode()
 def measure(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) -> Speed:
-    """Measure one question once; the next token's is the median of `tokens`."""
+    """Measure one question once; the next token's is the median of those behind the first.
+
+    The answer has so many `tokens`, two at least.
+    """
     inputs = model.image_inputs([picture])
     ids = model.processor.input_ids([user_message(text, 1)], inputs)
     encoder, features = timed(lambda: model.encode_images(**inputs))

@@ -16,7 +16,7 @@ from helpers.measure.full_size import (
     peers_of,
 )
 from helpers.measure.peers.comparison import lines_of, rows_of
-from helpers.measure.tasks import QUESTION, TOKENS
+from helpers.measure.tasks import QUESTION, ROUNDS, TOKENS
 from helpers.resources import in_words, time_in_words
 from helpers.show.tables import format_table
 
@@ -29,7 +29,8 @@ def full_size_text(models: Sequence[Sequence[Measurement]]) -> str:
         "The checkpoints have the originals' sizes and random weights: time, memory and disk do "
         "not depend on what weights have learned. Compare figures of one processor only.\n",
         "- *Image encoder* is its time for the picture, *first token* that of the question "
-        f'"{QUESTION}" after it, *next token* the median over {TOKENS}.\n'
+        f'"{QUESTION}" after it, *next token* the median of the {TOKENS - 1} that follow it; of '
+        f"each the table has the median of {ROUNDS} answers.\n"
         "- *Memory* is what the process allocates at most. PyTorch in bfloat16 computes with the "
         "checkpoint's file, mapped into memory, which comes on top; OpenVINO packs the weights "
         "anew, so they are in it.\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from helpers.measure.figures import Figures
 from helpers.measure.full_size import RUNS, histories, on_one_processor, run_bytes
+from helpers.measure.tasks import ROUNDS, TOKENS
 from helpers.models import load_processor
 from helpers.models.families import families
 from helpers.resources import in_words
@@ -48,10 +49,10 @@ def gains_table() -> str:
     return (
         f"```\n{format_table(rows)}\n```\n\nOn {kind}, {cores} cores, with random weights, since "
         f"time does not depend on what weights have learned; pictures: {pictures}. PyTorch "
-        "computes in bfloat16. *First word*: the image encoder and the first token together. Each "
-        "ran once, a token is the median of 32. [speed.md](docs/speed.md) says what the names in "
-        "brackets are; other processors gain differently, see "
-        "[FULL_SIZE.md](notebooks/FULL_SIZE.md)."
+        "computes in bfloat16. *First word*: the image encoder and the first token together. Times "
+        f"are medians of {ROUNDS} answers, in each of which a token's is the median of the "
+        f"{TOKENS - 1} behind the first. [speed.md](docs/speed.md) says what the names in brackets "
+        "are; other processors gain differently, see [FULL_SIZE.md](notebooks/FULL_SIZE.md)."
     )
 
 
