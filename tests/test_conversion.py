@@ -23,7 +23,7 @@ from helpers.convert.manifests import FORMAT, MANIFEST, UNFINISHED_MANIFEST, bit
 from helpers.convert.origins import describe_source
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
-from helpers.graphs.presets import Quantization, find_preset
+from helpers.graphs.presets import Quantization, Weights, find_preset
 from helpers.models import load_model
 from helpers.models.families import find_original, without_weights
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -442,6 +442,14 @@ def test_no_checkpoint_leaves_no_output(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             convert(tmp_path / name, tmp_path / "made", FP16)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("part", ["language_model", "others", "image_encoder"])
+def test_weights_that_need_samples_are_refused_at_once(checkpoint, quick_parts, tmp_path, part):
+    preset = replace(FP16, **{part: Weights("int4-sym", awq=True)})
+    with pytest.raises(SettingsError, match="AWQ needs sample inputs .* as notebook 05 does"):
+        convert(checkpoint, tmp_path / "made", preset)
+    assert not quick_parts and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("missing", [("tokenizer.json", "vocab.json"), ("tokenizer_config.json",)])

@@ -73,12 +73,14 @@ def convert(
     """Convert the checkpoint in a folder into `output`; return the bit widths by part.
 
     An image encoder whose activations are quantised is calibrated on the pictures of `samples`, or
-    on drawn ones if there are none; a language model that needs data is refused.
+    on drawn ones if there are none.
 
     `report` is told of each step. A complete folder made of the same checkpoint with the same
     preset is kept, any other conversion replaced; an incomplete one never appears, and one that was
     interrupted goes on from the parts that it finished. Raises `OutputError` for a folder that
-    cannot be written, holds something else or is being written, and for a disk that is too full.
+    cannot be written, holds something else or is being written, and for a disk that is too full;
+    `CheckpointError` for what cannot be read or converted; and `SettingsError` for weights that
+    need samples, since an image encoder alone gets them here, and for too little memory.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     absolute(output)  # or it is told
@@ -90,6 +92,7 @@ def convert(
         if all(manifest[entry] == origin[entry] for entry in ("source", "preset")):
             report(f"{output} is there already, made of the same checkpoint and settings.")
             return bit_widths_of(manifest)
+    _refuse_samples(preset)
     model = load_model(checkpoint)
     check_processor(model.processor)
     with written_aside(output, origin, resume=True, report=report) as work:
@@ -115,6 +118,16 @@ def convert(
         _write_small_files(checkpoint, work.folder)
     report(f"{output} is complete; it took at most {in_words(growth.bytes)} of memory.")
     return work.bit_widths
+
+
+def _refuse_samples(preset: Preset) -> None:
+    """Raise `SettingsError`, before the long work, where a preset's weights need samples."""
+    for weights in (preset.image_encoder, preset.language_model, preset.others):
+        if isinstance(weights, Weights) and weights.needs_data:
+            raise SettingsError(
+                f"{weights} needs sample inputs to look at, which a conversion as a whole does not "
+                "give; compress the parts with them and `write` those, as notebook 05 does."
+            )
 
 
 def _converted(model: VisionLanguageModel[Any], part: Part | Table, checkpoint: Path) -> ov.Model:
