@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 LONGEST = 1200  # characters of a message; a damaged file may hold names of any length
 
@@ -58,9 +59,14 @@ class SettingsError(UserError):
     """A setting, such as a precision or a sampling value, is not one that exists here."""
 
 
-def is_whole(value: object) -> bool:
-    """Return whether a setting is a whole number, of NumPy's kinds too, or as `2.0`."""
-    return isinstance(value, Real) and not isinstance(value, bool) and value % 1 == 0
+def is_number(value: object) -> bool:
+    """Return whether a setting is a number, of NumPy's kinds too; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a setting is a whole number, which may be written as `2.0`."""
+    return is_number(value) and bool(value % 1 == 0)
 
 
 def reason_of(error: Exception) -> str:

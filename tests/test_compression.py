@@ -339,6 +339,7 @@ def test_a_preset_with_its_own_image_encoder():
         (lambda: Weights("int4-sym", sensitivity="taste"), "sensitivity 'taste' does not exist"),
         (lambda: Weights("int4-sym", samples=0), "There are 0 samples to look at"),
         (lambda: Quantization(samples=0), "There are 0 samples to look at"),
+        (lambda: Quantization(samples="9"), "There are '9' samples .* a whole number from 1 on"),
         (lambda: Quantization(smooth_quant=1.2), "SmoothQuant is 1.2; it should be from 0 to 1"),
         (
             lambda: Preset("x", "int4", "int8", "why"),
@@ -365,15 +366,15 @@ def test_a_mode_that_does_not_exist():
         Weights("int3")
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("ratio", [-0.1, 1.5, float("nan"), "1", True])
 def test_a_ratio_out_of_range(ratio):
     with pytest.raises(SettingsError, match="ratio is .*; it should be from 0 to 1"):
         Weights("int4-asym", ratio=ratio)
 
 
-@pytest.mark.parametrize("size", [0, -2, 1.5])
+@pytest.mark.parametrize("size", [0, -2, 1.5, "64", None, True])
 def test_a_group_size_that_cannot_be(size):
-    with pytest.raises(SettingsError, match=f"group size is {size}; it should be a whole number"):
+    with pytest.raises(SettingsError, match=f"group size is {size!r}; it should be a whole number"):
         Weights("int4-asym", group_size=size)
 
 

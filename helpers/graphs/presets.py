@@ -10,7 +10,7 @@ from typing import Any
 
 import openvino as ov
 
-from helpers.errors import SettingsError
+from helpers.errors import SettingsError, is_number, is_whole
 from helpers.graphs.core import has_one_size
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.resources import has_vnni, instruction_sets
@@ -56,11 +56,11 @@ class Weights:
             raise SettingsError(
                 f"Weights {self.mode!r} do not exist; use fp16, {', '.join(MODES)}."
             )
-        if not 0 <= self.ratio <= 1:
-            raise SettingsError(f"The ratio is {self.ratio}; it should be from 0 to 1.")
-        if self.group_size != -1 and (self.group_size < 1 or self.group_size % 1):
+        if not is_number(self.ratio) or not 0 <= self.ratio <= 1:
+            raise SettingsError(f"The ratio is {self.ratio!r}; it should be from 0 to 1.")
+        if not is_whole(self.group_size) or not (self.group_size == -1 or self.group_size >= 1):
             raise SettingsError(
-                f"The group size is {self.group_size}; it should be a whole number of weights, "
+                f"The group size is {self.group_size!r}; it should be a whole number of weights, "
                 "or -1 for a whole row."
             )
         if self.sensitivity is not None and self.sensitivity not in SENSITIVITIES:
@@ -134,9 +134,9 @@ class Quantization:
     samples: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smooth_quant <= 1:
+        if not is_number(self.smooth_quant) or not 0 <= self.smooth_quant <= 1:
             raise SettingsError(
-                f"The strength of SmoothQuant is {self.smooth_quant}; it should be from 0 to 1."
+                f"The strength of SmoothQuant is {self.smooth_quant!r}; it should be from 0 to 1."
             )
         _check_number_of(self.samples)
 
@@ -159,8 +159,10 @@ class Quantization:
 
 
 def _check_number_of(samples: int) -> None:
-    if samples < 1:
-        raise SettingsError(f"There are {samples} samples to look at; it should be at least 1.")
+    if not is_whole(samples) or samples < 1:
+        raise SettingsError(
+            f"There are {samples!r} samples to look at; it should be a whole number from 1 on."
+        )
 
 
 @dataclass(frozen=True)

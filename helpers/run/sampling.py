@@ -6,10 +6,9 @@ What this module does not know: how tokens are computed.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
-from helpers.errors import SettingsError
+from helpers.errors import SettingsError, is_number, is_whole
 
 LONGEST_ANSWER = 100_000  # tokens
 HIGHEST_SEED = 2**63 - 1
@@ -25,6 +24,13 @@ RANGES = {
 INTEGERS = ("max_new_tokens", "num_beams", "top_k", "seed")
 _OPTIONAL = ("temperature", "top_p", "top_k", "seed")
 _OF_SAMPLING = ("temperature", "top_p", "top_k")  # they count with `do_sample`
+
+
+def is_within(name: str, value: Any, limits: tuple[float, float]) -> bool:
+    """Return whether a value, from one limit to the other, can be that of the option `name`."""
+    low, high = limits
+    is_of_kind = is_whole(value) if name in INTEGERS else is_number(value)
+    return is_of_kind and bool(low <= value <= high)
 
 
 def has_effect(name: str, options: Mapping[str, Any]) -> bool:
@@ -74,14 +80,13 @@ class Sampling:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            is_whole = name in INTEGERS
-            if not is_number(value) or not low <= value <= high or (is_whole and value % 1):
-                kind = "a whole number " if is_whole else ""
+            if not is_within(name, value, (low, high)):
+                kind = "a whole number " if name in INTEGERS else ""
                 raise SettingsError(
                     f"{name} is {value!r}; it should be {kind}from {low} to {high}."
                 )
             # transformers takes no whole number for a temperature, and no fraction for a length.
-            object.__setattr__(self, name, int(value) if is_whole else float(value))
+            object.__setattr__(self, name, int(value) if name in INTEGERS else float(value))
         object.__setattr__(self, "stop_strings", _strings(self.stop_strings))
         if self.schema is not None and self.num_beams > 1:
             raise SettingsError("A schema and beams do not go together; leave num_beams at 1.")
@@ -119,8 +124,3 @@ def _strings(value: object) -> tuple[str, ...]:
     ):
         raise SettingsError(f"stop_strings is {value!r}; it should be texts that are not empty.")
     return tuple(strings)
-
-
-def is_number(value: object) -> bool:
-    """Return whether a value is a number, which True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)  # of NumPy's kinds too

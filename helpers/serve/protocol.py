@@ -14,7 +14,7 @@ from PIL import Image
 
 from helpers.errors import is_whole, shortened
 from helpers.inputs.messages import SYSTEM_ROLE, Message
-from helpers.run.sampling import HIGHEST_SEED, INTEGERS, LONGEST_ANSWER, RANGES, is_number
+from helpers.run.sampling import HIGHEST_SEED, INTEGERS, LONGEST_ANSWER, RANGES, is_within
 
 Json = dict[str, Any]
 OpenPicture = Callable[[str], Image.Image]
@@ -190,7 +190,7 @@ def _number(body: Json, name: str) -> Any:
     if value is None:
         return None
     kind = "a whole number" if name in INTEGERS else "a number"
-    if not is_number(value) or not low <= value <= high or (name in INTEGERS and value % 1):
+    if not is_within(name, value, (low, high)):
         raise _wrong(name, f"{kind} from {low} to {high}")
     return value
 
