@@ -25,7 +25,7 @@ def recurrent(tmp_path_factory):
     for grid in ((2, 2), (2, 1)):
         scene = world.random_scene(generator, grid=grid)
         inputs = model.image_inputs([world.draw(scene, cell=64)])
-        questions = samples.sample_questions(scene, generator, 6, stages.ALL_KINDS)[:4]
+        questions = samples.questions_about(scene, generator, 6, stages.ALL_KINDS)[:4]
         pictures.append(SimpleNamespace(inputs=inputs, questions=questions))
     return SimpleNamespace(model=model, pictures=pictures)
 

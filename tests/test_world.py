@@ -192,7 +192,7 @@ def example(processor):
     generator = random.Random(5)
     scene = random_scene(generator, grid=(2, 2))
     return SimpleNamespace(
-        questions=samples.sample_questions(scene, generator, 6, stages.ALL_KINDS)[:4],
+        questions=samples.questions_about(scene, generator, 6, stages.ALL_KINDS)[:4],
         inputs=processor.image_inputs([draw(scene)]),
     )
 
@@ -321,12 +321,14 @@ def test_what_picture_tokens_should_name(processor):
     assert (ids[:2, 2:] == -1).all() and (ids[2:, :2] == -1).all()
 
 
-@pytest.mark.parametrize(("grid", "place"), [((1, 1), 0), ((2, 2), 1)])
-def test_letters_are_where_they_are_said_to_be(grid, place):
+@pytest.mark.parametrize(
+    ("grid", "place", "stretch"), [((1, 1), 0, None), ((2, 2), 1, None), ((1, 2), 1, 1.6)]
+)
+def test_letters_are_where_they_are_said_to_be(grid, place, stretch):
     """Nearly all ink is in the boxes, and each box has some."""
     for style in range(20):
         items = (None,) * (grid[0] * grid[1])
-        scene = Scene(grid, items, style=style, word="MKB", word_place=place)
+        scene = Scene(grid, items, style=style, word="MKB", word_place=place, stretch=stretch)
         pixels = np.asarray(draw(scene, cell=100).convert("L")) < 120
         inside = np.zeros_like(pixels)
         for left, top, right, bottom in world.letter_boxes(scene):
@@ -386,6 +388,6 @@ def test_the_loss_is_that_of_the_answers(processor, example):
 def test_questions_about_a_scene_are_different_ones():
     generator = random.Random(0)
     for scene in scenes(20):
-        sample = samples.sample_questions(scene, generator, 10, stages.ALL_KINDS)
+        sample = samples.questions_about(scene, generator, 10, stages.ALL_KINDS)
         texts = [question.text for question in sample]
         assert len(set(texts)) == len(texts) > 0

@@ -218,8 +218,7 @@ def item_boxes(scene: Scene, *, cell: int = CELL) -> dict[str, Box]:
 def _plan(scene: Scene, cell: int, moved: tuple[int, float, float] | None) -> _Plan:
     style = random.Random(scene.style)
     columns, rows = scene.grid
-    stretch = style.uniform(*STRETCH)
-    stretch = stretch if scene.stretch is None else scene.stretch
+    stretch = _stretch(scene, style)
     width, height = round(cell * stretch), round(cell / stretch)
     shade = style.randint(225, 255)
     background = tuple(min(255, shade + style.randint(-8, 8)) for _ in range(3))
@@ -242,16 +241,22 @@ def _plan(scene: Scene, cell: int, moved: tuple[int, float, float] | None) -> _P
     return plan
 
 
-def letter_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
-    """Return where `draw` prints each letter of the word: left, top, right, bottom.
+def _stretch(scene: Scene, style: random.Random) -> float:
+    """Return a place's width by its usual width, the first number that `style` gives."""
+    stretch = style.uniform(*STRETCH)
+    return stretch if scene.stretch is None else scene.stretch
 
-    In shares of the picture; the style moves and sizes a word by a few hundredths of its place.
+
+def letter_boxes(scene: Scene) -> list[Box]:
+    """Return where `draw` prints each letter of the word, in places that are not narrow.
+
+    The style moves and sizes a word by a few hundredths of its place.
     """
     if scene.word is None:
         return []
     columns, rows = scene.grid
     row, column = divmod(scene.word_place, columns)
-    stretch = random.Random(scene.style).uniform(*STRETCH)  # the first that `draw` takes
+    stretch = _stretch(scene, random.Random(scene.style))
     font = ImageFont.load_default(size=100 * statistics.mean(WORD_SIZE))
     lengths = [font.getlength(letter) / 100 / stretch**2 for letter in scene.word]
     middle = statistics.mean(WORD_MIDDLE)

@@ -68,7 +68,7 @@ def sample_scene(
     return world.random_scene(generator, split, grid=(2, 2), word=0.0), 30
 
 
-def sample_questions(
+def questions_about(
     scene: world.Scene, generator: random.Random, number: int, shares: Mapping[str, float]
 ) -> list[Question]:
     """Return up to `number` different questions about `scene`, of kinds with these shares."""
@@ -230,7 +230,7 @@ def make_batch(
         if sort in OF_WORDS:
             questions = [word(scene, generator)]
         else:
-            questions = sample_questions(scene, generator, 10, kinds) if kinds else []
+            questions = questions_about(scene, generator, 10, kinds) if kinds else []
         if kinds and not questions:
             continue
         questions = [
