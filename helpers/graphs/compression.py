@@ -1,8 +1,8 @@
 """Make a converted model smaller: NNCF stores its weights in fewer bits.
 
-A language model's time per token is the time to read its weights, so weights in 4 bits answer
-nearly four times as fast as in 16. The image encoder is more sensitive and runs once per picture:
-it stays at 8 bits.
+A language model reads all its weights for each token, so fewer bits arrive sooner. They have to be
+unpacked as well: on some processors 4 bits save memory beside 8, and no time. The image encoder is
+more sensitive and runs once per picture: it stays at 8 bits.
 
 Rounding can go by the weights alone, or also by what reaches them: then it is given sample inputs,
 which `helpers.convert.calibration` makes of pictures and questions.
