@@ -10,6 +10,8 @@ from helpers.errors import DeviceError
 from helpers.graphs.core import core
 
 KINDS = ("CPU", "GPU", "NPU")
+# Other names that OpenVINO takes: of the first of several GPUs, and of the only one.
+OTHER_NAMES = {"GPU.0": "GPU", "GPU": "GPU.0"}
 
 
 @dataclass(frozen=True)
@@ -83,5 +85,5 @@ def check_device(name: str, available: Mapping[str, str] | None = None) -> str:
 def _find(name: str, devices: Mapping[str, Device]) -> Device | None:
     """Return a device by its name; `GPU` is the first of several, and `GPU.0` the only one."""
     offered = {name for name, device in devices.items() if device.offered}
-    other = {"GPU": "GPU.0", "GPU.0": "GPU"}.get(name)
+    other = OTHER_NAMES.get(name)
     return devices.get(other if other in offered and name not in offered else name)

@@ -13,7 +13,13 @@ from helpers.errors import SettingsError
 from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
 from helpers.models.families import Family, families, find_checkpoint, find_family_by_name
 from helpers.resources import path_of
-from helpers.run.devices import Device, available_devices, check_device, list_devices
+from helpers.run.devices import (
+    OTHER_NAMES,
+    Device,
+    available_devices,
+    check_device,
+    list_devices,
+)
 from helpers.show.widgets import Choice, Option
 from helpers.sources.checkpoints import read_config
 from helpers.sources.hub import checkpoint_bytes
@@ -107,7 +113,11 @@ def choose_device(available: Mapping[str, str] | None = None) -> Choice:
     available = available or available_devices()
     options = [
         Option(
-            device.name, device.label, device.reason, device.offered, _OTHER.get(device.name, ())
+            device.name,
+            device.label,
+            device.reason,
+            device.offered,
+            aliases=tuple(name for name, other in OTHER_NAMES.items() if other == device.name),
         )
         for device in list_devices(available)
     ]
@@ -117,9 +127,6 @@ def choose_device(available: Mapping[str, str] | None = None) -> Choice:
         options.append(Option(name, name, "OpenVINO decides among these", aliases=(request,)))
     default = "CPU" if "CPU" in available else "AUTO"
     return Choice("Device", options, default=default, variable="VLM_DEVICE")
-
-
-_OTHER = {"GPU": ("GPU.0",), "GPU.0": ("GPU",)}  # names of the only GPU, and of the first one
 
 
 def device_rows(devices: Sequence[Device]) -> list[dict[str, str]]:
