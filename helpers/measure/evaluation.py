@@ -266,13 +266,16 @@ def interval_of_ratio(first: Tensor, second: Tensor) -> tuple[float, float]:
     return _interval(_resampled_means(first) / _resampled_means(second))
 
 
-def _resampled_means(values: Tensor, draws: int = 2000) -> Tensor:
+DRAWS = 2000
+
+
+def _resampled_means(values: Tensor) -> Tensor:
     """Return the means (draws,) of values drawn with replacement: the bootstrap.
 
     B. Efron, 1979, doi:10.1214/aos/1176344552. The draws are the same each time.
     """
     generator = torch.Generator().manual_seed(0)
-    places = torch.randint(len(values), (draws, len(values)), generator=generator)
+    places = torch.randint(len(values), (DRAWS, len(values)), generator=generator)
     return values[places].mean(1)
 
 

@@ -17,6 +17,7 @@ RATE = 2  # frames a second
 WAY = 0.4  # from the first frame to the last, in shares of a place's shorter side
 # To the right and down, for each direction.
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
+STILL = 0.1
 GRIDS = ((2, 1), (1, 2), (2, 2))  # one place alone has too few scenes for three splits
 
 
@@ -37,12 +38,12 @@ class Clip:
         return f"the {self.scene.items[self.place]} moves {way}"
 
 
-def random_clip(generator: random.Random, split: str = "train", *, still: float = 0.1) -> Clip:
-    """Return a clip of a random scene of `split`; in a share of them, `still`, nothing moves."""
+def random_clip(generator: random.Random, split: str = "train") -> Clip:
+    """Return a clip of a random scene of `split`; in a share of them, `STILL`, nothing moves."""
     grid = generator.choice(GRIDS)
     scene = replace(random_scene(generator, split, grid=grid, word=0.0), small=True)
     places = [index for index, item in enumerate(scene.items) if item is not None]
-    if generator.random() < still:
+    if generator.random() < STILL:
         return Clip(scene, None)
     return Clip(scene, generator.choice(places), generator.choice(list(DIRECTIONS)))
 

@@ -28,6 +28,7 @@ from helpers.run.replies import Reply
 from helpers.upstream import converter
 
 PLAIN_INT4 = Weights("int4-asym")
+ABOUT_HALF = (0.4, 0.6)
 
 
 # Compressing
@@ -38,10 +39,10 @@ def stored_size(weights: Weights, graph: ov.Model) -> int:
     return stored_bytes(compress(graph.clone(), weights))
 
 
-def size_between(weights: Weights, graph: ov.Model, smaller: Weights = PLAIN_INT4) -> str:
-    """Return whether a graph in `weights` is between that in `smaller` and that in 8 bits."""
+def size_between(weights: Weights, graph: ov.Model) -> str:
+    """Return whether a graph in `weights` is between that in INT4 and that in 8 bits."""
     sizes = []
-    for settings in (smaller, weights, INT8):
+    for settings in (PLAIN_INT4, weights, INT8):
         sizes.append(stored_size(settings, graph))
         print(f"{sizes[-1] / 1e6:8.2f} MB  {settings}")
     least, size, most = sizes
@@ -63,12 +64,13 @@ def smaller_than(weights: Weights, graph: ov.Model, other: Weights) -> str:
     return "smaller" if sizes[1] < sizes[0] else "larger" if sizes[1] > sizes[0] else "the same"
 
 
-def share_in_4_bits(ratio: float, graph: ov.Model, low: float = 0.4, high: float = 0.6) -> str:
-    """Return whether a ratio stores from `low` to `high` of a graph's weights in 4 bits."""
+def share_in_4_bits(ratio: float, graph: ov.Model) -> str:
+    """Return whether a ratio stores about half of a graph's weights in 4 bits."""
     compressed = compress(graph.clone(), Weights("int4-asym", ratio=ratio))
     share = sum(width.share for width in bit_widths(compressed) if width.type == "u4")
     print(f"{share:.0%} of the weights are in 4 bits")
-    return "too few" if share < low else "too many" if share > high else "within"
+    least, most = ABOUT_HALF
+    return "too few" if share < least else "too many" if share > most else "within"
 
 
 def smaller_with_16_bit_encoder(

@@ -55,6 +55,7 @@ Model = VisionLanguageModel[Any]
 
 WARM_UP = 200  # steps of rising learning rate
 SAVING, EVALUATION = 100, 500  # after every so many steps
+VALIDATION: dict[str, Any] = {"seed": 1, "split": "validation"}  # what is drawn to be asked then
 DECAY = 0.2  # of the steps, the last ones: falling learning rate
 NAMING = 0.3  # the weight of the loss of naming, beside that of answers
 LOCATING = 1.0  # the same of locating
@@ -107,17 +108,15 @@ def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def exact_shares(
-    model: Model, number: int, *, seed: int = 1, split: str = "validation"
-) -> dict[str, float]:
-    """Return the share of exact answers by kind.
+def exact_shares(model: Model, number: int) -> dict[str, float]:
+    """Return the share of exact answers to so many questions of the validation split, by kind.
 
     An answer is exact if every token is the most probable one given those before it, which is
     what greedy decoding would give.
     """
     recipe = RECIPES[family_of(model.processor.folder).bundled]
     right: dict[str, list[bool]] = {kind: [] for kind in recipe.kinds}
-    pairs = list(sample_questions(number, seed=seed, split=split, kinds=recipe.kinds))
+    pairs = list(sample_questions(number, **VALIDATION, kinds=recipe.kinds))
     for start in range(0, number, 50):
         part = pairs[start : start + 50]
         images = [model.image_inputs([world.draw(scene)]) for scene, _ in part]
@@ -136,15 +135,15 @@ def exact_shares(
                 right[question.kind].append(bool(exact.all()))
     shares = {kind: sum(values) / max(1, len(values)) for kind, values in right.items()}
     if recipe.clips:
-        shares["motion"] = exact_motions(model, number // len(recipe.kinds), seed=seed, split=split)
+        shares["motion"] = exact_motions(model, number // len(recipe.kinds))
     return shares
 
 
 @torch.inference_mode()
-def exact_motions(model: Model, number: int, *, seed: int = 1, split: str = "validation") -> float:
-    """Return the share of clips about which the answer is exact."""
+def exact_motions(model: Model, number: int) -> float:
+    """Return the share of so many clips of the validation split about which answers are exact."""
     right = 0
-    for video, question in clips.draw_clips(number, seed=seed, split=split):
+    for video, question in clips.draw_clips(number, **VALIDATION):
         inputs = model.image_inputs([video])
         sample = encode_sample(model.processor, inputs, [question], turns=False, frames=len(video))
         best, labels = _best_tokens(model, [sample], [inputs])
