@@ -204,10 +204,8 @@ class Conversation:
         try:
             try:
                 answer.token_ids = yield from self._generate(request, answer, streamer, stop)
-            except Stopped:
-                self._return_to(
-                    self.marks.get(request)
-                )  # what was computed of the prompt is not all of it
+            except Stopped:  # what was computed of the prompt is not all of it
+                self._return_to(self.marks.get(request))
                 answer.token_ids = streamer.token_ids
             answer.counts.answer = len(answer.token_ids)
             streamer.end()

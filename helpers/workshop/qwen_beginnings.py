@@ -12,10 +12,7 @@ from torch import Tensor
 from helpers.sources.checkpoints import Config
 from helpers.workshop.beginnings import WEIGHT_STD, Tensors, waves_of_places
 
-WAVE_LENGTHS = (
-    64,
-    4,
-)  # places in the table: the longest, four times a usual side, and the shortest
+WAVE_LENGTHS = (64, 4)  # in places of the table; the longest is four times a usual side
 PLACES_TO_PATCHES = 0.6  # how large the waves are beside the patches: less, and boxes stay coarse
 
 

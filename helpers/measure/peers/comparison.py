@@ -232,17 +232,13 @@ def lines_of(comparison: Comparison) -> list[str]:
         f"{comparison.picture[1]}, {comparison.tokens} tokens; in brackets, how many times the "
         "first column's",
     ]
-    prompts = {name: figures.rounds[0].prompt_tokens for name, figures in _items(comparison)}
+    length = first.rounds[0].prompt_tokens
     lines += [
-        f"{name}'s prompt has {length} tokens"
-        for name, length in prompts.items()
-        if length != first.rounds[0].prompt_tokens
+        f"{name}'s prompt has {figures.rounds[0].prompt_tokens} tokens"
+        for name, figures in comparison.engines.items()
+        if figures.rounds[0].prompt_tokens != length
     ]
     return lines + comparison.left_out
-
-
-def _items(comparison: Comparison) -> list[tuple[str, EngineFigures]]:
-    return list(comparison.engines.items())
 
 
 def rows_of(comparison: Comparison) -> list[dict[str, str]]:
