@@ -96,13 +96,6 @@ def test_the_table_and_the_page(figures):
     assert f"a1b2c3d             2026-11-27  {figures.runs['int4'].floor.times:.2f}" in text
 
 
-def test_the_page_is_made_from_the_data():
-    path = ROOT / "notebooks" / "FULL_SIZE.md"
-    assert path.read_text(encoding="utf-8") == full_size_page(), (
-        "run: python -m helpers.workshop.readme"
-    )
-
-
 def test_each_section_of_the_page_has_an_address_of_its_own_and_links_lead_there():
     text = full_size_page()
     addresses = [anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
@@ -200,6 +193,8 @@ def test_figures_beside_other_engines_have_a_history_and_a_table(tmp_path, monke
     file.write_text(json.dumps(asdict(replace(beside(26), folder="mine"))), encoding="utf-8")
     assert history_module.main([str(file)]) == 1
     assert "There is no model 'mine' to measure" in capsys.readouterr().err
+    assert history_module.main([str(tmp_path / "none.json")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.json'}")
 
 
 def test_what_notebooks_show_of_a_familys_originals():

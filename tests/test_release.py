@@ -41,3 +41,10 @@ def test_the_tag_is_that_of_the_version(capsys, tmp_path):
     assert release.main(["--tag", "v9.9", "--output", str(tmp_path)]) == 1
     expected = f"error: The tag is v9.9, but helpers/__init__.py says {version()}.\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_place_that_is_no_folder(capsys, tmp_path):
+    place = tmp_path / "file"
+    place.touch()
+    assert release.main(["--output", str(place)]) == 1
+    assert f"error: {place} cannot be written (File exists); give" in capsys.readouterr().err

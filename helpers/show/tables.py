@@ -39,6 +39,13 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
     return "  ".join(padded).rstrip()
 
 
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows with the same keys as a table of Markdown."""
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+    header, *body = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([header, f"|{'---|' * len(rows[0])}", *body])
+
+
 def size_rows(sizes: Mapping[str, Mapping[str, int]]) -> list[dict[str, str]]:
     """Return a row for each precision: the size of each part, and of all, from bytes by part."""
     return [

@@ -28,9 +28,9 @@ from helpers.measure.benchmark import computer
 from helpers.measure.figures import Computer, from_json
 from helpers.resources import anonymous_memory, in_words
 from helpers.sources.checkpoints import read_json
-from helpers.workshop.notebooks import text_of, write_text
+from helpers.workshop.notebooks import FOLDER, text_of, write_text
 
-FIGURES = Path(__file__).parent.parent.parent / "notebooks" / "classroom.json"
+FIGURES = FOLDER / "classroom.json"
 EVERY = 0.5  # seconds between two looks at the memory
 NOT_COMPARED = "# NBVAL_IGNORE_OUTPUT"
 PORT = re.compile(r"(127\.0\.0\.1|localhost):\d+")

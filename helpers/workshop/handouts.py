@@ -16,9 +16,8 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from helpers.errors import UserError, writing
-from helpers.workshop.notebooks import notebook_text, read_notebook, write_text
+from helpers.workshop.notebooks import FOLDER, notebook_text, read_notebook, write_text
 
-FOLDER = Path(__file__).parent.parent.parent / "notebooks"
 SOLUTION = re.compile(r"<details><summary>Solution</summary>.*?</details>\s*", flags=re.DOTALL)
 
 

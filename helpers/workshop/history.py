@@ -71,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Append one measurement; say in a sentence if it is slower than the last."""
     parser = argparse.ArgumentParser(prog="python -m helpers.workshop.history", description=__doc__)
     parser.add_argument("figures", type=Path, help="what `vlm benchmark --output` wrote")
-    data = read_json(parser.parse_args(arguments).figures)
+    options = parser.parse_args(arguments)
     made = _commit(), datetime.now(UTC).isoformat(timespec="seconds")
     try:
+        data = read_json(options.figures)
         if "engines" in data:
             peers = PeerMeasurement(*made, from_json(Comparison, data))
             append(PEERS / f"{find_original(peers.model).name}.jsonl", peers)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from helpers.show.tables import markdown_table
 from helpers.sources.checkpoints import read_json
-from helpers.workshop.notebooks import read_notebook
+from helpers.workshop.notebooks import FOLDER, read_notebook
 
-FOLDER = Path(__file__).parent.parent.parent / "notebooks"
 WORDS, LINES = 150, 15  # of prose and of code, read in a minute
 EXERCISE = 4  # minutes
 ROUNDED = 5  # minutes; steps of a plan are rounded up to it
@@ -78,7 +78,7 @@ def times_table() -> str:
             "exercises": f"{exercises}, {exercises * EXERCISE} min",
         }
         rows.append(row)
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def sections_table() -> str:
@@ -89,7 +89,7 @@ def sections_table() -> str:
     for title in titles:
         minutes = {name[:2]: parts[title].minutes for name, parts in contents.items()}
         rows.append({"section": title} | {name: f"{time:.0f}" for name, time in minutes.items()})
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,4 @@ def plan_table(name: str) -> str:
         rows.append({"from": clock, "minutes": str(minutes), "what": step.text})
         begin += minutes
     rows.append({"from": f"{begin // 60}:{begin % 60:02}", "minutes": "", "what": "End"})
-    return _markdown(rows)
-
-
-def _markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Return rows with the same keys as a table of Markdown."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(rows)

@@ -31,6 +31,8 @@ from nbformat import NotebookNode
 
 from helpers.errors import UserError, writing
 
+ROOT = Path(__file__).parent.parent.parent  # of the collection
+FOLDER = ROOT / "notebooks"
 SHOW = "show"  # the tag of a cell whose text the reader of the terminal sees too
 CODE_WIDTH = 60  # characters of a cell's first line
 # The same for every computer, so that a notebook's next execution changes outputs only.

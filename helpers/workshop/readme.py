@@ -11,25 +11,31 @@ from helpers.measure.tasks import ROUNDS, TOKENS
 from helpers.models import load_processor
 from helpers.models.families import families
 from helpers.resources import in_words
-from helpers.show.tables import format_table
+from helpers.show.tables import format_table, markdown_table
 from helpers.sources.checkpoints import read_json
 from helpers.workshop import classroom, lessons, rooms
 from helpers.workshop.full_size_page import full_size_text
+from helpers.workshop.notebooks import FOLDER, ROOT
 from helpers.workshop.rooms import ROOMS
 
-ROOT = Path(__file__).parent.parent.parent
 # Pages with places to fill.
 FILLED = ("README.md", "CONTRIBUTING.md", "helpers/README.md", "docs/workshop.md")
 
 
 def notebooks_table() -> str:
     """Return the table of notebooks: idea, and the costs that were measured; pictures below it."""
-    costs = read_json(ROOT / "notebooks" / "costs.json")
-    lines = ["| notebook | what is new in it | size | memory | time |", "|---|---|---|---|---|"]
-    for stem, cost in costs.items():
-        cells = [f"[{stem}](notebooks/{stem}.ipynb)"]
-        cells += [cost[name] for name in ("idea", "disk", "memory", "time")]
-        lines.append(f"| {' | '.join(cells)} |")
+    costs = read_json(FOLDER / "costs.json")
+    rows = [
+        {
+            "notebook": f"[{stem}](notebooks/{stem}.ipynb)",
+            "what is new in it": cost["idea"],
+            "size": cost["disk"],
+            "memory": cost["memory"],
+            "time": cost["time"],
+        }
+        for stem, cost in costs.items()
+    ]
+    lines = [markdown_table(rows)]
     for stem, cost in costs.items():
         lines += ["", f"`{stem}`:", "", f"![{cost['alt']}](notebooks/images/{stem}.svg)"]
     return "\n".join(lines)
@@ -71,16 +77,16 @@ def _gains(figures: Figures) -> list[dict[str, str]]:
 
 def models_table() -> str:
     """Return the families, their originals on the hub, and the notebook of each, if it has one."""
-    stems = {path.stem[3:]: path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
-    lines = ["| family | originals | notebook |", "|---|---|---|"]
+    stems = {path.stem[3:]: path.stem for path in FOLDER.glob("*.ipynb")}
+    rows = []
     for family in families():
         stem = stems.get(family.name)
         names = ", ".join(original.hub_id for original in family.originals)
         notebook = "loads and converts; no notebook of its own"
         if stem is not None:
             notebook = f"[{stem[:2]}](notebooks/{stem}.ipynb)"
-        lines.append(f"| {family.name} | {names} | {notebook} |")
-    return "\n".join(lines)
+        rows.append({"family": family.name, "originals": names, "notebook": notebook})
+    return markdown_table(rows)
 
 
 def accuracy_table() -> str:
@@ -98,12 +104,13 @@ def accuracy_table() -> str:
 
 def runtimes_table() -> str:
     """Return which folders OpenVINO GenAI and Model Server load, and why not the others."""
-    lines = ["| model | OpenVINO GenAI and Model Server |", "|---|---|"]
+    rows = []
     for family in families():
         if family.checkpoint is not None:
             runtime = load_processor(family.checkpoint).runtime
-            lines.append(f"| {family.name} | {'load it' if runtime.loads else runtime.why} |")
-    return "\n".join(lines)
+            why = "load it" if runtime.loads else runtime.why
+            rows.append({"model": family.name, "OpenVINO GenAI and Model Server": why})
+    return markdown_table(rows)
 
 
 def room_list() -> str:
@@ -148,7 +155,7 @@ def pages() -> dict[Path, str]:
     texts = {ROOT / name: (ROOT / name).read_text(encoding="utf-8") for name in FILLED}
     return {path: filled(text) for path, text in texts.items()} | {
         ROOT / "docs" / "rooms.svg": rooms.drawing(),
-        ROOT / "notebooks" / "FULL_SIZE.md": full_size_page(),
+        FOLDER / "FULL_SIZE.md": full_size_page(),
     }
 
 

@@ -14,10 +14,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from helpers.errors import UserError
+from helpers.errors import UserError, writing
 from helpers.workshop import notebooks
+from helpers.workshop.notebooks import FOLDER, ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 CHANGELOG, SOURCE = ROOT / "CHANGELOG.md", ROOT / "helpers" / "__init__.py"
 
 
@@ -60,8 +60,12 @@ def execute(paths: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def build(folder: Path, paths: Sequence[Path]) -> Path:
-    """Write the archive into `folder`, with these notebooks executed, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the archive into `folder`, with these notebooks executed, and return its path.
+
+    Raises `ReleaseError` where a notebook fails, and `OutputError` where nothing can be written.
+    """
+    with writing(folder, "folder"):
+        folder.mkdir(parents=True, exist_ok=True)
     name = f"vlm-notebooks-{version()}"
     archive = folder / f"{name}.zip"
     with tempfile.TemporaryDirectory() as place:
@@ -83,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.tag:
             check_tag(options.tag)
-        print(build(options.output, sorted((ROOT / "notebooks").glob("*.ipynb"))))
-    except ReleaseError as error:
+        print(build(options.output, sorted(FOLDER.glob("*.ipynb"))))
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from helpers.errors import UserError, writing
 from helpers.resources import in_words
-from helpers.workshop.release import ROOT, files
+from helpers.workshop.notebooks import ROOT
+from helpers.workshop.release import files
 
 WHEELS, COLLECTION = "wheels", "vlm-notebooks"
 
