@@ -24,9 +24,12 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 WORKSHOP = (ROOT / "docs" / "workshop.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+PAGES = pages()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_are_made_from_the_data(path):
-    made = pages()[path]
+    made = PAGES[path]
     assert path.read_text(encoding="utf-8") == made, "run: python -m helpers.workshop.readme"
 
 
