@@ -37,6 +37,20 @@ def test_quantised_weights(folder, method, place):
         load_model(folder)
 
 
+@pytest.mark.parametrize("field", ["quantization", "compression_config"])
+def test_quantised_weights_by_another_name(folder, field):
+    set_in_config(folder, **{field: {"group_size": 64, "bits": 4}})
+    with pytest.raises(CheckpointError, match=rf"quantised already \(unnamed\); {ORIGINAL}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["quant_config.json", "quantize_config.json"])
+def test_the_file_of_a_quantiser(folder, name):
+    (folder / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"quantised already \({name}\); {ORIGINAL}"):
+        load_model(folder)
+
+
 def test_weights_of_8_bits_without_a_word_in_the_config(folder):
     path = next(folder.glob("*.safetensors"))
     tensors = load_file(path)
@@ -60,6 +74,22 @@ def test_an_adapter_without_its_base(tmp_path):
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(CheckpointError, match="an adapter without its base model; merge both"):
         load_model(tmp_path)
+
+
+def test_an_adapter_beside_its_base(folder):
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    load_model(folder)  # a merged model may have kept it
+    (folder / "adapter_model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="adapter beside a whole model; merge both first"):
+        load_model(folder)
+
+
+def test_an_adapter_between_the_weights(folder):
+    path = next(folder.glob("*.safetensors"))
+    name = "language_model.base_model.model.layers.0.q_proj.lora_A.default.weight"
+    save_file(load_file(path) | {name: torch.zeros(2, 2)}, path)
+    with pytest.raises(CheckpointError, match=r"not merged \(language_model.*; merge it first"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen3_5_moe"])

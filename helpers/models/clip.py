@@ -29,7 +29,7 @@ from helpers.models.budgets import Pieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.processors import Processor
 from helpers.models.squares import cropped_square, padded_square
-from helpers.sources.checkpoints import Config, read_config
+from helpers.sources.checkpoints import Config, pixel_settings, preparation, read_config
 from helpers.sources.hub import download
 from helpers.sources.key_mapping import Rule
 from helpers.sources.tensors import open_tensors
@@ -62,7 +62,10 @@ class ClipProcessor(Processor):
         if "vision_config" not in config:
             tower = tower_folder(folder, config.get("mm_vision_tower"), "config.json")
             vision = read_config(tower)
+            pixels = pixel_settings(preparation(tower))
+            pixels.pop("resample", None)  # `square` has it done
             config = config | {"vision_config": vision.get("vision_config", vision)}
+            config |= {"pixels": pixels} if pixels else {}
         super().__init__(folder, config)
 
     @cached_property
@@ -115,6 +118,7 @@ class ClipProcessor(Processor):
             size={"shortest_edge": self.side},
             crop_size={"height": self.side, "width": self.side},
             do_pad=self.config.get("image_aspect_ratio") == "pad",
+            **self.config.get("pixels", {}),
         )
 
     def square(self, picture: Image.Image) -> Image.Image:
@@ -205,7 +209,8 @@ class ClipLanguageModel(VisionLanguageModel[P]):
         """Return the tower in its own folder, and all else in PyTorch's own format."""
         tensors = super().layout()[0].tensors
         tower = {name: tensors.pop(name) for name in list(tensors) if name.startswith(VISION_NAMES)}
-        config = {name: value for name, value in self.config.items() if name != "vision_config"}
+        of_tower = ("vision_config", "pixels")
+        config = {name: value for name, value in self.config.items() if name not in of_tower}
         vision = self.config["vision_config"]
         return [
             WeightFiles(tower, folder=config["mm_vision_tower"], config=vision),

@@ -1,9 +1,21 @@
-"""Tables of tokens whose rows are scaled, as models with a scale of their own have them."""
+"""Tables of tokens: with rows that are scaled, and shared with the last layer or not."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from helpers.graphs.parts import Traceable
+
+
+def is_tied(settings: Any) -> bool:
+    """Return whether a last layer that is not in the files is the table of embeddings.
+
+    transformers 5 asks the config of the whole model, transformers 4 that of the text; a file of
+    either may say it in one place alone. A last layer that is there counts whatever they say.
+    """
+    sections = (settings, settings.text_config)
+    return any(getattr(section, "tie_word_embeddings", False) for section in sections)
 
 
 def plain_table(weight: Tensor) -> nn.Embedding:

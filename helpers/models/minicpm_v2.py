@@ -252,6 +252,7 @@ _TEXT_FIELDS = (
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
+    "rope_parameters",
     "attention_bias",
     "tie_word_embeddings",
     "bos_token_id",

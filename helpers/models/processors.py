@@ -78,6 +78,13 @@ class Processor(ABC):
         """Return the checkpoint's tokenizer, from its own files and without its code."""
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(self.folder))
 
+    def with_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Return a tokenizer with the template of `chat_template.json`, which processors prefer."""
+        path = self.folder / "chat_template.json"  # transformers 4 wrote it
+        if path.exists() and isinstance(text := read_json(path).get("chat_template"), str):
+            tokenizer.chat_template = text
+        return tokenizer
+
     @property
     @abstractmethod
     def template(self) -> Template:

@@ -101,7 +101,10 @@ _LIMITS = {
         "attention_heads",
         "n_heads",
         "expansion_ratio",
-        "num_channels",
+        "depth",
+        "num_heads",
+        "linear_num_key_heads",
+        "linear_num_value_heads",
         "min_dynamic_patch",
         "max_dynamic_patch",
         "max_slice_nums",
@@ -111,6 +114,7 @@ _LIMITS = {
     1_000_000: ("hidden_size", "intermediate_size", "d_model", "head_dim", "vision_output_dim"),
     100_000_000: ("vocab_size", "max_position_embeddings", "max_seq_len"),
 }
+_CHANNELS = ("num_channels", "in_channels")
 _LIMIT_OF = {name: limit for limit, names in _LIMITS.items() for name in names}
 
 
@@ -122,6 +126,11 @@ def check_sizes(config: Config, path: Path) -> None:
     for name, value in config.items():
         if isinstance(value, dict):
             check_sizes(value, path)
+        if name in _CHANNELS and value not in (None, 3):
+            raise CheckpointError(
+                f"{name} in {path} is {_shortened(value)}, and pictures have three colours here; "
+                "use a checkpoint of the published kind."
+            )
         limit = _LIMIT_OF.get(name)
         if limit is None or value is None:
             continue

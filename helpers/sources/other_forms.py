@@ -3,6 +3,8 @@
 What this module does not know: the families, and what a config says beside its form.
 """
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +18,41 @@ _ORIGINAL = (
 )
 
 
+# Files of AutoAWQ and AutoGPTQ, which did not always say it in config.json.
+_QUANTISERS = ("quant_config.json", "quantize_config.json")
+_FIELDS = ("quantization_config", "quantization", "compression_config")  # the second is MLX's
+
+
 def refuse_files(folder: Path) -> None:
-    """Raise a `CheckpointError` where a folder, or a file, holds GGUF or an adapter alone."""
+    """Raise a `CheckpointError` where a folder, or a file, holds what is not read here."""
     if folder.suffix == ".gguf" or (_has(folder, "*.gguf") and not _has(folder, "*.safetensors")):
         raise CheckpointError(
             f"{folder} holds GGUF, whose weights are quantised for llama.cpp; {_ORIGINAL}."
         )
     weights = ("model*.safetensors", "pytorch_model*.bin")
-    if _has(folder, "adapter_config.json") and not any(_has(folder, name) for name in weights):
+    has_base = any(_has(folder, name) for name in weights)
+    if _has(folder, "adapter_config.json") and not has_base:
         raise CheckpointError(
             f"{folder} holds an adapter without its base model; merge both first (PEFT's "
             "`merge_and_unload`, then `save_pretrained`), and give the folder of the result."
         )
+    if _has(folder, "adapter_config.json") and _has(folder, "adapter_model.*"):
+        raise CheckpointError(
+            f"{folder} holds an adapter beside a whole model; merge both first (PEFT's "
+            "`merge_and_unload`), or remove the files adapter_* if that is done."
+        )
+    for name in _QUANTISERS:
+        if _has(folder, name):
+            raise CheckpointError(
+                f"{folder} holds weights that are quantised already ({name}); {_ORIGINAL}."
+            )
 
 
 def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     """Raise a `CheckpointError` where a config says that the weights are quantised already."""
     sections = [config, *(value for value in config.values() if isinstance(value, dict))]
-    for section in sections:
-        if (settings := section.get("quantization_config")) is not None:
+    for section, field in itertools.product(sections, _FIELDS):
+        if (settings := section.get(field)) is not None:
             method = settings.get("quant_method") if isinstance(settings, dict) else None
             raise CheckpointError(
                 f"{folder} holds weights that are quantised already ({method or 'unnamed'}); "
@@ -48,6 +66,16 @@ def refuse_small_floats(path: Path, tensors: dict[str, "Tensor"]) -> None:
         if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise CheckpointError(f"{path} holds {name} quantised already ({kind}); {_ORIGINAL}.")
+
+
+def refuse_parts_of_adapters(path: Path, names: Iterable[str]) -> None:
+    """Raise a `CheckpointError` where a file holds LoRA beside a model's own tensors."""
+    name = next((name for name in names if ".lora_" in name.lower()), None)
+    if name is not None:
+        raise CheckpointError(
+            f"{path} holds an adapter that is not merged ({name}); merge it first (PEFT's "
+            "`merge_and_unload`, then `save_pretrained`), and give the folder of the result."
+        )
 
 
 def refuse_experts(folder: Path, model_type: object) -> None:

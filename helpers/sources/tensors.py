@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helpers.errors import CheckpointError, reason_of
 from helpers.sources.checkpoints import read_json
-from helpers.sources.other_forms import refuse_small_floats
+from helpers.sources.other_forms import refuse_parts_of_adapters, refuse_small_floats
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
@@ -23,9 +23,10 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(Path(folder)):
-        tensors.update(
-            _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
-        )
+        is_safe = path.suffix == ".safetensors"
+        content = _open_safetensors(path) if is_safe else _open_bin(path)
+        refuse_parts_of_adapters(path, content)
+        tensors.update(content)
     return tensors
 
 

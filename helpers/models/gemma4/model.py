@@ -17,7 +17,7 @@ from helpers.graphs.part_names import (
 from helpers.graphs.parts import Part, decoder_example, past_names, present_names
 from helpers.graphs.tables import Table
 from helpers.models.base import VisionLanguageModel
-from helpers.models.embeddings import ScaledEmbedding
+from helpers.models.embeddings import ScaledEmbedding, is_tied
 from helpers.models.families import Family
 from helpers.models.gemma4.encoder import PictureEncoder
 from helpers.models.gemma4.exported import FULL, SLIDING
@@ -42,7 +42,7 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
     def build(self, config: Config) -> None:
         """Create the image encoder, its projector and the language model."""
         settings, text = self.processor.settings, self.processor.text
-        text.tie_word_embeddings = settings.tie_word_embeddings
+        text.tie_word_embeddings = is_tied(settings)
         self.image_encoder = Gemma4VisionModel(self.processor.vision)
         self.projector = Gemma4MultimodalEmbedder(self.processor.vision, text)
         self.language_model = Gemma4LanguageModel(text)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import CheckpointError
+from helpers.models.internvl2.architectures import ARCHITECTURES
 from helpers.sources.checkpoints import Config, pixel_settings, preparation
 from helpers.sources.key_mapping import Rule
 
@@ -34,17 +35,26 @@ _ONLY_READ = {
     "vision_feature_layer": -1,
     "vision_feature_select_strategy": "default",
 }
+# What the authors' `InternVLChatConfig` has for a config that leaves it out.
+_USUAL: Config = {
+    "downsample_ratio": 0.5,
+    "dynamic_image_size": False,
+    "min_dynamic_patch": 1,
+    "max_dynamic_patch": 6,
+}
 # Fields of the authors' configs of Flash variants, whose router drops picture tokens.
 _FLASH_FIELDS = ("flash_threshold", "flash_relative_threshold", "flash_absolute_threshold")
 
 
 def original_config(folder: Path, config: Config) -> Config:
-    """Return what the authors' `config.json` would say of a checkpoint in transformers' layout.
+    """Return the authors' config, or what it would say of a checkpoint in transformers' layout.
 
     How pictures are cut and what becomes of their pixels comes from `preprocessor_config.json`, or
     from `processor_config.json`; the defaults are those of transformers' `InternVLConfig`, in which
     the LM head is tied unless the file says otherwise.
     """
+    if config.get("model_type") != HF_MODEL_TYPE:
+        return _USUAL | config
     pictures = preparation(folder)
     vision, text = dict(config["vision_config"]), dict(config["text_config"])
     model_type = text.get("model_type", "qwen2")
@@ -59,6 +69,9 @@ def original_config(folder: Path, config: Config) -> Config:
     vision["qk_normalization"] = vision.get("use_qk_norm", False)
     vision["initializer_factor"] = vision.get("layer_scale_init_value", 0.1)
     text["architectures"] = [_ARCHITECTURES[model_type]]
+    usual: Any = ARCHITECTURES[_ARCHITECTURES[model_type]].make_config({})
+    for name in ("vocab_size", "max_position_embeddings"):
+        text.setdefault(name, getattr(usual, name))
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
     return {
         **{name: config[name] for name in _ONLY_READ if name in config},
@@ -90,6 +103,11 @@ def refuse_variants(config: Config) -> None:
                 f"{field} in config.json is {config[field]!r}, and only {value!r} is read here; "
                 "use a checkpoint of the published kind."
             )
+    if config["dynamic_image_size"] and not config.get("use_thumbnail", True):
+        raise CheckpointError(
+            "use_thumbnail in config.json is false, and pictures in tiles without a thumbnail are "
+            "not read here; use a checkpoint of the published kind."
+        )
     fields = [name for name in _FLASH_FIELDS if name in config]
     if fields:
         raise CheckpointError(

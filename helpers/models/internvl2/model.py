@@ -65,11 +65,11 @@ class InternVL2Processor(Processor):
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.has_own_layout = config.get("model_type") != HF_MODEL_TYPE
-        super().__init__(folder, config if self.has_own_layout else original_config(folder, config))
+        super().__init__(folder, original_config(folder, config))
 
     @cached_property
     def _files_tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.architecture.load_tokenizer(self.folder)
+        return self.with_chat_template(self.architecture.load_tokenizer(self.folder))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer of the language model, its special tokens checked."""
@@ -302,6 +302,9 @@ _VISION_FIELDS = (
     "norm_type",
     "layer_norm_eps",
     "hidden_act",
+    "use_mask_token",
+    "use_absolute_position_embeddings",
+    "use_mean_pooling",
 )
 _LAYER = "vision_model.encoder.layers.{n}."
 _NATIVE_LAYER = "image_encoder.encoder.layer.{n}."

@@ -14,12 +14,13 @@ from helpers.graphs.part_names import EARLY_LAYERS, IMAGE_ENCODER, WINDOW_MERGER
 from helpers.graphs.parts import Part
 from helpers.graphs.tables import Table
 from helpers.models.base import VisionLanguageModel
+from helpers.models.embeddings import is_tied
 from helpers.models.families import Family
 from helpers.models.minicpm_v4_6.encoder import EarlyLayers, LateLayers, WindowMerger
 from helpers.models.minicpm_v4_6.originals import ORIGINALS, TOKENIZER, token_ids
 from helpers.models.minicpm_v4_6.patches import FEW
 from helpers.models.minicpm_v4_6.processor import MiniCPMV4_6Processor
-from helpers.models.qwen3_5.language_model import language_model_part
+from helpers.models.qwen3_5.language_model import language_model_part, new_language_model
 from helpers.models.qwen3_5.model import Qwen3_5
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
@@ -38,10 +39,10 @@ class MiniCPMV4_6(VisionLanguageModel[MiniCPMV4_6Processor]):
         """Create the image encoder, the projector and the language model."""
         settings = self.processor.settings
         text = settings.text_config
-        text.tie_word_embeddings = settings.tie_word_embeddings
+        text.tie_word_embeddings = is_tied(settings)
         self.image_encoder = MiniCPMV4_6VisionModel(settings.vision_config)
         self.projector = MiniCPMV4_6Merger(settings)
-        self.language_model = Qwen3_5ForCausalLM(text)
+        self.language_model = new_language_model(text)
 
     def rules(self) -> list[Rule]:
         """Return the hub's names, which are transformers' own."""

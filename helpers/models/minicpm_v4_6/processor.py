@@ -1,6 +1,6 @@
 """MiniCPM-V 4.6's pictures and prompts: slices in patches, and a number for each picture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import MiniCPMV4_6Config
 
+from helpers.errors import CheckpointError
 from helpers.inputs.chat_templates import template_of
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.budgets import Pieces
@@ -43,8 +44,23 @@ class MiniCPMV4_6Processor(Processor):
 
     @cached_property
     def settings(self) -> Any:
-        """The config as transformers reads it."""
-        return MiniCPMV4_6Config(**self.config)
+        """The config as transformers reads it; a `CheckpointError` for merges not read here."""
+        settings = MiniCPMV4_6Config(**self.config)
+        vision: Any = settings.vision_config
+        layers = range(vision.num_hidden_layers)
+        readable = {
+            "window_kernel_size": (list(vision.window_kernel_size), [[2, 2]]),
+            "merge_kernel_size": (list(settings.merge_kernel_size), [[2, 2]]),
+            "insert_layer_id": (settings.insert_layer_id, layers),
+            "merger_times": (settings.merger_times, range(1, 10)),
+        }
+        for field, (value, values) in readable.items():
+            if value not in values:
+                raise CheckpointError(
+                    f"{field} in {self.folder / 'config.json'} is {value}, and only "
+                    f"{_in_words(values)} is read here; use a checkpoint of the published kind."
+                )
+        return settings
 
     @cached_property
     def picture_settings(self) -> Config:
@@ -56,7 +72,7 @@ class MiniCPMV4_6Processor(Processor):
     @cached_property
     def template(self) -> Template:
         """The words of the tokenizer's chat template; without one, ChatML."""
-        tokenizer = self.load_tokenizer()
+        tokenizer = self.with_chat_template(self.load_tokenizer())
         if tokenizer.chat_template is None:
             return replace(CHATML, image=IMAGE + "\n", images=IMAGE + "\n")
         return template_of(tokenizer, IMAGE_TOKEN)
@@ -169,6 +185,11 @@ class MiniCPMV4_6Processor(Processor):
         """Return what transformers' own class takes; grids are for the prompt only."""
         inputs = super().transformers_inputs(input_ids, image_inputs)
         return {name: value for name, value in inputs.items() if name != "grids"}
+
+
+def _in_words(values: Sequence[object]) -> str:
+    """Return the only value that is read, or the first and the last."""
+    return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _tokens(plan: Plan, slicing: Slicing) -> int:

@@ -213,13 +213,20 @@ class DecoderWithPicture(nn.Module):
             cache.layers.insert(index, DynamicLayer())
         return cache
 
+    def _own(self, cache: DynamicCache) -> DynamicCache:
+        """Return the cache of the self-attention layers alone.
+
+        A mask is as long as the first layer's keys, and that may be a cross-attention layer.
+        """
+        layers = enumerate(cache.layers)
+        own = DynamicCache()
+        own.layers = [layer for index, layer in layers if index not in self.cross_layers]
+        return own
+
     def _present(self, cache: DynamicCache) -> list[Tensor]:
         """Return the keys and values of the self-attention layers."""
-        layers = cast(list[DynamicLayer], cache.layers)
-        self_attention = [
-            layer for index, layer in enumerate(layers) if index not in self.cross_layers
-        ]
-        pairs = [(layer.keys, layer.values) for layer in self_attention]
+        layers = cast(list[DynamicLayer], self._own(cache).layers)
+        pairs = [(layer.keys, layer.values) for layer in layers]
         return [cast(Tensor, tensor) for pair in pairs for tensor in pair]
 
     def hidden_states(
@@ -238,7 +245,7 @@ class DecoderWithPicture(nn.Module):
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **cache_argument(create_causal_mask, past),
+            **cache_argument(create_causal_mask, self._own(past)),
         )
         rotary = text.rotary_emb(embeddings, position_ids=position_ids)
         hidden = embeddings

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.mllama.image_processing_pil_mllama import get_all_supported_aspect_ratios
 
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
@@ -52,7 +53,9 @@ class Mllama(VisionLanguageModel[MllamaProcessor]):
 
     def build(self, config: Config) -> None:
         """Create the image encoder, the projector and the language model."""
+        self.config = config = self.processor.config
         vision = MllamaVisionConfig(**corrected_vision_fields(config["vision_config"]))
+        _check_shapes(vision)
         text = text_config(config["text_config"])
         self.image_encoder = MllamaVisionModel(vision)
         self.projector = nn.Linear(vision.vision_output_dim, text.hidden_size)
@@ -68,11 +71,15 @@ class Mllama(VisionLanguageModel[MllamaProcessor]):
         return config
 
     def rules(self) -> list[Rule]:
-        """Return the hub's names, which are transformers' own."""
+        """Return the hub's names, then those of transformers' modules, in which it may save too."""
         return [
             Rule("vision_model.{x}", "image_encoder.{x}"),
             Rule("multi_modal_projector.{x}", "projector.{x}"),
             Rule("language_model.{x}", "language_model.{x}"),
+            Rule("model.vision_model.{x}", "image_encoder.{x}"),
+            Rule("model.multi_modal_projector.{x}", "projector.{x}"),
+            Rule("model.language_model.{x}", "language_model.model.{x}"),
+            Rule("lm_head.{x}", "language_model.lm_head.{x}"),
         ]
 
     def encode_images(
@@ -191,6 +198,17 @@ def text_config(fields: Config) -> MllamaTextConfig:
     """Return the language model's configuration."""
     with upstream.no_rope_warnings():
         return MllamaTextConfig(**fields)
+
+
+def _check_shapes(vision: MllamaVisionConfig) -> None:
+    """Raise a `CheckpointError` where fewer shapes of canvases are learned than pictures get."""
+    needed = len(get_all_supported_aspect_ratios(vision.max_num_tiles))
+    if vision.max_aspect_ratio_id < needed:
+        raise CheckpointError(
+            f"supported_aspect_ratios in config.json names {vision.max_aspect_ratio_id} shapes, "
+            f"and {vision.max_num_tiles} tiles lie in {needed}; use a checkpoint of the published "
+            "kind."
+        )
 
 
 def corrected_vision_fields(fields: Config) -> Config:

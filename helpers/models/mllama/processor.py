@@ -1,12 +1,19 @@
 """Llama-3.2-Vision's pictures, prompts and token ids, and which tiles a token attends to."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import MllamaImageProcessorPil, PreTrainedTokenizerFast
+from transformers import (
+    MllamaConfig,
+    MllamaImageProcessorPil,
+    MllamaTextConfig,
+    MllamaVisionConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.mllama.image_processing_pil_mllama import get_all_supported_aspect_ratios
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
@@ -39,10 +46,42 @@ class PictureStates(list[Tensor]):
         self.tiles = list(tiles)
 
 
+# What is read of a config beside transformers' modules, whose classes have the defaults.
+_READ = {
+    "text_config": (
+        MllamaTextConfig,
+        (
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "cross_attention_layers",
+            "max_position_embeddings",
+            "eos_token_id",
+        ),
+    ),
+    "vision_config": (
+        MllamaVisionConfig,
+        ("image_size", "patch_size", "max_num_tiles", "intermediate_layers_indices"),
+    ),
+}
+
+
+def with_defaults(config: Config) -> Config:
+    """Return a config with what its file leaves to transformers' classes."""
+    sections = {}
+    for section, (kind, names) in _READ.items():
+        fields, usual = config.get(section) or {}, kind()
+        sections[section] = {name: getattr(usual, name) for name in names} | fields
+    return {"image_token_index": MllamaConfig().image_token_index} | config | sections
+
+
 class MllamaProcessor(Processor):
     """Up to four tiles of a picture on a canvas that fits its shape, and Llama 3's prompts."""
 
     exported_class = MllamaExported
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        super().__init__(folder, with_defaults(config))
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
         """Return that in `tokenizer.json`; the template has its own `<|begin_of_text|>`."""

@@ -14,6 +14,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5GatedDeltaNet,
 )
 
+from helpers.errors import CheckpointError
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.parts import Part, cache_of
 from helpers.graphs.recurrence import GatedDeltaRule
@@ -27,6 +28,19 @@ KINDS = {
     "linear_attention": ("convolution_state", "matrix_state"),
     "full_attention": ("key", "value"),
 }
+
+
+def new_language_model(text: Any) -> Qwen3_5ForCausalLM:
+    """Return transformers' language model.
+
+    Raises `CheckpointError` where no layer has a growing cache, by which a prompt's length is told.
+    """
+    if "full_attention" not in text.layer_types:
+        raise CheckpointError(
+            "layer_types in config.json names no full_attention, and a language model of "
+            "linear attention alone is not read here; use a checkpoint of the published kind."
+        )
+    return Qwen3_5ForCausalLM(text)
 
 
 class LinearAttention(nn.Module):

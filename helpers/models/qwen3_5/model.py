@@ -6,7 +6,11 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM, Qwe
 
 from helpers.graphs.parts import Part
 from helpers.models.families import Family
-from helpers.models.qwen3_5.language_model import SENSITIVE_LAYERS, language_model_part
+from helpers.models.qwen3_5.language_model import (
+    SENSITIVE_LAYERS,
+    language_model_part,
+    new_language_model,
+)
 from helpers.models.qwen3_5.originals import ORIGINALS, TOKENIZER
 from helpers.models.qwen3_5.processor import Qwen3_5Processor
 from helpers.models.qwen_vision.model import QwenVisionLanguageModel
@@ -27,7 +31,7 @@ class Qwen3_5(QwenVisionLanguageModel[Qwen3_5Processor]):
 
     def new_language_model(self, text: Any) -> Qwen3_5ForCausalLM:
         """Return the language model that its part of the config describes."""
-        return Qwen3_5ForCausalLM(text)
+        return new_language_model(text)
 
     def language_model_part(self) -> Part:
         """Return the language model with the states of all its layers."""

@@ -13,6 +13,7 @@ from helpers.graphs.part_names import IMAGE_ENCODER, PATCH_EMBEDDINGS, POSITION_
 from helpers.graphs.parts import Part, Traceable
 from helpers.graphs.tables import Table
 from helpers.models.base import VisionLanguageModel
+from helpers.models.embeddings import is_tied
 from helpers.models.qwen_vision.encoder import EncoderLayers, ImageEncoder
 from helpers.models.qwen_vision.exported import PictureTokens
 from helpers.models.qwen_vision.places import Grid
@@ -40,7 +41,7 @@ class QwenVisionLanguageModel(VisionLanguageModel[P]):
         """Create the image encoder and the language model."""
         settings, vision = self.processor.settings, self.processor.vision
         text = settings.text_config
-        text.tie_word_embeddings = settings.tie_word_embeddings
+        text.tie_word_embeddings = is_tied(settings)
         if vision.out_hidden_size != text.hidden_size:
             raise CheckpointError(
                 f"out_hidden_size in config.json is {vision.out_hidden_size}, but the language "

@@ -90,7 +90,7 @@ class QwenVisionProcessor(Processor):
     @cached_property
     def template(self) -> Template:
         """The words of the tokenizer's chat template, or those of the published one."""
-        tokenizer = self.load_tokenizer()
+        tokenizer = self.with_chat_template(self.load_tokenizer())
         if tokenizer.chat_template is None:
             return CHATML
         return template_of(tokenizer, "".join(PICTURE_MARKS), frame=None, thought=THOUGHT_MARKS)

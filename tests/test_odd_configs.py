@@ -1,0 +1,193 @@
+"""Configs that are legal and rare: what they say is obeyed as transformers does, or refused."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    CLIPImageProcessorPil,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MllamaConfig,
+    Qwen2Config,
+)
+
+from helpers.errors import CheckpointError
+from helpers.models import load_model, load_processor
+from helpers.models.families import family_of
+from helpers.models.mllama import MllamaProcessor
+from helpers.sources.checkpoints import BUNDLED, read_json, write_json
+from tests.golden_checks import GOLDEN, relative_error
+from tests.random_models import PYTORCH
+from tests.test_files_of_others import FAMILIES, TIED, WEIGHTS
+from tests.test_internvl3 import reference_model, write_transformers
+from tests.tiny import picture
+
+NO_WEIGHTS = shutil.ignore_patterns("*.safetensors", "*.md", "accuracy.json", "bundled.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_last_layer_that_the_config_of_the_text_ties(family, tmp_path):
+    """As transformers 4 asked for it."""
+    FAMILIES[family](tmp_path, TIED)
+    config = read_json(tmp_path / "config.json") | {"tie_word_embeddings": False}
+    config["text_config"] |= {"tie_word_embeddings": True}
+    write_json(tmp_path / "config.json", config)
+    model = load_model(tmp_path)
+    assert model.language_model.lm_head.weight is model.token_embeddings.weight
+
+
+BASES = {"top": {"rope_theta": 70.0}, "section": {"rope_parameters": {"rope_theta": 70.0}}}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("place", BASES)
+def test_the_base_of_rotations_at_either_place(place, tmp_path):
+    folder = shutil.copytree(GOLDEN / "mobilevlm", tmp_path / "mobilevlm")
+    config = read_json(folder / "config.json")
+    config = {name: value for name, value in config.items() if "rope" not in name} | BASES[place]
+    write_json(folder / "config.json", config)
+    model = load_model(folder, torch.float32)
+    reference = LlamaForCausalLM(LlamaConfig(**config)).eval()
+    reference.load_state_dict(model.language_model.state_dict())
+    ids = torch.arange(3, 23)[None]
+    expected = reference(input_ids=ids).logits
+    assert relative_error(model(**model.prepare(ids)).logits, expected) < PYTORCH
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5", "minicpm_v4_6"])
+def test_a_chat_template_as_transformers_4_wrote_it_beside_a_processor(family, tmp_path):
+    FAMILIES[family](tmp_path, 0)
+    template = family_of(tmp_path).tokenizer.chat_template.replace("|im_start|", "|begin|")
+    write_json(tmp_path / "chat_template.json", {"chat_template": template})
+    assert load_processor(tmp_path).template.user == "<|begin|>user\n"
+
+
+# InternVL
+
+
+@pytest.fixture
+def internvl_folder(tmp_path):
+    """Return a folder with the files of InternVL's tokenizer."""
+    return shutil.copytree(BUNDLED / "internvl2", tmp_path / "model", ignore=NO_WEIGHTS)
+
+
+@torch.inference_mode()
+def test_the_norm_behind_the_image_encoder(internvl_folder):
+    vision = {"use_mean_pooling": False, "use_mask_token": True}
+    model = reference_model(internvl_folder, "qwen2", tied=False, vision=vision)
+    write_transformers(model, internvl_folder, older_names=False)
+    checkpoint = load_model(internvl_folder, torch.float32)
+    inputs = checkpoint.image_inputs([picture()])
+    expected = model.get_image_features(inputs["pixel_values"]).pooler_output
+    assert relative_error(checkpoint.encode_images(**inputs), expected) < PYTORCH
+
+
+def test_what_the_text_of_internvl_leaves_to_its_class(internvl_folder):
+    model = reference_model(internvl_folder, "qwen2", tied=False, vision={})
+    write_transformers(model, internvl_folder, older_names=False)
+    config = read_json(internvl_folder / "config.json")
+    del config["text_config"]["max_position_embeddings"]
+    write_json(internvl_folder / "config.json", config)
+    expected = Qwen2Config().max_position_embeddings
+    assert load_processor(internvl_folder).context_length == expected
+
+
+def test_what_the_authors_config_leaves_to_its_class(internvl_folder):
+    config = read_json(internvl_folder / "config.json")
+    for field in ("dynamic_image_size", "max_dynamic_patch"):
+        del config[field]
+    write_json(internvl_folder / "config.json", config)
+    processor = load_processor(internvl_folder)
+    assert processor.image_inputs([picture()])["tiles"].tolist() == [1]
+    assert processor.config["max_dynamic_patch"] == 6
+
+
+def test_tiles_without_a_thumbnail_are_refused(internvl_folder):
+    config = read_json(internvl_folder / "config.json") | {"use_thumbnail": False}
+    write_json(internvl_folder / "config.json", config)
+    with pytest.raises(CheckpointError, match="use_thumbnail in config.json is false, and"):
+        load_model(internvl_folder)
+
+
+# Pixels of CLIP
+
+
+@pytest.mark.parametrize("name", ["mobilevlm", "llava_mpt"])
+def test_pixels_of_the_towers_own_file(name, tmp_path):
+    folder = shutil.copytree(GOLDEN / name, tmp_path / name)
+    usual = load_processor(folder).image_inputs([picture()])["pixel_values"]
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.2, 0.7], "resample": 0}
+    write_json(folder / "clip" / "preprocessor_config.json", pixels)
+    changed = load_processor(folder)
+    changed.image_processor.do_pad = False  # whose border is of the mean
+    expected = CLIPImageProcessorPil(**pixels | {"resample": 3}, do_resize=False)
+    square = changed.square(picture())
+    expected = expected([square], do_center_crop=False, return_tensors="pt")["pixel_values"]
+    assert torch.equal(changed.image_inputs([picture()])["pixel_values"], expected)
+    assert not torch.equal(usual, expected)
+
+
+# Llama-3.2-Vision
+
+
+def test_llama_in_transformers_own_names():
+    model = load_model(BUNDLED / "mllama")
+
+    def targets(name, tensor):
+        return next(p for rule in model.rules() if (p := rule.to_native(name, tensor)) is not None)
+
+    prefixes = {"language_model.model.": "language_model.", "language_model.lm_head.": "lm_head."}
+    for name, tensor in load_file(BUNDLED / "mllama" / WEIGHTS).items():
+        own = name
+        for prefix, new in prefixes.items():
+            own = new + name.removeprefix(prefix) if name.startswith(prefix) else own
+        own = own if own.startswith("lm_head") else f"model.{own}"
+        assert targets(own, tensor).keys() == targets(name, tensor).keys()
+
+
+def test_what_llamas_config_leaves_to_its_classes(tmp_path):
+    usual = MllamaConfig()
+    processor = MllamaProcessor(tmp_path, {"text_config": {"hidden_size": 64}})
+    assert processor.context_length == usual.text_config.max_position_embeddings
+    assert processor.image_token_id == usual.image_token_index
+    assert processor.pieces.most == usual.vision_config.max_num_tiles
+    indices = usual.vision_config.intermediate_layers_indices
+    assert processor.config["vision_config"]["intermediate_layers_indices"] == indices
+    assert processor.config["text_config"]["hidden_size"] == 64
+
+
+def test_fewer_shapes_than_pictures_get_are_refused(tmp_path):
+    folder = shutil.copytree(BUNDLED / "mllama", tmp_path / "model", ignore=NO_WEIGHTS)
+    config = read_json(folder / "config.json")
+    config["vision_config"] |= {"supported_aspect_ratios": [[1, 1], [2, 1], [1, 2]]}
+    write_json(folder / "config.json", config)
+    with pytest.raises(CheckpointError, match="names 3 shapes, and 4 tiles lie in 8; use"):
+        load_model(folder)
+
+
+# What no published checkpoint has
+
+REFUSED = {
+    "num_channels": ("minicpm_v4_6", "vision_config", 1, "is 1, and pictures have three colours"),
+    "in_channels": ("qwen3_vl", "vision_config", 4, "is 4, and pictures have three colours"),
+    "window_kernel_size": ("minicpm_v4_6", "vision_config", [4, 4], "only .2, 2. is read here"),
+    "merge_kernel_size": ("minicpm_v4_6", None, [1, 4], "only .2, 2. is read here"),
+    "merger_times": ("minicpm_v4_6", None, 0, "is 0, and only 1 to 9 is read here"),
+    "insert_layer_id": ("minicpm_v4_6", None, 30, "is 30, and only 0 to . is read here"),
+    "layer_types": ("qwen3_5", "text_config", ["linear_attention"], "names no full_attention"),
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_no_published_checkpoint_has_is_refused(field, tmp_path):
+    family, section, value, words = REFUSED[field]
+    FAMILIES[family](tmp_path, 0)
+    config = read_json(tmp_path / "config.json")
+    (config[section] if section else config)[field] = value
+    if field == "layer_types":
+        config[section]["num_hidden_layers"] = len(value)
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(CheckpointError, match=rf"{field} in .*config\.json.* {words}"):
+        load_model(tmp_path)
