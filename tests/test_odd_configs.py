@@ -1,6 +1,7 @@
 """Configs that are legal and rare: what they say is obeyed as transformers does, or refused."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from helpers.models import load_model, load_processor
 from helpers.models.families import family_of
 from helpers.models.mllama import MllamaProcessor
 from helpers.sources.checkpoints import BUNDLED, read_json, write_json
+from tests import random_qwen3_vl
 from tests.golden_checks import GOLDEN, relative_error
 from tests.random_models import PYTORCH
 from tests.test_files_of_others import FAMILIES, TIED, WEIGHTS
@@ -62,6 +64,16 @@ def test_a_chat_template_as_transformers_4_wrote_it_beside_a_processor(family, t
     template = family_of(tmp_path).tokenizer.chat_template.replace("|im_start|", "|begin|")
     write_json(tmp_path / "chat_template.json", {"chat_template": template})
     assert load_processor(tmp_path).template.user == "<|begin|>user\n"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("taps", [(1, 1, 2), (2, 0, 9)])
+def test_layers_that_deepstack_names_twice_or_that_there_are_not(taps, tmp_path):
+    dimensions = replace(random_qwen3_vl.Dimensions.drawn(0), vision_layers=3, taps=taps)
+    random_qwen3_vl.write_random(tmp_path, 0, dimensions)
+    model = load_model(tmp_path)
+    (features,) = model.encode_images(**model.image_inputs([picture()]))
+    assert len(features.deepstack) == model.processor.deepstack_layers == 2
 
 
 # InternVL
@@ -156,6 +168,9 @@ def test_what_llamas_config_leaves_to_its_classes(tmp_path):
     indices = usual.vision_config.intermediate_layers_indices
     assert processor.config["vision_config"]["intermediate_layers_indices"] == indices
     assert processor.config["text_config"]["hidden_size"] == 64
+    for layers, expected in ((9, [3, 8]), (40, usual.text_config.cross_attention_layers)):
+        config = MllamaProcessor(tmp_path, {"text_config": {"num_hidden_layers": layers}}).config
+        assert config["text_config"]["cross_attention_layers"] == expected
 
 
 def test_fewer_shapes_than_pictures_get_are_refused(tmp_path):

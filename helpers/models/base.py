@@ -7,6 +7,7 @@ what is exported.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, cast
@@ -46,6 +47,20 @@ class WeightFiles:
 P = TypeVar("P", bound=Processor)
 
 
+@contextmanager
+def describing_a_model(folder: Path) -> Iterator[None]:
+    """Raise a `CheckpointError` for whatever goes wrong while a folder's config is read."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # what transformers raises for bad values has nothing in common
+        raise CheckpointError(
+            f"{folder / 'config.json'} does not describe a model that can be built "
+            f"({reason_of(error)}); download it again."
+        ) from None
+
+
 class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     """A checkpoint's PyTorch modules behind the calls that all families share.
 
@@ -71,16 +86,8 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         """Read a checkpoint in its authors' layout; `dtype` None keeps the files' own type."""
         folder = Path(folder)
         config = read_config(folder)
-        try:
-            with torch.device("meta"):
-                model = cls(config, cast(P, cls.processor_class(folder, config)))
-        except CheckpointError:
-            raise
-        except Exception as error:  # what transformers raises for bad values has nothing in common
-            raise CheckpointError(
-                f"{folder / 'config.json'} does not describe a model that can be built "
-                f"({reason_of(error)}); download it again."
-            ) from None
+        with describing_a_model(folder), torch.device("meta"):
+            model = cls(config, cast(P, cls.processor_class(folder, config)))
         check_pictures(model.processor)
         tensors = model.original_tensors(folder)
         load_tensors(model, tensors, model.rules(), ignore=cls.left_out, dtype=dtype)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from helpers.errors import CheckpointError, SettingsError
-from helpers.models.base import VisionLanguageModel
+from helpers.models.base import VisionLanguageModel, describing_a_model
 from helpers.models.processors import Processor
 from helpers.resources import path_of
 from helpers.sources.checkpoints import BUNDLED, CARD, Config, read_config, read_json
@@ -203,7 +203,9 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> VisionLa
 
 def load_processor(folder: str | Path) -> Processor:
     """Return what turns pictures and messages into inputs, without any weights."""
-    return family_of(folder).model.processor_class(folder, read_config(folder))
+    config, processor_class = read_config(folder), family_of(folder).model.processor_class
+    with describing_a_model(Path(folder)):
+        return processor_class(folder, config)
 
 
 def on_meta_device(folder: str | Path) -> VisionLanguageModel[Any]:

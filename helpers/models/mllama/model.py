@@ -57,6 +57,11 @@ class Mllama(VisionLanguageModel[MllamaProcessor]):
         vision = MllamaVisionConfig(**corrected_vision_fields(config["vision_config"]))
         _check_shapes(vision)
         text = text_config(config["text_config"])
+        if not text.cross_attention_layers:
+            raise CheckpointError(
+                "cross_attention_layers in config.json names no layer of the language model, which "
+                "would see no picture; use a checkpoint of the published kind."
+            )
         self.image_encoder = MllamaVisionModel(vision)
         self.projector = nn.Linear(vision.vision_output_dim, text.hidden_size)
         self.language_model = MllamaLanguageModel(text)

@@ -52,6 +52,7 @@ _READ = {
         MllamaTextConfig,
         (
             "hidden_size",
+            "num_hidden_layers",
             "num_attention_heads",
             "num_key_value_heads",
             "cross_attention_layers",
@@ -67,11 +68,17 @@ _READ = {
 
 
 def with_defaults(config: Config) -> Config:
-    """Return a config with what its file leaves to transformers' classes."""
+    """Return a config with what its file leaves to transformers' classes.
+
+    Of the cross-attention layers, those that there are: the usual list is that of 40 layers.
+    """
     sections = {}
     for section, (kind, names) in _READ.items():
         fields, usual = config.get(section) or {}, kind()
         sections[section] = {name: getattr(usual, name) for name in names} | fields
+    text = sections["text_config"]
+    layers = range(text["num_hidden_layers"])
+    text["cross_attention_layers"] = [n for n in layers if n in text["cross_attention_layers"]]
     return {"image_token_index": MllamaConfig().image_token_index} | config | sections
 
 

@@ -22,13 +22,18 @@ class Qwen3VLProcessor(QwenVisionProcessor):
 
     @property
     def deepstack_layers(self) -> int:
-        """How many layers of the language model get features of pictures added."""
-        if not self.vision.deepstack_visual_indexes:
+        """How many layers of the language model get features of pictures added.
+
+        As many as layers of the image encoder are named: one that is named twice, or that there is
+        not, gives nothing more.
+        """
+        named = set(self.vision.deepstack_visual_indexes).intersection(range(self.vision.depth))
+        if not named:
             raise CheckpointError(
                 "deepstack_visual_indexes in config.json names no layers, and a Qwen3-VL without "
                 "DeepStack is not read here; use a checkpoint of the published kind."
             )
-        return len(self.vision.deepstack_visual_indexes)
+        return len(named)
 
     def prepare(
         self,
