@@ -106,6 +106,27 @@ def test_what_the_text_of_internvl_leaves_to_its_class(internvl_folder):
     assert load_processor(internvl_folder).context_length == expected
 
 
+OTHER_SIZES = {
+    "patches": ({"vision_config": {"patch_size": [14, 7]}}, {}, "patches of .14, 7., and only sq"),
+    "tiles": ({"vision_config": {"image_size": [56, 84]}}, {}, "of .56, 84., and only squares"),
+    "pictures": ({}, {"size": {"height": 28, "width": 28}}, "to be 28 .* config.json is 56, and"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_SIZES)
+def test_other_sizes_of_internvl_are_refused(kind, internvl_folder):
+    fields, pictures, words = OTHER_SIZES[kind]
+    model = reference_model(internvl_folder, "qwen2", tied=False, vision={})
+    write_transformers(model, internvl_folder, older_names=False)
+    for name, changes in (("config.json", fields), ("preprocessor_config.json", pictures)):
+        content = read_json(internvl_folder / name)
+        for field, value in changes.items():
+            content[field] = content.get(field, {}) | value
+        write_json(internvl_folder / name, content)
+    with pytest.raises(CheckpointError, match=words):
+        load_model(internvl_folder)
+
+
 def test_what_the_authors_config_leaves_to_its_class(internvl_folder):
     config = read_json(internvl_folder / "config.json")
     for field in ("dynamic_image_size", "max_dynamic_patch"):

@@ -80,6 +80,7 @@ def original_config(folder: Path, config: Config) -> Config:
         "pixels": pixel_settings(pictures),
         "image_token_id": config.get("image_token_id", 151667),
         "downsample_ratio": config.get("downsample_ratio", 0.5),
+        "force_image_size": (pictures.get("size") or {}).get("height"),
         # `InternVLProcessor` cuts tiles whatever crop_to_patches in preprocessor_config.json says.
         "dynamic_image_size": True,
         "min_dynamic_patch": pictures.get("min_patches", 1),
@@ -91,8 +92,15 @@ def original_config(folder: Path, config: Config) -> Config:
 
 
 def _side(size: Any) -> Any:
-    """Return one side of a size that may be a pair of equal ones."""
-    return size[0] if isinstance(size, list) else size
+    """Return one side of a size that may be a pair of equal ones; others are refused."""
+    if not isinstance(size, list):
+        return size
+    if size.count(size[0]) != len(size):
+        raise CheckpointError(
+            f"config.json has tiles or patches of {size}, and only squares are read here; use a "
+            "checkpoint of the published kind."
+        )
+    return size[0]
 
 
 def refuse_variants(config: Config) -> None:
@@ -107,6 +115,13 @@ def refuse_variants(config: Config) -> None:
         raise CheckpointError(
             "use_thumbnail in config.json is false, and pictures in tiles without a thumbnail are "
             "not read here; use a checkpoint of the published kind."
+        )
+    side, learned = config.get("force_image_size"), config["vision_config"].get("image_size")
+    if side and side != learned:
+        raise CheckpointError(
+            f"Pictures are to be {side} pixels wide, but image_size in config.json is {learned}, "
+            "and positions of another size are not read here; use a checkpoint of the published "
+            "kind."
         )
     fields = [name for name in _FLASH_FIELDS if name in config]
     if fields:
