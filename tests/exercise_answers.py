@@ -167,6 +167,8 @@ WRONG_ANSWERS = {
             FLOW.format("1"),
             FLOW.format("scale_depth / len(layers)"),
             FLOW.format("scale_depth / (2 * len(layers)) ** 0.5"),
+            FLOW.format("scale_depth / 8"),
+            FLOW.format("1.4 / len(layers) ** 0.5"),
             f"{FLOW.format('scale_depth / len(layers) ** 0.5')} - words",
         ),
     ),

@@ -166,6 +166,35 @@ def test_a_module_is_traced_with_what_was_computed_in_inference_mode(capsys):
     assert capsys.readouterr().out.count("in OpenVINO as in PyTorch: True") == 2
 
 
+class Rows(torch.nn.Module):
+    """Rows of a square as an image encoder's vectors, in the order `places`."""
+
+    def __init__(self, places):
+        super().__init__()
+        self.places = places
+
+    def forward(self, pixels):
+        return pixels[:, 0, self.places]
+
+
+@pytest.mark.parametrize(
+    ("places", "line"),
+    [
+        ([0, 1, 2, 3], "Right."),
+        ([1, 2, 3, 0], "Right."),  # CLS behind the patches is one token more, too
+        ([1, 2, 3], "leave [:, 1:] away."),
+        ([0, 1, 2, 2], "give the projector what CLIP returns."),
+    ],
+)
+def test_where_the_summary_stands_is_free(places, line):
+    def encode(pixels):
+        return SimpleNamespace(last_hidden_state=pixels[:, 0])
+
+    model = SimpleNamespace(image_encoder=encode, projector=torch.nn.Identity())
+    pixels = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert EXERCISES["01-1"].response(Rows(places), model, pixels).endswith(line)
+
+
 def test_check_prints(capsys):
     check("03-3", None)
     check("03-3", 4)

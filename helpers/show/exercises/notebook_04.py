@@ -29,6 +29,8 @@ EXERCISES = {
             "as they are": "The layers' results are added as they are: multiply them first.",
             "by the number": "Divide by the root of the number of layers, not by the number.",
             "by both": "Each layer counts once, although it adds two things.",
+            "at times": "That is right for some of the cases only: take the number of layers and "
+            "scale_depth from the arguments.",
             "without words": "The words are missing: layers add to them.",
         },
         trial=trials.depth_scale,
