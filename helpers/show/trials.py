@@ -171,7 +171,7 @@ def outcome_of(output: object, outcomes: Mapping[str, Tensor]) -> str:
 def depth_scale(flow: Callable[[Tensor, list[tuple[Tensor, Tensor]], float], Tensor]) -> str:
     """Return how a function scales what layers, each a pair of tensors, add to words.
 
-    Another `scale_depth` is tried too, so that neither it nor the number of layers can be a constant.
+    Another `scale_depth` is tried too: it and the number of layers should be no constants.
     """
     generator = torch.Generator().manual_seed(0)
     outcomes = set()
