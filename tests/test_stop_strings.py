@@ -1,6 +1,6 @@
 """Stop strings: a text is cut before the first of them, however it is divided into pieces."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers.run.stop_strings import StopStrings
@@ -21,6 +21,7 @@ def test_what_turns_out_to_be_no_string_is_shown():
 
 
 @given(st.lists(TEXTS, max_size=8), st.lists(TEXTS.filter(bool), max_size=3))
+@example(["aba"], ["b", "aba"])  # the one that begins later is complete first
 def test_pieces_together_are_the_text_before_the_first_string(pieces, strings):
     stopping = StopStrings(strings)
     result = "".join([*map(stopping.add, pieces), stopping.end()])

@@ -177,7 +177,7 @@ def check_turns(messages: Sequence[Message]) -> None:
     roles = [message["role"] for message in messages]
     if roles[:1] == [SYSTEM_ROLE]:
         roles = roles[1:]
-    if len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
+    if roles != ["user", "assistant"] * (len(roles) // 2):
         raise QuestionError(
             "The messages before a question should be a user's and an assistant's in turn."
         )
