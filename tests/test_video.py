@@ -163,6 +163,10 @@ def test_frames_of_animations_have_their_times(tmp_path, ending):
     video = open_video(tmp_path / f"a.{ending}", lambda count, rate: [0, 1, 2, 9])
     assert levels(video) == pytest.approx([0, 25, 50, 225], abs=4)
     assert video.times == pytest.approx([0, 0.1, 0.4, 1.8])
+    # Frames whose file says no time stay as long as browsers let them.
+    pictures[0].save(tmp_path / f"b.{ending}", **options | {"duration": 0})
+    video = open_video(tmp_path / f"b.{ending}", lambda count, rate: [0, 1, 9])
+    assert video.times == pytest.approx([0, 0.1, 0.9])
 
 
 def test_a_folder_of_frames(tmp_path):
