@@ -90,12 +90,13 @@ def test_deep_greys_that_are_dark_stay_dark(tmp_path):
     assert near(opened.getpixel((0, 0)), (25, 25, 25), slack=1)
 
 
-@pytest.mark.parametrize("highest", [1.0, 255.0])
-def test_greys_as_fractions(tmp_path, highest):
+# A dark picture of values to 255 is none of values to 1 with lights.
+@pytest.mark.parametrize(("highest", "level"), [(1.0, 255), (255.0, 255), (40.25, 40.25)])
+def test_greys_as_fractions(tmp_path, highest, level):
     ramp = np.tile(np.linspace(0, highest, 256, dtype=np.float32), (4, 1))
     opened = open_picture(save(Image.fromarray(ramp), "tif", tmp_path))
     values = np.asarray(opened)[0, :, 0].astype(int)
-    assert np.abs(values - np.arange(256)).max() <= 1
+    assert np.abs(values - np.linspace(0, level, 256)).max() <= 1
 
 
 @pytest.mark.parametrize(("ending", "kind"), [("tif", ">u2"), ("tif", "<u2"), ("png", "<u2")])
