@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPImageProcessorPil,
     LlamaConfig,
@@ -15,10 +15,12 @@ from transformers import (
 )
 
 from helpers.errors import CheckpointError
+from helpers.inputs.messages import user_message
 from helpers.models import load_model, load_processor
 from helpers.models.families import family_of
 from helpers.models.mllama import MllamaProcessor
 from helpers.sources.checkpoints import BUNDLED, read_json, write_json
+from helpers.sources.key_mapping import Rule, load_tensors
 from tests import random_qwen3_vl
 from tests.golden_checks import GOLDEN, relative_error
 from tests.random_models import PYTORCH
@@ -38,6 +40,31 @@ def test_a_last_layer_that_the_config_of_the_text_ties(family, tmp_path):
     write_json(tmp_path / "config.json", config)
     model = load_model(tmp_path)
     assert model.language_model.lm_head.weight is model.token_embeddings.weight
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_several_types_compute_in_one(family, tmp_path):
+    """As fine-tunes store them: norms, biases and a last layer in 32 bits."""
+    FAMILIES[family](tmp_path, 0)
+    kept = ("norm", "bias", "lm_head", "scalar", "A_log")
+    tensors = {
+        name: tensor if any(word in name for word in kept) else tensor.to(torch.bfloat16)
+        for name, tensor in load_file(tmp_path / WEIGHTS).items()
+    }
+    save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    model = load_model(tmp_path)
+    inputs = model.image_inputs([picture()])
+    ids = model.processor.input_ids([user_message("What?", 1)], inputs)
+    logits = model(**model.prepare(ids, model.encode_images(**inputs))).logits
+    assert logits.dtype == model.dtype == torch.bfloat16
+
+
+def test_weights_of_64_bits_become_32():
+    module = torch.nn.Linear(2, 2)
+    weights = {name: tensor.double() for name, tensor in module.state_dict().items()}
+    load_tensors(module, weights, [Rule("{x}", "{x}")])
+    assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
 
 
 BASES = {"top": {"rope_theta": 70.0}, "section": {"rope_parameters": {"rope_theta": 70.0}}}

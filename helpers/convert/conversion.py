@@ -36,9 +36,10 @@ from helpers.graphs.stateful import make_stateful
 from helpers.graphs.tables import Table, table_model
 from helpers.graphs.tracing import trace
 from helpers.inputs.questions import Sample
-from helpers.models import load_model, load_processor
+from helpers.models import load_processor
 from helpers.models.base import VisionLanguageModel
 from helpers.models.checks import check_processor
+from helpers.models.families import family_of
 from helpers.resources import Growth, available_memory, free_disk, in_words
 from helpers.upstream.locales import plain_numbers
 
@@ -93,7 +94,7 @@ def convert(
             report(f"{output} is there already, made of the same checkpoint and settings.")
             return bit_widths_of(manifest)
     _refuse_samples(preset)
-    model = load_model(checkpoint)
+    model = family_of(checkpoint).model.load(checkpoint)
     check_processor(model.processor)
     with written_aside(output, origin, resume=True, report=report) as work:
         missing = expected_bytes(model, preset) - work.bytes

@@ -6,6 +6,7 @@ what is exported.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,23 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         tensors = model.original_tensors(folder)
         load_tensors(model, tensors, model.rules(), ignore=cls.left_out, dtype=dtype)
         return model
+
+    def compute_in_one_type(self) -> None:
+        """Give the language model the type that most of its numbers have, and so all other parts.
+
+        Fine-tunes store norms or a last layer in 32 bits beside others in 16, which PyTorch does
+        not multiply. A conversion takes them as they are.
+        """
+        state = self.state_dict(keep_vars=True)
+        tensors = {name: value for name, value in state.items() if value.is_floating_point()}
+        of_text = {name for name in tensors if name.startswith("language_model.")}
+        for names in (of_text, tensors.keys() - of_text):
+            sizes: Counter[torch.dtype] = Counter()
+            for name in names:
+                sizes[tensors[name].dtype] += tensors[name].numel()
+            ((usual, _),) = sizes.most_common(1)
+            for name in names:
+                tensors[name].data = tensors[name].data.to(usual)
 
     # What a family says
 

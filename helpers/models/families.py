@@ -197,8 +197,13 @@ def family_of(folder: str | Path) -> Family:
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel[Any]:
-    """Read an original checkpoint, memory-mapped; `dtype` None keeps the files' own type."""
-    return family_of(folder).model.load(folder, dtype)
+    """Read an original checkpoint, memory-mapped; `dtype` None keeps the files' own type.
+
+    Where files have several, a part's tensors get the type that most of its numbers have.
+    """
+    model = family_of(folder).model.load(folder, dtype)
+    model.compute_in_one_type()
+    return model
 
 
 def load_processor(folder: str | Path) -> Processor:

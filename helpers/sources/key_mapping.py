@@ -98,7 +98,9 @@ def load_tensors(
                 problems.append(f"mis-shaped {name}: {shapes}")
             if part.dtype not in _WEIGHT_TYPES:
                 problems.append(f"{name} of type {part.dtype}")
-            native[target] = part if dtype is None else part.to(dtype)
+            # 64 bits, which nothing here computes in, become 32.
+            own = torch.float32 if part.dtype == torch.float64 else part.dtype
+            native[target] = part.to(dtype or own)
     ties = list(_ties(module))
     tied = {target for _, target, _ in ties}
     problems += [f"missing {name}" for name in expected if name not in native and name not in tied]
