@@ -103,7 +103,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         state = self.state_dict(keep_vars=True)
         tensors = {name: value for name, value in state.items() if value.is_floating_point()}
         of_text = {name for name in tensors if name.startswith("language_model.")}
-        for names in (of_text, tensors.keys() - of_text):
+        for names in filter(None, (of_text, tensors.keys() - of_text)):
             sizes: Counter[torch.dtype] = Counter()
             for name in names:
                 sizes[tensors[name].dtype] += tensors[name].numel()
