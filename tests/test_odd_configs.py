@@ -47,9 +47,9 @@ def test_a_last_layer_that_the_config_of_the_text_ties(family, tmp_path):
 def test_weights_of_several_types_compute_in_one(family, tmp_path):
     """As fine-tunes store them: norms, biases and a last layer in 32 bits."""
     FAMILIES[family](tmp_path, 0)
-    kept = ("norm", "bias", "lm_head", "scalar", "A_log")
+    in_32_bits = ("norm", "bias", "lm_head", "scalar", "A_log")
     tensors = {
-        name: tensor if any(word in name for word in kept) else tensor.to(torch.bfloat16)
+        name: tensor if any(word in name for word in in_32_bits) else tensor.to(torch.bfloat16)
         for name, tensor in load_file(tmp_path / WEIGHTS).items()
     }
     save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
@@ -200,11 +200,13 @@ def test_llama_in_transformers_own_names():
 
     prefixes = {"language_model.model.": "language_model.", "language_model.lm_head.": "lm_head."}
     for name, tensor in load_file(BUNDLED / "mllama" / WEIGHTS).items():
-        own = name
+        new_name = name
         for prefix, new in prefixes.items():
-            own = new + name.removeprefix(prefix) if name.startswith(prefix) else own
-        own = own if own.startswith("lm_head") else f"model.{own}"
-        assert targets(own, tensor).keys() == targets(name, tensor).keys()
+            if name.startswith(prefix):
+                new_name = new + name.removeprefix(prefix)
+        if not new_name.startswith("lm_head"):
+            new_name = f"model.{new_name}"
+        assert targets(new_name, tensor).keys() == targets(name, tensor).keys()
 
 
 def test_what_llamas_config_leaves_to_its_classes(tmp_path):

@@ -99,8 +99,8 @@ def load_tensors(
             if part.dtype not in _WEIGHT_TYPES:
                 problems.append(f"{name} of type {part.dtype}")
             # 64 bits, which nothing here computes in, become 32.
-            own = torch.float32 if part.dtype == torch.float64 else part.dtype
-            native[target] = part.to(dtype or own)
+            usable = torch.float32 if part.dtype == torch.float64 else part.dtype
+            native[target] = part.to(dtype or usable)
     ties = list(_ties(module))
     tied = {target for _, target, _ in ties}
     problems += [f"missing {name}" for name in expected if name not in native and name not in tied]

@@ -219,9 +219,9 @@ class DecoderWithPicture(nn.Module):
         A mask is as long as the first layer's keys, and that may be a cross-attention layer.
         """
         layers = enumerate(cache.layers)
-        own = DynamicCache()
-        own.layers = [layer for index, layer in layers if index not in self.cross_layers]
-        return own
+        self_attention = DynamicCache()
+        self_attention.layers = [layer for n, layer in layers if n not in self.cross_layers]
+        return self_attention
 
     def _present(self, cache: DynamicCache) -> list[Tensor]:
         """Return the keys and values of the self-attention layers."""

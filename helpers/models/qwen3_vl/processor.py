@@ -27,13 +27,13 @@ class Qwen3VLProcessor(QwenVisionProcessor):
         As many as layers of the image encoder are named: one that is named twice, or that there is
         not, gives nothing more.
         """
-        named = set(self.vision.deepstack_visual_indexes).intersection(range(self.vision.depth))
-        if not named:
+        layers = set(self.vision.deepstack_visual_indexes).intersection(range(self.vision.depth))
+        if not layers:
             raise CheckpointError(
                 "deepstack_visual_indexes in config.json names no layers, and a Qwen3-VL without "
                 "DeepStack is not read here; use a checkpoint of the published kind."
             )
-        return len(named)
+        return len(layers)
 
     def prepare(
         self,
