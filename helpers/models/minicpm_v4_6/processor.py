@@ -48,7 +48,7 @@ class MiniCPMV4_6Processor(Processor):
         settings = MiniCPMV4_6Config(**self.config)
         vision: Any = settings.vision_config
         layers = range(vision.num_hidden_layers)
-        readable = {
+        readable: dict[str, tuple[Any, Sequence[object]]] = {
             "window_kernel_size": (list(vision.window_kernel_size), [[2, 2]]),
             "merge_kernel_size": (list(settings.merge_kernel_size), [[2, 2]]),
             "insert_layer_id": (settings.insert_layer_id, layers),
