@@ -6,9 +6,13 @@ import os
 import signal
 import threading
 import time
+import weakref
 
 import pytest
+import torch
 
+from helpers.errors import DeviceError
+from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.worker import Stop, Task, Worker
 from tests.tiny import picture, reference_tokens
 
@@ -232,6 +236,28 @@ def test_waiting_no_longer_than_asked(pipeline, slowly):
     assert 0.15 < time.perf_counter() - begin < 1
     reply.stop()
     assert reply.wait(5) and reply.wait() and reply.wait(0)
+
+
+def test_a_closed_pipeline_has_ended_its_answers_and_freed_its_models(converted):
+    with VisionLanguagePipeline(converted) as pipeline:
+        finished = pipeline.ask(QUESTION, [picture()], max_new_tokens=3)
+        text, conversation = finished.text, finished.conversation
+        running, waiting = (pipeline.ask(QUESTION, max_new_tokens=LONG) for _ in range(2))
+        models = [weakref.ref(model) for model in pipeline.parts.values()]
+    pipeline.close()  # once more changes nothing
+    gc.collect()
+    assert not any(model() for model in models)
+    assert (running.finish, waiting.finish) == ("cancelled", "cancelled")
+    assert finished.text == text and len(conversation.messages) == 2
+    ids, image_inputs = finished.prompt_ids, pipeline.image_inputs([picture()])
+    for use in (
+        lambda: pipeline.ask(QUESTION),
+        lambda: conversation.ask(SECOND),
+        lambda: pipeline.encode_images(**image_inputs),
+        lambda: pipeline.embed_tokens(torch.tensor([ids])),
+    ):
+        with pytest.raises(DeviceError, match="is closed; load the folder anew"):
+            use()
 
 
 # The worker

@@ -33,8 +33,8 @@ def has(request: ov.InferRequest) -> bool:
 
 def wait(request: ov.InferRequest, stop: Stoppable | None = None) -> None:
     """Wait until a request is over; raises `Stopped` where `stop` is set before that."""
-    while has(request) and not _is_over(request, LOOK):
-        if stop is not None and stop.is_set():
+    while has(request):
+        if not _is_over(request, LOOK) and stop is not None and stop.is_set():
             raise Stopped
 
 

@@ -102,9 +102,9 @@ class Conversation:
         model's template has it), and `prompt_lookup`, for answers that repeat the prompt.
         Raises `SettingsError` for options that cannot be, `QuestionError` for an empty question or
         one that does not fit into the context, `PictureError` for what is no picture, and
-        `DeviceError` in a process that was forked from the one that loaded the model.
+        `DeviceError` where the pipeline is closed, and in a process that was forked from its own.
         """
-        self.pipeline.worker.check_process()
+        self.pipeline.check_open()
         choose = self.pipeline.processor.choose_frames
         message = with_open_videos(message_of(question, images, video), choose)
         settings = Sampling.of(max_new_tokens=max_new_tokens, **sampling)
@@ -122,7 +122,7 @@ class Conversation:
         self.wait()
         processor = self.pipeline.processor.within(picture_tokens).thinking(settings.thinking)
         if not processor.words.begins_as(self.words):
-            self._compute_anew()
+            self.compute_anew()
         self.words = processor.words
         request = self._request(processor, message, settings)
         answer = Answer(Counts(len(request.prompt_ids)))
@@ -181,13 +181,13 @@ class Conversation:
         with self._lock:
             self.wait()
             self.messages = []
-            self._compute_anew()
+            self.compute_anew()
 
-    def _compute_anew(self) -> None:
+    def compute_anew(self) -> None:
         """Forget all but the messages, as if they came from elsewhere."""
         self.ids, self.turns = [], []
         self.features, self.marks = {}, {}
-        self.cache = None
+        self.cache = self.fork = self._infer_request = None
 
     def wait(self) -> None:
         """Wait until the last answer, which the next question follows, is computed or failed."""

@@ -7,6 +7,7 @@ What this module does not know: audio, and calling tools.
 
 import copy
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,7 @@ from helpers.inputs.messages import Message, Pictures, check_list
 from helpers.inputs.video import Video
 from helpers.models import load_processor
 from helpers.models.exported import Features
+from helpers.resources import return_freed_memory
 from helpers.run import background
 from helpers.run.batches import Batch
 from helpers.run.conversations import Conversation
@@ -79,6 +81,9 @@ class VisionLanguagePipeline:
     tokens, unless the latter are not to be apart (`next_tokens_apart`): a single answer would gain
     less than that takes, and answers that are computed together or with drafts gain nothing. So
     many `answers_at_once` are computed together, where several people ask.
+
+    `close`, or the end of a `with` block, frees the memory; otherwise it is freed with the last
+    reference to the pipeline or to one of its conversations.
 
     Raises `OutputError` for a folder without a finished conversion, `DeviceError` for a device
     that does not exist or cannot run it, and `SettingsError` for fewer tokens than a picture has,
@@ -148,11 +153,39 @@ class VisionLanguagePipeline:
             if name not in (*token_parts, LANGUAGE_MODEL, NEXT_TOKENS)
         }
         self.pictures = RememberedPictures()
+        self._conversations = weakref.WeakSet[Conversation]()
         self.batch = Batch(self.language_model)
         self.worker = Worker(
             self.batch.compute, at_once=self.answers_at_once, at_close=background.finish
         )
         self.worker.close_with(self)
+
+    def close(self) -> None:
+        """End all answers, and free the memory of the models and of all conversations' caches.
+
+        Answers that are not finished are "cancelled"; texts and messages stay. Asking afterwards
+        raises a `DeviceError`, and closing again changes nothing.
+        """
+        self.worker.close()
+        self.parts, self.requests, self.pictures = {}, {}, RememberedPictures()
+        for conversation in tuple(self._conversations):
+            conversation.compute_anew()
+        for name in ("language_model", "batch", "grammars"):
+            self.__dict__.pop(name, None)
+        return_freed_memory()
+
+    def check_open(self) -> None:
+        """Raise a `DeviceError` where nothing can be computed any more."""
+        self.worker.check_process()
+        if not self.parts:
+            raise DeviceError("This pipeline is closed; load the folder anew to ask.")
+
+    def __enter__(self) -> Self:
+        """Return the pipeline, which is closed at the end of the `with` block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def with_parts(self, properties: Mapping[str, Properties]) -> Self:
         """Return a pipeline whose parts of these names have these `properties` only.
@@ -160,6 +193,7 @@ class VisionLanguagePipeline:
         All others are shared. With another language model, next tokens are compiled apart only
         where they are named too.
         """
+        self.check_open()
         other = copy.copy(self)
         other.properties, parts = dict(self.properties), dict(self.parts)
         if LANGUAGE_MODEL in properties:
@@ -225,6 +259,7 @@ class VisionLanguagePipeline:
 
     def encode_until(self, stop: Stoppable | None, image_inputs: Mapping[str, Any]) -> Features:
         """Return picture features; raises `Stopped` where `stop` is set before they are there."""
+        self.check_open()
 
         def run_part(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if name not in self.requests:
@@ -245,6 +280,7 @@ class VisionLanguagePipeline:
 
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings of tokens, (batch, length, hidden), and what else they have."""
+        self.check_open()
         return self.language_model.embed_tokens(input_ids)
 
     def prepare(
@@ -281,7 +317,10 @@ class VisionLanguagePipeline:
         `messages` are what was asked and answered before, elsewhere. Raises `QuestionError` unless
         they are a user's and an assistant's in turn.
         """
-        return Conversation(self, messages)
+        self.check_open()
+        conversation = Conversation(self, messages)
+        self._conversations.add(conversation)
+        return conversation
 
     def ask(self, text: str, images: Pictures = (), **options: Any) -> Reply:
         """Ask one question in a conversation of its own.

@@ -248,6 +248,7 @@ class Worker:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+            self._compute = list  # what was computed with may be large
         self._at_close()
 
     def _work(self) -> None:
