@@ -44,6 +44,13 @@ def test_data_may_be_escaped():
     assert Pictures().open(f"DATA:;base64,{escaped}").size == (8, 6)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "%0A"])
+def test_base64_may_have_lines(end):
+    text = encoded()
+    lines = end.join(text[start : start + 76] for start in range(0, len(text), 76))
+    assert Pictures().open(f"data:image/png;base64,{lines}{end}").size == (8, 6)
+
+
 @pytest.fixture
 def listener() -> Iterator[list[str]]:
     """Serve this computer at a port, and return what it was requests for."""

@@ -1,5 +1,6 @@
 """Proxies, other users, pages and servers: a page is there, and keeps what is its own."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -8,14 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import gradio
 import httpx
 import pytest
+from fastapi import FastAPI
 from gradio_client import Client, handle_file
 
 from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.serve import controls, reach
 from helpers.serve.demo import build_page, open_page
+from helpers.serve.pages import mount_pages
 from tests.tiny import picture
 from tests.workers import WORKER
 
@@ -253,6 +257,31 @@ def test_how_a_page_is_reached(monkeypatch):
     monkeypatch.setattr(reach, "find_spec", lambda name: None)
     (line,) = reach.ways(7860, {"JUPYTERHUB_SERVICE_PREFIX": "/user/ana/"})
     assert "jupyter-server-proxy" in line
+
+
+def test_a_server_s_page_below_another_server():
+    jupyter = {"x-forwarded-context": "/user/ana/proxy/8000"}
+    host = {"x-forwarded-host": "models.example, 10.0.0.9", "x-forwarded-proto": "https"}
+    addresses = {
+        "http://127.0.0.1:8000": {},
+        "http://127.0.0.1:8000/user/ana/proxy/8000": jupyter,
+        "https://models.example": host,
+        "https://models.example/llm": host | {"x-forwarded-prefix": "/llm/"},
+    }
+    paths = "/", "/page/model/config", "/page/model/gradio_api/info"
+
+    async def check() -> None:
+        app = FastAPI()
+        await mount_pages(app, {"model": gradio.Blocks()}, None)
+        transport, base = httpx.ASGITransport(app), "http://127.0.0.1:8000"
+        async with httpx.AsyncClient(transport=transport, base_url=base) as client:
+            for address, headers in addresses.items():
+                first, config, other = [await client.get(path, headers=headers) for path in paths]
+                assert first.headers["location"] == "page/model/"
+                assert config.json()["root"] == f"{address}/page/model"
+                assert other.status_code == 200
+
+    asyncio.run(check())
 
 
 @pytest.mark.slow

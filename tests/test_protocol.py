@@ -37,6 +37,7 @@ def test_a_plain_question():
             {"temperature": 1, "top_p": 0, "top_k": 5, "seed": 3},
             {"do_sample": True, "temperature": 1, "top_p": 0.01, "top_k": 5, "seed": 3},
         ),
+        ({"top_k": -1}, {"top_k": 0}),
         ({"max_tokens": 3}, {"max_new_tokens": 3}),
         ({"max_tokens": 3, "max_completion_tokens": 4}, {"max_new_tokens": 4}),
         ({"max_tokens": 200_000}, {"max_new_tokens": 100_000}),

@@ -107,7 +107,10 @@ def _path(parts: SplitResult) -> str:
 
 
 def _data(address: str) -> bytes:
-    """Return the bytes of a data URL (RFC 2397); refuse too many before they are decoded."""
+    """Return the bytes of a data URL (RFC 2397); refuse too many before they are decoded.
+
+    Base64 has lines where `base64` of a shell or Python's `encodebytes` made it (RFC 2045, 6.8).
+    """
     head, comma, payload = address[5:].partition(",")
     if not comma:
         raise _refusal("The picture's data: URL has no comma before its data.")
@@ -117,7 +120,7 @@ def _data(address: str) -> bytes:
     if not head.lower().endswith(";base64"):
         return encoded
     try:
-        return base64.b64decode(encoded, validate=True)
+        return base64.b64decode(b"".join(encoded.split()), validate=True)
     except binascii.Error:
         raise _refusal("The picture's data: URL is not in base64.") from None
 

@@ -29,7 +29,7 @@ def build_pages(pipelines: Mapping[str, VisionLanguagePipeline]) -> dict[str, gr
     pages = {}
     for name, pipeline in pipelines.items():
         choices = [
-            f"**{other}**" if other == name else f"[{other}]({address_of(other)})"
+            f"**{other}**" if other == name else f"[{other}](../{quote(other, safe='')}/)"
             for other in pipelines
         ]
         terms = f"Model: {', '.join(choices)}" if len(choices) > 1 else ""
@@ -64,5 +64,5 @@ async def mount_pages(app: FastAPI, pages: Mapping[str, gr.Blocks], key: str | N
         )
         page.run_startup_events()  # type: ignore[no-untyped-call]
         await page.run_extra_startup_events()  # type: ignore[no-untyped-call]
-    first = address_of(next(iter(pages)))
+    first = f"{address_of(next(iter(pages))).removeprefix('/')}/"  # also below another server
     app.add_api_route("/", lambda: RedirectResponse(first), include_in_schema=False)

@@ -23,11 +23,13 @@ LOW, HIGH = "low", "high"  # how closely a picture is looked at; "auto" is as us
 ROLES = {"system": SYSTEM_ROLE, "developer": SYSTEM_ROLE, "user": "user", "assistant": "assistant"}
 OTHER_CONTENTS = "texts and pictures are understood, as text and image_url"
 MOST_STOP_STRINGS = 16  # OpenAI allows 4
-# OpenAI's seeds have a sign, and 0 of a temperature or a top_p is the least that there is.
+# OpenAI's seeds have a sign, and 0 of a temperature or a top_p is the least that there is. vLLM's
+# top_k of -1 is what 0 is here: of all tokens.
 CLIENT_RANGES = RANGES | {
     "seed": (-HIGHEST_SEED - 1, HIGHEST_SEED),
     "temperature": (0, RANGES["temperature"][1]),
     "top_p": (0, RANGES["top_p"][1]),
+    "top_k": (-1, RANGES["top_k"][1]),
 }
 # Fields that are understood; others are ignored and told in the log.
 FIELDS = frozenset(
@@ -158,7 +160,7 @@ def _options(body: Json) -> Json:
             options["top_p"] = max(top_p, 0.01)
     for name in ("top_k", "repetition_penalty"):
         if (value := _number(body, name)) is not None:
-            options[name] = value
+            options[name] = max(value, 0)
     if (seed := _number(body, "seed")) is not None:
         options["seed"] = int(seed) & HIGHEST_SEED
     if (stop := body.get("stop")) is not None:

@@ -5,7 +5,7 @@
   has no page (https://github.com/gradio-app/gradio/issues/5109), and equal uploads of two programs
   are one file. It reads `GRADIO_TEMP_DIR` when it is imported and again for each page.
 - Below another server, jupyter-server-proxy for one, it believes to be at the root, unless a header
-  of its own names the whole address.
+  of its own names the whole address; mounted by an application, it forgets where, too.
 
 Each may go when a page works without it; `tests/test_neighbours.py` has a case for each.
 """
@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
+
+from starlette.datastructures import Headers
 
 from helpers.errors import SettingsError
 from helpers.upstream.proxies import without_proxies
@@ -66,22 +68,37 @@ def uploads_in(folder: str | Path) -> Iterator[None]:
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Any, Any], Awaitable[None]]
-_PREFIX, _ADDRESS = b"x-forwarded-context", b"x-gradio-server"
+# What proxies call the path below which they answer: jupyter-server-proxy, and Traefik and others.
+_PREFIXES = ("x-forwarded-context", "x-forwarded-prefix")
+_HOST, _SCHEME, _ADDRESS = "x-forwarded-host", "x-forwarded-proto", "x-gradio-server"
 
 
 class BelowAnotherServer:
-    """Tells Gradio the address that a browser sees where jupyter-server-proxy hands it on."""
+    """Tells Gradio the address that a browser sees where another server hands requests on."""
 
     def __init__(self, app: Asgi) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answer a request."""
-        headers = dict(scope.get("headers", ()))
-        prefix = headers.get(_PREFIX, b"")
-        if prefix and _ADDRESS not in headers:
-            scheme = headers.get(b"x-forwarded-proto", b"http").split(b",")[0].strip()
-            address = scheme + b"://" + headers.get(b"host", b"") + prefix
-            others = [(name, value) for name, value in scope["headers"] if name != _ADDRESS]
-            scope = {**scope, "headers": [*others, (_ADDRESS, address)]}
+        headers = Headers(raw=scope.get("headers", ()))
+        path = next((headers[name] for name in _PREFIXES if headers.get(name)), "").strip("/")
+        prefix, host = f"/{path}" * bool(path), _first(headers.get(_HOST, ""))
+        if (prefix or host) and _ADDRESS not in headers:
+            # Below that of the other server comes the path that an application mounted the page at.
+            root = prefix + scope.get("root_path", "")
+            scheme = _first(headers.get(_SCHEME, "")) or "http"
+            address = f"{scheme}://{host or headers.get('host', '')}{root}"
+            others = [(name, value) for name, value in headers.raw if name != _HOST.encode()]
+            scope = {
+                **scope,
+                "root_path": root,
+                "path": prefix + scope["path"],
+                "headers": [*others, (_ADDRESS.encode(), address.encode("latin-1"))],
+            }
         await self.app(scope, receive, send)
+
+
+def _first(value: str) -> str:
+    """Return what the server next to the browser has put into a header."""
+    return value.partition(",")[0].strip()
