@@ -96,10 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _check_working_folder() -> None:
+    """Raise a `UserError` where the folder that a program is in is gone; libraries end it then."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"The folder that this program was started in is not there any more ({reason}); change "
+            "to another with cd."
+        ) from None
+
+
 def _run(arguments: Sequence[str]) -> int:
     """Run a command; Ctrl-C is KeyboardInterrupt also where a package makes another error of it."""
     try:
         options = parse(arguments)
+        _check_working_folder()
         run: Callable[[argparse.Namespace], int] = options.run
         code = run(options)
         sys.stdout.flush()

@@ -344,6 +344,17 @@ def test_a_picture_that_may_not_be_looked_at_is_a_row(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_a_link_to_what_is_not_there_is_a_row(tmp_path):
+    """So are all pictures of a repository of git-annex whose content is elsewhere."""
+    (tmp_path / "a.png").symlink_to("elsewhere.png")
+    (tmp_path / "b.png").symlink_to("b.png")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "c.png").symlink_to("folder")
+    rows = read_rows(tmp_path, ("What?",))
+    assert [(row.columns["image"], row.size) for row in rows] == [("a.png", 0), ("b.png", 0)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
 def test_a_pipe_is_a_row_and_nothing_waits_for_it(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     source = tmp_path / "rows.jsonl"

@@ -53,6 +53,19 @@ def test_output_that_cannot_be_written(converted, unbuffered):
     assert result.stderr == "error: The output cannot be written (No space left on device).\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a folder that a program is in")
+def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    """PyTorch and Python's own paths end a program there, each in another way."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert main(["batch", "model", "--input", "pictures", "--output", "answers.jsonl"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: The folder that this program was started in is not there")
+    assert error.count("\n") == 1
+
+
 def test_a_file_that_cannot_be_looked_at_is_told(capsys):
     """Its name is too long; the system also says so of a folder that is closed."""
     assert main(["prove", "internvl2", "--output", "x" * 300]) == 1

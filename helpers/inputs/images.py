@@ -58,12 +58,12 @@ def is_picture_file(path: Path, suffixes: Set[str] = SUFFIXES) -> bool:
     """Return whether something in a folder is one of its pictures, by the end of its name.
 
     Hidden files are thumbnails, and what macOS writes beside each file of a shared disk. What may
-    not be looked at is told by whoever reads it.
+    not be looked at, and a link to what is not there, is told by whoever reads it.
     """
     if path.suffix.lower() not in suffixes or path.name.startswith("."):
         return False
     try:
-        return path.is_file()
+        return path.is_file() or (path.is_symlink() and not path.exists())
     except OSError:
         return True
 
