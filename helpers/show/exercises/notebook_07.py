@@ -8,7 +8,8 @@ EXERCISES = {
     "07-1": Exercise(
         NUMBER,
         truth=truths.tokens_until_less,
-        hint="The matrices are bytes at once; by how many more does Qwen3-VL grow with each token?",
+        hint="The matrices are bytes at once; by how many more does full attention only grow "
+        "with each token?",
         mistakes=lambda truth, series: {truth - 1: "Until then the other keeps no more."},
     ),
     "07-2": Exercise(
