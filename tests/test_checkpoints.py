@@ -151,7 +151,10 @@ def test_no_weights(tmp_path):
         ("{}", "holds a None model; this reads llava_mpt, mobilevlm, internvl_chat"),
         ('{"model_type": "bert"}', "holds a 'bert' model; this reads"),
         ('{"model_type": ["bert"]}', "holds a .* model; this reads"),
-        ('{"model_type": "internvl_chat"}', "does not describe a model that can be built"),
+        (
+            '{"model_type": "internvl_chat", "ps_version": "v2"}',
+            "does not describe a model that can be built",
+        ),
     ],
 )
 def test_a_folder_that_is_no_checkpoint(tmp_path, content, message):

@@ -103,6 +103,18 @@ def test_layers_that_deepstack_names_twice_or_that_there_are_not(taps, tmp_path)
     assert len(features.deepstack) == model.processor.deepstack_layers == 2
 
 
+@pytest.mark.parametrize("is_written", [True, False], ids=["written", "left to the config"])
+def test_what_ends_an_answer(is_written, tmp_path):
+    FAMILIES["qwen3_vl"](tmp_path, 0)
+    path = tmp_path / "generation_config.json"
+    write_json(path, {"eos_token_id": [11, 12]}) if is_written else path.unlink(missing_ok=True)
+    config = read_json(tmp_path / "config.json")
+    config["text_config"]["eos_token_id"] = 13
+    write_json(tmp_path / "config.json", config)
+    ids = load_processor(tmp_path).stop_token_ids
+    assert set(ids) & {11, 12, 13} == ({11, 12} if is_written else {13})
+
+
 # InternVL
 
 
@@ -162,6 +174,10 @@ def test_what_the_authors_config_leaves_to_its_class(internvl_folder):
     processor = load_processor(internvl_folder)
     assert processor.image_inputs([picture()])["tiles"].tolist() == [1]
     assert processor.config["max_dynamic_patch"] == 6
+    del config["ps_version"]
+    write_json(internvl_folder / "config.json", config)
+    with pytest.raises(CheckpointError, match="ps_version in config.json is 'v1', and only 'v2'"):
+        load_model(internvl_folder)
 
 
 def test_tiles_without_a_thumbnail_are_refused(internvl_folder):

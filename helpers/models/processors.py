@@ -30,7 +30,7 @@ from helpers.inputs.prompts import Template, encode
 from helpers.inputs.video import Video, spread
 from helpers.models.budgets import Pieces
 from helpers.models.exported import ExportedParts, Features, ImageInputs
-from helpers.sources.checkpoints import Config, read_json
+from helpers.sources.checkpoints import Config, read_json, stop_tokens
 from helpers.upstream.transformers import silence_narrow_pictures
 
 silence_narrow_pictures()
@@ -207,11 +207,8 @@ class Processor(ABC):
 
     @cached_property
     def files_stop_token_ids(self) -> list[int]:
-        """The tokens that end an answer by the folder's `generation_config.json`; [] for none."""
-        path = self.folder / "generation_config.json"
-        ids = read_json(path).get("eos_token_id") if path.exists() else None
-        ids = ids if isinstance(ids, list) else [ids]
-        return [number for number in ids if isinstance(number, int)]
+        """The tokens that end an answer by the folder's files; [] for none."""
+        return stop_tokens(self.folder, self.config)
 
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn pictures, right way up and RGB, into the image encoder's inputs.

@@ -74,6 +74,22 @@ def preparation(
     return settings
 
 
+def stop_tokens(folder: Path, config: Config) -> list[int]:
+    """Return the tokens that end an answer by a folder's files, `eos_token_id`; [] for none.
+
+    Where there is no `generation_config.json`, the config says it, or the language model's part of
+    it, which is where transformers looks when it makes that file.
+    """
+    path = Path(folder) / "generation_config.json"
+    parts = [config, *(config[name] for name in _TEXT_SECTIONS if name in config)]
+    for settings in [read_json(path)] if path.exists() else parts:
+        if (ids := settings.get("eos_token_id")) is not None:
+            ids = ids if isinstance(ids, list) else [ids]
+            return [number for number in ids if isinstance(number, int)]
+    return []
+
+
+_TEXT_SECTIONS = ("text_config", "llm_config")  # the second in InternVL's own layout
 _PIXEL_FIELDS = (
     "do_rescale",
     "rescale_factor",

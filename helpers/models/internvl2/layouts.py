@@ -41,6 +41,7 @@ _USUAL: Config = {
     "dynamic_image_size": False,
     "min_dynamic_patch": 1,
     "max_dynamic_patch": 6,
+    "ps_version": "v1",
 }
 # Fields of the authors' configs of Flash variants, whose router drops picture tokens.
 _FLASH_FIELDS = ("flash_threshold", "flash_relative_threshold", "flash_absolute_threshold")

@@ -128,9 +128,8 @@ class MllamaProcessor(Processor):
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """The ends of a text, a message and a turn: those of the folder, or of the config."""
-        ids = self.files_stop_token_ids or self.config["text_config"]["eos_token_id"]
-        return [ids] if isinstance(ids, int) else list(ids)
+        """The ends of a text, a message and a turn, by the folder's files."""
+        return self.files_stop_token_ids or super().stop_token_ids
 
     @property
     def pieces(self) -> Pieces:
