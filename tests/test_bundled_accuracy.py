@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.models.families import families
+from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.sources.checkpoints import BUNDLED, read_json
 from helpers.sources.hub import checkpoint_bytes
 from helpers.workshop import report
@@ -23,8 +24,9 @@ def measured(request, tmp_path_factory):
     Eleven is prime to the number of kinds, which take turns.
     """
     folder, every = BUNDLED / request.param, 1 if request.config.getoption("torture") else 11
-    figures = report.measure(folder, place=tmp_path_factory.mktemp("measured"), every=every)
-    return SimpleNamespace(card=CARDS[request.param], every=every, figures=figures)
+    place = tmp_path_factory.mktemp("measured")
+    figures = report.measure(folder, place=place, every=every)
+    return SimpleNamespace(card=CARDS[request.param], every=every, figures=figures, place=place)
 
 
 @pytest.mark.slow
@@ -35,6 +37,14 @@ def test_the_same_questions_are_answered_wrongly_as_the_card_says(measured):
         expected = {place for place in wrong if place % measured.every == 0}
         differences = expected ^ set(figures["wrong"])
         assert len(differences) <= max(1, measured.card["questions"] / measured.every / 100), name
+
+
+@pytest.mark.long("torture")
+def test_second_questions_are_answered_as_the_card_says(measured):
+    pipeline = VisionLanguagePipeline(measured.place / "fp16", accuracy=True)
+    figures = report.measure_second_questions(pipeline)
+    for name, number in measured.card["second questions"].items():
+        assert abs(figures[name] - number) <= 2, name
 
 
 @pytest.mark.slow
@@ -52,6 +62,8 @@ def test_right_answers(card):
         assert shares["all"] == round(1 - wrong / card["questions"], 4)
         for kind, share in shares.items():
             assert share >= (0.80 if kind == "word" else 0.90), (name, kind)
+    second = card["second questions"]
+    assert second["first"] >= second["second"] - 2 >= 0.9 * second["questions"] - 2
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)

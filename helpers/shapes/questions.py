@@ -7,6 +7,8 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from PIL import Image
+
 from helpers.inputs.boxes import GRID
 from helpers.inputs.questions import PictureQuestion, Question, Sample
 from helpers.shapes.world import Item, Scene, draw, item_boxes, random_item, random_scene
@@ -148,6 +150,18 @@ def draw_questions(
     """Return pictures of the bundled world, each with one question; the `kinds` take turns."""
     pairs = sample_questions(number, seed=seed, split=split, kinds=kinds)
     return [(draw(scene), question) for scene, question in pairs]
+
+
+def draw_pairs(number: int, *, seed: int) -> list[tuple[Image.Image, Question, Question]]:
+    """Return pictures with two different questions about each; the second's kinds take turns."""
+    generator = random.Random(f"pairs {seed}")
+    pairs = []
+    for scene, second in sample_questions(number, seed=seed):
+        first = second
+        while first.text == second.text:
+            first = KINDS[generator.choice(list(KINDS))](scene, generator) or second
+        pairs.append((draw(scene), first, second))
+    return pairs
 
 
 def draw_samples(number: int) -> list[Sample]:

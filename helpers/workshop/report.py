@@ -24,13 +24,14 @@ from helpers.measure.evaluation import Answers
 from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.clips import draw_clips
-from helpers.shapes.questions import draw_questions, draw_samples
+from helpers.shapes.questions import draw_pairs, draw_questions, draw_samples
 from helpers.show.tables import format_table
 from helpers.sources.checkpoints import BUNDLED, read_json
 from helpers.sources.hub import checkpoint_bytes
 from helpers.workshop.recipes import RECIPES, Recipe
 
 QUESTIONS, SEED = 500, 2026
+SECOND_QUESTIONS = 140  # 20 of each kind
 
 
 class AnswerFigures(TypedDict):
@@ -43,6 +44,14 @@ class AnswerFigures(TypedDict):
     accuracy: dict[str, float]
     agreement: dict[str, float]
     wrong: list[int]
+
+
+class SecondFigures(TypedDict):
+    """How many of a number of questions are right: asked first, and asked second."""
+
+    questions: int
+    first: int
+    second: int
 
 
 CARD = """\
@@ -68,6 +77,10 @@ int4, the language model is {int4}.
 ```
 {table}
 ```
+
+In a conversation: of {second[questions]} other questions, {second[first]} are answered rightly
+when they are asked first, and {second[second]} when they are asked second, after another question
+about the same picture (FP16).
 """
 
 
@@ -83,6 +96,19 @@ def measure(folder: Path, *, place: Path, every: int = 1) -> dict[str, AnswerFig
         answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), pairs)
         figures[preset.name] = _figures(reference, answers, pairs, every)
     return figures
+
+
+def measure_second_questions(
+    pipeline: VisionLanguagePipeline, number: int = SECOND_QUESTIONS
+) -> SecondFigures:
+    """Ask each question first, and in a conversation second, after the model's own first answer."""
+    first = second = 0
+    for picture, other, question in draw_pairs(number, seed=SEED + 1):
+        first += evaluation.is_right(pipeline.ask(question.text, [picture]).text, question)
+        conversation = pipeline.conversation()
+        conversation.ask(other.text, [picture]).wait()
+        second += evaluation.is_right(conversation.ask(question.text).text, question)
+    return {"questions": number, "first": first, "second": second}
 
 
 def questions_for(recipe: Recipe, number: int, seed: int) -> list[VisualQuestion]:
@@ -149,9 +175,12 @@ def accuracy_rows(figures: dict[str, AnswerFigures]) -> list[dict[str, str]]:
     return rows
 
 
-def write_card(folder: Path, figures: dict[str, AnswerFigures], training: str) -> None:
+def write_card(
+    folder: Path, figures: dict[str, AnswerFigures], second: SecondFigures, training: str
+) -> None:
     """Write `accuracy.json` and the card."""
-    report = {"questions": QUESTIONS, "seed": SEED, "training": training, "figures": figures}
+    report = {"questions": QUESTIONS, "seed": SEED, "training": training}
+    report |= {"second questions": second, "figures": figures}
     text = json.dumps(report, indent=1) + "\n"
     (folder / "accuracy.json").write_text(text, encoding="utf-8")
     model = load_model(folder)
@@ -164,6 +193,7 @@ def write_card(folder: Path, figures: dict[str, AnswerFigures], training: str) -
         questions=QUESTIONS,
         int4=RECIPES[folder.name].int4,
         table=format_table(accuracy_rows(figures)),
+        second=second,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -179,7 +209,9 @@ def main() -> None:
     training = arguments.training or (read_json(before)["training"] if before.exists() else "")
     with tempfile.TemporaryDirectory() as place:
         figures = measure(folder, place=Path(place))
-    write_card(folder, figures, training)
+        fp16 = VisionLanguagePipeline(Path(place) / "fp16", accuracy=True)
+        second = measure_second_questions(fp16)
+    write_card(folder, figures, second, training)
     print(format_table(accuracy_rows(figures)))
 
 
