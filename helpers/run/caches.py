@@ -103,7 +103,8 @@ class StateCache:
 
         Cutting them off would copy all of the state; they are masked until `close_holes`.
         """
-        self.holes += self._places()[length:].tolist()
+        if length < self.length:
+            self.holes += self._places()[length:].tolist()
         self.length = length
 
     def _places(self) -> NDArray[np.int64]:

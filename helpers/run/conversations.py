@@ -265,7 +265,12 @@ class Conversation:
                 prepared.get("pictures"),
                 take,
                 prompt=request.prompt_ids if sampling.prompt_lookup else None,
-                is_over=lambda: self._is_over(tokens, sampling, streamer, stop),
+                is_over=lambda: (
+                    tokens[-1] in stop_ids
+                    or len(tokens) == sampling.max_new_tokens
+                    or streamer.stop_strings.is_set()
+                    or stop.is_set()
+                ),
             )
             return tokens
         finally:
@@ -280,17 +285,6 @@ class Conversation:
         }
         output = self.pipeline.language_model.forward(**part, past_key_values=cache)
         return cast(Tensor, output.logits)[:, -1]
-
-    def _is_over(
-        self, tokens: list[int], sampling: Sampling, streamer: AnswerStreamer, stop: Stop
-    ) -> bool:
-        """Return whether an answer ends with its last token."""
-        return (
-            tokens[-1] in self.pipeline.processor.stop_token_ids
-            or len(tokens) == sampling.max_new_tokens
-            or streamer.stop_strings.is_set()
-            or stop.is_set()
-        )
 
     def _finish(self, answer: Answer, stop: Stop) -> str:
         """Return why an answer ended; one whose end is the last token that is allowed is whole."""
