@@ -129,7 +129,9 @@ class QwenVisionProcessor(Processor):
         for (_, rows, columns), steps in zip(grids, times, strict=True):
             tokens = rows * columns // self.vision.spatial_merge_size**2
             content = pad * tokens
-            if steps:  # the marks of the whole video are the template's, those of steps its own
+            if steps:
+                # The marks of the whole video are the template's, those of steps its own. So does
+                # transformers since its fifth version; before, the steps stood without the former.
                 content = "".join(
                     f"<{seconds:.1f} seconds>{begin}{VIDEO_MARK * tokens}{end}" for seconds in steps
                 )
