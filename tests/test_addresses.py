@@ -49,6 +49,9 @@ def test_base64_may_have_lines(end):
     text = encoded()
     lines = end.join(text[start : start + 76] for start in range(0, len(text), 76))
     assert Pictures().open(f"data:image/png;base64,{lines}{end}").size == (8, 6)
+    spaced = f"{text[:8]}    {text[8:]}"  # a form's plus signs
+    with pytest.raises(Refusal, match="is not in base64"):
+        Pictures().open(f"data:image/png;base64,{spaced}")
 
 
 @pytest.fixture

@@ -289,9 +289,10 @@ def test_only_what_is_needed_is_downloaded(tmp_path, monkeypatch):
 
     monkeypatch.setattr("helpers.models.clip.download", download)
     load_processor(folder)
-    assert downloads == [(FULL_ID, ["config.json"])]
+    small = ["config.json", "preprocessor_config.json"]
+    assert downloads == [(FULL_ID, small)]
     load_model(folder)
-    assert downloads[-1] == (FULL_ID, ["config.json", "model*.safetensors*"])
+    assert downloads[-1] == (FULL_ID, [*small, "model*.safetensors*"])
 
 
 def test_a_config_with_the_shape_of_the_tower_needs_no_tower(copy, monkeypatch):

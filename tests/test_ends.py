@@ -245,7 +245,6 @@ def test_a_closed_pipeline_has_ended_its_answers_and_freed_its_models(converted)
         running, waiting = (pipeline.ask(QUESTION, max_new_tokens=LONG) for _ in range(2))
         models = [weakref.ref(model) for model in pipeline.parts.values()]
     pipeline.close()  # once more changes nothing
-    gc.collect()
     assert not any(model() for model in models)
     assert (running.finish, waiting.finish) == ("cancelled", "cancelled")
     assert finished.text == text and len(conversation.messages) == 2
@@ -261,6 +260,16 @@ def test_a_closed_pipeline_has_ended_its_answers_and_freed_its_models(converted)
 
 
 # The worker
+
+
+def test_a_closed_worker_lets_go_of_what_it_computed_with():
+    def compute(requests):
+        return requests
+
+    worker, held = Worker(compute), weakref.ref(compute)
+    del compute
+    worker.close()  # which has begun nothing
+    assert held() is None
 
 
 def test_tasks_are_computed_in_their_order_by_one_thread():

@@ -266,6 +266,7 @@ def test_an_answer_ends_where_the_folders_files_say(tmp_path):
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     FAMILIES["qwen3_vl"](checkpoint, 0)
+    (checkpoint / "adapter_config.json").write_text("{}")  # which is merged into the weights
     conversion.convert(checkpoint, tmp_path / "before", find_preset("fp16"))
     pipeline = VisionLanguagePipeline(tmp_path / "before", accuracy=True)
     tokens = pipeline.ask("What is it?", max_new_tokens=8).token_ids

@@ -13,6 +13,7 @@ import gradio
 import httpx
 import pytest
 from fastapi import FastAPI
+from gradio.routes import App
 from gradio_client import Client, handle_file
 
 from helpers.__main__ import main
@@ -20,6 +21,7 @@ from helpers.errors import SettingsError
 from helpers.serve import controls, reach
 from helpers.serve.demo import build_page, open_page
 from helpers.serve.pages import mount_pages
+from helpers.upstream.gradio import BelowAnotherServer
 from tests.tiny import picture
 from tests.workers import WORKER
 
@@ -259,7 +261,9 @@ def test_how_a_page_is_reached(monkeypatch):
     assert "jupyter-server-proxy" in line
 
 
-def test_a_server_s_page_below_another_server():
+@pytest.mark.parametrize("root", ["", "/set/for/gradio"])
+def test_a_server_s_page_below_another_server(root, monkeypatch):
+    monkeypatch.setenv("GRADIO_ROOT_PATH", root)
     jupyter = {"x-forwarded-context": "/user/ana/proxy/8000"}
     host = {"x-forwarded-host": "models.example, 10.0.0.9", "x-forwarded-proto": "https"}
     addresses = {
@@ -268,7 +272,7 @@ def test_a_server_s_page_below_another_server():
         "https://models.example": host,
         "https://models.example/llm": host | {"x-forwarded-prefix": "/llm/"},
     }
-    paths = "/", "/page/model/config", "/page/model/gradio_api/info"
+    paths = "/", "/page/model", "/page/model/config", "/page/model/gradio_api/info"
 
     async def check() -> None:
         app = FastAPI()
@@ -276,10 +280,25 @@ def test_a_server_s_page_below_another_server():
         transport, base = httpx.ASGITransport(app), "http://127.0.0.1:8000"
         async with httpx.AsyncClient(transport=transport, base_url=base) as client:
             for address, headers in addresses.items():
-                first, config, other = [await client.get(path, headers=headers) for path in paths]
+                answers = [await client.get(path, headers=headers) for path in paths]
+                first, bare, config, other = answers
                 assert first.headers["location"] == "page/model/"
+                assert bare.headers["location"] == "model/"
                 assert config.json()["root"] == f"{address}/page/model"
                 assert other.status_code == 200
+
+    asyncio.run(check())
+
+
+def test_a_page_whose_path_gradio_is_told(monkeypatch):
+    monkeypatch.setenv("GRADIO_ROOT_PATH", "/told")
+    middleware = {"middleware": [(BelowAnotherServer, (), {})]}
+    transport = httpx.ASGITransport(App.create_app(gradio.Blocks(), app_kwargs=middleware))
+
+    async def check() -> None:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            answer = await client.get("/config", headers={"x-forwarded-context": "/user/ana"})
+            assert answer.json()["root"] == "http://127.0.0.1/told"
 
     asyncio.run(check())
 

@@ -22,7 +22,7 @@ from helpers.convert.folders import (
 )
 from helpers.convert.manifests import bit_widths_of
 from helpers.convert.origins import made_of
-from helpers.convert.places import COPIED, holds_conversion
+from helpers.convert.places import COPIED, LEFT_OUT, holds_conversion
 from helpers.convert.quantizing import quantized_encoder
 from helpers.convert.runtime_files import write_runtime_files
 from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
@@ -81,7 +81,7 @@ def convert(
     interrupted goes on from the parts that it finished. Raises `OutputError` for a folder that
     cannot be written, holds something else or is being written, and for a disk that is too full;
     `CheckpointError` for what cannot be read or converted; and `SettingsError` for weights that
-    need samples, since an image encoder alone gets them here, and for too little memory.
+    need samples, which only quantised activations get here, and for too little memory.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     absolute(output)  # or it is told
@@ -325,7 +325,7 @@ def _name_by_order(model: ov.Model, name: str) -> None:
 def _write_small_files(checkpoint: Path, folder: Path) -> None:
     """Copy configs, tokenizer and the like beside the parts, and write what other runtimes read."""
     for path in sorted(Path(checkpoint).iterdir()):
-        if path.suffix in COPIED and not path.name.endswith(".index.json") and path.is_file():
+        if path.suffix in COPIED and not path.name.endswith(LEFT_OUT) and path.is_file():
             shutil.copyfile(path, folder / path.name)
     # As the processor completed it: what it read from elsewhere is not beside the parts.
     processor = load_processor(checkpoint)

@@ -29,6 +29,7 @@ from helpers.sources.checkpoints import read_json
 HOLDER = "held_by.txt"  # says which process writes an unfinished folder
 HOLDS = "process "  # how it begins
 COPIED = (".json", ".txt", ".model", ".jinja")  # files of a checkpoint that stand beside the parts
+LEFT_OUT = (".index.json", "adapter_config.json")  # but these, which say of weights what was
 ENDING = ".unfinished"
 # What other runtimes read beside the parts.
 TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"

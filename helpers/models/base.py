@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from helpers.errors import CheckpointError, reason_of
+from helpers.errors import CheckpointError, UserError, reason_of
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.graphs.tables import Table
@@ -53,7 +53,7 @@ def describing_a_model(folder: Path) -> Iterator[None]:
     """Raise a `CheckpointError` for whatever goes wrong while a folder's config is read."""
     try:
         yield
-    except CheckpointError:
+    except UserError:
         raise
     except Exception as error:  # what transformers raises for bad values has nothing in common
         raise CheckpointError(
@@ -95,10 +95,11 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         return model
 
     def compute_in_one_type(self) -> None:
-        """Give the language model the type that most of its numbers have, and so all other parts.
+        """Give the language model the type that most of its numbers have, and all others theirs.
 
         Fine-tunes store norms or a last layer in 32 bits beside others in 16, which PyTorch does
-        not multiply. A conversion takes them as they are.
+        not multiply. transformers gives a whole model the type of its config, so it rounds, too. A
+        conversion takes numbers as they are.
         """
         state = self.state_dict(keep_vars=True)
         tensors = {name: value for name, value in state.items() if value.is_floating_point()}

@@ -36,6 +36,7 @@ from helpers.sources.tensors import open_tensors
 
 # IMAGE_TOKEN_INDEX in the authors' constants.py: no token, only a mark among the ids
 PLACEHOLDER = -200
+SMALL_FILES = ("config.json", "preprocessor_config.json")
 SAFETENSORS, BIN = "model*.safetensors*", "pytorch_model*.bin*"
 TOWER_NAMES, PROJECTOR_NAMES, VISION_NAMES = "vision_tower.", "mm_projector.", "vision_model."
 _VISION_FIELDS = (
@@ -54,13 +55,13 @@ _VISION_FIELDS = (
 class ClipProcessor(Processor):
     """Square pictures for CLIP, and a placeholder in the prompt for each row of their features.
 
-    `config` gets a `vision_config`, the tower's own, unless it has one; so a folder whose
-    `config.json` was written from here needs no tower beside it.
+    `config` gets a `vision_config` and `pixels`, the tower's own, unless it has the first; so a
+    folder whose `config.json` was written from here needs no tower beside it.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         if "vision_config" not in config:
-            tower = tower_folder(folder, config.get("mm_vision_tower"), "config.json")
+            tower = tower_folder(folder, config.get("mm_vision_tower"), *SMALL_FILES)
             vision = read_config(tower)
             pixels = pixel_settings(preparation(tower))
             pixels.pop("resample", None)  # `square` has it done
@@ -273,9 +274,9 @@ def tower_places(folder: Path, config: Config) -> list[Path]:
 
 def tower_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Map the tensors of the CLIP model called `name` into memory; see `tower_folder`."""
-    place = tower_folder(folder, name, "config.json", SAFETENSORS)
+    place = tower_folder(folder, name, *SMALL_FILES, SAFETENSORS)
     if not any(place.glob(SAFETENSORS)):  # not every model has them
-        place = tower_folder(folder, name, "config.json", BIN)
+        place = tower_folder(folder, name, *SMALL_FILES, BIN)
     return open_tensors(place)
 
 

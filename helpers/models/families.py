@@ -199,7 +199,8 @@ def family_of(folder: str | Path) -> Family:
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel[Any]:
     """Read an original checkpoint, memory-mapped; `dtype` None keeps the files' own type.
 
-    Where files have several, a part's tensors get the type that most of its numbers have.
+    Where files have several, the language model gets the type that most of its numbers have, and
+    all else jointly that of most of theirs.
     """
     model = family_of(folder).model.load(folder, dtype)
     model.compute_in_one_type()

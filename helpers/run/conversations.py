@@ -184,7 +184,7 @@ class Conversation:
             self.compute_anew()
 
     def compute_anew(self) -> None:
-        """Forget all but the messages, as if they came from elsewhere."""
+        """Forget all but the messages, as if they came from elsewhere; the request goes too."""
         self.ids, self.turns = [], []
         self.features, self.marks = {}, {}
         self.cache = self.fork = self._infer_request = None

@@ -164,11 +164,15 @@ class VisionLanguagePipeline:
         """End all answers, and free the memory of the models and of all conversations' caches.
 
         Answers that are not finished are "cancelled"; texts and messages stay. Asking afterwards
-        raises a `DeviceError`, and closing again changes nothing.
+        raises a `DeviceError`, and closing again changes nothing; nor does it in a process that was
+        forked. What another pipeline shares (`with_parts`) stays there.
         """
+        if not self.worker.is_of_this_process:
+            return
         self.worker.close()
         self.parts, self.requests, self.pictures = {}, {}, RememberedPictures()
-        for conversation in tuple(self._conversations):
+        conversations, self._conversations = self._conversations, weakref.WeakSet()
+        for conversation in conversations:
             conversation.compute_anew()
         for name in ("language_model", "batch", "grammars"):
             self.__dict__.pop(name, None)

@@ -145,12 +145,17 @@ class Worker:
         """
         weakref.finalize(owner, self.close)
 
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether this process made the worker; one that was forked has none of its threads."""
+        return os.getpid() == self._process
+
     def check_process(self) -> None:
         """Raise a `DeviceError` in a process that was forked from the one that made the worker.
 
         It has neither our thread nor OpenVINO's, so that it would wait for ever.
         """
-        if os.getpid() != self._process:
+        if not self.is_of_this_process:
             raise DeviceError(
                 "This process was forked from the one that loaded the model, whose threads it "
                 'lacks; start it with multiprocessing\'s "spawn" and load the folder there.'
@@ -238,7 +243,7 @@ class Worker:
 
     def close(self) -> None:
         """Cancel all tasks and wait for the thread to end, in the process that has it."""
-        if os.getpid() != self._process:
+        if not self.is_of_this_process:
             return
         with self._changed:
             self._closed = True
@@ -246,8 +251,9 @@ class Worker:
                 task.stop.set()
             self._changed.notify_all()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        if thread is not threading.current_thread():
+            if thread is not None:
+                thread.join()
             self._compute = list  # what was computed with may be large
         self._at_close()
 

@@ -120,7 +120,7 @@ def _data(address: str) -> bytes:
     if not head.lower().endswith(";base64"):
         return encoded
     try:
-        return base64.b64decode(b"".join(encoded.split()), validate=True)
+        return base64.b64decode(encoded.translate(None, b"\r\n"), validate=True)
     except binascii.Error:
         raise _refusal("The picture's data: URL is not in base64.") from None
 

@@ -43,6 +43,7 @@ async def mount_pages(app: FastAPI, pages: Mapping[str, gr.Blocks], key: str | N
     With a `key`, whoever sees a page has to log in with it.
     """
     for name, page in pages.items():
+        _redirect(app, address_of(name), f"{quote(name, safe='')}/")
         page.queue(default_concurrency_limit=None)  # the pipeline has a queue of its own
         with uploads_in(page.GRADIO_CACHE):
             gr.mount_gradio_app(
@@ -55,6 +56,7 @@ async def mount_pages(app: FastAPI, pages: Mapping[str, gr.Blocks], key: str | N
                 footer_links=[],
                 theme=THEME,
                 css=CSS,
+                root_path="",  # not GRADIO_ROOT_PATH, which hides where the page is mounted
                 app_kwargs={"middleware": [(BelowAnotherServer, (), {})]},
             )
         # What would begin with the application begins now, and ends with the process.
@@ -64,5 +66,9 @@ async def mount_pages(app: FastAPI, pages: Mapping[str, gr.Blocks], key: str | N
         )
         page.run_startup_events()  # type: ignore[no-untyped-call]
         await page.run_extra_startup_events()  # type: ignore[no-untyped-call]
-    first = f"{address_of(next(iter(pages))).removeprefix('/')}/"  # also below another server
-    app.add_api_route("/", lambda: RedirectResponse(first), include_in_schema=False)
+    _redirect(app, "/", f"{address_of(next(iter(pages))).removeprefix('/')}/")
+
+
+def _redirect(app: FastAPI, path: str, relative: str) -> None:
+    """Answer with an address beside `path`, since that may be below the one of another server."""
+    app.add_api_route(path, lambda: RedirectResponse(relative), include_in_schema=False)

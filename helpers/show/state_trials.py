@@ -19,7 +19,7 @@ from helpers.measure.evaluation import accuracy, answer
 from helpers.show.trials import outcome_of
 
 Array = NDArray[np.floating[Any]]
-TOKENS = 100  # behind a value, after which it is looked for
+LATER = 100  # tokens behind a value, after which it is looked for
 
 
 def rule_of(rule: Callable[[Array, Array, Array, Array, Array], Array]) -> str:
@@ -81,7 +81,7 @@ def memory_of(change: Callable[[Any], object], model: Any, pairs: Sequence[Visua
         after = copy.deepcopy(language_model.state_dict())
         shares = [_left_over(after, name) for name in names]
         shares_before = [_left_over(before, name) for name in names]
-        print(f"of a value, {TOKENS} tokens later, in the mean of all heads:")
+        print(f"of a value, {LATER} tokens later, in the mean of all heads:")
         print(f"{_mean(shares_before):.0%} is left before, {_mean(shares):.0%} after")
         if pairs:
             print("right:", accuracy(answer(model, pairs), pairs)["all"].count)
@@ -103,7 +103,7 @@ def _left_over(weights: Mapping[str, Tensor], name: str) -> Tensor:
     """Return the share of a value that each head has left, where tokens themselves say nothing."""
     bias = weights[name.replace("A_log", "dt_bias")]
     rate = weights[name].float().exp() * torch.nn.functional.softplus(bias.float())
-    return (-rate * TOKENS).exp()
+    return (-rate * LATER).exp()
 
 
 def _mean(shares: Sequence[Tensor]) -> float:

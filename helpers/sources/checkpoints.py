@@ -81,7 +81,8 @@ def stop_tokens(folder: Path, config: Config) -> list[int]:
     it, which is where transformers looks when it makes that file.
     """
     path = Path(folder) / "generation_config.json"
-    parts = [config, *(config[name] for name in _TEXT_SECTIONS if name in config)]
+    sections = [config.get(name) for name in _TEXT_SECTIONS]
+    parts = [config, *(section for section in sections if isinstance(section, dict))]
     for settings in [read_json(path)] if path.exists() else parts:
         if (ids := settings.get("eos_token_id")) is not None:
             ids = ids if isinstance(ids, list) else [ids]

@@ -73,9 +73,10 @@ def load_tensors(
     """Put a checkpoint's tensors into `module`, which was built on the meta device.
 
     `rules` are tried in order; a tensor that no rule knows must match a name in `ignore`. The
-    tensors are assigned, not copied, unless `dtype` asks for another type. What the config ties is
-    apart where the checkpoint has two tensors that differ, as for transformers. Missing, unexpected
-    and mis-shaped tensors raise one `CheckpointError` that lists them.
+    tensors are assigned, not copied, unless `dtype` asks for another type or they have 64 bits.
+    What the config ties is apart where the checkpoint has two tensors that differ, as for
+    transformers. Missing, unexpected and mis-shaped tensors raise one `CheckpointError` that lists
+    them.
     """
     ignore = tuple(ignore)
     native: dict[str, Tensor] = {}

@@ -82,12 +82,16 @@ class BelowAnotherServer:
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answer a request."""
         headers = Headers(raw=scope.get("headers", ()))
-        path = next((headers[name] for name in _PREFIXES if headers.get(name)), "").strip("/")
+        path = next((_first(headers[name]) for name in _PREFIXES if headers.get(name)), "")
+        path = path.strip("/")
         prefix, host = f"/{path}" * bool(path), _first(headers.get(_HOST, ""))
+        # Where an application mounted the page. GRADIO_ROOT_PATH, another server's path, is no part
+        # of a request's own path.
+        mounted = scope.get("root_path", "")
+        mounted = mounted if scope["path"].startswith(mounted) else ""
         if (prefix or host) and _ADDRESS not in headers:
-            # Below that of the other server comes the path that an application mounted the page at.
-            root = prefix + scope.get("root_path", "")
-            scheme = _first(headers.get(_SCHEME, "")) or "http"
+            root = prefix + mounted
+            scheme = _first(headers.get(_SCHEME, "")) or scope.get("scheme", "http")
             address = f"{scheme}://{host or headers.get('host', '')}{root}"
             others = [(name, value) for name, value in headers.raw if name != _HOST.encode()]
             scope = {

@@ -70,7 +70,7 @@ def build(folder: Path, paths: Sequence[Path]) -> Path:
     archive = folder / f"{name}.zip"
     with tempfile.TemporaryDirectory() as place:
         pages = execute(paths, Path(place))
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
+        with writing(archive), zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
             for path in files():
                 content.write(ROOT / path, f"{name}/{path.as_posix()}")
             for page in pages:

@@ -209,8 +209,8 @@ def main() -> None:
     training = arguments.training or (read_json(before)["training"] if before.exists() else "")
     with tempfile.TemporaryDirectory() as place:
         figures = measure(folder, place=Path(place))
-        fp16 = VisionLanguagePipeline(Path(place) / "fp16", accuracy=True)
-        second = measure_second_questions(fp16)
+        with VisionLanguagePipeline(Path(place) / "fp16", accuracy=True) as fp16:
+            second = measure_second_questions(fp16)
     write_card(folder, figures, second, training)
     print(format_table(accuracy_rows(figures)))
 

@@ -42,6 +42,7 @@ _USUAL: Config = {
     "min_dynamic_patch": 1,
     "max_dynamic_patch": 6,
     "ps_version": "v1",
+    "use_thumbnail": True,  # theirs is False, and all their files say True
 }
 # Fields of the authors' configs of Flash variants, whose router drops picture tokens.
 _FLASH_FIELDS = ("flash_threshold", "flash_relative_threshold", "flash_absolute_threshold")
@@ -112,7 +113,7 @@ def refuse_variants(config: Config) -> None:
                 f"{field} in config.json is {config[field]!r}, and only {value!r} is read here; "
                 "use a checkpoint of the published kind."
             )
-    if config["dynamic_image_size"] and not config.get("use_thumbnail", True):
+    if config["dynamic_image_size"] and not config["use_thumbnail"]:
         raise CheckpointError(
             "use_thumbnail in config.json is false, and pictures in tiles without a thumbnail are "
             "not read here; use a checkpoint of the published kind."

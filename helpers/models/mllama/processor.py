@@ -57,7 +57,6 @@ _READ = {
             "num_key_value_heads",
             "cross_attention_layers",
             "max_position_embeddings",
-            "eos_token_id",
         ),
     ),
     "vision_config": (
