@@ -340,6 +340,7 @@ SIZES = {
     "vision_output_dim": 128 * 3,
     "cross_attention_layers": [1, 3],
     "intermediate_layers_indices": [1, 2],
+    "insert_layer_id": 1,
     "dim_model_base": 64,
     # the image encoder of Qwen3-VL and Qwen3.5
     "num_heads": 4,

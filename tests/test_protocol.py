@@ -128,7 +128,7 @@ def test_fields_of_no_effect_are_told():
         ("temperature", ""),
         ("top_p", "x"),
         ("top_p", -1),
-        ("top_k", -1),
+        ("top_k", -2),
         ("repetition_penalty", 0),
         ("seed", 2**63),
         ("seed", True),
