@@ -80,8 +80,11 @@ class BelowAnotherServer:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Answer a request."""
-        headers = Headers(raw=scope.get("headers", ()))
+        """Answer a request, or begin and end with the server (`lifespan`, which has no path)."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(raw=scope["headers"])
         path = next((_first(headers[name]) for name in _PREFIXES if headers.get(name)), "")
         path = path.strip("/")
         prefix, host = f"/{path}" * bool(path), _first(headers.get(_HOST, ""))
