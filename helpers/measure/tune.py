@@ -12,6 +12,7 @@ from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,7 +156,7 @@ class _Tuner:
             if len(self.samples) >= LEAST_QUESTIONS and self._left(REFERENCE_SHARE) < 0:
                 break
             features = self.pipeline.encode_images(**inputs)
-            logits = _logits(self.pipeline, ids, features)
+            logits = answer_logits(self.pipeline, self.pipeline.prepare(ids, features), COMPARED)
             self.samples.append(_Sample(inputs, ids, features, logits))
 
     def _left(self, share: float) -> float:
@@ -307,7 +308,8 @@ class _Tuner:
             features = sample.features
             if part == IMAGE_ENCODER:
                 features = pipeline.encode_images(**sample.image_inputs)
-            logits = _logits(pipeline, sample.ids, features, sample.token_ids)
+            prepared = pipeline.prepare(sample.ids, features)
+            logits = answer_logits(pipeline, prepared, COMPARED, sample.token_ids)
             values.append(divergences_of_logits(sample.logits, logits).mean())
         return float(torch.stack(values).mean())
 
@@ -319,22 +321,22 @@ def _decisive(pipeline: VisionLanguagePipeline, names: Iterable[str]) -> list[st
 
 
 @torch.inference_mode()
-def _logits(
+def answer_logits(
     pipeline: VisionLanguagePipeline,
-    ids: Tensor,
-    features: Features,
+    prepared: Mapping[str, Any],
+    number: int,
     token_ids: Sequence[int] = (),
 ) -> Tensor:
-    """Return the logits (COMPARED, vocabulary) behind a prompt and each token of its answer.
+    """Return the logits (number, vocabulary) behind a prompt and tokens of its answer.
 
-    The answer is `token_ids`, or where there are none the most probable tokens.
+    The prompt is what `pipeline.prepare` returned. The answer is `token_ids`, or where there are
+    none the most probable tokens.
     """
-    prepared = pipeline.prepare(ids, features)
     model, cache = pipeline.language_model, pipeline.language_model.new_cache()
     output = model(**prepared, past_key_values=cache)
     logits = [output.logits[0, -1]]
-    for number in range(COMPARED - 1):
-        token = token_ids[number] if token_ids else int(logits[-1].argmax())
+    for place in range(number - 1):
+        token = token_ids[place] if token_ids else int(logits[-1].argmax())
         output = model(
             input_ids=torch.tensor([[token]]),
             past_key_values=cache,
