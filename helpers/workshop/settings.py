@@ -73,8 +73,8 @@ class _Answers:
         first, tenth = (1000 * torch.stack(ends).mean(0)).tolist()
         return {
             "setting": properties_in_words(properties),
-            "first": f"{first:.3f}",
-            "tenth": f"{tenth:.2f}",
+            "first": f"{first:.2g}",
+            "tenth": f"{tenth:.2g}",
             "right": str(right),
         }
 
