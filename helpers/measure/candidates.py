@@ -11,7 +11,7 @@ SECONDS_PER_GB = 60  # of weights, between the least and the most seconds
 LEAST_SECONDS, MOST_SECONDS = 60, 300
 WITHOUT_AVX512 = 2.5  # times as many, since a picture and a prompt take so much longer there
 
-# Groups of 128 are faster still, but took the bundled models' answers up to 3 times as far from
+# Groups of 128 are faster still, but took the bundled models' answers up to 7 times as far from
 # ACCURACY mode as the default. One that is larger than the weights' group switches them off.
 LARGEST_GROUP = 64
 LEAST_TO_HALVE = 4  # cores, below which half of them is one
