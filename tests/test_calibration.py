@@ -38,9 +38,9 @@ def test_a_folder_of_pictures(tmp_path):
     for name in ("b.png", "a.JPG", "c.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
-    assert find_samples(str(tmp_path), 2, prompt="Why?") == [
-        (tmp_path / "a.JPG", "Why?"),
-        (tmp_path / "b.png", "Why?"),
+    assert find_samples(str(tmp_path), 2) == [
+        (tmp_path / "a.JPG", PROMPT),
+        (tmp_path / "b.png", PROMPT),
     ]
 
 

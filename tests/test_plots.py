@@ -38,11 +38,13 @@ def test_titles_wider_than_their_pictures_are_wrapped():
 
 def test_a_mosaic_lays_pieces_out_row_by_row():
     colours = ("red", "green", "blue", "black")
-    mosaic = plots.mosaic([Image.new("RGB", (3, 2), colour) for colour in colours], 2, gap=1)
-    assert mosaic.size == (7, 5)
+    mosaic = plots.mosaic([Image.new("RGB", (3, 2), colour) for colour in colours], 2)
+    right, down = 3 + plots.GAP, 2 + plots.GAP  # where the second column and row begin
+    assert mosaic.size == (right + 3, down + 2)
     expected = [Image.new("RGB", (1, 1), colour).getpixel((0, 0)) for colour in colours]
-    assert [mosaic.getpixel(place) for place in ((2, 1), (4, 1), (2, 3), (4, 3))] == expected
-    gaps = [mosaic.getpixel(place) for place in ((3, 0), (0, 2))]
+    places = [(2, 1), (right, 1), (2, down), (right, down)]
+    assert [mosaic.getpixel(place) for place in places] == expected
+    gaps = [mosaic.getpixel(place) for place in ((right - 1, 0), (0, down - 1))]
     assert gaps == [(255, 255, 255)] * 2
 
 

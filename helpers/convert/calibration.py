@@ -36,11 +36,11 @@ _TRAINING = "train"  # the split of a data set that samples come from, never the
 Inputs = dict[str, NDArray[Any]]  # of one call of a part, by name
 
 
-def find_samples(source: str, number: int, *, prompt: str = PROMPT) -> list[Sample]:
-    """Return up to `number` pictures with a question each.
+def find_samples(source: str, number: int) -> list[Sample]:
+    """Return up to `number` pictures, each with the question `PROMPT`.
 
     `source` is a folder of pictures, or the name of a data set on the Hugging Face hub as
-    owner/name, for which the package `datasets` has to be installed; `prompt` is the question.
+    owner/name, for which the package `datasets` has to be installed.
 
     Raises `SettingsError` for any other source and for a data set that cannot be read, and
     `PictureError` for a folder without pictures or one that is closed.
@@ -48,11 +48,11 @@ def find_samples(source: str, number: int, *, prompt: str = PROMPT) -> list[Samp
     place = path_of(source)
     try:
         if place.is_dir():
-            return [(path, prompt) for path in picture_files(place, "some photographs")[:number]]
+            return [(path, PROMPT) for path in picture_files(place, "some photographs")[:number]]
     except (OSError, ValueError) as error:
         raise PictureError(f"{source} cannot be read ({reason_of(error)}).") from None
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        return [(picture, prompt) for picture in _pictures_of(source, number)]
+        return [(picture, PROMPT) for picture in _pictures_of(source, number)]
     raise SettingsError(
         f"{source} is neither a folder of pictures nor a data set's name such as owner/name."
     )

@@ -28,20 +28,19 @@ from helpers.sources.saving import by_size, save_tensors
 DTYPE = torch.bfloat16
 SHARD = 4e9  # bytes of a file, at most, unless one tensor is larger
 BLOCK = 2**25  # numbers that are drawn; tensors take them from different places
+SEED = 0
 MARK = "random_weights"  # a file that says which random weights a folder holds
 TEXTS = 700  # questions that the small tokenizer is trained on
 
 
-def write_random(
-    original: Original, folder: Path, *, seed: int = 0, report: Report = lambda line: None
-) -> Path:
+def write_random(original: Original, folder: Path, *, report: Report = lambda line: None) -> Path:
     """Write random weights for the configuration of `original` into `folder`, and return that.
 
-    A folder that is complete already is kept, since the same seed gives the same weights, and one
+    A folder that is complete already is kept, since the weights are the same each time, and one
     of other random weights is replaced. Raises `OutputError` for a folder that holds something
     else or cannot be written, and for a disk that is too small.
     """
-    mark = {"original": original.name, "seed": seed, "config": original.config}
+    mark = {"original": original.name, "seed": SEED, "config": original.config}
     with writing(folder, "folder"):
         folder = folder.resolve()  # also where it is a link to a larger disk
         earlier = _mark_of(folder)
@@ -51,7 +50,7 @@ def write_random(
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / MARK, mark)
-        _write(original, folder, seed, report)
+        _write(original, folder, report)
         write_json(folder / MARK, mark | {"complete": True})
     return folder
 
@@ -66,12 +65,12 @@ def _mark_of(folder: Path) -> Config:
         raise OutputError(f"{folder} holds something else; give another folder.") from None
 
 
-def _write(original: Original, folder: Path, seed: int, report: Report) -> None:
+def _write(original: Original, folder: Path, report: Report) -> None:
     config = original.config
     texts = [*tokenizers.corpus(TEXTS), *original.tokenizer.words * 100]
     trainer = tokenizers.TRAINERS[original.tokenizer.kind]
     config |= original.token_ids(trainer(texts, folder, original.tokenizer.marks))
-    layout, block = without_weights(config).layout(), _block(seed)
+    layout, block = without_weights(config).layout(), _block()
     numbers = sum(tensor.numel() for files in layout for tensor in files.tensors.values())
     size, free = numbers * DTYPE.itemsize, free_disk(folder)
     if size > free:
@@ -95,9 +94,9 @@ def _write(original: Original, folder: Path, seed: int, report: Report) -> None:
             write_json(place / "config.json", files.config)
 
 
-def random_model(folder: Path, dtype: torch.dtype, *, seed: int = 0) -> VisionLanguageModel[Any]:
+def random_model(folder: Path, dtype: torch.dtype) -> VisionLanguageModel[Any]:
     """Return the PyTorch model that a folder's `config.json` describes, with random weights."""
-    model, block = on_meta_device(folder), _block(seed)
+    model, block = on_meta_device(folder), _block()
     tensors = {
         name: _filled(tensor, name, block, None)
         for name, tensor in model.state_dict(keep_vars=True).items()
@@ -106,9 +105,9 @@ def random_model(folder: Path, dtype: torch.dtype, *, seed: int = 0) -> VisionLa
     return model
 
 
-def _block(seed: int) -> Tensor:
+def _block() -> Tensor:
     """Return the numbers that all tensors take theirs from."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SEED)
     return torch.empty(BLOCK, dtype=torch.float32).normal_(std=0.02, generator=generator).to(DTYPE)
 
 

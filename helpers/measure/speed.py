@@ -38,6 +38,7 @@ class Speed:
 
 
 STEPS = ("image encoder", "first token", "next token")  # as tables and plots name them
+SPREAD = 0.2
 
 
 @torch.inference_mode()
@@ -108,13 +109,12 @@ def compare(
     *,
     tokens: int = 32,
     rounds: tuple[int, int] = (5, 9),
-    spread: float = 0.2,
 ) -> dict[str, list[Speed]]:
     """Return what each model, by its name, took for one question in each round.
 
     They are measured in turn, so that whatever else the computer does meets all of them alike.
     A first round does not count. There are at least and at most so many `rounds`: the last is the
-    one after which the middle half of every model's times lies within `spread` of their median.
+    one after which the middle half of every model's times lies within `SPREAD` of their median.
     """
     for model in models.values():
         measure(model, picture, text, tokens=tokens)
@@ -123,16 +123,16 @@ def compare(
     for number in range(1, most + 1):
         for name, model in models.items():
             speeds[name].append(measure(model, picture, text, tokens=tokens))
-        if number >= least and all(_steady(values, spread) for values in speeds.values()):
+        if number >= least and all(map(_steady, speeds.values())):
             break
     return speeds
 
 
-def _steady(speeds: Sequence[Speed], spread: float) -> bool:
-    """Say whether the middle half of each step's times lies within `spread` of their median."""
+def _steady(speeds: Sequence[Speed]) -> bool:
+    """Say whether the middle half of each step's times lies within `SPREAD` of their median."""
     for seconds in zip(*map(astuple, speeds), strict=True):
         low, middle, high = quantiles(seconds, n=4, method="inclusive")
-        if high - low > spread * middle:
+        if high - low > SPREAD * middle:
             return False
     return True
 

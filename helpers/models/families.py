@@ -61,9 +61,9 @@ class Original:
     """A checkpoint that its authors published.
 
     `name` is its own on the command line, and that of the file in `originals/` with what its
-    `config.json` says where it matters for its size. `extra` are further hub ids that it needs,
-    such as an image encoder's. `tokenizer` is of the kind that it has; `token_ids` returns, for
-    the number of tokens of a small one, the fields of the config that hold ids of tokens.
+    `config.json` says where it matters for its size. `tokenizer` is of the kind that it has;
+    `token_ids` returns, for the number of tokens of a small one, the fields of the config that hold
+    ids of tokens.
     `picture` is the size in pixels, width and height, of a picture that it usually gets.
     `constant` returns, by a tensor's name and shape, the number that it is filled with where others
     are random, or None for a random one.
@@ -74,7 +74,6 @@ class Original:
     licence: str
     parameters: float  # billions
     tokenizer: SmallTokenizer
-    extra: tuple[str, ...] = ()
     token_ids: Callable[[int], Mapping[str, int]] = lambda size: {}
     picture: tuple[int, int] = (448, 448)
     constant: Callable[[str, Sequence[int]], float | None] = lambda name, shape: None

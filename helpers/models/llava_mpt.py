@@ -297,7 +297,6 @@ FAMILY = Family(
             "CC BY-NC-SA 4.0, a research preview: no commercial use",
             6.96,
             _TOKENIZER,
-            extra=("openai/clip-vit-large-patch14",),
         ),
     ),
 )

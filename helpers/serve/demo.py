@@ -35,6 +35,7 @@ from helpers.upstream.proxies import without_proxies
 
 MAXIMUM_UPLOAD = "20mb"
 HOUR = 3600  # seconds
+USUAL_LENGTH = 128  # tokens of an answer at most, until its user moves the slider
 GENERAL_NOTICE = "Answers can be wrong. Nothing leaves this computer."
 
 
@@ -242,7 +243,6 @@ def build_page(
     *,
     title: str,
     examples: Sequence[tuple[str, str]] = (),
-    maximum_tokens: int = 128,
     terms: str = "",
     controls: Sequence[Control] = SAMPLING,
 ) -> gr.Blocks:
@@ -252,7 +252,7 @@ def build_page(
     what its user can set beside the length of answers.
     """
     heading = f"# {title}\n\n{pipeline.notice or GENERAL_NOTICE}\n\n{terms}".strip()
-    length = Slider("max_new_tokens", "Maximum new tokens", 1, 512, value=maximum_tokens, step=1)
+    length = Slider("max_new_tokens", "Maximum new tokens", 1, 512, value=USUAL_LENGTH, step=1)
     processor = pipeline.processor
     controls = (length, *thinking_control(processor), *controls, *_picture_budget(processor))
     return Page(pipeline, title, heading, examples, controls).blocks
@@ -279,13 +279,9 @@ ATTEMPTS = 5  # two pages that are opened at once may find the same port free
 
 
 def open_page(
-    page: gr.Blocks,
-    *,
-    wait: bool = False,
-    port: int | None = None,
-    report: Callable[[str], None] = print,
+    page: gr.Blocks, *, port: int | None = None, report: Callable[[str], None] = print
 ) -> str:
-    """Serve the page on this computer and return its address; `wait` blocks until it is closed.
+    """Serve the page on this computer, until it is closed, and return its address.
 
     `report` is told how to reach it where the browser may be on another computer. Raises
     `SettingsError` for a `port` that is taken or that there cannot be.
@@ -302,8 +298,6 @@ def open_page(
             break
     for line in ways(number):
         report(line)
-    if wait:
-        page.block_thread()
     return address
 
 

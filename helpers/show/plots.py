@@ -22,6 +22,7 @@ PALETTE = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#9c9ca1", "#7a21dd")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+GAP = 6  # pixels between the pieces of a mosaic
 _LETTERS = 14  # of a title, in an inch
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 80,
@@ -78,11 +79,11 @@ def show_pictures(
     return figure
 
 
-def mosaic(pieces: Sequence[Image.Image], columns: int, *, gap: int = 6) -> Image.Image:
-    """Return pieces of one size laid out row by row, with white gaps of `gap` pixels between."""
-    width, height = (side + gap for side in pieces[0].size)
+def mosaic(pieces: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Return pieces of one size laid out row by row, with white gaps of `GAP` pixels between."""
+    width, height = (side + GAP for side in pieces[0].size)
     rows = len(pieces) // columns
-    canvas = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    canvas = Image.new("RGB", (columns * width - GAP, rows * height - GAP), "white")
     for place, piece in enumerate(pieces):
         row, column = divmod(place, columns)
         canvas.paste(piece, (column * width, row * height))

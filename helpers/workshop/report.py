@@ -98,17 +98,15 @@ def measure(folder: Path, *, place: Path, every: int = 1) -> dict[str, AnswerFig
     return figures
 
 
-def measure_second_questions(
-    pipeline: VisionLanguagePipeline, number: int = SECOND_QUESTIONS
-) -> SecondFigures:
+def measure_second_questions(pipeline: VisionLanguagePipeline) -> SecondFigures:
     """Ask each question first, and in a conversation second, after the model's own first answer."""
     first = second = 0
-    for picture, other, question in draw_pairs(number, seed=SEED + 1):
+    for picture, other, question in draw_pairs(SECOND_QUESTIONS, seed=SEED + 1):
         first += evaluation.is_right(pipeline.ask(question.text, [picture]).text, question)
         conversation = pipeline.conversation()
         conversation.ask(other.text, [picture]).wait()
         second += evaluation.is_right(conversation.ask(question.text).text, question)
-    return {"questions": number, "first": first, "second": second}
+    return {"questions": SECOND_QUESTIONS, "first": first, "second": second}
 
 
 def questions_for(recipe: Recipe, number: int, seed: int) -> list[VisualQuestion]:

@@ -53,6 +53,7 @@ from helpers.workshop.sharing import logits_of_rows, visible_mask
 
 Model = VisionLanguageModel[Any]
 
+SEED = 0  # of the first weights, and of what is drawn to learn from
 WARM_UP = 200  # steps of rising learning rate
 SAVING, EVALUATION = 100, 500  # after every so many steps
 VALIDATION: dict[str, Any] = {"seed": 1, "split": "validation"}  # what is drawn to be asked then
@@ -174,12 +175,12 @@ def _on_device_of(model: Model, batch: Batch) -> Batch:
     return {name: moved(value) for name, value in batch.items()}
 
 
-def train(family: str, *, run: Path, steps: int, seed: int = 0, workers: int = 1) -> Model:
+def train(family: str, *, run: Path, steps: int, workers: int = 1) -> Model:
     """Train a model from random weights, or from where `run` left off.
 
     Batches are drawn by so many `workers`; they are the same, whatever their number.
     """
-    recipe, model = RECIPES[family], _first_model(family, run, seed)
+    recipe, model = RECIPES[family], _first_model(family, run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     locator = new_locator(model.token_embeddings.embedding_dim).to(device)
@@ -199,7 +200,7 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0, workers: int = 1
         "schedule": schedule,
     }
     start = _load_state(run / STATE, parts, device)
-    data = Batches(model.processor, recipe, start=start, steps=steps, seed=seed)
+    data = Batches(model.processor, recipe, start=start, steps=steps, seed=SEED)
     loader = DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=4)
     progress = tqdm(loader, initial=start, total=steps, desc=family, mininterval=10)
     for step, batch in enumerate(progress, start + 1):
@@ -224,12 +225,12 @@ def train(family: str, *, run: Path, steps: int, seed: int = 0, workers: int = 1
     return model.eval()
 
 
-def _first_model(family: str, run: Path, seed: int) -> Model:
+def _first_model(family: str, run: Path) -> Model:
     """Return the model that training begins with; `run` gets its config if it has none."""
     recipe = RECIPES[family]
     if not (run / "config.json").exists():
         recipe.write_files(run, corpus(kinds=recipe.kinds))
-    set_seed(seed)
+    set_seed(SEED)
     model = new_model(run)
     for other, beginning in recipe.begins_with.items():
         start_from(model, other, beginning)
