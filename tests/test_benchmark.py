@@ -31,7 +31,7 @@ from helpers.measure.full_size import (
     processor_of,
 )
 from helpers.measure.peers.comparison import Comparison, EngineFigures
-from helpers.measure.peers.runners import Round as PeerRound
+from helpers.measure.peers.runners import EngineRound
 from helpers.measure.tasks import measure
 from helpers.models import families as register
 from helpers.models import load_model, minicpm_v2_vision
@@ -162,7 +162,7 @@ def test_a_slower_run_is_refused_and_told(measurement, tmp_path):
 def beside(milliseconds: float) -> Comparison:
     """Return figures of two engines, of which ours takes so long for a token, the other 20 ms."""
     rounds = {
-        name: [PeerRound(None, prompt=1.0, next_token=seconds, prompt_tokens=280)] * 5
+        name: [EngineRound(None, prompt=1.0, next_token=seconds, prompt_tokens=280)] * 5
         for name, seconds in (("vlm", milliseconds / 1000), ("llama.cpp Q4_0", 0.02))
     }
     engines = {name: EngineFigures("1.0", values, 10**9, 10**8) for name, values in rounds.items()}

@@ -12,7 +12,7 @@ from helpers.measure.peers import comparison, here, llama_build, runners
 from helpers.measure.peers.comparison import EngineFigures, compare, lines_of, rows_of
 from helpers.measure.peers.jobs import Clock
 from helpers.measure.peers.layouts import gguf_layout
-from helpers.measure.peers.runners import HERE, Round, Runner
+from helpers.measure.peers.runners import HERE, EngineRound, Runner
 from helpers.measure.random_checkpoint import random_model
 from helpers.models import load_model
 from helpers.run.tuning import Tuning, key_of, write_tuning
@@ -77,7 +77,7 @@ class Steps:
 
     def measure(self):
         for seconds in self.calls:
-            return Round(seconds, seconds, seconds, 60)
+            return EngineRound(seconds, seconds, seconds, 60)
         raise SettingsError("it was killed")
 
 
@@ -112,8 +112,10 @@ def test_a_runner_that_fails_is_told_in_its_last_words(tmp_path):
 
 def test_the_table_has_each_engine_s_median_and_its_ratio(monkeypatch):
     engines = {
-        "vlm": EngineFigures("1", [Round(0.8, 0.4, s, 280) for s in (0.01, 0.02, 0.9)], 10**9, 1),
-        "llama.cpp Q4_0": EngineFigures("2", [Round(None, 1.0, 0.03, 281)] * 3, 5 * 10**8, 2),
+        "vlm": EngineFigures(
+            "1", [EngineRound(0.8, 0.4, s, 280) for s in (0.01, 0.02, 0.9)], 10**9, 1
+        ),
+        "llama.cpp Q4_0": EngineFigures("2", [EngineRound(None, 1.0, 0.03, 281)] * 3, 5 * 10**8, 2),
     }
     result = comparison.Comparison(
         "1b", "int4", "", comparison.computer(), 2, (448, 448), 32, engines, ["genai is left out"]

@@ -3,7 +3,7 @@
 from dataclasses import astuple
 
 from helpers.measure import speed
-from helpers.measure.speed import Speed
+from helpers.measure.speed import Latencies
 from tests.tiny import picture
 
 
@@ -16,7 +16,7 @@ def test_models_are_measured_in_turn(torch_model, pipeline, monkeypatch):
         order.append(model)
         result = measure(model, *arguments, **options)
         assert min(astuple(result)) > 0
-        return Speed(1, 1, 1 if model is pipeline else next(times))
+        return Latencies(1, 1, 1 if model is pipeline else next(times))
 
     monkeypatch.setattr(speed, "measure", noted)
     models = {"PyTorch": torch_model, "OpenVINO": pipeline}
@@ -26,7 +26,13 @@ def test_models_are_measured_in_turn(torch_model, pipeline, monkeypatch):
 
 
 def test_times_are_told_with_their_range():
-    speeds = {"int4": [Speed(0.002, 0.01, 0.004), Speed(0.002, 0.03, 0.005), Speed(1, 0.02, 0.001)]}
+    speeds = {
+        "int4": [
+            Latencies(0.002, 0.01, 0.004),
+            Latencies(0.002, 0.03, 0.005),
+            Latencies(1, 0.02, 0.001),
+        ]
+    }
     assert speed.rows(speeds) == [
         {
             "model": "int4",

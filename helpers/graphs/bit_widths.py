@@ -62,7 +62,7 @@ def module_of(layer: ov.Node) -> str:
     return str(layer.get_friendly_name()).split("/")[0].removeprefix("__module.")
 
 
-def kind_rows(types: Mapping[str, str], *, marked: str) -> list[dict[str, object]]:
+def layer_type_rows(types: Mapping[str, str], *, marked: str) -> list[dict[str, object]]:
     """Return a row for each kind of layer: how many have each type, and which blocks the `marked`.
 
     `types` are those of `layer_types`. The kind is the end of a layer's name, its block the first

@@ -32,7 +32,7 @@ _STRIP = 2**20  # pixels that are worked on at once
 # where its mean is below this.
 _DARK = 8.0
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 def open_picture(source: Picture) -> Image.Image:
@@ -211,11 +211,11 @@ def _white(picture: Image.Image) -> float:
     return 1.0 if high <= 1 or (not integral and mean <= _DARK) else max(high, 255)
 
 
-def _values(picture: Image.Image, box: Box) -> NDArray[np.float64]:
+def _values(picture: Image.Image, box: Rectangle) -> NDArray[np.float64]:
     return np.asarray(picture.crop(box)).astype(np.float64)
 
 
-def _strips(size: tuple[int, int]) -> Iterator[Box]:
+def _strips(size: tuple[int, int]) -> Iterator[Rectangle]:
     """Yield boxes of whole rows that make up a picture."""
     width, height = size
     rows = max(1, _STRIP // width)

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Speed:
+class Latencies:
     """Seconds: a picture in the image encoder, the first token after that, and the next."""
 
     image_encoder: float
@@ -42,7 +42,7 @@ SPREAD = 0.2
 
 
 @torch.inference_mode()
-def measure(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) -> Speed:
+def measure(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) -> Latencies:
     """Measure one question once; the next token's is the median of those behind the first.
 
     The answer has so many `tokens`, two at least.
@@ -50,7 +50,7 @@ def measure(model: Model, picture: Image.Image, text: str, *, tokens: int = 32) 
     inputs = model.image_inputs([picture])
     ids = model.processor.input_ids([user_message(text, 1)], inputs)
     encoder, features = timed(lambda: model.encode_images(**inputs))
-    return Speed(encoder, *answer_times(model, model.prepare(ids, features), tokens=tokens))
+    return Latencies(encoder, *answer_times(model, model.prepare(ids, features), tokens=tokens))
 
 
 @torch.inference_mode()
@@ -109,7 +109,7 @@ def compare(
     *,
     tokens: int = 32,
     rounds: tuple[int, int] = (5, 9),
-) -> dict[str, list[Speed]]:
+) -> dict[str, list[Latencies]]:
     """Return what each model, by its name, took for one question in each round.
 
     They are measured in turn, so that whatever else the computer does meets all of them alike.
@@ -119,7 +119,7 @@ def compare(
     for model in models.values():
         measure(model, picture, text, tokens=tokens)
     least, most = rounds
-    speeds: dict[str, list[Speed]] = {name: [] for name in models}
+    speeds: dict[str, list[Latencies]] = {name: [] for name in models}
     for number in range(1, most + 1):
         for name, model in models.items():
             speeds[name].append(measure(model, picture, text, tokens=tokens))
@@ -128,7 +128,7 @@ def compare(
     return speeds
 
 
-def _steady(speeds: Sequence[Speed]) -> bool:
+def _steady(speeds: Sequence[Latencies]) -> bool:
     """Say whether the middle half of each step's times lies within `SPREAD` of their median."""
     for seconds in zip(*map(astuple, speeds), strict=True):
         low, middle, high = quantiles(seconds, n=4, method="inclusive")
@@ -137,7 +137,7 @@ def _steady(speeds: Sequence[Speed]) -> bool:
     return True
 
 
-def rows(speeds: Mapping[str, Sequence[Speed]]) -> list[dict[str, str]]:
+def rows(speeds: Mapping[str, Sequence[Latencies]]) -> list[dict[str, str]]:
     """Return a row for each model of `compare`: median, least and most milliseconds."""
     table = []
     for name, rounds in speeds.items():

@@ -146,7 +146,7 @@ STRETCH = (0.92, 1.09)  # a place's width by its usual width, and its usual heig
 WORD_SIZE, WORD_MIDDLE, CAPITAL = (0.36, 0.40), (0.77, 0.80), 0.27
 
 
-Box = tuple[float, float, float, float]  # left, top, right and bottom, in shares of the picture
+Bounds = tuple[float, float, float, float]  # left, top, right and bottom, in shares of the picture
 _Pixels = tuple[int, int, int, int]  # the same in pixels
 _SCALE = 2  # drawn twice as large and reduced, which smooths the edges
 # Shares of a shape's usual size: with room to move, and with a word below it.
@@ -203,7 +203,7 @@ def on_page(picture: Image.Image, times: int, generator: random.Random) -> Image
     return page
 
 
-def item_boxes(scene: Scene, *, cell: int = CELL) -> dict[str, Box]:
+def item_boxes(scene: Scene, *, cell: int = CELL) -> dict[str, Bounds]:
     """Return the smallest box around each shape by the name of its place."""
     plan = _plan(scene, cell, None)
     width, height = (side * _SCALE for side in plan.size)
@@ -247,7 +247,7 @@ def _stretch(scene: Scene, style: random.Random) -> float:
     return stretch if scene.stretch is None else scene.stretch
 
 
-def letter_boxes(scene: Scene) -> list[Box]:
+def letter_boxes(scene: Scene) -> list[Bounds]:
     """Return where `draw` prints each letter of the word, in places that are not narrow.
 
     The style moves and sizes a word by a few hundredths of its place.

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from helpers.inputs.boxes import GRID
-from helpers.shapes.world import Box
+from helpers.shapes.world import Bounds
 
 SIDES, DIGITS = 4, 2  # left, top, right, bottom; hundreds and tens
 IGNORED = -100  # what is not to be learned (PyTorch's cross-entropy default)
 
 
-def sides_of_boxes(boxes: list[Box], rows: int, columns: int) -> Tensor:
+def sides_of_boxes(boxes: list[Bounds], rows: int, columns: int) -> Tensor:
     """Return the numbers that each token of a picture learns, (rows * columns, sides).
 
     `boxes` are in shares of the picture, the numbers in thousandths. A token whose middle no box

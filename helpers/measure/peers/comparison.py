@@ -24,7 +24,7 @@ from helpers.measure.benchmark import computer, count_parameters
 from helpers.measure.figures import Computer
 from helpers.measure.peers.jobs import Settings
 from helpers.measure.peers.layouts import gguf_layout
-from helpers.measure.peers.runners import HERE, Round, Runner, python_of
+from helpers.measure.peers.runners import HERE, EngineRound, Runner, python_of
 from helpers.measure.tasks import QUESTION, TOKENS
 from helpers.models import load_processor
 from helpers.models.families import family_of, on_meta_device
@@ -59,7 +59,7 @@ class EngineFigures:
     """What was measured of an engine; `memory` is its own in bytes, `mapped` that of files."""
 
     version: str
-    rounds: list[Round]
+    rounds: list[EngineRound]
     memory: int
     mapped: int
 
@@ -106,7 +106,7 @@ def compare(
     here, bfloat16 = computer(), ["BF16"] if has_bfloat16() else []
     left_out: list[str] = []
     runners: dict[str, Runner] = {}
-    rounds: dict[str, list[Round]] = {}
+    rounds: dict[str, list[EngineRound]] = {}
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         common |= {"place": place, "picture_file": place / "picture.npy"}

@@ -23,7 +23,7 @@ HERE = ""  # the environment that this process runs in
 
 
 @dataclass(frozen=True)
-class Round:
+class EngineRound:
     """Seconds of the image encoder (None: it has none), of a prompt behind it, and of a token."""
 
     image_encoder: float | None
@@ -63,9 +63,9 @@ class Runner:
             self.close()
             raise
 
-    def measure(self) -> Round:
+    def measure(self) -> EngineRound:
         """Return the figures of one round."""
-        return Round(**self._answer("round"))
+        return EngineRound(**self._answer("round"))
 
     def _answer(self, message: object) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
