@@ -194,7 +194,8 @@ def test_figures_beside_other_engines_have_a_history_and_a_table(tmp_path, monke
     assert history_module.main([str(file)]) == 1
     assert "There is no model 'mine' to measure" in capsys.readouterr().err
     assert history_module.main([str(tmp_path / "none.json")]) == 1
-    assert f"error: {tmp_path} has no none.json" in capsys.readouterr().err
+    sentence = f"{tmp_path} has no none.json; give what `vlm benchmark --output` wrote."
+    assert f"error: {sentence}\n" in capsys.readouterr().err
 
 
 def test_what_notebooks_show_of_a_familys_originals():

@@ -16,20 +16,21 @@ BUNDLED = Path(__file__).parent.parent / "shapes" / "checkpoints"
 CARD = "bundled.json"  # stands beside a bundled checkpoint that is trained: what it knows
 
 
-def read_json(path: Path) -> Config:
-    """Read a JSON object; an unreadable file is a `CheckpointError`."""
+def read_json(path: Path, *, cure: str = "download it again") -> Config:
+    """Read a JSON object.
+
+    Raises `CheckpointError` for a file that is missing or unreadable; its sentence ends with the
+    `cure`, which is that of a checkpoint's file unless another is given.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}; give a checkpoint's folder."
-        ) from None
+        raise CheckpointError(f"{path.parent} has no {path.name}; {cure}.") from None
     except (OSError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({error}); download it again."
-        ) from None
+        reason = getattr(error, "strerror", None) or error  # without the path once more
+        raise CheckpointError(f"{path} cannot be read as JSON ({reason}); {cure}.") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} should hold a JSON object; download it again.")
+        raise CheckpointError(f"{path} should hold a JSON object; {cure}.")
     return content
 
 
@@ -54,6 +55,8 @@ def read_config(folder: str | Path) -> Config:
     refuse_files(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a checkpoint's folder.")
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} has no config.json; give a checkpoint's folder.")
     config = read_json(folder / "config.json")
     refuse_quantised(folder, config)
     check_sizes(config, folder / "config.json")

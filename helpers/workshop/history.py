@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     made = _commit(), datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        data = read_json(options.figures)
+        data = read_json(options.figures, cure="give what `vlm benchmark --output` wrote")
         if "engines" in data:
             peers = PeerMeasurement(*made, from_json(Comparison, data))
             append(PEERS / f"{find_original(peers.model).name}.jsonl", peers)

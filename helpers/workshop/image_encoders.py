@@ -117,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--changes", type=Path, help="a JSON file of fields of its config")
     options = parser.parse_args(arguments)
     try:
-        changes = read_json(options.changes) if options.changes else {}
+        cure = "give a JSON file of fields of a config"
+        changes = read_json(options.changes, cure=cure) if options.changes else {}
         original = changed(find_original(options.model), changes)
         place = options.place / original.name
         store(original, place)
