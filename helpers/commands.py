@@ -289,10 +289,10 @@ def info(options: argparse.Namespace) -> int:
     ]
     loads, reason = has_runtime_files(manifest["files"]), "load this folder"
     if not loads:
-        from helpers.models import load_processor  # which takes seconds to import
+        from helpers.convert.processors import read_processor  # which takes seconds to import
 
         reason = (
-            load_processor(options.folder).runtime.why or "lack files; convert into a new folder"
+            read_processor(options.folder).runtime.why or "lack files; convert into a new folder"
         )
     tuning = read_tuning(options.folder)
     lines = [

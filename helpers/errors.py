@@ -74,6 +74,11 @@ def reason_of(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split()).rstrip(":")
 
 
+def problem_of(error: UserError) -> str:
+    """Return what is wrong, of a sentence that also says what to do about it."""
+    return str(error).rpartition("; ")[0] or str(error).removesuffix(".")
+
+
 @contextlib.contextmanager
 def writing(path: Path, kind: str = "file") -> Iterator[None]:
     """Turn an error of writing a file, or another `kind` of place, into an `OutputError`."""

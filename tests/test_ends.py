@@ -259,6 +259,70 @@ def test_a_closed_pipeline_has_ended_its_answers_and_freed_its_models(converted)
             use()
 
 
+USES = {
+    "ask": lambda _, conversation: conversation.ask(QUESTION).finish,
+    "schema": lambda _, conversation: conversation.ask(QUESTION, schema={"type": "object"}).finish,
+    "prompt lookup": lambda _, conversation: conversation.ask(QUESTION, prompt_lookup=True).finish,
+    "encode_images": lambda pipeline, _: pipeline.encode_images(
+        **pipeline.image_inputs([picture()])
+    ),
+    "embed_tokens": lambda pipeline, _: pipeline.embed_tokens(torch.tensor([[3]])),
+    "with_parts": lambda pipeline, _: pipeline.with_parts({}).ask(QUESTION).finish,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_another_thread_closes_while_something_is_asked(converted, monkeypatch, use):
+    pipeline = VisionLanguagePipeline(converted)
+    conversation, check = pipeline.conversation(), pipeline.check_open
+
+    def checked_too_early():
+        check()
+        closing = threading.Thread(target=pipeline.close)
+        closing.start()
+        closing.join()
+
+    monkeypatch.setattr(pipeline, "check_open", checked_too_early)
+    try:
+        assert use(pipeline, conversation) == "cancelled"
+    except DeviceError as error:
+        assert "is closed; load the folder anew" in str(error)
+    assert not pipeline.parts
+
+
+def test_threads_that_ask_while_another_closes_have_an_answer_or_an_error_of_ours(converted):
+    pipeline, ends = VisionLanguagePipeline(converted), []
+    begun = threading.Barrier(5)
+
+    def ask_on(options):
+        begun.wait()
+        try:
+            while True:
+                conversation = pipeline.conversation()
+                for question in (QUESTION, SECOND):
+                    reply = conversation.ask(question, max_new_tokens=3, **options)
+                    assert reply.finish in ("stop", "length", "cancelled")
+                conversation.take_back(reply)
+        except Exception as error:
+            ends.append(error)
+
+    options = [
+        {},
+        {"prompt_lookup": True},
+        {"schema": {"type": "integer"}},
+        {"images": [picture()]},
+    ]
+    threads = [threading.Thread(target=ask_on, args=[each]) for each in options]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    time.sleep(0.5)
+    pipeline.close()
+    for thread in threads:
+        thread.join(30)
+    assert [type(end) for end in ends] == [DeviceError] * len(options), ends
+
+
 # The worker
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers.__main__ import main
-from helpers.errors import CheckpointError, OutputError, PictureError
+from helpers.errors import OutputError, PictureError
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, TEXT_EMBEDDINGS
 from helpers.inputs.images import open_picture
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -108,7 +108,17 @@ def test_a_tokenizer_that_is_damaged(converted, tmp_path):
     folder = shutil.copytree(converted, tmp_path / "made")
     path = folder / "tokenizer.json"
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises((OutputError, CheckpointError), match="tokenizer's files in .* are damaged"):
+    with pytest.raises(OutputError, match=".*tokenizer's files in .* are damaged") as raised:
+        VisionLanguagePipeline(folder)
+    assert str(raised.value).endswith("; convert the checkpoint again.")
+
+
+@pytest.mark.parametrize("name", ["config.json", "bundled.json"])
+def test_a_copy_of_a_checkpoint_s_file_that_is_damaged(bundled_folder, tmp_path, name):
+    folder = shutil.copytree(bundled_folder("internvl2", "int8"), tmp_path / "made")
+    path = folder / name
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(OutputError, match=f"{name} cannot be read as JSON .*; convert the check"):
         VisionLanguagePipeline(folder)
 
 

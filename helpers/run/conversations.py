@@ -185,9 +185,10 @@ class Conversation:
 
     def compute_anew(self) -> None:
         """Forget all but the messages, as if they came from elsewhere; the request goes too."""
-        self.ids, self.turns = [], []
-        self.features, self.marks = {}, {}
-        self.cache = self.fork = self._infer_request = None
+        with self._lock:
+            self.ids, self.turns = [], []
+            self.features, self.marks = {}, {}
+            self.cache = self.fork = self._infer_request = None
 
     def wait(self) -> None:
         """Wait until the last answer, which the next question follows, is computed or failed."""

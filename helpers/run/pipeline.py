@@ -7,6 +7,7 @@ What this module does not know: audio, and calling tools.
 
 import copy
 import os
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,42 +19,34 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.convert.folders import read_manifest
+from helpers.convert.processors import read_notice, read_processor
 from helpers.errors import (
     DeviceError,
     OutputError,
     QuestionError,
     SettingsError,
-    UserError,
     is_whole,
-    reason_of,
 )
 from helpers.graphs.attention_masks import add_masks
 from helpers.graphs.core import Stoppable, Stopped, compile_model, core, run_model
 from helpers.graphs.last_logits import return_last_logits
-from helpers.graphs.part_names import (
-    FILES,
-    LANGUAGE_MODEL,
-    NEXT_TOKENS,
-    PROMPTS,
-    TEXT_EMBEDDINGS,
-)
+from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS, TEXT_EMBEDDINGS
 from helpers.graphs.single_token import expect_single_token
 from helpers.inputs.messages import Message, Pictures, check_list
 from helpers.inputs.video import Video
-from helpers.models import load_processor
 from helpers.models.exported import Features
 from helpers.resources import return_freed_memory
 from helpers.run import background
 from helpers.run.batches import Batch
 from helpers.run.conversations import Conversation
 from helpers.run.devices import check_device
+from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import language_model_of
 from helpers.run.prompt_lookup import LONGEST
 from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Reply
 from helpers.run.tuning import Properties, fits_twice, read_tuning
 from helpers.run.worker import Worker
-from helpers.sources.checkpoints import CARD, read_json
 
 if TYPE_CHECKING:
     from helpers.run.grammar import Grammars
@@ -63,6 +56,10 @@ ALWAYS = {
     FILES[TEXT_EMBEDDINGS]: {"input", "inputs_embeds"},
     FILES[LANGUAGE_MODEL]: {"inputs_embeds", "attention_mask", "position_ids", "logits"},
 }
+
+
+def _closed() -> DeviceError:
+    return DeviceError("This pipeline is closed; load the folder anew to ask.")
 
 
 def _is_properties(value: object) -> bool:
@@ -112,12 +109,10 @@ class VisionLanguagePipeline:
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
         self.folder, self.device = folder, check_device(device)
-        processor = load_processor(folder)
+        processor = read_processor(folder)
         usual = processor.usual_picture_tokens
         self.processor = processor.within(usual if picture_tokens is None else picture_tokens)
-        self._check_tokenizer()
-        card = folder / CARD
-        self.notice = str(read_json(card).get("notice", "")) if card.exists() else ""
+        self.notice = read_notice(folder)
         is_tuned = tuned and not accuracy and self.device == "CPU"
         self.tuning = read_tuning(folder) if is_tuned else None
         of_parts = self.tuning.properties if self.tuning else {}
@@ -144,7 +139,7 @@ class VisionLanguagePipeline:
         self.parts = parts
         token_parts = self.processor.exported.token_parts
         tables = {row: parts[name] for name, row in token_parts.items()}
-        self.language_model = language_model_of(
+        self._language_model: StatefulLanguageModel | None = language_model_of(
             tables, parts[LANGUAGE_MODEL], self.processor.exported, parts.get(NEXT_TOKENS)
         )
         self.requests = {
@@ -153,7 +148,7 @@ class VisionLanguagePipeline:
             if name not in (*token_parts, LANGUAGE_MODEL, NEXT_TOKENS)
         }
         self.pictures = RememberedPictures()
-        self._conversations = weakref.WeakSet[Conversation]()
+        self._conversations, self._lock = weakref.WeakSet[Conversation](), threading.Lock()
         self.batch = Batch(self.language_model)
         self.worker = Worker(
             self.batch.compute, at_once=self.answers_at_once, at_close=background.finish
@@ -171,10 +166,12 @@ class VisionLanguagePipeline:
             return
         self.worker.close()
         self.parts, self.requests, self.pictures = {}, {}, RememberedPictures()
-        conversations, self._conversations = self._conversations, weakref.WeakSet()
+        with self._lock:
+            conversations = list(self._conversations)
         for conversation in conversations:
             conversation.compute_anew()
-        for name in ("language_model", "batch", "grammars"):
+        self._language_model = None
+        for name in ("batch", "grammars"):
             self.__dict__.pop(name, None)
         return_freed_memory()
 
@@ -182,7 +179,14 @@ class VisionLanguagePipeline:
         """Raise a `DeviceError` where nothing can be computed any more."""
         self.worker.check_process()
         if not self.parts:
-            raise DeviceError("This pipeline is closed; load the folder anew to ask.")
+            raise _closed()
+
+    @property
+    def language_model(self) -> StatefulLanguageModel:
+        """What writes tokens; a `DeviceError` says where the pipeline is closed."""
+        if (language_model := self._language_model) is None:  # another thread may close it
+            raise _closed()
+        return language_model
 
     def __enter__(self) -> Self:
         """Return the pipeline, which is closed at the end of the `with` block."""
@@ -198,8 +202,10 @@ class VisionLanguagePipeline:
         where they are named too.
         """
         self.check_open()
-        other = copy.copy(self)
-        other.properties, parts = dict(self.properties), dict(self.parts)
+        other, parts = copy.copy(self), dict(self.parts)
+        if not parts:  # another thread closed it just now
+            raise _closed()
+        other.properties = dict(self.properties)
         if LANGUAGE_MODEL in properties:
             for of_next_tokens in (other.properties, parts):
                 of_next_tokens.pop(NEXT_TOKENS, None)
@@ -209,18 +215,6 @@ class VisionLanguagePipeline:
             parts[name] = parts[name] if is_shared else other._compile(name)
         other._use(parts)
         return other
-
-    def _check_tokenizer(self) -> None:
-        """Raise an `OutputError` where the tokenizer's files are damaged."""
-        try:
-            self.processor.tokenizer.get_added_vocab()
-        except UserError:
-            raise
-        except Exception as error:  # what libraries raise for bad files has nothing in common
-            raise OutputError(
-                f"The tokenizer's files in {self.folder} are damaged ({reason_of(error)}); convert "
-                "the checkpoint again."
-            ) from None
 
     def _compile(self, name: str) -> ov.CompiledModel:
         """Return the part called `name` compiled with its properties for answers one by one."""
@@ -264,20 +258,23 @@ class VisionLanguagePipeline:
     def encode_until(self, stop: Stoppable | None, image_inputs: Mapping[str, Any]) -> Features:
         """Return picture features; raises `Stopped` where `stop` is set before they are there."""
         self.check_open()
+        requests, parts = self.requests, self.parts  # others once another thread closes it
+        if not parts:
+            raise _closed()
 
         def run_part(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            if name not in self.requests:
-                del self.parts[name]  # before the new one takes as much memory
-                self.parts[name] = self._compile(name)
-                self.requests[name] = self.parts[name].create_infer_request()
+            if name not in requests:
+                del parts[name]  # before the new one takes as much memory
+                parts[name] = self._compile(name)
+                requests[name] = parts[name].create_infer_request()
             try:
-                outputs = run_model(self.requests[name], inputs, stop)
+                outputs = run_model(requests[name], inputs, stop)
             except Stopped:
                 # The CPU plugin of OpenVINO 2026.4 keeps sizes of what was cancelled, in the whole
                 # compiled model, and takes them for those of the next picture.
-                del self.requests[name]
+                del requests[name]
                 raise
-            self.parts[name].release_memory()  # of activations, which may be more than the weights
+            parts[name].release_memory()  # of activations, which may be more than the weights
             return outputs
 
         return self.processor.exported.encode_images(run_part, dict(image_inputs))
@@ -323,7 +320,8 @@ class VisionLanguagePipeline:
         """
         self.check_open()
         conversation = Conversation(self, messages)
-        self._conversations.add(conversation)
+        with self._lock:
+            self._conversations.add(conversation)
         return conversation
 
     def ask(self, text: str, images: Pictures = (), **options: Any) -> Reply:

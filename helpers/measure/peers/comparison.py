@@ -16,6 +16,7 @@ import numpy as np
 
 from helpers.convert.folders import Report, read_manifest
 from helpers.convert.places import has_runtime_files
+from helpers.convert.processors import read_processor
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.presets import name_of
@@ -26,7 +27,6 @@ from helpers.measure.peers.jobs import Settings
 from helpers.measure.peers.layouts import gguf_layout
 from helpers.measure.peers.runners import HERE, EngineRound, Runner, python_of
 from helpers.measure.tasks import QUESTION, TOKENS
-from helpers.models import load_processor
 from helpers.models.families import family_of, on_meta_device
 from helpers.resources import (
     available_memory,
@@ -192,7 +192,7 @@ def _pytorch(folder: Path) -> Engine:
 
 def _genai(folder: Path) -> Iterator[Engine]:
     """Yield GenAI with its defaults, and with what `tune` chose for the language model."""
-    runtime = load_processor(folder).runtime
+    runtime = read_processor(folder).runtime
     if not runtime.loads:
         raise SettingsError(runtime.why)
     if not has_runtime_files({path.name for path in folder.iterdir()}):
