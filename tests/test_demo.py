@@ -14,6 +14,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from helpers.errors import SettingsError
 from helpers.inputs.box_drawing import draw_boxes
 from helpers.inputs.boxes import Box
 from helpers.inputs.messages import content_of
@@ -132,6 +133,13 @@ def test_several_pictures(window, pipeline, tmp_path):
         picture(number).save(path)
     expected = expected_answers(pipeline, (FIRST, [picture(0), picture(1)]))
     assert [window.answer(FIRST, gallery(*paths))] == expected
+
+
+def test_a_video_among_the_pictures_is_told(window, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"no picture")
+    window.chat = window.ask(FIRST, [{"video": handle_file(path)}]).result(timeout=60)[0]
+    assert "clip.mp4" in content(window.chat[-1]) and "⚠️" in content(window.chat[-1])
 
 
 def test_a_model_for_one_picture(pipeline, picture_files, monkeypatch):
@@ -274,6 +282,11 @@ def test_what_controls_are_set_to(values, options):
     assert isinstance(settings["num_beams"], int)
 
 
+def test_a_choice_that_is_none_is_told():
+    with pytest.raises(SettingsError, match="Decode type is empty; it should be beams or sampling"):
+        controls.options_of(CONTROLS, (None, 3, 0.8))
+
+
 @pytest.mark.parametrize(
     ("page_controls", "values", "sliders"),
     [
@@ -281,6 +294,7 @@ def test_what_controls_are_set_to(values, options):
         (controls.SAMPLING, (True, None, 0.9), (True, True)),
         (CONTROLS, ("beams", 3, 0.8), (True, False)),
         (CONTROLS, ("sampling", 3, 0.8), (False, True)),
+        (CONTROLS, (None, 3, 0.8), (True, False)),  # which a program may send
     ],
 )
 def test_which_controls_change_an_answer(page_controls, values, sliders):

@@ -7,6 +7,7 @@ What this module does not know: the page that they stand on.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +119,10 @@ class Radio:
             interactive=interactive,
         )
 
-    def options(self, value: str) -> dict[str, Any]:
-        """Return what a value means to `Conversation.ask`."""
+    def options(self, value: str | None) -> dict[str, Any]:
+        """Return what a value means to `Conversation.ask`; one that cannot be is an error."""
+        if value is None or value not in self.choices:
+            raise SettingsError(f"{self.label} is empty; it should be {' or '.join(self.choices)}.")
         return dict(self.choices[value])
 
 
@@ -144,12 +147,13 @@ def options_of(controls: Sequence[Control], values: Sequence[Any]) -> dict[str, 
 def effects(controls: Sequence[Control], values: Sequence[Any]) -> list[bool]:
     """Return for each control whether it changes answers while all are set to these values.
 
-    Of sliders only the place counts, so that one whose field is empty is no error.
+    What is empty is no error here: of sliders only the place counts.
     """
     options: dict[str, Any] = {}
     undecided = []
     for control, value in zip(controls, values, strict=True):
         undecided.append(control.names - options.keys())
         if not isinstance(control, Slider):
-            options = control.options(value) | options
+            with suppress(SettingsError):
+                options = control.options(value) | options
     return [any(has_effect(name, options) for name in names) for names in undecided]

@@ -63,7 +63,10 @@ def _paths_of(payload: Any) -> list[str]:
     if payload is None:
         return []
     several = getattr(payload, "root", None)
-    return [payload.path] if several is None else [item.image.path for item in several]
+    if several is None:
+        return [payload.path]
+    # A gallery may be handed videos, too, which are told when they are opened.
+    return [(getattr(item, "image", None) or item.video).path for item in several]
 
 
 def _session(request: gr.Request) -> str:

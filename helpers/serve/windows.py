@@ -132,7 +132,8 @@ class Sessions:
 
     def uploaded(self, session: str, paths: Iterable[str]) -> None:
         """Remember which files a window brought."""
-        self.uploads.setdefault(session, set()).update(map(Path, paths))
+        with self.lock:
+            self.uploads.setdefault(session, set()).update(map(Path, paths))
 
     def clear(self, session: str) -> None:
         """Forget what a window has asked."""
@@ -144,8 +145,10 @@ class Sessions:
     def close(self, session: str) -> None:
         """Drop everything of a window that is gone, and its files unless another has the same."""
         self.clear(session)
-        mine = self.uploads.pop(session, set())
-        for path in mine.difference(*self.uploads.values()):
+        with self.lock:
+            mine = self.uploads.pop(session, set())
+            paths = mine.difference(*self.uploads.values())
+        for path in paths:
             path.unlink(missing_ok=True)
 
 
