@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -443,6 +444,18 @@ def test_what_is_no_json_is_refused(server):
     assert httpx.post(address, content=b"[" * 100_000, headers=json_kind).status_code == 400
     assert httpx.post(address, content=b"[]", headers=json_kind).status_code == 400
     assert httpx.post(address, data={"model": NAME}).status_code == 415
+
+
+def test_a_body_that_is_compressed_is_refused(server):
+    content = gzip.compress(json.dumps({"model": NAME, "messages": []}).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    address = f"{server.address}/v1/chat/completions"
+    response = httpx.post(address, content=content, headers=headers)
+    assert response.status_code == 415
+    sentence = "Send the body as it is, without Content-Encoding."
+    assert response.json()["error"]["message"] == sentence
+    plain = httpx.post(address, json={}, headers=headers | {"content-encoding": "Identity"})
+    assert plain.status_code == 400 and "messages should be" in plain.text
 
 
 def test_a_page_of_another_site_is_refused(server):

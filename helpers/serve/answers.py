@@ -29,6 +29,7 @@ LARGEST_BODY = 30_000_000  # bytes; pictures in base64 take a third more than th
 ALIVE = 15.0  # seconds between signs of life while a client waits
 READERS = 64  # threads that read requests, of which some wait for hosts of pictures
 EVENTS = "text/event-stream"
+IDENTITY = "identity"  # the encoding of a body that is not compressed (RFC 9110, 8.4)
 MOST_NAMES, LONGEST_NAME = 20, 40  # of fields in the log, and characters of each
 LOOK = 0.1  # seconds between looks whether a client is still there
 
@@ -145,6 +146,8 @@ async def _body(request: Request) -> object:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refusal("Send the body as Content-Type: application/json.", status=415)
+    if request.headers.get("content-encoding", IDENTITY).strip().lower() not in ("", IDENTITY):
+        raise Refusal("Send the body as it is, without Content-Encoding.", status=415)
     data = bytearray()
     async for piece in request.stream():
         data += piece
