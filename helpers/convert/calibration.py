@@ -50,11 +50,14 @@ def find_samples(source: str, number: int) -> list[Sample]:
         if place.is_dir():
             return [(path, PROMPT) for path in picture_files(place, "some photographs")[:number]]
     except (OSError, ValueError) as error:
-        raise PictureError(f"{source} cannot be read ({reason_of(error)}).") from None
+        raise PictureError(
+            f"{source} cannot be read ({reason_of(error)}); give another folder."
+        ) from None
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
         return [(picture, PROMPT) for picture in _pictures_of(source, number)]
     raise SettingsError(
-        f"{source} is neither a folder of pictures nor a data set's name such as owner/name."
+        f"{source} is neither a folder of pictures nor a data set's name such as owner/name; "
+        "give one of the two."
     )
 
 
@@ -87,7 +90,10 @@ def _pictures_of(name: str, number: int) -> list[Image.Image]:
         rows = datasets.load_dataset(name, split=_TRAINING, streaming=True).take(number)
         pictures = [_picture_in(row) for row in rows]
     except (OSError, ValueError) as error:
-        raise SettingsError(f"The data set {name} cannot be read ({reason_of(error)}).") from None
+        raise SettingsError(
+            f"The data set {name} cannot be read ({reason_of(error)}); give another one, or a "
+            "folder of pictures."
+        ) from None
     if None in pictures or not pictures:
         raise SettingsError(f"The data set {name} has no column of pictures; give another one.")
     return [picture for picture in pictures if picture is not None]

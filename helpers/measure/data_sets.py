@@ -174,7 +174,8 @@ def read_data_set(path: Path, pictures: Path | None = None) -> Questions:
         rows = _tab_separated(path) if path.suffix == ".tsv" else _json(path)
         first = rows[0] if rows else {}
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror or error}).") from None
+        reason = error.strerror or error
+        raise SettingsError(f"{path} cannot be read ({reason}); give another file.") from None
     except (ValueError, RecursionError, csv.Error):
         rows, first = [], {}
     columns = set(first) if isinstance(first, dict) else set()

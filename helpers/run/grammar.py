@@ -67,7 +67,9 @@ def _grammar_of(schema: Mapping[str, Any]) -> str:
 
 
 def _refusal(reason: str) -> SettingsError:
-    return SettingsError(f"The schema cannot be followed ({_first_line(reason)}).")
+    return SettingsError(
+        f"The schema cannot be followed ({_first_line(reason)}); change or leave out what it names."
+    )
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -78,11 +80,12 @@ def read_schema(path: Path) -> dict[str, Any]:
     try:
         schema = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror or error}).") from None
+        reason = error.strerror or error
+        raise SettingsError(f"{path} cannot be read ({reason}); give another file.") from None
     except (ValueError, RecursionError):
         schema = None
     if not isinstance(schema, dict):
-        raise SettingsError(f"{path} holds no JSON schema, which is an object.")
+        raise SettingsError(f"{path} holds no JSON schema; write one into it, which is an object.")
     _grammar_of(schema)
     return schema
 

@@ -61,7 +61,7 @@ def read_rows(
         reason = error.strerror or error
         raise SettingsError(f"{source} cannot be read ({reason}); give another.") from None
     if not lines:
-        raise SettingsError(f"{source} has no picture and no line to ask about.")
+        raise SettingsError(f"{source} has no picture and no line to ask about; give another.")
     if all(columns.keys() == {LINE} for columns in lines):
         raise SettingsError(
             f"{source} has no line of JSON; give a folder of pictures, or a JSONL file in UTF-8, "
