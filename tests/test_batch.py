@@ -17,7 +17,8 @@ from helpers.serve import rows as rows_module
 from helpers.serve.addresses import Pictures
 from helpers.serve.answerers import answerer_for
 from helpers.serve.batch import run_job
-from helpers.serve.columns import key_of
+from helpers.serve.columns import Answer, columns_of, key_of
+from helpers.serve.completions import Usage
 from helpers.serve.local import Local
 from helpers.serve.protocol import parse_request
 from helpers.serve.requests import body_of
@@ -204,7 +205,11 @@ def test_openais_batch_files(folder, tmp_path):
     rows = {row["custom_id"]: row for row in written(output).values()}
     answer = rows["a"]["response"]["body"]["choices"][0]["message"]["content"]
     assert answer == VisionLanguagePipeline(folder).ask(question.text, [picture]).text
-    for name, words in (("b", "n is 2"), ("c", "has no body"), (None, "no JSON object: '{")):
+    for name, words in (
+        ("b", "n is 2"),
+        ("c", "has no body"),
+        (None, "object in UTF-8: '{"),
+    ):
         assert rows[name]["response"] is None and words in rows[name]["error"]["message"]
 
 
@@ -252,11 +257,33 @@ def test_files_as_other_programs_write_them(tmp_path):
     source.write_bytes(f"\ufeff{line}\r\n{line}\r\nno JSON".encode())
     first, second, third = read_rows(source, ())
     assert first.columns == second.columns == json.loads(line) and not first.error
-    assert third.error == "The line is no JSON object: 'no JSON'."
+    assert third.error == "The line is no JSON object in UTF-8: 'no JSON'."
     for text in ("image,question\na.png,What?\n", f"[{line}]", "\x89PNG"):
         source.write_text(text, encoding="utf-8")
         with pytest.raises(SettingsError, match="no line of JSON"):
             read_rows(source, ())
+
+
+def test_a_line_in_another_encoding_is_not_asked_with_wrong_letters(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    line = json.dumps({"question": "Wie groß?"}, ensure_ascii=False)
+    source.write_bytes(f"{line}\n".encode() + line.encode("cp1252"))
+    right, wrong = read_rows(source, ())
+    assert right.question == "Wie groß?" and not right.error
+    assert wrong.error.startswith("The line is no JSON object in UTF-8: ") and not wrong.question
+    assert wrong.columns == {"line": line.replace("ß", "\ufffd")}
+
+
+def test_columns_of_ours_are_kept_through_several_jobs():
+    """The second job's answer goes beside the first one's, and a thought is kept as well."""
+    columns = {"question": "What?"}
+    for number in range(3):
+        usage = Usage(1, 1, 0)
+        answer = Answer(f"answer {number}", "stop", usage, 1.0, f"thought {number}" * (number < 2))
+        columns = columns_of(Row("row", 0, columns), answer)
+    assert columns["answer"] == "answer 2" and columns.get("reasoning_content") is None
+    values = {str(value) for value in columns.values()}
+    assert values >= {"answer 0", "answer 1", "thought 0", "thought 1"}
 
 
 def test_a_question_that_would_not_be_asked_is_refused(tmp_path):

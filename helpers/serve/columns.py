@@ -14,7 +14,7 @@ from helpers.serve.results import ERROR, JOB, ROW
 from helpers.serve.rows import CUSTOM_ID, IMAGE, Columns, Row
 
 ANSWER = ("answer", "finish_reason", "tokens", "seconds", ERROR)
-OURS = (*ANSWER, ROW, JOB)  # an input's columns of these names get others
+OURS = (*ANSWER, THOUGHT, ROW, JOB)  # an input's columns of these names get others
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ def columns_of(row: Row, answer: Answer | None, error: str = "") -> Columns:
             "response": response | {"body": _body(row, answer)} if answer else None,
             ERROR: {"code": "invalid_request", "message": error} if error else None,
         }
-    columns = {
-        (f"input_{name}" if name in OURS else name): value for name, value in row.columns.items()
-    }
+    columns = {_kept_name(name, row.columns): value for name, value in row.columns.items()}
     columns |= dict.fromkeys(ANSWER)
     if answer:
         columns |= {
@@ -54,6 +52,15 @@ def columns_of(row: Row, answer: Answer | None, error: str = "") -> Columns:
         }
         columns |= {THOUGHT: answer.thought} if answer.thought else {}
     return columns | {ERROR: error or None}
+
+
+def _kept_name(name: str, columns: Columns) -> str:
+    """Return the name of an input's column; one of ours gets another, which no column has."""
+    if name in OURS:
+        name = f"input_{name}"
+        while name in columns:  # of the input of an earlier job
+            name = f"input_{name}"
+    return name
 
 
 def _body(row: Row, answer: Answer) -> Columns:

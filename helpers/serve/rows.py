@@ -108,19 +108,25 @@ def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns
 
 
 def _lines_of_file(path: Path, questions: Sequence[str]) -> Iterator[Columns]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for line in filter(str.strip, file):
             try:
+                line.encode()  # or it is in another encoding, and would be asked with wrong letters
                 columns = json.loads(line)
             except (ValueError, RecursionError):
                 columns = None
             if not isinstance(columns, dict):
-                yield {LINE: line.rstrip("\n")[:1000]}
+                yield {LINE: _readable(line.rstrip("\n")[:1000])}
             elif QUESTION in columns or CUSTOM_ID in columns or not questions:
                 yield columns
             else:
                 for question in questions:
                     yield columns | {QUESTION: question}
+
+
+def _readable(line: str) -> str:
+    """Return a line with a sign in place of each byte that is not UTF-8."""
+    return line.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _row(identity: str, number: int, columns: Columns, base: Path) -> Row:
@@ -129,7 +135,7 @@ def _row(identity: str, number: int, columns: Columns, base: Path) -> Row:
     image, question = columns.get(IMAGE), columns.get(QUESTION)
     error = ""
     if columns.keys() == {LINE}:
-        error = f"The line is no JSON object: {str(columns[LINE])[:40]!r}."
+        error = f"The line is no JSON object in UTF-8: {str(columns[LINE])[:40]!r}."
     elif CUSTOM_ID in columns and QUESTION not in columns:
         error = "The line has no body, which OpenAI's batch file has in each."
     elif not isinstance(question, str) or not question.strip():
