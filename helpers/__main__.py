@@ -1,7 +1,8 @@
 """The command line: `vlm convert | ask | chat | serve | ...`.
 
 Errors that a user can cause are one sentence on the error stream and exit code 1; a wrong command
-line is exit code 2; Ctrl-C is exit code 130. `--debug` shows where an error comes from.
+line is exit code 2; Ctrl-C is exit code 130, and SIGTERM 143. `--debug` shows where an error comes
+from.
 """
 
 import argparse
@@ -9,7 +10,6 @@ import contextlib
 import errno
 import io
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import helpers
-from helpers import interrupts
+from helpers import ends, interrupts
 from helpers.errors import UserError
 
 EXAMPLES = {
@@ -48,7 +48,8 @@ vlm ask models/internvl2 --image notebooks/images/example.png --question "What d
 vlm demo models/internvl2
 
 Exit codes: 0, done; 1, an error that is told in a sentence; 2, a wrong command line; 3, some
-rows, or a proof, failed; 130, Ctrl-C, with which `serve` and `demo` end well: 0.
+rows, or a proof, failed; 130, Ctrl-C, and 143, SIGTERM, with both of which `serve` and `demo` end
+well: 0.
 """
 SUMMARIES = {
     "convert": "convert a checkpoint to OpenVINO",
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {_without_packages(error.name)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return interrupts.stop()
+        return interrupts.stop(ends.exit_code())
     except OSError as error:
         if not _is_of_output(error):
             raise
@@ -130,12 +131,13 @@ def program() -> int:
     thread inside OpenVINO would end the process with an abort.
     """
     interrupts.handle()
+    ends.handle()
     try:
         return main()
     except KeyboardInterrupt:  # a second one, while the first was told
-        return interrupts.EXIT_CODE
+        return ends.exit_code()
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ends.leave()
 
 
 def _spell_out_characters() -> None:

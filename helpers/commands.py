@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import accuracy_commands, command_options, speed_commands
+from helpers import accuracy_commands, command_options, ends, speed_commands
 from helpers.command_output import SOME_FAILED, Result, report, show, thoughts, waiting
 from helpers.errors import UserError
 from helpers.graphs.presets import FASTEST, find_preset, name_of
@@ -178,6 +178,7 @@ def _answer(reply: "Reply") -> None:
     try:
         _stream(reply)
     except KeyboardInterrupt:
+        ends.raise_again()  # SIGTERM is no Ctrl-C, which ends an answer alone
         report("\nstopped")
         reply.wait()
 

@@ -10,10 +10,10 @@ import sys
 EXIT_CODE = 130  # as shells have it: 128 and the number of SIGINT
 
 
-def stop() -> int:
-    """Say that Ctrl-C ends the program, and return its exit code."""
+def stop(exit_code: int = EXIT_CODE) -> int:
+    """Say that the program is stopped, and return its exit code."""
     print("stopped", file=sys.stderr)
-    return EXIT_CODE
+    return exit_code
 
 
 def is_cause(error: BaseException | None) -> bool:

@@ -18,8 +18,10 @@ import psutil
 import pytest
 
 from helpers.__main__ import main
+from helpers.ends import SIGNALS
 from helpers.serve.controls import SAMPLING
 from tests.programs import Fork
+from tests.servers import random_port
 from tests.tiny import picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.independent, pytest.mark.usefixtures("interruptible")]
@@ -190,6 +192,38 @@ def test_control_c_of_which_a_package_makes_another_error(monkeypatch, capsys, c
 def test_control_c_in_a_program_that_is_not_ours(fork):
     result = fork.run("-c", "import helpers; raise KeyboardInterrupt")
     assert "Traceback" in result.stderr and result.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("command", ["ask", "chat", "benchmark", "page", "serve"])
+def test_a_command_that_is_told_to_end_leaves_nothing(fork, model, tmp_path, command, number):
+    """Only the command itself is told, as by `kill`: neither its processes nor its terminal."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    others = {
+        "benchmark": ["benchmark", "internvl2"],
+        "serve": ["serve", str(model.folder), "--port", str(random_port())],
+    }
+    words = others[command] if command in others else arguments_of(command, model, 1)
+    environment = os.environ | {"TMPDIR": str(place)}
+    stdin = QUESTIONS if command == "chat" else ""
+    program = fork.start("-m", "helpers", *words, environment=environment, stdin=stdin)
+    if command == "benchmark":
+        while len(members(program.number)) < 2:
+            assert fork.exit_code(program) is None, program.text("err")
+            time.sleep(0.01)
+        assert list(place.glob("tmp*"))
+    elif command == "serve":
+        program.wait_for("its page is there", "err")
+    else:
+        program.wait_for("", "out")
+    os.kill(program.number, number)
+    code = program.wait(LIMIT)
+    assert code == (0 if command in ("page", "serve") else 128 + number)
+    assert not members(program.number) and "Traceback" not in program.text("err")
+    assert {path.name for path in place.iterdir()} <= {"torchinductor_root"}
+    if code:
+        assert program.text("err").endswith("stopped\n")
 
 
 LOST = """

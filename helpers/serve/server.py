@@ -27,6 +27,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as StarletteMessage
 
+from helpers import ends
 from helpers.convert.folders import read_manifest
 from helpers.errors import SettingsError
 from helpers.resources import freeze_objects
@@ -222,11 +223,12 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Let SIGTERM and Ctrl-C end the server; uvicorn itself would raise them once more."""
+        """Let Ctrl-C and what ends programs end the server; uvicorn would raise it once more."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        ignored = [number for number in ends.SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
+        numbers = {signal.SIGINT, *ends.SIGNALS}.difference(ignored)  # as SIGHUP is in `nohup`
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield

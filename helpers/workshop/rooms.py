@@ -37,7 +37,7 @@ ABOVE = (
     "command_options",
     "command_output",
 )
-BELOW = ("resources", "errors", "interrupts")
+BELOW = ("resources", "errors", "interrupts", "ends")
 
 
 @dataclass(frozen=True)

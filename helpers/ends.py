@@ -1,0 +1,53 @@
+"""SIGTERM, and SIGHUP of a terminal that is closed, end a command as Ctrl-C does.
+
+So what it started ends with it, and its temporary folders are removed. The exit codes are those
+that shells have: 128 and the signal's number.
+"""
+
+import gc
+import signal
+
+# Windows has no SIGHUP.
+SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+_CONTROL_C = 128 + signal.SIGINT
+_exit_code = _CONTROL_C
+
+
+def handle() -> None:
+    """Let these signals raise KeyboardInterrupt; a second one ends the program at once.
+
+    One that is ignored stays so, as `nohup` wants it.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _raise)
+
+
+def exit_code() -> int:
+    """Return the exit code of a program that is stopped: by Ctrl-C, or by a signal that came."""
+    return _exit_code
+
+
+def raise_again() -> None:
+    """Raise KeyboardInterrupt again where a caught one was no Ctrl-C, and ends the program."""
+    if _exit_code != _CONTROL_C:
+        raise KeyboardInterrupt
+
+
+def leave() -> None:
+    """Let Ctrl-C change nothing any more, and these signals end the program at once.
+
+    The interpreter then ends without a last look for garbage, which takes a second.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        if signal.getsignal(number) == _raise:
+            signal.signal(number, signal.SIG_DFL)
+    gc.freeze()
+
+
+def _raise(number: int, _: object) -> None:
+    global _exit_code
+    _exit_code = 128 + number
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
