@@ -27,17 +27,17 @@ def trace(part: Part) -> ov.Model:
     check_numbers(part.module, f"the {part.name}")
     weights = converter.weights_in_16_bits(part.module)
     attention = converter.recorded_attention()
-    with converter.late_interrupts(), converter.quiet(), weights, attention, torch.no_grad():
-        decoder = TorchScriptPythonDecoder(
-            part.module,
-            example_input=tuple(part.example_inputs.values()),
-            # It would trace a second time and compare what both compute, two thirds of the work.
-            trace_kwargs={"check_trace": False},
-            module_extensions={extension.module: extension for extension in recurrence.MODULES},
-        )
-        model = ov.convert_model(decoder, extension=list(recurrence.CONVERSIONS))
-    del decoder
-    converter.forget_traces()
+    with converter.forgotten_traces():
+        with converter.late_interrupts(), converter.quiet(), weights, attention, torch.no_grad():
+            decoder = TorchScriptPythonDecoder(
+                part.module,
+                example_input=tuple(part.example_inputs.values()),
+                # It would trace a second time and compare both results, two thirds of the work.
+                trace_kwargs={"check_trace": False},
+                module_extensions={extension.module: extension for extension in recurrence.MODULES},
+            )
+            model = ov.convert_model(decoder, extension=list(recurrence.CONVERSIONS))
+        del decoder
     model.shares_memory_with = part.module  # constants in bfloat16 keep nothing alive themselves
     for port, name in zip(model.inputs, part.example_inputs, strict=True):
         port.get_tensor().set_names({name})

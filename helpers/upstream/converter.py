@@ -107,18 +107,28 @@ def late_interrupts() -> Iterator[None]:
             handler(*received[0])
 
 
-def forget_traces() -> None:
-    """Free what TorchScript keeps of every traced class, and the weights that it refers to.
+@contextlib.contextmanager
+def forgotten_traces() -> Iterator[None]:
+    """Free at the end what TorchScript keeps of every traced class, and the weights it refers to.
 
     torch has no public function for that; where the private ones are gone, it is kept.
     """
-    with contextlib.suppress(AttributeError):
-        clear: Callable[[], None] = torch._C._jit_clear_class_registry
-        clear()
-        recursive = torch.jit._recursive
-        recursive.concrete_type_store = recursive.ConcreteTypeStore()
-        torch.jit._state._clear_class_state()
-    gc.collect()
+    # A look for garbage among the objects of all packages takes as long as tracing a small part.
+    is_frozen = gc.get_freeze_count() > 0  # by `freeze_objects`, and it stays so
+    if not is_frozen:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(AttributeError):
+            clear: Callable[[], None] = torch._C._jit_clear_class_registry
+            clear()
+            recursive = torch.jit._recursive
+            recursive.concrete_type_store = recursive.ConcreteTypeStore()
+            torch.jit._state._clear_class_state()
+        gc.collect()
+        if not is_frozen:
+            gc.unfreeze()
 
 
 @contextlib.contextmanager
