@@ -2,16 +2,21 @@
 
 import json
 import math
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binomtest, bootstrap
 
+from helpers.convert.conversion import convert
+from helpers.graphs.presets import FP16, find_preset
 from helpers.inputs.questions import Question
+from helpers.inputs.video import Video
 from helpers.measure import evaluation
 from helpers.measure.evaluation import (
     Answers,
-    Share,
     accuracy,
     agreement,
     comparison_rows,
@@ -21,7 +26,13 @@ from helpers.measure.evaluation import (
     overlaps,
     wrong_answers,
 )
+from helpers.measure.shares import Share
+from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes import questions
+from helpers.shapes.world import draw
+from helpers.workshop import report
+from helpers.workshop.recipes import RECIPES
+from helpers.workshop.report import questions_for
 
 QUESTIONS = [
     (None, Question("count", "How many circles are there?", "2")),
@@ -169,6 +180,15 @@ def test_questions_are_drawn_the_same_every_time(samples):
     assert len({question.kind for _, question in samples}) == 7
 
 
+def test_of_so_many_questions_only_some_are_drawn(monkeypatch):
+    recipe, drawn = RECIPES["qwen3_vl"], []
+    expected = questions_for(recipe, 40, 1)[::3]
+    assert {type(content) for content, _ in expected} == {Image.Image, Video}
+    monkeypatch.setattr(report, "draw", lambda scene: drawn.append(scene) or draw(scene))
+    assert questions_for(recipe, 40, 1, every=3) == expected
+    assert len(drawn) == sum(isinstance(content, Image.Image) for content, _ in expected)
+
+
 def test_pytorch_and_the_pipeline_give_the_same_answers(samples, torch_model, pipeline):
     counts = []
     reference = evaluation.answer(torch_model, samples, max_new_tokens=8, batch=4)
@@ -179,6 +199,34 @@ def test_pytorch_and_the_pipeline_give_the_same_answers(samples, torch_model, pi
     comparison = agreement(reference, actual)
     assert (comparison.top_token, comparison.same_text) == (1.0, 1.0)
     assert comparison.divergence < 1e-9  # measured: 8e-13
+
+
+def test_equal_image_encoders_encode_a_picture_once(
+    samples, checkpoint, converted, pipeline, monkeypatch, tmp_path
+):
+    """And each model answers as it does alone."""
+    folders, encoded = {"same": tmp_path / "same", "other": tmp_path / "other"}, []
+    int4 = find_preset("int4")
+    convert(checkpoint, folders["same"], replace(int4, others=FP16, image_encoder=FP16))
+    convert(checkpoint, folders["other"], int4)
+    tile = pipeline.processor.pieces.tokens
+    fewer = VisionLanguagePipeline(converted, accuracy=True, picture_tokens=tile)
+    models = {"fp16": pipeline, "fewer tokens": fewer}
+    models |= {name: VisionLanguagePipeline(path, accuracy=True) for name, path in folders.items()}
+    pairs, encode = samples[:3], VisionLanguagePipeline.encode_images
+    alone = {name: evaluation.answer(model, pairs) for name, model in models.items()}
+
+    def noted(model, **inputs):
+        encoded.extend(name for name, other in models.items() if other is model)
+        return encode(model, **inputs)
+
+    monkeypatch.setattr(VisionLanguagePipeline, "encode_images", noted)
+    together = evaluation.compare(models, pairs)
+    assert Counter(encoded) == {"fp16": 3, "fewer tokens": 3, "other": 3}
+    for name, answers in together.items():
+        assert answers.texts == alone[name].texts
+        assert torch.equal(answers.first_logits, alone[name].first_logits)
+    assert not torch.equal(together["same"].first_logits, together["fp16"].first_logits)
 
 
 def test_the_size_of_a_batch_changes_no_answer(samples, pipeline):

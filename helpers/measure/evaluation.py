@@ -7,8 +7,7 @@ What this module does not know: answers that are right in other words; an answer
 but for the sides of a box, which may be a little off.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +16,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
+from helpers.convert.manifests import file_hash
 from helpers.inputs.boxes import boxes_in, intersection_over_union, same_boxes
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import Question, VisualQuestion
 from helpers.inputs.video import Video
+from helpers.measure.shares import Share
 from helpers.models.base import VisionLanguageModel
-from helpers.models.exported import collate
+from helpers.models.exported import Features, collate
 from helpers.resources import in_words
 from helpers.run.decoding import text_of
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -38,7 +39,6 @@ class Answers:
     first_logits: Tensor
 
 
-@torch.inference_mode()
 def answer(
     model: Model,
     pairs: Sequence[VisualQuestion],
@@ -52,33 +52,59 @@ def answer(
     A `batch` of them is answered at a time: those with answers of like length, since a batch takes
     as many steps as its longest answer.
     """
-    texts = [""] * len(pairs)
-    logits: list[Tensor] = [torch.empty(0)] * len(pairs)
+    models = {"": model}
+    return compare(models, pairs, max_new_tokens=max_new_tokens, batch=batch, report=report)[""]
+
+
+@torch.inference_mode()
+def compare(
+    models: Mapping[str, Model],
+    pairs: Sequence[VisualQuestion],
+    *,
+    max_new_tokens: int = 64,
+    batch: int = 25,
+    report: Callable[[int], None] = lambda done: None,
+) -> dict[str, Answers]:
+    """Return the answers of each model, by its name, to the same questions, as `answer` does.
+
+    The first of `models` is the one that the others are compared with: PyTorch's. Pipelines whose
+    files of the image encoder are equal encode each picture once for all of them.
+    """
+    texts = {name: [""] * len(pairs) for name in models}
+    logits = {name: [torch.empty(0)] * len(pairs) for name in models}
+    encoders = {name: _encoder(model) for name, model in models.items()}
     order = sorted(range(len(pairs)), key=lambda place: _length(pairs[place][1]))
     for start in range(0, len(pairs), batch):
         places = order[start : start + batch]
-        prompts = [
-            question_inputs(model, pairs[place][0], pairs[place][1].text) for place in places
-        ]
-        output = generate(
-            model,
-            **collate(prompts),
-            generation_config=greedy(model, max_new_tokens),
-        )
-        rows = zip(places, output.sequences.tolist(), output.logits[0].float(), strict=True)
-        for place, token_ids, first_logits in rows:
-            texts[place] = text_of(model.processor.tokenizer, token_ids)
-            logits[place] = first_logits
+        features: dict[Hashable, dict[int, Features]] = {key: {} for key in encoders.values()}
+        for name, model in models.items():
+            prompts = [
+                question_inputs(model, picture, question.text, features[encoders[name]])
+                for picture, question in (pairs[place] for place in places)
+            ]
+            output = generate(
+                model,
+                **collate(prompts),
+                generation_config=greedy(model, max_new_tokens),
+            )
+            rows = zip(places, output.sequences.tolist(), output.logits[0].float(), strict=True)
+            for place, token_ids, first_logits in rows:
+                texts[name][place] = text_of(model.processor.tokenizer, token_ids)
+                logits[name][place] = first_logits
         report(start + len(places))
-    return Answers(texts, torch.stack(logits))
+    return {name: Answers(texts[name], torch.stack(logits[name])) for name in models}
 
 
-def compare(models: Mapping[str, Model], pairs: Sequence[VisualQuestion]) -> dict[str, Answers]:
-    """Return the answers of each model, by its name, to the same questions.
-
-    The first of `models` is the one that the others are compared with: PyTorch's.
-    """
-    return {name: answer(model, pairs) for name, model in models.items()}
+def _encoder(model: Model) -> Hashable:
+    """Return what a picture's features come from; equal for models that compute the same ones."""
+    if not isinstance(model, VisionLanguagePipeline):
+        return id(model)
+    parts = [model.folder / model.processor.exported.files[name] for name in model.requests]
+    configs = model.folder.glob("*config.json")  # which say how a picture is prepared
+    paths = [*parts, *(part.with_suffix(".bin") for part in parts), *sorted(configs)]
+    hashes = tuple((path.name, file_hash(path)) for path in paths)
+    properties = repr([model.properties[name] for name in model.requests])
+    return model.device, model.processor.picture_tokens, properties, hashes
 
 
 def comparison_rows(
@@ -125,13 +151,24 @@ def _length(question: Question) -> tuple[int, int]:
     return len(question.answer), len(question.text)
 
 
-def question_inputs(model: Model, picture: Image.Image | Video, text: str) -> dict[str, Any]:
-    """Return all that the language model takes for one question about a picture or a video."""
+def question_inputs(
+    model: Model,
+    picture: Image.Image | Video,
+    text: str,
+    encoded: dict[int, Features] | None = None,
+) -> dict[str, Any]:
+    """Return all that the language model takes for one question about a picture or a video.
+
+    `encoded` has the features of pictures, by the `id` of each, and gets those that it lacks.
+    """
+    encoded = {} if encoded is None else encoded
     frames = len(picture) if isinstance(picture, Video) else 0
     inputs = model.image_inputs([picture])
     message = user_message(text, frames=frames) if frames else user_message(text, 1)
     ids = model.processor.input_ids([message], inputs)
-    return model.prepare(ids, model.encode_images(**inputs))
+    if id(picture) not in encoded:
+        encoded[id(picture)] = model.encode_images(**inputs)
+    return model.prepare(ids, encoded[id(picture)])
 
 
 def generate(model: Model, **options: Any) -> Any:
@@ -151,44 +188,6 @@ def greedy(model: Model, max_new_tokens: int) -> GenerationConfig:
         output_logits=True,
         return_dict_in_generate=True,
     )
-
-
-@dataclass(frozen=True)
-class Share:
-    """How many of a number of questions: `right` of `total`."""
-
-    right: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        """The share, 0 to 1."""
-        return self.right / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Where the share of all such questions lies with a probability of 95 %, 0 to 1.
-
-        Wilson's score interval (E. B. Wilson, 1927, doi:10.1080/01621459.1927.10502953).
-        """
-        z, n = 1.96, self.total
-        middle = (self.value + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = (
-            z / (1 + z**2 / n) * math.sqrt(self.value * (1 - self.value) / n + (z / (2 * n)) ** 2)
-        )
-        return max(0.0, middle - half), min(1.0, middle + half)
-
-    @property
-    def count(self) -> str:
-        """The share as a count in words: 12 of 13."""
-        return f"{self.right} of {self.total}"
-
-    def __str__(self) -> str:
-        """Return a count below 50 questions, a percentage with its interval from there on."""
-        if self.total < 50:
-            return self.count
-        low, high = self.interval
-        return f"{self.value:.1%} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def accuracy(answers: Answers, pairs: Sequence[VisualQuestion]) -> dict[str, Share]:

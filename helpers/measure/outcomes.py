@@ -16,12 +16,12 @@ from helpers.measure.data_sets import Questions, Sample
 from helpers.measure.evaluation import (
     Answers,
     Model,
-    Share,
     answer,
     divergences,
     interval_of_mean,
 )
 from helpers.measure.metrics import METRICS, similarity
+from helpers.measure.shares import Share
 
 BATCH = 4  # questions that are answered together: more take little less time and more memory
 CHUNK = 24  # questions whose pictures are in memory at once

@@ -26,9 +26,10 @@ from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import PictureQuestion
 from helpers.measure.benchmark import computer
-from helpers.measure.evaluation import Model, Share, generate, greedy
+from helpers.measure.evaluation import Model, generate, greedy
 from helpers.measure.figures import Computer
 from helpers.measure.metrics import normalised
+from helpers.measure.shares import Share
 from helpers.models import load_model
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import Features

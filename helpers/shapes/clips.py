@@ -67,8 +67,14 @@ def motion(clip: Clip, generator: random.Random) -> Question:
     return Question("motion", text, clip.answer)
 
 
-def draw_clips(number: int, *, seed: int, split: str = "test") -> list[tuple[Video, Question]]:
-    """Return clips of the bundled world, each with one question."""
+def sample_clips(number: int, *, seed: int, split: str = "test") -> list[tuple[Clip, Question]]:
+    """Return clips that are not drawn yet, each with one question."""
     generator = random.Random(f"clips {split} {seed}")
     clips = [random_clip(generator, split) for _ in range(number)]
-    return [(draw_clip(clip), motion(clip, generator)) for clip in clips]
+    return [(clip, motion(clip, generator)) for clip in clips]
+
+
+def draw_clips(number: int, *, seed: int, split: str = "test") -> list[tuple[Video, Question]]:
+    """Return clips of the bundled world, each with one question."""
+    clips = sample_clips(number, seed=seed, split=split)
+    return [(draw_clip(clip), question) for clip, question in clips]

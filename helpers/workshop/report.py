@@ -7,24 +7,29 @@ card) beside the checkpoint.
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypedDict
 
 import torch
+from PIL import Image
 
 from helpers.convert.calibration import inputs_by_part
 from helpers.convert.conversion import convert_part, write
 from helpers.graphs.compression import compress
 from helpers.graphs.presets import Preset, find_preset
-from helpers.inputs.questions import VisualQuestion
+from helpers.inputs.questions import Question, VisualQuestion
+from helpers.inputs.video import Video
 from helpers.measure import evaluation
-from helpers.measure.evaluation import Answers
+from helpers.measure.evaluation import Answers, Model
 from helpers.models import load_model
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.shapes.clips import draw_clips
-from helpers.shapes.questions import draw_pairs, draw_questions, draw_samples
+from helpers.shapes.clips import draw_clip, sample_clips
+from helpers.shapes.questions import draw_pairs, draw_samples, sample_questions
+from helpers.shapes.world import draw
 from helpers.show.tables import format_table
 from helpers.sources.checkpoints import BUNDLED, read_json
 from helpers.sources.hub import checkpoint_bytes
@@ -89,13 +94,15 @@ def measure(folder: Path, *, place: Path, every: int = 1) -> dict[str, AnswerFig
 
     Converted models are written to `place`.
     """
-    pairs = questions_for(RECIPES[folder.name], QUESTIONS, SEED)[::every]
-    reference = evaluation.answer(load_model(folder, torch.float32), pairs)
-    figures = {"PyTorch": _figures(reference, reference, pairs, every)}
+    pairs = questions_for(RECIPES[folder.name], QUESTIONS, SEED, every=every)
+    models: dict[str, Model] = {"PyTorch": load_model(folder, torch.float32)}
     for preset, output in convert_with_samples(folder, place, presets(folder.name)):
-        answers = evaluation.answer(VisionLanguagePipeline(output, accuracy=True), pairs)
-        figures[preset.name] = _figures(reference, answers, pairs, every)
-    return figures
+        models[preset.name] = VisionLanguagePipeline(output, accuracy=True)
+    answers = evaluation.compare(models, pairs)
+    return {
+        name: _figures(answers["PyTorch"], model_answers, pairs, every)
+        for name, model_answers in answers.items()
+    }
 
 
 def measure_second_questions(pipeline: VisionLanguagePipeline) -> SecondFigures:
@@ -109,11 +116,21 @@ def measure_second_questions(pipeline: VisionLanguagePipeline) -> SecondFigures:
     return {"questions": SECOND_QUESTIONS, "first": first, "second": second}
 
 
-def questions_for(recipe: Recipe, number: int, seed: int) -> list[VisualQuestion]:
-    """Return questions of the kinds that a model has learned, clips being one more kind."""
+def questions_for(
+    recipe: Recipe, number: int, seed: int, *, every: int = 1
+) -> list[VisualQuestion]:
+    """Return questions of the kinds that a model has learned, clips being one more kind.
+
+    Of the `number`, they are the first and each `every`th after it; no other is drawn.
+    """
     about_clips = number // (len(recipe.kinds) + 1) if recipe.clips else 0
-    pictures = draw_questions(number - about_clips, seed=seed, kinds=recipe.kinds)
-    return [*pictures, *draw_clips(about_clips, seed=seed)]
+    pictures = sample_questions(number - about_clips, seed=seed, kinds=recipe.kinds)
+    clips = sample_clips(about_clips, seed=seed)
+    drawings: Iterator[tuple[Callable[[], Image.Image | Video], Question]] = chain(
+        ((partial(draw, scene), question) for scene, question in pictures),
+        ((partial(draw_clip, clip), question) for clip, question in clips),
+    )
+    return [(drawing(), question) for drawing, question in islice(drawings, 0, None, every)]
 
 
 def presets(family: str) -> list[Preset]:
