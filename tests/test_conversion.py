@@ -15,6 +15,7 @@ import openvino as ov
 import psutil
 import pytest
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from helpers.convert import conversion, manifests
 from helpers.convert.conversion import convert, expected_bytes
@@ -114,6 +115,20 @@ def test_the_size_that_is_expected_is_about_what_comes_out(checkpoint, tmp_path,
     convert(checkpoint, tmp_path / "made", preset)
     actual = sum(folder_bytes(tmp_path / "made").values())
     assert 0.95 < actual / expected < 1.2  # measured: 0.98 to 1.13
+
+
+def test_weights_of_32_bits_are_counted_and_told(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "in 32 bits")
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    lines: list[str] = []
+    convert(folder, tmp_path / "made", FP16, report=lines.append)
+    expected = expected_bytes(load_model(folder), FP16)
+    actual = sum(folder_bytes(tmp_path / "made").values())
+    assert 0.95 < actual / expected < 1.2
+    (line,) = (line for line in lines if "32 bits" in line)
+    assert "fp16 stores weights as they are; save it in 16 bits" in line
 
 
 def test_the_memory_that_looking_at_samples_takes(checkpoint):

@@ -10,6 +10,7 @@ from typing import Any
 
 import openvino as ov
 import psutil
+import torch
 from torch import nn
 
 from helpers.convert.folders import (
@@ -31,7 +32,7 @@ from helpers.graphs.compression import compress
 from helpers.graphs.finite_weights import WeightsError, not_finite
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.parts import Part
-from helpers.graphs.presets import Preset, Quantization, Weights
+from helpers.graphs.presets import FP16, Preset, Quantization, Weights
 from helpers.graphs.stateful import make_stateful
 from helpers.graphs.tables import Table, table_model
 from helpers.graphs.tracing import trace
@@ -99,6 +100,11 @@ def convert(
     with written_aside(output, origin, resume=True, report=report) as work:
         missing = expected_bytes(model, preset) - work.bytes
         check_room(missing, output, memory=expected_memory(model, preset), report=report)
+        if model.dtype == torch.float32 and preset.weights_of(LANGUAGE_MODEL) == FP16:
+            report(
+                "The checkpoint's weights have 32 bits, and fp16 stores weights as they are; save "
+                "it in 16 bits first for half the size, or choose int8 for a quarter."
+            )
         weights, done = _weights_by_part(model), 0
         with Growth() as growth:
             for part in model.parts():
@@ -157,7 +163,8 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
             for tensor in module.parameters():
                 if module is language_model and tensor in tables:
                     continue
-                bits += tensor.numel() * weights.bits_of(last_layer=tensor in in_8_bits)
+                each = weights.bits_of(last_layer=tensor in in_8_bits)
+                bits += tensor.numel() * (8 * tensor.itemsize if weights == FP16 else each)
                 tensors += 1
     return int(bits) // 8 + _GRAPH * tensors
 
@@ -285,7 +292,7 @@ def write(
 
 def _store(work: Unfinished, name: str, model: ov.Model, preset: Preset, report: Report) -> None:
     weights = preset.weights_of(name)
-    report(f"{name}: storing weights as {weights}")
+    report(f"{name}: storing weights as {'they are' if weights == FP16 else weights}")
     _save(work, name, compress(model, weights))
 
 

@@ -218,7 +218,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset(
-            "fp16", FP16, FP16, "16 bits, as in most checkpoints: the reference, and the largest"
+            "fp16", FP16, FP16, "as the checkpoint, 16 bits in most: the reference, and the largest"
         ),
         Preset("int8", INT8, INT8, "half the size, nearly the same answers"),
         Preset(
