@@ -102,12 +102,18 @@ WRONG_ANSWERS = {
             "PictureTokens(reference.image_encoder, reference.projector)",
             EYE.format("self.projector(self.encoder(pixel_values).last_hidden_state[:, :1])"),
             EYE.format("self.encoder(pixel_values).last_hidden_state"),
+            EYE.format("self.projector(self.encoder(pixel_values).last_hidden_state[1:])"),
+            "reference.image_encoder",
         ),
     ),
     "01-2": WrongAnswers(
         ("7",),
         ('"2048"', "settings"),
-        ("settings.n_layers * settings.d_model * 2", "2 * settings.d_model * 2"),
+        (
+            "settings.n_layers * settings.d_model * 2",
+            "2 * settings.d_model * 2",
+            "8 * settings.n_layers * settings.d_model * 4",
+        ),
     ),
     "01-3": WrongAnswers(("3",), ('"32"', "slopes"), ("8 / slopes[-1]", "-8 / slopes[0]")),
     "01-4": WrongAnswers(("5",), ('"4.8"',), ("0.2 * 4 + 0.8 * 8", "6", "0.8 * 4")),
@@ -121,6 +127,7 @@ WRONG_ANSWERS = {
         ("lambda reply: reply", '"stop"', "50"),
         (
             "lambda reply, event: event.set()",
+            "lambda reply, event: (event.set(), next(iter(reply)))",
             "lambda reply, event: next(iter(reply))",
             "lambda reply, event: (list(reply), event.set())",
         ),
@@ -170,6 +177,7 @@ WRONG_ANSWERS = {
             FLOW.format("scale_depth / 8"),
             FLOW.format("1.4 / len(layers) ** 0.5"),
             f"{FLOW.format('scale_depth / len(layers) ** 0.5')} - words",
+            "lambda words, layers, scale_depth: None",
         ),
     ),
     "04-4": WrongAnswers((), ("1", '"greedy"'), ('"beam search"',)),
@@ -208,6 +216,7 @@ WRONG_ANSWERS = {
             GATE.format("words + gate * attended"),
             GATE.format("gate.tanh() * attended"),
             GATE.format("gate.tanh() * (words + attended)"),
+            GATE.format("None"),
         ),
     ),
     "06-1": WrongAnswers(("7",), ('"60"',), ("264", "22")),
@@ -226,6 +235,7 @@ WRONG_ANSWERS = {
         ("lambda picture, numbers: picture", "lambda picture, numbers: 1 / 0"),
         ("100", "lambda picture: picture"),
         (
+            "lambda picture, numbers: None",
             "lambda picture, numbers: picture.crop(numbers)",
             CUT.format("picture.height", "picture.width"),
             CUT.format("picture.width", "picture.width"),
@@ -238,6 +248,7 @@ WRONG_ANSWERS = {
         ("6", "lambda queries, keys: keys"),
         (
             "delta_rule",
+            "lambda queries, keys, values, decays, strengths: None",
             RULE.format("1", "strengths[token] * values[token]"),
             RULE.format("decays[token]", "values[token]"),
             RULE.format("1", "values[token]"),
@@ -260,6 +271,7 @@ WRONG_ANSWERS = {
         (
             PAD.format("(0, longest - len(prompt))", "(0, longest - len(prompt))"),
             PAD.format("(longest - len(prompt), 0)", "(0, longest - len(prompt))"),
+            "lambda prompts: None",
             "lambda prompts: (prompts[0], prompts[1])",
             "lambda prompts: (np.zeros((2, 5, 4)), np.ones((2, 5)))",
         ),
@@ -274,6 +286,7 @@ WRONG_ANSWERS = {
         ("7", "lambda table: table"),
         (
             PIECE.format("table[token].reshape(shape)[layer]"),
+            PIECE.format("None"),
             PIECE.format("table[token] * factor"),
             PIECE.format("table[token].reshape(shape[::-1])[:, layer] * factor"),
         ),
@@ -282,6 +295,7 @@ WRONG_ANSWERS = {
         ("lambda near: near[:5]", "lambda near: 1 / 0"),
         ("62",),
         (
+            "lambda near: None",
             "lambda near: near",
             "lambda near: torch.ones_like(near).tril() & ~torch.ones_like(near).tril(-64)",
             "lambda near: torch.ones_like(near).tril()",

@@ -47,6 +47,12 @@ class TestResponses:
             (0.6 * 4 + 0.4 * 9, "Right."),  # 5.999999999999999 or so
             (np.int64(6), "Right."),
             (torch.tensor(6), "Right."),
+            (torch.tensor([6]), "Right."),
+            (np.array([[6]]), "Right."),
+            (
+                np.array([6, 6]),
+                "Not right yet: the answer is a number, and this is of type ndarray.",
+            ),
             (7, "Not right yet. Add them."),
             (6.0001, "Not right yet. Add them."),
             (math.nan, "Not right yet. Add them."),
@@ -63,6 +69,10 @@ class TestResponses:
     @pytest.mark.parametrize("answer", [0.46, 0.462, 0.4621, math.tanh(0.5), 0.465])
     def test_of_rounded_numbers(self, answer):
         assert TWO_DIGITS.response(answer) == "Right."
+
+    @pytest.mark.parametrize("answer", [np.float32(4.8), torch.tensor(4.8)])
+    def test_of_numbers_that_were_computed_in_32_bits(self, answer):
+        assert Exercise(NUMBER, truth=0.8 * 4 + 0.2 * 8, hint="Add.").response(answer) == "Right."
 
     @pytest.mark.parametrize("answer", [0.45, 0.47, 0.5])
     def test_of_numbers_that_are_not_rounded_so(self, answer):
@@ -147,6 +157,7 @@ class TestTrials:
         (Scene((3, 3), 9 * (STAR,)), "The grid (3, 3) does not exist; use (1, 1), (2, 1)"),
         (Scene((1, 1), (Item("star", "pink"),)), "no 'pink' here; use red, green"),
         (Scene((1, 1), (Item("heart", "red"),)), "no 'heart' here; use circle, square"),
+        (Scene((1, 1), ("red star",)), "'red star' is no world.Item(shape, colour), and not None"),
     ],
 )
 def test_a_scene_that_cannot_be_drawn_is_told_in_a_sentence(scene, line):
@@ -164,6 +175,23 @@ def test_a_module_is_traced_with_what_was_computed_in_inference_mode(capsys):
     assert respond(halved_once, kind, grid).endswith("both blocks need stride 2.")
     assert "Put two LdpBlock" in respond(torch.nn.AvgPool2d(4), kind, grid)
     assert capsys.readouterr().out.count("in OpenVINO as in PyTorch: True") == 2
+    assert "and returns list." in respond(Listing(blocks), kind, grid)
+
+
+class Listing(torch.nn.Module):
+    """A module that returns its result in a list."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, grid):
+        return [self.blocks(grid)]
+
+
+@pytest.mark.parametrize("name", ["04-3", "07-2", "07-4", "08-2"])
+def test_a_function_without_a_return_is_told_so(name):
+    assert "returns None" in EXERCISES[name].response(lambda *_: None)
 
 
 class Rows(torch.nn.Module):

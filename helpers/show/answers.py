@@ -14,6 +14,7 @@ from helpers.errors import UserError, reason_of
 
 NOT_YET = "Not answered yet: replace None in this cell and run it again."
 RIGHT = "Right."
+FLOAT32_ERROR = 1e-6  # of a number that was computed in 32 bits
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,17 @@ class Exercise:
     def _same(self, outcome: object, expected: object) -> bool:
         if isinstance(outcome, Real) and isinstance(expected, Real):
             error = 0.0 if self.digits is None else 0.5 * 10**-self.digits
-            return math.isclose(outcome, expected, rel_tol=1e-9, abs_tol=error)
+            return math.isclose(outcome, expected, rel_tol=FLOAT32_ERROR, abs_tol=error)
         if isinstance(outcome, str) and isinstance(expected, str):
             return outcome.strip().lower() == expected.strip().lower()
         return outcome == expected
 
 
 def _plain(answer: object) -> object:
-    """Return the number in an array or a tensor of no dimensions; anything else as it is."""
-    return answer.item() if getattr(answer, "ndim", None) == 0 else answer  # type: ignore[attr-defined]
+    """Return the number in an array or a tensor of one number; anything else as it is."""
+    shape = getattr(answer, "shape", None)
+    is_number = isinstance(shape, tuple) and math.prod(shape) == 1
+    return answer.item() if is_number else answer  # type: ignore[attr-defined]
 
 
 def kind_of(answer: object) -> str:

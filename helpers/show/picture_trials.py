@@ -12,7 +12,8 @@ from PIL import Image
 from helpers.errors import SettingsError
 from helpers.inputs.boxes import GRID, Box, boxes_in, intersection_over_union
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.shapes.world import COLOURS, PLACES, SHAPES, Scene, draw, item_boxes
+from helpers.shapes.world import COLOURS, PLACES, SHAPES, Item, Scene, draw, item_boxes
+from helpers.show.trials import result_of
 
 SAME_BOX = 0.5  # intersection over union from which on two boxes count as one
 ENOUGH_SHAPES = 3
@@ -29,6 +30,9 @@ def checked(scene: Scene) -> Scene:
             f"The grid has {places} places and the scene {len(scene.items)} items; put None where "
             "nothing is."
         )
+    for item in scene.items:
+        if not isinstance(item, Item | None):
+            raise SettingsError(f"{item!r} is no world.Item(shape, colour), and not None either.")
     for item in scene.places.values():
         for value, values in ((item.shape, SHAPES), (item.colour, COLOURS)):
             if value not in values:
@@ -118,7 +122,7 @@ def kind_of_cut(cut: Callable[[Image.Image, Sequence[int]], Image.Image]) -> str
     width, height, numbers = 240, 120, (100, 250, 300, 750)
     ramp = Image.new("RGB", (width, height))  # each pixel has its place as its colour
     ramp.putdata([(x, y, 0) for y in range(height) for x in range(width)])
-    piece = cut(ramp, numbers)
+    piece = result_of(cut(ramp, numbers))
     x, y, *_ = piece.convert("RGB").tobytes()
     corner = (x, y, x + piece.width, y + piece.height)
     kinds = {

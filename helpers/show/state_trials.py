@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers.inputs.questions import VisualQuestion
 from helpers.measure.evaluation import accuracy, answer
-from helpers.show.trials import outcome_of
+from helpers.show.trials import outcome_of, result_of
 
 Array = NDArray[np.floating[Any]]
 LATER = 100  # tokens behind a value, after which it is looked for
@@ -38,7 +38,8 @@ def rule_of(rule: Callable[[Array, Array, Array, Array, Array], Array]) -> str:
         "without strength": _read(queries, keys, values, decays, unity),
         "neither": _read(queries, keys, values, unity, unity),
     }
-    output = rule(queries.copy(), keys.copy(), values.copy(), decays.copy(), strengths.copy())
+    copies = (part.copy() for part in (queries, keys, values, decays, strengths))
+    output = result_of(rule(*copies))
     once = np.eye(4)[[0, 1, 0]]
     pairs = np.array([[1.0], [2.0], [5.0]])
     line = rule(np.eye(4)[[0, 0, 0]], once, pairs, np.ones(3), np.ones(3))
@@ -117,7 +118,7 @@ def padded(pad: Callable[[list[Array]], tuple[Array, NDArray[np.int64]]]) -> str
     """
     generator = np.random.default_rng(0)
     prompts = [generator.normal(size=(length, 4)) for length in (3, 5)]
-    embeddings, mask = pad([prompt.copy() for prompt in prompts])
+    embeddings, mask = result_of(pad([prompt.copy() for prompt in prompts]))
     embeddings, mask = np.asarray(embeddings), np.asarray(mask)
     print("embeddings", embeddings.shape, "mask", mask.tolist())
     if embeddings.shape != (2, 5, 4) or mask.shape != (2, 5):

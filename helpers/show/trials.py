@@ -5,10 +5,11 @@ Each trial prints what it measures and returns in a word or a number what came o
 What this module does not know: which result is right, and what to say to another one.
 """
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import openvino as ov
 import torch
@@ -26,6 +27,8 @@ from helpers.measure.evaluation import accuracy, answer
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.upstream import converter
+
+T = TypeVar("T")
 
 PLAIN_INT4 = Weights("int4-asym")
 ABOUT_HALF = (0.4, 0.6)
@@ -99,7 +102,10 @@ def in_both(module: nn.Module, *inputs: Tensor) -> Tensor:
     module = module.eval()
     inputs = tuple(value.clone() for value in inputs)  # inference tensors cannot be traced
     with torch.inference_mode():
-        expected: Tensor = module(*inputs)
+        expected: Tensor = result_of(module(*inputs))
+    if not isinstance(expected, Tensor) or not expected.numel():
+        kind = tuple(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
+        raise SettingsError(f"The module should return a tensor of numbers, and returns {kind}.")
     with converter.quiet():
         graph = ov.convert_model(module, example_input=inputs)
     compiled = compile_model(graph, "CPU", EXECUTION_MODE_HINT="ACCURACY")
@@ -107,6 +113,13 @@ def in_both(module: nn.Module, *inputs: Tensor) -> Tensor:
     error = (actual - expected).abs().max() / expected.abs().max()
     print("in OpenVINO as in PyTorch:", bool(error < 1e-4))
     return expected
+
+
+def result_of(output: T | None) -> T:
+    """Return what a reader's function returned; raise `SettingsError` where that is nothing."""
+    if output is None:
+        raise SettingsError("The function returns None: is a line with `return` missing?")
+    return output
 
 
 def tokens_left(blocks: nn.Module, kind: type[nn.Module], grid: Tensor) -> int | str:
@@ -179,7 +192,7 @@ def depth_scale(flow: Callable[[Tensor, list[tuple[Tensor, Tensor]], float], Ten
         words, *added = torch.randn(2 * number + 1, 1000, generator=generator)
         layers = list(zip(added[::2], added[1::2], strict=True))
         total = torch.stack(added).sum(0)
-        output = flow(words.clone(), layers, scale)
+        output = result_of(flow(words.clone(), layers, scale))
         formulas = {
             "scaled": words + scale / number**0.5 * total,
             "as they are": words + total,
@@ -249,7 +262,7 @@ def piece_of_row(piece: Callable[[Tensor, int, int], Tensor], model: Any) -> str
     shape = (text.num_hidden_layers, text.hidden_size_per_layer_input)
     token, layer = text.vocab_size // 2, shape[0] - 2
     row = table[token] * stored.factor
-    output = piece(table, token, layer)
+    output = result_of(piece(table, token, layer))
     inputs = model.prepare(torch.tensor([[token]]))["per_layer_inputs"][0, 0, layer].float()
     if getattr(output, "shape", None) == inputs.shape:
         print("as the model gets it:", torch.allclose(output, inputs, atol=1e-5))
@@ -270,7 +283,7 @@ def heard_through_windows(hear: Callable[[Tensor], Tensor]) -> str:
     distance = torch.arange(length)[:, None] - torch.arange(length)
     causal = distance >= 0
     near = causal & (distance < window)
-    heard = torch.as_tensor(hear(near.clone())) > 0
+    heard = torch.as_tensor(result_of(hear(near.clone()))) > 0
     print("the last token hears of", int(heard[-1].sum()) - 1, "tokens before it")
     outcomes = {
         "two layers": distance <= 2 * (window - 1),
@@ -316,7 +329,8 @@ def stopped(
     """Return what a function does with a reply and its event: whether it reads, and stops."""
     event = threading.Event()
     reply = CountedReply(pipeline.ask(question, [picture], stop=event))
-    function(reply, event)
+    with contextlib.suppress(StopIteration):  # of next(...) on what was stopped before it was read
+        function(reply, event)
     if not reply.pieces:
         return "nothing read"
     if not event.is_set():

@@ -25,6 +25,7 @@ EXERCISES = {
         mistakes=lambda truth, part: {
             truth // 2: "Half of it is missing: is there a key and a value, in 2 bytes?",
             2 * truth: "16 bits are 2 bytes, not 4.",
+            8 * truth: "Those are bits; a byte has 8 of them.",
             2 * truth // len(part.cache): "That is one layer.",
         },
     ),

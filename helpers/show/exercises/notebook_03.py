@@ -46,7 +46,8 @@ EXERCISES = {
     "03-5": Exercise(
         SCENE,
         truth="read",
-        hint="Compare the words above; print yours elsewhere with word_place, or in another style.",
+        hint="Compare the words above; print yours elsewhere with word_place, in another style, or "
+        "take other letters.",
         mistakes={
             "no word": "The scene has no word yet: replace its field word.",
             "other letters": "The word should be three capital letters.",
