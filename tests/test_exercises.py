@@ -20,6 +20,7 @@ from helpers.shapes.world import Item, Scene
 from helpers.show import picture_trials
 from helpers.show.answers import NUMBER, Exercise, choice, function, instance
 from helpers.show.exercises import EXERCISES, check
+from helpers.show.trials import outcome_of
 from helpers.workshop.notebooks import html_copy
 from tests.exercise_answers import WRONG_ANSWERS
 from tests.nbval_exercises import CALL, solution_below
@@ -192,6 +193,19 @@ class Listing(torch.nn.Module):
 @pytest.mark.parametrize("name", ["04-3", "07-2", "07-4", "08-2"])
 def test_a_function_without_a_return_is_told_so(name):
     assert "returns None" in EXERCISES[name].response(lambda *_: None)
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray, torch.as_tensor, tuple])
+def test_a_result_may_be_a_tensor_an_array_or_a_list(kind):
+    numbers = [1.0, 2.0]
+    outcomes = {"other": torch.zeros(2), "right": torch.tensor(numbers)}
+    assert outcome_of(kind(numbers), outcomes) == "right"
+    assert outcome_of(kind([3.0, 4.0]), outcomes) == "something else"
+
+
+@pytest.mark.parametrize("output", ["words", None, [[1.0], [1.0, 2.0]]])
+def test_a_result_that_is_no_numbers_is_something_else(output):
+    assert outcome_of(output, {"right": torch.zeros(2)}) == "something else"
 
 
 class Rows(torch.nn.Module):

@@ -172,11 +172,15 @@ def vectors_kept(module: nn.Module, model: Any, pixels: Tensor) -> str:
 
 
 def outcome_of(output: object, outcomes: Mapping[str, Tensor]) -> str:
-    """Return which of the outcomes a tensor is, but for rounding."""
+    """Return which of the outcomes a tensor, an array or a list is, but for rounding."""
+    try:
+        tensor = torch.as_tensor(output).float()
+    except (TypeError, ValueError, RuntimeError):  # a string, say, or lists of several lengths
+        return "something else"
     for name, expected in outcomes.items():
-        if not isinstance(output, Tensor) or output.shape != expected.shape:
+        if tensor.shape != expected.shape:
             continue
-        if torch.allclose(output.float(), expected.float(), rtol=1e-4, atol=1e-4):
+        if torch.allclose(tensor, expected.float(), rtol=1e-4, atol=1e-4):
             return name
     return "something else"
 
@@ -202,7 +206,7 @@ def depth_scale(flow: Callable[[Tensor, list[tuple[Tensor, Tensor]], float], Ten
         }
         outcomes.add(outcome_of(output, formulas))
         if "something else" not in outcomes:
-            deviation = f"{output.std():.2f}"
+            deviation = f"{torch.as_tensor(output).std():.2f}"
             print(f"{number} layers, scale_depth {scale}: what flows out has deviation {deviation}")
     if len(outcomes) == 1:
         return outcomes.pop()
