@@ -196,6 +196,8 @@ WRONG_ANSWERS = {
         (
             "cross_layers * vectors * key_value_bytes // 2",
             "cross_layers * per_tile * key_value_bytes",
+            "vectors * key_value_bytes",
+            "210",
         ),
     ),
     "05-3": WrongAnswers(
@@ -236,6 +238,7 @@ WRONG_ANSWERS = {
         ("100", "lambda picture: picture"),
         (
             "lambda picture, numbers: None",
+            "lambda picture, numbers: numbers",
             "lambda picture, numbers: picture.crop(numbers)",
             CUT.format("picture.height", "picture.width"),
             CUT.format("picture.width", "picture.width"),

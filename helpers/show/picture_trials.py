@@ -123,6 +123,10 @@ def kind_of_cut(cut: Callable[[Image.Image, Sequence[int]], Image.Image]) -> str
     ramp = Image.new("RGB", (width, height))  # each pixel has its place as its colour
     ramp.putdata([(x, y, 0) for y in range(height) for x in range(width)])
     piece = result_of(cut(ramp, numbers))
+    if not isinstance(piece, Image.Image):
+        raise SettingsError(
+            f"The function should return a picture, and returns {type(piece).__name__}."
+        )
     x, y, *_ = piece.convert("RGB").tobytes()
     corner = (x, y, x + piece.width, y + piece.height)
     kinds = {

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -226,9 +226,10 @@ def _label_bars(axis: Axes, rectangles: BarContainer, measure: str, names: Colle
 
 
 def intervals(values: Mapping[str, tuple[float, float, float]], *, x: str, even: float) -> Figure:
-    """Draw each value as a point with its interval (low, value, high); `x` is the label.
+    """Draw ratios as points with their intervals (low, value, high) above 0; `x` is the label.
 
-    A line stands at `even`: an interval that crosses it may be chance.
+    A line stands at `even`: an interval that crosses it may be chance. The axis is logarithmic, as
+    half as much is as far from even as twice as much.
     """
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 0.8 + 0.34 * len(values)))
@@ -239,7 +240,10 @@ def intervals(values: Mapping[str, tuple[float, float, float]], *, x: str, even:
         axis.set_yticks(range(len(values)), list(values))
         axis.invert_yaxis()
         axis.margins(y=0.15)
-        axis.set_xlim(left=0)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(x, fontsize=9)
         axis.tick_params(labelsize=8)
         figure.tight_layout()

@@ -102,12 +102,14 @@ def in_both(module: nn.Module, *inputs: Tensor) -> Tensor:
     module = module.eval()
     inputs = tuple(value.clone() for value in inputs)  # inference tensors cannot be traced
     with torch.inference_mode():
-        expected: Tensor = result_of(module(*inputs))
+        # Of copies, since a module may change what it is given
+        expected: Tensor = result_of(module(*(value.clone() for value in inputs)))
     if not isinstance(expected, Tensor) or not expected.numel():
         kind = tuple(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
         raise SettingsError(f"The module should return a tensor of numbers, and returns {kind}.")
     with converter.quiet():
-        graph = ov.convert_model(module, example_input=inputs)
+        example = tuple(value.clone() for value in inputs)
+        graph = ov.convert_model(module, example_input=example)
     compiled = compile_model(graph, "CPU", EXECUTION_MODE_HINT="ACCURACY")
     actual = torch.from_numpy(compiled([value.numpy() for value in inputs])[0])
     error = (actual - expected).abs().max() / expected.abs().max()

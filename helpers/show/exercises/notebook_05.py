@@ -26,6 +26,11 @@ EXERCISES = {
             truths.picture_bytes(
                 original, summaries=0
             ): "Each tile has a vector for all of it too.",
+            truth // len(original.config["text_config"]["cross_attention_layers"]): "That is one "
+            "layer; count those with cross-attention.",
+            round(truth / 1e6): "Those are megabytes, of a million bytes each.",
+            2 * truth: "16 bits are 2 bytes, not 4.",
+            8 * truth: "Those are bits; a byte has 8 of them.",
         },
     ),
     "05-3": Exercise(
@@ -33,7 +38,7 @@ EXERCISES = {
         truth="first layer",
         hint="A gate is a weight of its layer, language.model.layers[number], and closed at 0.",
         mistakes={
-            "nothing": "All gates are as they were: fill the first layer's with 0.",
+            "nothing": "No gate is closed: fill those of the first layer with 0.",
             "all layers": "All gates are closed; only the first layer's should be.",
             "another layer": "That is another layer's; the first has the smallest number.",
             "half": "The layer has two gates, of its attention and of its feed-forward network.",
