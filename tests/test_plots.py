@@ -163,4 +163,12 @@ def test_intervals_stand_about_their_values_beside_a_line():
         low, value, high = list(values.values())[place]
         assert segment[:, 0].tolist() == pytest.approx([low, high])
         assert container.lines[0].get_xdata().tolist() == [value]
-    assert axis.get_xlim()[0] == 0
+
+
+def test_half_as_much_is_drawn_as_far_from_even_as_twice_as_much():
+    values = {"less": (0.01, 0.5, 0.9), "more": (1.2, 2, 35)}
+    (axis,) = plots.intervals(values, x="times as far", even=1).axes
+    half, even, twice = axis.transData.transform([(0.5, 0), (1, 0), (2, 0)])[:, 0]
+    assert even - half == pytest.approx(twice - even) and even > half
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    assert {"0.01", "0.1", "1", "10"} <= set(labels)
