@@ -120,9 +120,10 @@ def padded(pad: Callable[[list[Array]], tuple[Array, NDArray[np.int64]]]) -> str
     prompts = [generator.normal(size=(length, 4)) for length in (3, 5)]
     embeddings, mask = result_of(pad([prompt.copy() for prompt in prompts]))
     embeddings, mask = np.asarray(embeddings), np.asarray(mask)
-    print("embeddings", embeddings.shape, "mask", mask.tolist())
     if embeddings.shape != (2, 5, 4) or mask.shape != (2, 5):
+        print("embeddings", embeddings.shape, "mask", mask.shape)
         return "another shape"
+    print("embeddings", embeddings.shape, "mask", mask.tolist())
     sides = {"in front": slice(2, 5), "behind": slice(0, 3)}
     for side, places in sides.items():
         expected = np.zeros(5)
