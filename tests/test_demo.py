@@ -114,6 +114,11 @@ def test_a_question_without_a_picture(window, pipeline):
     assert [window.answer(FIRST)] == expected_answers(pipeline, (FIRST, []))
 
 
+def test_white_space_around_a_question_is_none_of_it(window, pipeline):
+    assert [window.answer(f"  {FIRST}\n")] == expected_answers(pipeline, (FIRST, []))
+    assert content(window.chat[0]) == FIRST
+
+
 def test_an_answer_streams_in(window, slowly):
     job = window.ask(FIRST, tokens=20)
     texts = [content(chat[-1]) for chat, _ in job]

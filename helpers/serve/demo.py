@@ -180,13 +180,14 @@ class Page:
         *values: Any,
     ) -> Iterator[tuple[Any, Any]]:
         """Yield the chat with an answer as it grows, and the question's field, emptied once."""
-        if not (text or "").strip():  # the second of two clicks, for one
+        text = (text or "").strip()  # as `ask` and `chat` have it
+        if not text:  # the second of two clicks, for one
             gr.Warning(EMPTY)
             yield gr.skip(), gr.skip()
             return
         window = self._window(request)
         field: Any = ""  # at once, and then it is left alone: the next one may be typed
-        for chat in self._respond(window, text or "", pictures, history or [], values):
+        for chat in self._respond(window, text, pictures, history or [], values):
             yield chat, field
             field = gr.skip()
 

@@ -69,7 +69,8 @@ CARD = """\
 | layout | the authors' own: `config.json` and the names of all tensors |
 | size | {parameters:.2f} million parameters, {megabytes:.1f} MB in float16 |
 | data | pictures and questions that `helpers/shapes/world.py` draws from seeds; no other data |
-| not in its training | two pictures in one question, system messages |
+| not in its training | two pictures in one question, two questions in one, system messages, \
+other words than those of `helpers/shapes/questions.py`, capitals, other languages |
 | training | {training} |
 | licence | Apache-2.0 |
 | to train it again | `python -m helpers.workshop.training {family}` |
