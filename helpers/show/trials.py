@@ -268,9 +268,9 @@ def piece_of_row(piece: Callable[[Tensor, int, int], Tensor], model: Any) -> str
     shape = (text.num_hidden_layers, text.hidden_size_per_layer_input)
     token, layer = text.vocab_size // 2, shape[0] - 2
     row = table[token] * stored.factor
-    output = result_of(piece(table, token, layer))
+    output = torch.as_tensor(result_of(piece(table, token, layer)))
     inputs = model.prepare(torch.tensor([[token]]))["per_layer_inputs"][0, 0, layer].float()
-    if getattr(output, "shape", None) == inputs.shape:
+    if output.shape == inputs.shape:
         print("as the model gets it:", torch.allclose(output, inputs, atol=1e-5))
     return outcome_of(
         output,
