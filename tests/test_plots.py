@@ -170,5 +170,15 @@ def test_half_as_much_is_drawn_as_far_from_even_as_twice_as_much():
     (axis,) = plots.intervals(values, x="times as far", even=1).axes
     half, even, twice = axis.transData.transform([(0.5, 0), (1, 0), (2, 0)])[:, 0]
     assert even - half == pytest.approx(twice - even) and even > half
-    labels = [label.get_text() for label in axis.get_xticklabels()]
-    assert {"0.01", "0.1", "1", "10"} <= set(labels)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [((0.005, 0.03, 35), {"0.01", "0.1", "1", "10"}), ((0.9, 1.2, 5), {"1", "2", "5"})],
+)
+def test_a_logarithmic_axis_has_few_numbers(interval, expected):
+    (axis,) = plots.intervals({"int8": interval}, x="times as far", even=1).axes
+    axis.figure.canvas.draw()
+    low, high = axis.get_xlim()
+    ticks = zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+    assert {label.get_text() for tick, label in ticks if low <= tick <= high} == expected

@@ -241,7 +241,9 @@ def intervals(values: Mapping[str, tuple[float, float, float]], *, x: str, even:
         axis.invert_yaxis()
         axis.margins(y=0.15)
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        lows, _, highs = zip(*values.values(), strict=True)
+        steps = (1, 2, 5) if max(highs) < 100 * min(lows) else (1,)  # so that labels have room
+        axis.xaxis.set_major_locator(LogLocator(subs=steps))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(x, fontsize=9)
