@@ -312,7 +312,7 @@ def test_threads_that_ask_while_another_closes_have_an_answer_or_an_error_of_our
         {"schema": {"type": "integer"}},
         {"images": [picture()]},
     ]
-    threads = [threading.Thread(target=ask_on, args=[each]) for each in options]
+    threads = [threading.Thread(target=ask_on, args=[settings]) for settings in options]
     for thread in threads:
         thread.start()
     begun.wait()

@@ -205,7 +205,7 @@ def test_equal_image_encoders_encode_a_picture_once(
     samples, checkpoint, converted, pipeline, monkeypatch, tmp_path
 ):
     """And each model answers as it does alone."""
-    folders, encoded = {"same": tmp_path / "same", "other": tmp_path / "other"}, []
+    folders, encoders = {"same": tmp_path / "same", "other": tmp_path / "other"}, []
     int4 = find_preset("int4")
     convert(checkpoint, folders["same"], replace(int4, others=FP16, image_encoder=FP16))
     convert(checkpoint, folders["other"], int4)
@@ -217,12 +217,12 @@ def test_equal_image_encoders_encode_a_picture_once(
     alone = {name: evaluation.answer(model, pairs) for name, model in models.items()}
 
     def noted(model, **inputs):
-        encoded.extend(name for name, other in models.items() if other is model)
+        encoders.extend(name for name, other in models.items() if other is model)
         return encode(model, **inputs)
 
     monkeypatch.setattr(VisionLanguagePipeline, "encode_images", noted)
     together = evaluation.compare(models, pairs)
-    assert Counter(encoded) == {"fp16": 3, "fewer tokens": 3, "other": 3}
+    assert Counter(encoders) == {"fp16": 3, "fewer tokens": 3, "other": 3}
     for name, answers in together.items():
         assert answers.texts == alone[name].texts
         assert torch.equal(answers.first_logits, alone[name].first_logits)

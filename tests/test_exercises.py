@@ -71,6 +71,11 @@ class TestResponses:
     def test_of_rounded_numbers(self, answer):
         assert TWO_DIGITS.response(answer) == "Right."
 
+    def test_whole_numbers_are_exact(self):
+        exercise = Exercise(NUMBER, truth=210_000_000, hint="Count all.")
+        assert exercise.response(210_000_000) == "Right."
+        assert exercise.response(210_000_001) == "Not right yet. Count all."
+
     @pytest.mark.parametrize("answer", [np.float32(4.8), torch.tensor(4.8)])
     def test_of_numbers_that_were_computed_in_32_bits(self, answer):
         assert Exercise(NUMBER, truth=0.8 * 4 + 0.2 * 8, hint="Add.").response(answer) == "Right."

@@ -163,8 +163,8 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
             for tensor in module.parameters():
                 if module is language_model and tensor in tables:
                     continue
-                each = weights.bits_of(last_layer=tensor in in_8_bits)
-                bits += tensor.numel() * (8 * tensor.itemsize if weights == FP16 else each)
+                width = weights.bits_of(last_layer=tensor in in_8_bits)
+                bits += tensor.numel() * (8 * tensor.itemsize if weights == FP16 else width)
                 tensors += 1
     return int(bits) // 8 + _GRAPH * tensors
 

@@ -72,15 +72,16 @@ def compare(
     """
     texts = {name: [""] * len(pairs) for name in models}
     logits = {name: [torch.empty(0)] * len(pairs) for name in models}
-    encoders = {name: _encoder(model) for name, model in models.items()}
+    encoders = _encoders(models)
     order = sorted(range(len(pairs)), key=lambda place: _length(pairs[place][1]))
     for start in range(0, len(pairs), batch):
         places = order[start : start + batch]
+        asked = [pairs[place] for place in places]  # which keeps the pictures whose `id` is a key
         features: dict[Hashable, dict[int, Features]] = {key: {} for key in encoders.values()}
         for name, model in models.items():
             prompts = [
                 question_inputs(model, picture, question.text, features[encoders[name]])
-                for picture, question in (pairs[place] for place in places)
+                for picture, question in asked
             ]
             output = generate(
                 model,
@@ -95,16 +96,26 @@ def compare(
     return {name: Answers(texts[name], torch.stack(logits[name])) for name in models}
 
 
-def _encoder(model: Model) -> Hashable:
-    """Return what a picture's features come from; equal for models that compute the same ones."""
-    if not isinstance(model, VisionLanguagePipeline):
-        return id(model)
-    parts = [model.folder / model.processor.exported.files[name] for name in model.requests]
-    configs = model.folder.glob("*config.json")  # which say how a picture is prepared
+def _encoders(models: Mapping[str, Model]) -> dict[str, Hashable]:
+    """Return what the features of each model come from; equal where they are the same ones."""
+    pipelines = [model for model in models.values() if isinstance(model, VisionLanguagePipeline)]
+    if len(pipelines) < 2:  # files need not be read
+        return {name: name for name in models}
+    return {
+        name: _encoder(model) if isinstance(model, VisionLanguagePipeline) else name
+        for name, model in models.items()
+    }
+
+
+def _encoder(pipeline: VisionLanguagePipeline) -> Hashable:
+    """Return what decides about a picture's features: files, properties and the budget."""
+    files = pipeline.processor.exported.files
+    parts = [pipeline.folder / files[name] for name in pipeline.requests]
+    configs = pipeline.folder.glob("*config.json")  # which say how a picture is prepared
     paths = [*parts, *(part.with_suffix(".bin") for part in parts), *sorted(configs)]
     hashes = tuple((path.name, file_hash(path)) for path in paths)
-    properties = repr([model.properties[name] for name in model.requests])
-    return model.device, model.processor.picture_tokens, properties, hashes
+    properties = repr([pipeline.properties[name] for name in pipeline.requests])
+    return pipeline.device, pipeline.processor.picture_tokens, properties, hashes
 
 
 def comparison_rows(
@@ -155,20 +166,20 @@ def question_inputs(
     model: Model,
     picture: Image.Image | Video,
     text: str,
-    encoded: dict[int, Features] | None = None,
+    features: dict[int, Features] | None = None,
 ) -> dict[str, Any]:
     """Return all that the language model takes for one question about a picture or a video.
 
-    `encoded` has the features of pictures, by the `id` of each, and gets those that it lacks.
+    `features` are those of pictures, by the `id` of each, to which it adds what is missing.
     """
-    encoded = {} if encoded is None else encoded
+    features = {} if features is None else features
     frames = len(picture) if isinstance(picture, Video) else 0
     inputs = model.image_inputs([picture])
     message = user_message(text, frames=frames) if frames else user_message(text, 1)
     ids = model.processor.input_ids([message], inputs)
-    if id(picture) not in encoded:
-        encoded[id(picture)] = model.encode_images(**inputs)
-    return model.prepare(ids, encoded[id(picture)])
+    if id(picture) not in features:
+        features[id(picture)] = model.encode_images(**inputs)
+    return model.prepare(ids, features[id(picture)])
 
 
 def generate(model: Model, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from helpers.measure.data_sets import Questions, Sample
 from helpers.measure.evaluation import (
     Answers,
     Model,
-    answer,
+    compare,
     divergences,
     interval_of_mean,
 )
@@ -61,6 +61,7 @@ def outcomes_of(
     outcomes: list[Outcome] = []
     left_out = list(questions.left_out)
     samples, started = questions.samples, time.monotonic()
+    named = {str(place): model for place, model in enumerate(models)}
     for start in range(0, len(samples), CHUNK):
         chunk = samples[start : start + CHUNK]
         pairs: list[tuple[Sample, PictureQuestion]] = []
@@ -71,12 +72,10 @@ def outcomes_of(
                 pairs.append((sample, pair))
             except (PictureError, QuestionError) as error:
                 left_out.append(f"{sample.name}: {error}")
-        answers = [
-            answer(model, [pair for _, pair in pairs], max_new_tokens=max_new_tokens, batch=BATCH)
-            for model in models
-            if pairs
-        ]
-        outcomes += _joined([sample for sample, _ in pairs], answers)
+        if pairs:
+            asked = [pair for _, pair in pairs]
+            answers = compare(named, asked, max_new_tokens=max_new_tokens, batch=BATCH)
+            outcomes += _joined([sample for sample, _ in pairs], list(answers.values()))
         done = start + len(chunk)
         left = (time.monotonic() - started) / done * (len(samples) - done)
         report(f"{done} of {len(samples)} questions answered, about {_words(left)} left")
@@ -102,8 +101,6 @@ def _check(model: Model, pair: PictureQuestion, max_new_tokens: int) -> None:
 
 
 def _joined(samples: Sequence[Sample], answers: Sequence[Answers]) -> list[Outcome]:
-    if not samples:
-        return []
     first, last = answers[0], answers[-1]
     moved = divergences(first, last).tolist()
     likenesses = map(similarity, first.texts, last.texts)

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from helpers.errors import UserError, reason_of
@@ -68,7 +68,9 @@ class Exercise:
     def _same(self, outcome: object, expected: object) -> bool:
         if isinstance(outcome, Real) and isinstance(expected, Real):
             error = 0.0 if self.digits is None else 0.5 * 10**-self.digits
-            return math.isclose(outcome, expected, rel_tol=FLOAT32_ERROR, abs_tol=error)
+            are_whole = isinstance(outcome, Integral) and isinstance(expected, Integral)
+            share = 0.0 if are_whole else FLOAT32_ERROR
+            return math.isclose(outcome, expected, rel_tol=share, abs_tol=error)
         if isinstance(outcome, str) and isinstance(expected, str):
             return outcome.strip().lower() == expected.strip().lower()
         return outcome == expected
