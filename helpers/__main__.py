@@ -1,8 +1,8 @@
 """The command line: `vlm convert | ask | chat | serve | ...`.
 
 Errors that a user can cause are one sentence on the error stream and exit code 1; a wrong command
-line is exit code 2; Ctrl-C is exit code 130, and SIGTERM 143. `--debug` shows where an error comes
-from.
+line is exit code 2; Ctrl-C is exit code 130, SIGTERM 143, and a terminal that is closed 129
+(SIGHUP). `--debug` shows where an error comes from.
 """
 
 import argparse
@@ -48,8 +48,8 @@ vlm ask models/internvl2 --image notebooks/images/example.png --question "What d
 vlm demo models/internvl2
 
 Exit codes: 0, done; 1, an error that is told in a sentence; 2, a wrong command line; 3, some
-rows, or a proof, failed; 130, Ctrl-C, and 143, SIGTERM, with both of which `serve` and `demo` end
-well: 0.
+rows, or a proof, failed; 130, Ctrl-C; 143, SIGTERM; 129, SIGHUP. `serve` and `demo`, once they are
+there, end with 0 then.
 """
 SUMMARIES = {
     "convert": "convert a checkpoint to OpenVINO",

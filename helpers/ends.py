@@ -4,8 +4,12 @@ So what it started ends with it, and its temporary folders are removed. The exit
 that shells have: 128 and the signal's number.
 """
 
+import contextlib
 import gc
+import os
 import signal
+import stat
+import sys
 
 # Windows has no SIGHUP.
 SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -14,7 +18,7 @@ _exit_code = _CONTROL_C
 
 
 def handle() -> None:
-    """Let these signals raise KeyboardInterrupt; a second one ends the program at once.
+    """Let these signals raise KeyboardInterrupt; after the first, another ends the program at once.
 
     One that is ignored stays so, as `nohup` wants it.
     """
@@ -46,8 +50,26 @@ def leave() -> None:
     gc.freeze()
 
 
+def leave_closed_terminal() -> None:
+    """Let output that went to a terminal which is closed go nowhere, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # it is no file, or closed
+            number = stream.fileno()
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
 def _raise(number: int, _: object) -> None:
+    import psutil  # here, since `vlm` tells in a sentence which packages are missing
+
     global _exit_code
     _exit_code = 128 + number
-    signal.signal(number, signal.SIG_DFL)
+    for other in SIGNALS:  # as a system's manager sends both
+        if signal.getsignal(other) == _raise:
+            signal.signal(other, signal.SIG_DFL)
+    # Now, since a process that is just being started is known to nobody else.
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    leave_closed_terminal()
     raise KeyboardInterrupt

@@ -195,7 +195,7 @@ def test_control_c_in_a_program_that_is_not_ours(fork):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("command", ["ask", "chat", "benchmark", "page", "serve"])
+@pytest.mark.parametrize("command", ["evaluate", "chat", "benchmark", "page", "serve"])
 def test_a_command_that_is_told_to_end_leaves_nothing(fork, model, tmp_path, command, number):
     """Only the command itself is told, as by `kill`: neither its processes nor its terminal."""
     place = tmp_path / "temporary"
@@ -216,14 +216,47 @@ def test_a_command_that_is_told_to_end_leaves_nothing(fork, model, tmp_path, com
     elif command == "serve":
         program.wait_for("its page is there", "err")
     else:
-        program.wait_for("", "out")
+        program.wait_for("", "err" if command == "evaluate" else "out")
     os.kill(program.number, number)
     code = program.wait(LIMIT)
     assert code == (0 if command in ("page", "serve") else 128 + number)
     assert not members(program.number) and "Traceback" not in program.text("err")
-    assert {path.name for path in place.iterdir()} <= {"torchinductor_root"}
+    left = {path.name for path in place.iterdir()}
+    assert not {name for name in left if not name.startswith("torchinductor_")}
     if code:
         assert program.text("err").endswith("stopped\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no terminals of this kind")
+@pytest.mark.parametrize(
+    ("command", "words", "code"),
+    [("convert", "image encoder: converting", 128 + 1), ("serve", "its page is there", 0)],
+)
+def test_a_terminal_that_is_closed_ends_what_it_shows(model, tmp_path, command, words, code):
+    """Nothing can be told to it any more, and the system sends SIGHUP."""
+    import fcntl
+    import pty
+    import termios
+
+    arguments = {
+        "convert": ["internvl2", "--output", str(tmp_path / "made")],
+        "serve": [str(model.folder), "--port", str(random_port())],
+    }
+    terminal, inner = pty.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "helpers", command, *arguments[command]],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(inner)
+    shown = b""
+    while words.encode() not in shown:
+        shown += os.read(terminal, 1000)
+    os.close(terminal)
+    assert program.wait(LIMIT) == code
 
 
 LOST = """

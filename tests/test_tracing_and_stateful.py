@@ -1,6 +1,8 @@
 """One PyTorch part becomes one OpenVINO model; the language model's cache becomes state."""
 
 import gc
+import os
+import signal
 import weakref
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from openvino import opset13 as ops
 from torch import nn
 
+from helpers.ends import SIGNALS
 from helpers.errors import SettingsError
 from helpers.graphs import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, TEXT_EMBEDDINGS
@@ -150,6 +153,20 @@ def test_tracing_looks_for_garbage_among_new_objects_alone(checkpoint, monkeypat
     trace(model.language_model_part())
     assert frozen and all(frozen)
     assert gc.get_freeze_count() == was_frozen  # a notebook's own objects are looked at again
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *SIGNALS])
+def test_a_signal_counts_once_a_part_is_traced(checkpoint, number):
+    """The converter would take its exception for an attribute that is not there."""
+    part = load_model(checkpoint).language_model_part()
+
+    part.module.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), number))
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trace(part)
+    finally:
+        signal.signal(number, before)
 
 
 # State

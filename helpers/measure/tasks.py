@@ -54,14 +54,9 @@ def measure(
     command = [sys.executable, "-m", "helpers.measure.tasks", *words]
     started, peak = time.monotonic(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        try:
-            while process.poll() is None:
-                peak = max(peak, anonymous_memory(process.pid))
-                time.sleep(EVERY)
-        except BaseException:  # a signal that this process alone got
-            process.kill()
-            process.wait()
-            raise
+        while process.poll() is None:
+            peak = max(peak, anonymous_memory(process.pid))
+            time.sleep(EVERY)
         assert process.stdout is not None
         lines = process.stdout.read().splitlines()
     if process.returncode == REFUSED:

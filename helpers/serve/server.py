@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -214,6 +215,11 @@ class Server(uvicorn.Server):
         finally:
             end.cancel()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, without a word to a terminal that is closed."""
+        ends.leave_closed_terminal()
+        super().handle_exit(sig, frame)
+
     def _end_requests(self) -> None:
         tasks = list(self.server_state.tasks)
         if tasks:
@@ -333,8 +339,10 @@ def serve(
         server.run()
     finally:
         server.should_exit = True
-        if loading.is_alive():
-            report("ends when what is being loaded is there")  # OpenVINO cannot be left within it
-            loading.join()
+        try:
+            if loading.is_alive():
+                report("ends when what is being loaded is there")
+        finally:
+            loading.join()  # OpenVINO cannot be left within it
     if errors:
         raise errors[0]

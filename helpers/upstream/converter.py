@@ -1,6 +1,6 @@
 """OpenVINO 2026.4's converter of PyTorch modules: 16-bit weights shared, attention not computed.
 
-Also what torch 2.13 keeps of a trace, and Ctrl-C while Python is called from C++.
+Also what torch 2.13 keeps of a trace, and signals while Python is called from C++.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import torch
 from openvino.frontend.pytorch import ModuleExtension, patch_model
 from torch import Tensor, nn
 
+from helpers import ends
 from helpers.upstream.patching import replaced
 
 
@@ -89,22 +90,27 @@ def recorded_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def late_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back until the end.
+    """Hold Ctrl-C back until the end, and what else ends a program with an exception.
 
     The converter calls Python from C++, and takes an interrupt there for an attribute that cannot
     be read: it goes on without, or fails with an error of its own.
     """
-    if threading.current_thread() is not threading.main_thread():  # Ctrl-C does not reach others
+    if threading.current_thread() is not threading.main_thread():  # signals do not reach others
         yield
         return
     received: list[tuple[Any, ...]] = []
-    handler = signal.signal(signal.SIGINT, lambda *details: received.append(details))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ends.SIGNALS)}
+    held = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in held:
+        signal.signal(number, lambda *details: received.append(details))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if received and callable(handler):
-            handler(*received[0])
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        if received:
+            number, frame = received[0]
+            held[number](number, frame)
 
 
 @contextlib.contextmanager
