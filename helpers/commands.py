@@ -257,7 +257,7 @@ def batch(options: argparse.Namespace) -> int:
     names = ("folder", "device", "picture_tokens", "untuned", "batch_size", "output", "ray")
     names_of_servers = ("server", "model", "key_file")
     settings = {name: getattr(options, name) for name in (*names, *names_of_servers)}
-    answerer = answerer_for(answer, report, **settings)
+    answerer = answerer_for(answer, report, source=options.input, **settings)
     asked = answer | ({"questions": options.question} if options.question else {})
     retry = options.retry_errors
     try:

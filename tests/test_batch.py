@@ -427,6 +427,17 @@ def test_an_output_that_can_be_no_file_is_told_before_the_model(tmp_path, capsys
         pass
 
 
+def test_an_input_is_no_place_for_its_answers(tmp_path, capsys):
+    """Also where its lines are answers of the same job, to which those of more rows were added."""
+    source, link = tmp_path / "rows.jsonl", tmp_path / "link.jsonl"
+    source.write_text('{"question": "What?"}\n')
+    link.symlink_to(source)
+    for output in (source, link):
+        assert main(command(None, source, output, "--server", "127.0.0.1:1")) == 1
+        assert "is the input; give another file" in capsys.readouterr().err
+    assert source.read_text() == '{"question": "What?"}\n'
+
+
 def test_a_first_line_that_is_torn_is_cut_off(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text('{"image": "a.png", "ques', encoding="utf-8")

@@ -27,6 +27,7 @@ def answerer_for(
     untuned: bool = False,
     batch_size: int | None = None,
     output: Path | None = None,
+    source: Path | None = None,
     server: Sequence[str] = (),
     model: str | None = None,
     key_file: Path | None = None,
@@ -37,11 +38,11 @@ def answerer_for(
     It is the model in `folder`, here or on the cluster at the address `ray`, or the one of running
     servers. A `batch_size` of 0 is measured, and kept beside the `output` of the job. Raises
     `SettingsError` for neither, for both, and for what has no effect on the one, `OutputError` for
-    an `output` that can be no file.
+    an `output` that can be no file or is the `source` of the rows.
     """
     Sampling.of(**options)  # or it is an error
     if output:
-        check_place(output)
+        check_place(output, source)
     if server:
         own = {"folder": folder, "--device": device, "--picture-tokens": picture_tokens}
         own |= {"--untuned": untuned, "--batch-size": batch_size, "--ray": ray}

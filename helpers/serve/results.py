@@ -39,13 +39,18 @@ def _digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_place(path: Path) -> None:
-    """Raise an `OutputError` where no file of answers can be, before a model is loaded for it."""
+def check_place(path: Path, source: Path | None = None) -> None:
+    """Raise an `OutputError` where no file of answers can be, before a model is loaded for it.
+
+    The `source` of the rows is no such place: it would be the next job's input, with more rows.
+    """
     with writing(path):
         is_folder, is_taken = path.is_dir(), path.exists() and not path.is_file()
     if is_taken:
         what = "a folder" if is_folder else "no file"
         raise OutputError(f"{path} is {what}; give a file for the answers, such as answers.jsonl.")
+    if source and path.exists() and source.exists() and path.samefile(source):
+        raise OutputError(f"{path} is the input; give another file for the answers.")
 
 
 def kept_size(output: Path, measure: Callable[[], int]) -> int:
