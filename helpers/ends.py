@@ -13,6 +13,7 @@ import sys
 
 # Windows has no SIGHUP.
 SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+PATIENCE = 5  # seconds that a killed process may take to be gone
 _CONTROL_C = 128 + signal.SIGINT
 _exit_code = _CONTROL_C
 
@@ -68,8 +69,10 @@ def _raise(number: int, _: object) -> None:
         if signal.getsignal(other) == _raise:
             signal.signal(other, signal.SIG_DFL)
     # Now, since a process that is just being started is known to nobody else.
-    for process in psutil.Process().children(recursive=True):
+    processes = psutil.Process().children(recursive=True)
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    psutil.wait_procs(processes, timeout=PATIENCE)  # they may write into folders that are removed
     leave_closed_terminal()
     raise KeyboardInterrupt
