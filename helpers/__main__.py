@@ -168,8 +168,7 @@ def _is_of_output(error: OSError) -> bool:
         return False
     if error.errno != errno.EPIPE:
         print(f"error: The output cannot be written ({error.strerror}).", file=sys.stderr)
-    # The interpreter tries once more when it ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    ends.silence(sys.stdout)
     return True
 
 

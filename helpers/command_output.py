@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers import ends
 from helpers.errors import writing
 
 PATIENCE = 2  # seconds that a person waits without a word
@@ -43,8 +44,11 @@ def show(result: Result, options: argparse.Namespace) -> int:
 
 
 def report(line: str) -> None:
-    """Tell a step of long work on the error stream."""
-    print(line, file=sys.stderr, flush=True)
+    """Tell a step of long work on the error stream; where that is closed, the work goes on."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # as of a terminal, before the system sends its signal
+        ends.silence(sys.stderr)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 import sys
+from typing import TextIO
 
 # Windows has no SIGHUP.
 SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -57,7 +58,12 @@ def leave_closed_terminal() -> None:
         with contextlib.suppress(OSError, ValueError):  # it is no file, or closed
             number = stream.fileno()
             if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+                silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Let what is written to a stream go nowhere, also what the interpreter writes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _raise(number: int, _: object) -> None:

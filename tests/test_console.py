@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from helpers.__main__ import main
-from helpers.command_output import check_output
+from helpers.command_output import check_output, report
 from helpers.errors import OutputError, SettingsError
 from helpers.graphs.presets import find_preset
 from helpers.models.families import find_checkpoint
@@ -118,3 +118,12 @@ def test_json_alone_on_stdout_where_something_is_downloaded(fork_without_hub, ch
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["folder"] == str(tmp_path / "made")
     assert "to download" in result.stderr
+
+
+def test_work_goes_on_where_the_error_stream_is_closed(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        for line in ("a step", "the next", "the last"):
+            report(line)
