@@ -87,12 +87,14 @@ def pipeline(converted):
 
 @pytest.fixture
 def interruptible():
-    """Let what a test starts be interrupted also where the run itself ignores SIGINT (`nohup`)."""
+    """Let what a test starts be interrupted also where the run itself ignores signals (`nohup`)."""
     if sys.platform == "win32":
         pytest.skip("Windows sends no SIGINT to one process")
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGINT, handler)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

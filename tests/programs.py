@@ -55,6 +55,7 @@ while True:
     places[child] = program["place"]
     print(child, flush=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a run by `nohup` ignores
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and this one
 os.environ.clear()
 os.environ.update(program["environment"])
 sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
