@@ -173,13 +173,14 @@ def test_looks_for_garbage_pass_over_what_a_command_has_loaded(converted, monkey
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{")
     assert main(["convert", str(tmp_path), "--output", str(tmp_path / "x")]) == 1
     plain = capsys.readouterr().err
     assert plain.startswith("error: ") and "Traceback" not in plain
     assert main(["convert", str(tmp_path), "--output", str(tmp_path / "x"), "--debug"]) == 1
     text = capsys.readouterr().err
     assert "Traceback" in text and text.endswith(plain)
-    assert "FileNotFoundError" in text  # which `from None` hides otherwise
+    assert "JSONDecodeError" in text  # which `from None` hides otherwise
 
 
 WITHOUT_PACKAGES = """

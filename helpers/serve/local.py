@@ -10,6 +10,7 @@ from typing import Any
 
 from helpers.errors import SettingsError, UserError, reason_of
 from helpers.inputs.messages import message_of
+from helpers.resources import return_freed_memory
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.run.worker import Task
@@ -74,6 +75,7 @@ class Local:
             next_entries, tasks = self._begin(following)  # while the others are computed
             yield [self._answer(entry) for entry in entries]
             entries = next_entries
+            return_freed_memory()  # pieces between what stays add up over thousands of pictures
 
     def _begin(self, batch: Sequence[Row]) -> tuple[list[Entry], list[Task]]:
         """Prepare the questions of a batch; return them, and what is to be computed together."""
