@@ -157,16 +157,21 @@ def test_tracing_looks_for_garbage_among_new_objects_alone(checkpoint, monkeypat
 @pytest.mark.parametrize("number", [signal.SIGINT, *SIGNALS])
 def test_a_signal_counts_once_a_part_is_traced(checkpoint, number):
     """The converter would take its exception for an attribute that is not there."""
-    part = load_model(checkpoint).language_model_part()
+    part, traced = load_model(checkpoint).language_model_part(), []
 
-    # Not sent: where other tests had a `Core` of their own, the next signal ends the process.
-    part.module.register_forward_pre_hook(lambda *_: signal.getsignal(number)(number, None))
+    def send(*_):
+        # Not by the system: where tests had a `Core` of their own, the next one ends the process.
+        signal.getsignal(number)(number, None)
+        traced.append(number)
+
+    part.module.register_forward_pre_hook(send)
     before = signal.signal(number, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             trace(part)
     finally:
         signal.signal(number, before)
+    assert traced
 
 
 # State
