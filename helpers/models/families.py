@@ -221,12 +221,16 @@ def on_meta_device(folder: str | Path) -> VisionLanguageModel[Any]:
 
 
 def without_weights(config: Config) -> VisionLanguageModel[Any]:
-    """Return the model that `config` describes on the meta device, which takes no memory."""
+    """Return the model that `config` describes on the meta device, which takes no memory.
+
+    It has weights of 16 bits, as all originals have.
+    """
     family = find_family(config["model_type"])
     if family is None:
         raise CheckpointError(f"There is no family of the model type {config['model_type']!r}.")
     with torch.device("meta"):
-        return family.model(config, family.model.processor_class(Path(), config))
+        model = family.model(config, family.model.processor_class(Path(), config))
+    return model.to(torch.bfloat16)
 
 
 def find_original(name: str) -> Original:
