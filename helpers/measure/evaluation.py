@@ -76,12 +76,12 @@ def compare(
     order = sorted(range(len(pairs)), key=lambda place: _length(pairs[place][1]))
     for start in range(0, len(pairs), batch):
         places = order[start : start + batch]
-        asked = [pairs[place] for place in places]  # which keeps the pictures whose `id` is a key
+        batch_pairs = [pairs[place] for place in places]  # kept, as the `id` of a picture is a key
         features: dict[Hashable, dict[int, Features]] = {key: {} for key in encoders.values()}
         for name, model in models.items():
             prompts = [
                 question_inputs(model, picture, question.text, features[encoders[name]])
-                for picture, question in asked
+                for picture, question in batch_pairs
             ]
             output = generate(
                 model,

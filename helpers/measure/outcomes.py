@@ -73,8 +73,8 @@ def outcomes_of(
             except (PictureError, QuestionError) as error:
                 left_out.append(f"{sample.name}: {error}")
         if pairs:
-            asked = [pair for _, pair in pairs]
-            answers = compare(named, asked, max_new_tokens=max_new_tokens, batch=BATCH)
+            picture_questions = [pair for _, pair in pairs]
+            answers = compare(named, picture_questions, max_new_tokens=max_new_tokens, batch=BATCH)
             outcomes += _joined([sample for sample, _ in pairs], list(answers.values()))
         done = start + len(chunk)
         left = (time.monotonic() - started) / done * (len(samples) - done)
