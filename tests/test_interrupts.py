@@ -252,9 +252,9 @@ def test_a_terminal_that_is_closed_ends_what_it_shows(model, tmp_path, command, 
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(inner)
-    shown = b""
-    while words.encode() not in shown:
-        shown += os.read(terminal, 1000)
+    output = b""
+    while words.encode() not in output:
+        output += os.read(terminal, 1000)
     os.close(terminal)
     assert program.wait(LIMIT) == code
 
