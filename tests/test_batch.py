@@ -17,7 +17,7 @@ from helpers.serve import rows as rows_module
 from helpers.serve.addresses import Pictures
 from helpers.serve.answerers import answerer_for
 from helpers.serve.batch import run_job
-from helpers.serve.columns import Answer, columns_of, key_of
+from helpers.serve.columns import RowAnswer, columns_of, key_of
 from helpers.serve.completions import Usage
 from helpers.serve.local import Local
 from helpers.serve.protocol import parse_request
@@ -279,7 +279,9 @@ def test_columns_of_ours_are_kept_through_several_jobs():
     columns = {"question": "What?"}
     for number in range(3):
         usage = Usage(1, 1, 0)
-        answer = Answer(f"answer {number}", "stop", usage, 1.0, f"thought {number}" * (number < 2))
+        answer = RowAnswer(
+            f"answer {number}", "stop", usage, 1.0, f"thought {number}" * (number < 2)
+        )
         columns = columns_of(Row("row", 0, columns), answer)
     assert columns["answer"] == "answer 2" and columns.get("reasoning_content") is None
     values = {str(value) for value in columns.values()}

@@ -204,7 +204,7 @@ def listing():
 
 def test_a_server_of_several_models_joins_later(listing):
     """It was not there when the job began, so that its model has no name yet."""
-    server = requests.Server(listing, None)
+    server = requests.RemoteServer(listing, None)
     assert not server.is_there("print of c") and server.name is None
     assert server.is_there("print of b") and server.name == "b"
     with pytest.raises(SettingsError, match="has the models a, b; name one"):
@@ -218,11 +218,11 @@ def test_a_proxy_that_cannot_be_used(listing, monkeypatch, proxy):
     """Only of a server that is asked through it; this computer is asked itself."""
     monkeypatch.setenv("ALL_PROXY", proxy)
     monkeypatch.setenv("no_proxy", "127.0.0.1,::1,near.example")
-    assert requests.Server(listing, None).is_there("print of a")
+    assert requests.RemoteServer(listing, None).is_there("print of a")
     for address in ("near.example:8000", "http://[::1]:8000"):
-        requests.Server(address, None)
+        requests.RemoteServer(address, None)
     with pytest.raises(SettingsError, match=f"^far.example cannot .* proxy .*{proxy}, which .* NO"):
-        requests.Server("far.example:8000", None)
+        requests.RemoteServer("far.example:8000", None)
 
 
 def test_a_proxy_that_is_switched_off(monkeypatch):
@@ -238,7 +238,7 @@ def test_a_proxy_that_is_switched_off(monkeypatch):
 
 def test_a_proxy_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
-    server = requests.Server("far.example:8000", None)
+    server = requests.RemoteServer("far.example:8000", None)
     words = "http://far.example:8000 through the proxy http://127.0.0.1:9 does not answer"
     with pytest.raises(requests.LostError, match=words):
         server.find(None, print)
@@ -300,7 +300,7 @@ def test_a_row_that_ends_servers_is_an_error(servers, monkeypatch, pictures, tmp
         raise requests.LostError("It ended.", is_ended=True)
 
     monkeypatch.setattr("helpers.serve.remote.AGAIN", 0.1)
-    monkeypatch.setattr(requests.Server, "ask", end)
+    monkeypatch.setattr(requests.RemoteServer, "ask", end)
     (tmp_path / "rows.jsonl").write_text('{"question": "Hello"}')
     monkeypatch.setenv("VLM_KEY", KEY)
     output = tmp_path / "answers.jsonl"
@@ -332,8 +332,8 @@ def test_without_a_server_the_job_ends_with_a_sentence(
     with monkeypatch.context() as patches:
         patches.setenv("VLM_KEY", KEY)
         patches.setattr("helpers.serve.remote.PATIENCE", 1.0)
-        patches.setattr(requests.Server, "is_there", lambda server, fingerprint: False)
-        patches.setattr(requests.Server, "ask", lose)
+        patches.setattr(requests.RemoteServer, "is_there", lambda server, fingerprint: False)
+        patches.setattr(requests.RemoteServer, "ask", lose)
         assert main(command(None, pictures, output, *asked(QUESTIONS[0]), *addresses)) == 1
     assert "No server answers any more" in capsys.readouterr().err
     assert main(command(folder, pictures, output, *asked(QUESTIONS[0]))) == 3  # it goes on

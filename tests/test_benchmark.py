@@ -30,7 +30,7 @@ from helpers.measure.full_size import (
     processor_kind,
     processor_of,
 )
-from helpers.measure.peers.comparison import Comparison, EngineFigures
+from helpers.measure.peers.comparison import EngineFigures, PeerComparison
 from helpers.measure.peers.runners import EngineRound
 from helpers.measure.tasks import measure
 from helpers.models import families as register
@@ -159,7 +159,7 @@ def test_a_slower_run_is_refused_and_told(measurement, tmp_path):
     assert len(history(path, Measurement)) == 2 and history(path, Measurement)[0] == measurement
 
 
-def beside(milliseconds: float) -> Comparison:
+def beside(milliseconds: float) -> PeerComparison:
     """Return figures of two engines, of which ours takes so long for a token, the other 20 ms."""
     rounds = {
         name: [EngineRound(None, prompt=1.0, next_token=seconds, prompt_tokens=280)] * 5
@@ -167,7 +167,7 @@ def beside(milliseconds: float) -> Comparison:
     }
     engines = {name: EngineFigures("1.0", values, 10**9, 10**8) for name, values in rounds.items()}
     here = replace(computer(), instruction_sets=["AVX2"])
-    return Comparison(
+    return PeerComparison(
         "internvl2-1b", "int4", "", here, 2, (448, 448), 32, engines, ["genai is out"]
     )
 

@@ -18,7 +18,7 @@ from helpers.errors import SettingsError
 from helpers.inputs.box_drawing import draw_boxes
 from helpers.inputs.boxes import Box
 from helpers.inputs.messages import content_of
-from helpers.run.replies import Piece, Reply
+from helpers.run.replies import AnswerPiece, Reply
 from helpers.serve import controls, demo, windows
 from helpers.serve.demo import build_page, open_page, save_examples
 from helpers.serve.windows import Sessions, Window, respond
@@ -429,7 +429,7 @@ def test_an_answer_with_boxes_comes_with_its_picture(pipeline, tmp_path, monkeyp
     """The words of the answer are given; what reads, draws and shows them is the real path."""
     answer = '[{"bbox_2d": [100, 200, 300, 400], "label": "red star"}]'
     window = Window(pipeline, tmp_path)
-    pieces = [Piece(answer)]
+    pieces = [AnswerPiece(answer)]
     monkeypatch.setattr(Reply, "pieces", lambda reply: reply.wait() and iter(pieces))
     *_, chat = respond(window, FIRST, [picture()], [], GREEDY)
     words, drawing = chat[-1]["content"]

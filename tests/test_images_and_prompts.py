@@ -13,7 +13,7 @@ from helpers.errors import PictureError, QuestionError
 from helpers.inputs import images
 from helpers.inputs.images import open_picture
 from helpers.inputs.messages import content_of, user_message
-from helpers.inputs.prompts import Piece, Template, encode
+from helpers.inputs.prompts import PromptPiece, Template, encode
 from helpers.models import load_processor
 from helpers.models.slices import Slicing, plan_slices
 
@@ -376,7 +376,7 @@ def tokenizer(checkpoint):
 
 
 def ids_of(tokenizer, *pieces, images=()):
-    return encode(tokenizer, [Piece(kind, text) for kind, text in pieces], images)
+    return encode(tokenizer, [PromptPiece(kind, text) for kind, text in pieces], images)
 
 
 def test_a_prompt_is_encoded_whole(tokenizer):

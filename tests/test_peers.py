@@ -117,7 +117,7 @@ def test_the_table_has_each_engine_s_median_and_its_ratio(monkeypatch):
         ),
         "llama.cpp Q4_0": EngineFigures("2", [EngineRound(None, 1.0, 0.03, 281)] * 3, 5 * 10**8, 2),
     }
-    result = comparison.Comparison(
+    result = comparison.PeerComparison(
         "1b", "int4", "", comparison.computer(), 2, (448, 448), 32, engines, ["genai is left out"]
     )
     rows = {row[""]: row for row in rows_of(result)}

@@ -8,12 +8,12 @@ import torch
 
 from helpers.graphs.core import Stopped
 from helpers.run import background
-from helpers.run.pieces import GROWTH, LEAST, LONGEST, Pieces
+from helpers.run.pieces import GROWTH, LEAST, LONGEST, PieceSizes
 
 
 def sizes(speed, pieces: int, overhead: float = 0.0) -> list[int]:
     """Return the sizes of pieces that take seconds in proportion, and as much beside."""
-    following, result = Pieces(), []
+    following, result = PieceSizes(), []
     for _ in range(pieces):
         result.append(following.size(0))
         following.note(0, result[-1], overhead + result[-1] / speed)
@@ -36,7 +36,7 @@ def test_a_slow_model_has_the_least_pieces():
 
 
 def test_the_end_of_a_prompt_says_nothing_unless_it_was_slow():
-    pieces = Pieces()
+    pieces = PieceSizes()
     pieces.note(0, 64, 0.1)
     pieces.note(0, 8, 0.001)
     pieces.note(0, 8, 0.3)
@@ -46,7 +46,7 @@ def test_the_end_of_a_prompt_says_nothing_unless_it_was_slow():
 
 
 def test_a_longer_past_has_a_size_of_its_own():
-    pieces = Pieces()
+    pieces = PieceSizes()
     pieces.note(0, 64, 0.1)
     assert pieces.size(1000) == 1024
     pieces.note(1000, 256, 6.0)
@@ -66,7 +66,7 @@ class Busy:
 
 @torch.inference_mode()
 def test_what_another_conversation_left_is_no_time_of_a_prompt(pipeline, monkeypatch):
-    model, pieces, seconds = pipeline.language_model, Pieces(), []
+    model, pieces, seconds = pipeline.language_model, PieceSizes(), []
     monkeypatch.setattr(pieces, "note", lambda past, number, time: seconds.append(time))
     monkeypatch.setattr(model, "pieces", pieces)
     cache, prompt = model.new_cache(), torch.zeros(1, 20, 128)
@@ -85,7 +85,7 @@ def test_what_another_conversation_left_is_no_time_of_a_prompt(pipeline, monkeyp
 @torch.inference_mode()
 def test_a_prompt_is_cut_as_its_time_says_and_a_token_changes_nothing(pipeline, monkeypatch):
     """Forty positions take a second by the clock that is read here."""
-    model, pieces, positions = pipeline.language_model, Pieces(), []
+    model, pieces, positions = pipeline.language_model, PieceSizes(), []
     note = pieces.note
 
     def note_slow(past, number, _):

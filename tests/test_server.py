@@ -22,13 +22,13 @@ from pydantic import BaseModel, Field
 
 from helpers.errors import SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.run.replies import Piece
+from helpers.run.replies import AnswerPiece
 from helpers.serve import protocol
 from helpers.serve import server as server_module
 from helpers.serve import service as service_module
 from helpers.serve.access import Access, Models, read_key
 from helpers.serve.addresses import Pictures
-from helpers.serve.answers import Answers
+from helpers.serve.answers import Responder
 from helpers.serve.completions import ChatWriter
 from helpers.serve.protocol import ChatRequest, Refusal, parse_request
 from helpers.serve.server import Server, Settings, create_app
@@ -562,7 +562,7 @@ def test_an_answer_that_never_ends_is_told_that_the_server_does(is_streamed, mon
     end = threading.Event()
 
     def pieces():
-        yield Piece("a word")
+        yield AnswerPiece("a word")
         end.wait(10)
 
     reply = SimpleNamespace(wait=lambda _: end.wait(0.1), pieces=pieces, stop=end.set)
@@ -590,7 +590,7 @@ def test_a_client_that_leaves_within_its_body_is_no_defect():
     async def answer() -> Response:
         headers = [(b"content-type", b"application/json")]
         request = Request({"type": "http", "headers": headers}, receive)
-        answers = Answers(Models({NAME: None}), Pictures(), print)
+        answers = Responder(Models({NAME: None}), Pictures(), print)
         return await answers.answer(request, parse_request, ChatWriter)
 
     assert asyncio.run(answer()).status_code == 499
@@ -723,7 +723,7 @@ def test_conversations_are_remembered_beside_the_loop(is_streamed):
 
     async def answer() -> None:
         headers = [(b"content-type", b"application/json")]
-        answers = Answers(Models({NAME: service}), Pictures(), print)
+        answers = Responder(Models({NAME: service}), Pictures(), print)
         request = Request({"type": "http", "headers": headers}, receive)
         response = await answers.answer(request, lambda *_: question, lambda *_: writer)
         if is_streamed:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from helpers.inputs.questions import Question
-from helpers.run.pieces import Pieces
+from helpers.run.pieces import PieceSizes
 from helpers.shapes import world
 from helpers.shapes.questions import sample_questions
 from helpers.workshop import training
@@ -76,9 +76,9 @@ def reference_tokens(model, ids: list[int], pictures=(), length: int = 10) -> li
     return output[0].tolist()
 
 
-def equal_pieces(size: int) -> Pieces:
+def equal_pieces(size: int) -> PieceSizes:
     """Return what computes prompts in pieces of one size, however long they take."""
-    pieces = Pieces()
+    pieces = PieceSizes()
     pieces.size, pieces.note = lambda past: size, lambda past, positions, seconds: None
     return pieces
 

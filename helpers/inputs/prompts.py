@@ -19,7 +19,7 @@ SYSTEM_WORDS = "{system}"  # where the words of a system message stand in a temp
 
 
 @dataclass(frozen=True)
-class Piece:
+class PromptPiece:
     """A piece of a prompt: text of the template, text of a person, or a picture."""
 
     kind: str  # "template", "text" or "image"
@@ -79,7 +79,7 @@ class Template:
         """Return whether a conversation begins with the same words as with `other`."""
         return (self.system, self.system_form) == (other.system, other.system_form)
 
-    def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[Piece]:
+    def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[PromptPiece]:
         """Return the prompt of `messages`, whose last one is the user's.
 
         Unless the `first` of them begins the conversation, the system message is left out.
@@ -91,23 +91,27 @@ class Template:
             messages = messages[1:]
             if self.system_form is None:
                 messages = [_with_text(words + "\n", messages[0]), *messages[1:]]
-        pieces: list[Piece] = []
+        pieces: list[PromptPiece] = []
         if first and has_system and self.system_form is not None:
             before, after = self.system_form.split(SYSTEM_WORDS)
-            pieces = [Piece("template", before), Piece("text", words), Piece("template", after)]
+            pieces = [
+                PromptPiece("template", before),
+                PromptPiece("text", words),
+                PromptPiece("template", after),
+            ]
         elif first:
-            pieces = [Piece("template", self.system)]
+            pieces = [PromptPiece("template", self.system)]
         for message in messages:
             if message["role"] == "user":
-                pieces += [Piece("template", self.user), *self._content(parts_of(message))]
-                pieces += [Piece("template", self.user_end + self.assistant)]
+                pieces += [PromptPiece("template", self.user), *self._content(parts_of(message))]
+                pieces += [PromptPiece("template", self.user_end + self.assistant)]
             else:
                 text, _ = content_of(message)
-                pieces += [Piece("template", self.before_answer)]
-                pieces += [Piece("text", self._text(self._without_thought(text)))]
-                pieces += [Piece("template", self.assistant_end)]
+                pieces += [PromptPiece("template", self.before_answer)]
+                pieces += [PromptPiece("text", self._text(self._without_thought(text)))]
+                pieces += [PromptPiece("template", self.assistant_end)]
         if self.answer_start:
-            pieces.append(Piece("template", self.answer_start))
+            pieces.append(PromptPiece("template", self.answer_start))
         return pieces
 
     def _text(self, text: str) -> str:
@@ -119,13 +123,13 @@ class Template:
         _, mark, rest = answer.rpartition(self.thought[1]) if self.thought else ("", "", "")
         return rest.lstrip("\n") if mark else answer
 
-    def _content(self, parts: Sequence[Mapping[str, Any]]) -> Iterator[Piece]:
+    def _content(self, parts: Sequence[Mapping[str, Any]]) -> Iterator[PromptPiece]:
         """Yield the pieces of a user's texts, pictures and videos in their order."""
         several = sum(part["type"] == "image" for part in parts) > 1
         numbers = itertools.count(1)
         for part in parts:
             if part["type"] == "text":
-                yield Piece("text", self._text(part["text"]))
+                yield PromptPiece("text", self._text(part["text"]))
             elif part["type"] == "image":
                 form = self.images.format(i=next(numbers)) if several else self.image
                 yield from _around_picture(form)
@@ -145,14 +149,18 @@ def _with_text(text: str, message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": text}, *parts_of(message)]}
 
 
-def _around_picture(form: str) -> tuple[Piece, ...]:
+def _around_picture(form: str) -> tuple[PromptPiece, ...]:
     before, after = form.split(IMAGE)
-    return Piece("template", before), Piece("image", IMAGE), Piece("template", after)
+    return (
+        PromptPiece("template", before),
+        PromptPiece("image", IMAGE),
+        PromptPiece("template", after),
+    )
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    pieces: Sequence[Piece],
+    pieces: Sequence[PromptPiece],
     images: Sequence[str | list[int]],
     *,
     first: bool = True,

@@ -13,7 +13,7 @@ from helpers.convert.folders import Report
 from helpers.measure.evaluation import question_inputs
 from helpers.measure.speed import timed
 from helpers.resources import available_memory, time_in_words
-from helpers.run.batches import Batch, Row
+from helpers.run.batches import Batch, BatchRow
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
 
@@ -33,7 +33,7 @@ def fastest_batch_size(
     """
     picture, question = draw_questions(1, seed=0)[0]
     prepared = question_inputs(pipeline, picture, question.text)
-    batch, rows, fastest, least = Batch(pipeline.language_model), list[Row](), 1, math.inf
+    batch, rows, fastest, least = Batch(pipeline.language_model), list[BatchRow](), 1, math.inf
     before = available_memory()
     for size in SIZES:
         available = available_memory()
@@ -42,7 +42,7 @@ def fastest_batch_size(
         while len(rows) < size:
             cache = pipeline.language_model.new_cache()
             pipeline.language_model.forward(**prepared, past_key_values=cache)
-            rows.append(Row(cache, prepared.get("pictures"), token=0))
+            rows.append(BatchRow(cache, prepared.get("pictures"), token=0))
         times = [timed(lambda: batch.compute(rows))[0] for _ in range(STEPS)]
         seconds = median(times[1:]) / size
         report(f"{size} rows together: {time_in_words(seconds)} a token")

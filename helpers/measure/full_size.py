@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from helpers.measure.figures import Computer, Encoder, Figures, Run, from_json
-from helpers.measure.peers.comparison import Comparison, medians
+from helpers.measure.peers.comparison import PeerComparison, medians
 from helpers.models.families import find_family_by_name
 from helpers.resources import in_words, time_in_words
 from helpers.sources.checkpoints import read_json
@@ -62,7 +62,7 @@ class PeerMeasurement:
 
     commit: str
     date: str
-    figures: Comparison
+    figures: PeerComparison
 
     @property
     def kind(self) -> str:

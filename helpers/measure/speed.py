@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from helpers.inputs.messages import user_message
 from helpers.measure.evaluation import Model, generate
 from helpers.measure.peers.jobs import Clock
-from helpers.run.batches import Row
+from helpers.run.batches import BatchRow
 from helpers.run.choosing import Chooser
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.sampling import Sampling
@@ -98,7 +98,7 @@ def _asked(
         clock.note()
         if len(ids) == tokens:
             return clock.first_and_next
-        row = Row(cache, prepared.get("pictures"), ids[-1])
+        row = BatchRow(cache, prepared.get("pictures"), ids[-1])
         (row_logits,) = pipeline.batch.compute([row])
 
 

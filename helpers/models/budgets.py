@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PicturePieces:
     """The pieces that a picture is cut into: what they are called, the tokens of each, the most.
 
     `overview` says that beside several pieces comes the whole picture as one more. `choices` are
@@ -33,7 +33,7 @@ class Pieces:
         """How many tokens a picture has at most."""
         return replace(self, tokens=self.finer or self.tokens).total(self.most)
 
-    def at(self, budget: int | None) -> "Pieces":
+    def at(self, budget: int | None) -> "PicturePieces":
         """Return the pieces that a budget has room for; None: those of the files."""
         if not self.finer or budget is None or budget < self.largest:
             return self

@@ -25,7 +25,7 @@ from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part, Traceable
 from helpers.models.base import VisionLanguageModel, WeightFiles
-from helpers.models.budgets import Pieces
+from helpers.models.budgets import PicturePieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.processors import Processor
 from helpers.models.squares import cropped_square, padded_square
@@ -103,9 +103,9 @@ class ClipProcessor(Processor):
         """How many rows of features the projector gives for one picture."""
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PicturePieces:
         """One square, whatever the picture's size."""
-        return Pieces("picture", self.tokens_per_picture)
+        return PicturePieces("picture", self.tokens_per_picture)
 
     @property
     def image_token_id(self) -> int:

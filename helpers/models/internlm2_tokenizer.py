@@ -28,7 +28,7 @@ SPACE = "▁"  # how sentencepiece writes a space
 BEGIN, UNKNOWN = "<s>", "<unk>"
 
 
-class Piece(Protocol):
+class SentencePiece(Protocol):
     """What a sentencepiece model says of one token."""
 
     piece: str
@@ -70,7 +70,7 @@ def internlm2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def byte_pair_encoding(pieces: Sequence[Piece], special: Mapping[int, str]) -> Tokenizer:
+def byte_pair_encoding(pieces: Sequence[SentencePiece], special: Mapping[int, str]) -> Tokenizer:
     """Return a tokenizer of these pieces, those at the ids of `special` under its names."""
     names = [special.get(index, piece.piece) for index, piece in enumerate(pieces)]
     vocabulary = {name: index for index, name in enumerate(names)}
@@ -90,7 +90,7 @@ def byte_pair_encoding(pieces: Sequence[Piece], special: Mapping[int, str]) -> T
     return tokenizer
 
 
-def read_pieces(path: Path) -> Sequence[Piece]:
+def read_pieces(path: Path) -> Sequence[SentencePiece]:
     """Return the pieces of a sentencepiece model in the order of their ids, with type and score."""
     model = _FORMAT.ModelProto()
     try:
@@ -100,10 +100,12 @@ def read_pieces(path: Path) -> Sequence[Piece]:
             f"{path} cannot be read as a sentencepiece model ({type(error).__name__}); download it "
             "again."
         ) from None
-    return cast(Sequence[Piece], model.pieces)
+    return cast(Sequence[SentencePiece], model.pieces)
 
 
-def merges_of(pieces: Sequence[Piece], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+def merges_of(
+    pieces: Sequence[SentencePiece], vocabulary: Mapping[str, int]
+) -> list[tuple[str, str]]:
     """Return the pairs that byte-pair encoding joins, those of the best-scored pieces first.
 
     sentencepiece stores no pairs: any two pieces that make a normal one are a pair. Of one

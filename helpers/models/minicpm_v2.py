@@ -26,7 +26,7 @@ from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.parts import Part
 from helpers.inputs.prompts import IMAGE, Template
 from helpers.models.base import VisionLanguageModel
-from helpers.models.budgets import Pieces
+from helpers.models.budgets import PicturePieces
 from helpers.models.embeddings import ScaledEmbedding
 from helpers.models.exported import ExportedParts, ImageInputs, RunPart
 from helpers.models.families import Family, Original, SmallTokenizer
@@ -130,10 +130,10 @@ class MiniCPMV2Processor(Processor):
         return sorted({self.config["eos_token_id"], *self.files_stop_token_ids})
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PicturePieces:
         """Slices, before which comes an overview."""
         most = self.config["max_slice_nums"] if self.config["slice_mode"] else 1
-        return Pieces("slice", self.config["query_num"], most, overview=True)
+        return PicturePieces("slice", self.config["query_num"], most, overview=True)
 
     @property
     def slicing(self) -> Slicing:

@@ -28,7 +28,7 @@ from helpers.inputs.images import open_picture
 from helpers.inputs.messages import Message, user_message
 from helpers.inputs.prompts import Template, encode
 from helpers.inputs.video import Video, spread
-from helpers.models.budgets import Pieces
+from helpers.models.budgets import PicturePieces
 from helpers.models.exported import ExportedParts, Features, ImageInputs
 from helpers.sources.checkpoints import Config, read_json, stop_tokens
 from helpers.upstream.transformers import silence_narrow_pictures
@@ -124,13 +124,13 @@ class Processor(ABC):
         return Runtime("OpenVINO GenAI has no class for this family")
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PicturePieces:
         """Into how many tokens a picture is made by the checkpoint's files, piece by piece.
 
         Unless a family says more, every picture has as many as a small one.
         """
         ids = self.input_ids([user_message("", 1)], self.image_inputs([SMALL_PICTURE]))
-        return Pieces("picture", int(self.picture_positions(ids).sum()))
+        return PicturePieces("picture", int(self.picture_positions(ids).sum()))
 
     def token_grid(self, image_inputs: ImageInputs) -> tuple[int, int]:
         """Return in how many rows and columns the tokens of one picture lie: a square, usually."""

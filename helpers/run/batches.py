@@ -26,7 +26,7 @@ States = dict[str, NDArray[np.float32]]  # by name, each of one row
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class BatchRow:
     """The last `token` of an answer, behind what is in its cache, whose next one is wanted.
 
     With a `draft`, which may be empty, so are those behind each of its tokens; None: it has none.
@@ -60,7 +60,7 @@ class Batch:
         self.members: list[StateCache | None] = []
         self.common: StateCache | None = None
 
-    def compute(self, rows: Sequence[Row]) -> list[Tensor]:
+    def compute(self, rows: Sequence[BatchRow]) -> list[Tensor]:
         """Return the logits (1, vocabulary) behind each row's token, and those behind its draft.
 
         Rows that cannot be joined are computed one after another.
@@ -84,7 +84,7 @@ class Batch:
         if not any(self.members):
             self.members = []
 
-    def _compute_alone(self, row: Row) -> Tensor:
+    def _compute_alone(self, row: BatchRow) -> Tensor:
         tokens = [row.token, *(row.draft or ())]
         output = self.language_model.forward(
             input_ids=torch.tensor([tokens]),
@@ -96,7 +96,7 @@ class Batch:
         assert output.logits is not None
         return output.logits[0]
 
-    def _compute_together(self, rows: Sequence[Row]) -> list[Tensor]:
+    def _compute_together(self, rows: Sequence[BatchRow]) -> list[Tensor]:
         if not rows:
             return []
         caches = [row.cache for row in rows]
@@ -123,7 +123,7 @@ class Batch:
         return [row[-1:] for row in logits]
 
     @staticmethod
-    def _picture_inputs(rows: Sequence[Row]) -> PictureInputs | None:
+    def _picture_inputs(rows: Sequence[BatchRow]) -> PictureInputs | None:
         """Return what the rows' tokens take of their prompts' pictures."""
         steps = [
             (row.pictures, row.pictures.at(torch.tensor([row.cache.length]), 1))

@@ -27,7 +27,7 @@ from helpers.inputs.messages import (
 )
 from helpers.inputs.video import Video
 from helpers.models.processors import Processor
-from helpers.run.batches import Row
+from helpers.run.batches import BatchRow
 from helpers.run.beams import search
 from helpers.run.caches import Mark, StateCache
 from helpers.run.choosing import Chooser
@@ -199,7 +199,7 @@ class Conversation:
 
     def _compute(
         self, request: Request, answer: Answer, stop: Stop
-    ) -> Generator[Row, Tensor, None]:
+    ) -> Generator[BatchRow, Tensor, None]:
         """Compute an answer, and remember it; yields each token but the last for its logits."""
         streamer = AnswerStreamer(request, answer)
         try:
@@ -220,7 +220,7 @@ class Conversation:
 
     def _generate(
         self, request: Request, answer: Answer, streamer: AnswerStreamer, stop: Stop
-    ) -> Generator[Row, Tensor, list[int]]:
+    ) -> Generator[BatchRow, Tensor, list[int]]:
         """Return the answer's tokens."""
         pipeline, sampling = self.pipeline, request.sampling
         cache = self._cache_for(sampling, stop)

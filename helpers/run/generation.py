@@ -26,7 +26,7 @@ from helpers.graphs.token_rows import apart, row_shapes, side_by_side
 from helpers.models.exported import PictureInputs
 from helpers.run import background
 from helpers.run.caches import StateCache
-from helpers.run.pieces import LEAST, Pieces
+from helpers.run.pieces import LEAST, PieceSizes
 
 
 class StopOnEvent(StoppingCriteria):
@@ -71,7 +71,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         self.tables = tables
         self.row_shapes = row_shapes(language_model, tables)
         self.language_model, self.next_tokens = language_model, next_tokens
-        self.pieces = Pieces()
+        self.pieces = PieceSizes()
         self.input_names = {port.any_name for port in language_model.inputs}
 
     # What transformers asks of a model
@@ -203,8 +203,8 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Run the cache's request: a long prompt piece by piece, given up at a set stop event.
 
-        How large pieces are follows the time that the last ones took (`Pieces`). The one that is
-        being computed then is left to the background.
+        How large pieces are follows the time that the last ones took (`PieceSizes`). The one
+        that is being computed then is left to the background.
         """
         batch, new = inputs["position_ids"].shape
         past = inputs["attention_mask"].shape[1] - new

@@ -11,7 +11,7 @@ GROWTH = 16  # a piece is at most so many times larger than the one before
 STRETCH = 256  # positions of the past within which pieces take alike
 
 
-class Pieces:
+class PieceSizes:
     """The sizes of pieces in positions, from the seconds that earlier ones took.
 
     They begin small, while nothing is known of the model's speed. The more positions are in the

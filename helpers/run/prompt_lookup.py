@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.models.exported import PictureInputs
 from helpers.resources import has_vnni
-from helpers.run.batches import Row
+from helpers.run.batches import BatchRow
 from helpers.run.caches import StateCache
 
 LONGEST = 4  # tokens of a draft: with VNNI, five positions cost about a quarter more than one
@@ -44,7 +44,7 @@ def answer_tokens(
     *,
     prompt: Sequence[int] | None,
     is_over: Callable[[], bool],
-) -> Generator[Row, Tensor, None]:
+) -> Generator[BatchRow, Tensor, None]:
     """Go from the logits (1, vocabulary) behind a prompt to the end of its answer.
 
     `take` chooses a token from such logits, and keeps it; `is_over` says whether it was the last.
@@ -69,5 +69,5 @@ def answer_tokens(
         if guess and is_costly:
             most = min(LONGEST, 2 * place) if place == len(guess) else max(1, place)
         guess = [] if prompt is None else draft(ids, most)
-        logits = yield Row(cache, pictures, ids[-1], None if prompt is None else tuple(guess))
+        logits = yield BatchRow(cache, pictures, ids[-1], None if prompt is None else tuple(guess))
         length += 1

@@ -54,7 +54,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerPiece:
     """A piece of text of an answer, or of the thought before it."""
 
     text: str
@@ -118,7 +118,7 @@ class Answer:
     text: str = ""
     thought: str = ""
     token_ids: list[int] = field(default_factory=list)
-    pieces: "queue.SimpleQueue[Piece | None]" = field(default_factory=queue.SimpleQueue)
+    pieces: "queue.SimpleQueue[AnswerPiece | None]" = field(default_factory=queue.SimpleQueue)
 
 
 class Reply:
@@ -219,7 +219,7 @@ class Reply:
         with contextlib.closing(self.pieces()) as pieces:
             yield from (piece.text for piece in pieces if not piece.is_thought)
 
-    def pieces(self) -> Generator[Piece]:
+    def pieces(self) -> Generator[AnswerPiece]:
         """Give pieces of the thought and of the answer as they come.
 
         An error of the computation is raised here. An answer that is stopped before its turn has
@@ -239,7 +239,7 @@ class Reply:
             self._task.stop.set()
             raise
 
-    def _next_piece(self) -> Piece | None:
+    def _next_piece(self) -> AnswerPiece | None:
         pieces = self._answer.pieces
         while not self._is_given_up():
             if self._task.done.is_set() and pieces.empty():  # iterated before
@@ -297,12 +297,12 @@ class AnswerStreamer:
             return True
         if not self.thought.is_mark(token):
             text = self.thought_decoder.add([token])
-            self.answer.pieces.put(Piece(text, is_thought=True))
+            self.answer.pieces.put(AnswerPiece(text, is_thought=True))
         return False
 
     def end(self) -> None:
         """Pass on what is left, and note the whole texts."""
-        self.answer.pieces.put(Piece(self.thought_decoder.end(), is_thought=True))
+        self.answer.pieces.put(AnswerPiece(self.thought_decoder.end(), is_thought=True))
         last = self.stop_strings.add(self.decoder.end())
         self._put(last + self.stop_strings.end())
         self.answer.text = self.stop_strings.text.strip()
@@ -315,4 +315,4 @@ class AnswerStreamer:
         if self.thought.length and not self._has_text:
             text = text.lstrip()
         self._has_text = self._has_text or bool(text)
-        self.answer.pieces.put(Piece(text))
+        self.answer.pieces.put(AnswerPiece(text))

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from helpers.errors import UserError
-from helpers.run.replies import Piece, Reply
+from helpers.run.replies import AnswerPiece, Reply
 from helpers.serve.access import RETRY, Models, defect, place_of, refusal_of
 from helpers.serve.addresses import Pictures
 from helpers.serve.completions import Writer
@@ -38,7 +38,7 @@ MakeWriter = Callable[[ChatRequest, str], Writer]
 Report = Callable[[str], None]
 
 
-class Answers:
+class Responder:
     """Answers requests of any protocol that has a parser and a writer."""
 
     def __init__(self, models: Models, pictures: Pictures, report: Report) -> None:
@@ -170,15 +170,15 @@ def _busy() -> Refusal:
     )
 
 
-async def pieces_of(reply: Reply) -> AsyncIterator[Piece]:
+async def pieces_of(reply: Reply) -> AsyncIterator[AnswerPiece]:
     """Yield an answer's pieces as they come, an empty one where none has come for a while.
 
     A thread of its own waits for them. An error of the computation is raised here.
     """
     loop = asyncio.get_running_loop()
-    pieces: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+    pieces: asyncio.Queue[AnswerPiece | BaseException | None] = asyncio.Queue()
 
-    def put(value: Piece | BaseException | None) -> None:
+    def put(value: AnswerPiece | BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody reads
             loop.call_soon_threadsafe(pieces.put_nowait, value)
 
@@ -195,7 +195,7 @@ async def pieces_of(reply: Reply) -> AsyncIterator[Piece]:
         try:
             value = await asyncio.wait_for(pieces.get(), ALIVE)
         except TimeoutError:
-            value = Piece("")
+            value = AnswerPiece("")
         if value is None:
             return
         if isinstance(value, BaseException):

@@ -28,7 +28,7 @@ class Answerer(Protocol):
 
 
 @dataclass
-class Progress:
+class BatchProgress:
     """How many rows are done, and what is said about it."""
 
     total: int
@@ -67,7 +67,7 @@ def run_job(
     *,
     retry_errors: bool = False,
     report: Report,
-) -> Progress:
+) -> BatchProgress:
     """Answer the rows that a file lacks; return how many are done and have failed.
 
     `options` are what answers depend on beside the model and the rows. A batch of which one is
@@ -83,7 +83,7 @@ def run_job(
         ]
         done = sum(row.identity in results.done for row in rows)
         failed = sum(row.identity in results.failed for row in rows)
-        progress = Progress(len(rows), done, report, failed=failed)
+        progress = BatchProgress(len(rows), done, report, failed=failed)
         for answers in answerer.answers(missing):
             new = [answer for answer in answers if answer[0] not in results.done]
             results.add(new)

@@ -18,7 +18,7 @@ OURS = (*ANSWER, THOUGHT, ROW, JOB)  # an input's columns of these names get oth
 
 
 @dataclass(frozen=True)
-class Answer:
+class RowAnswer:
     """What was answered, why it ended ("stop" or "length"), its tokens, and its seconds.
 
     There may be a `thought` before it.
@@ -31,7 +31,7 @@ class Answer:
     thought: str = ""
 
 
-def columns_of(row: Row, answer: Answer | None, error: str = "") -> Columns:
+def columns_of(row: Row, answer: RowAnswer | None, error: str = "") -> Columns:
     """Return a row as it is written: the input's columns and the answer's, or OpenAI's form."""
     if row.is_openai:
         response = {"status_code": 200, "request_id": row.identity}
@@ -63,7 +63,7 @@ def _kept_name(name: str, columns: Columns) -> str:
     return name
 
 
-def _body(row: Row, answer: Answer) -> Columns:
+def _body(row: Row, answer: RowAnswer) -> Columns:
     model = str(row.columns["body"].get("model", ""))
     return Completion(model).whole(answer.text, answer.finish, answer.usage, thought=answer.thought)
 

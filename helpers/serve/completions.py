@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from helpers.run.replies import LENGTH, Piece, Reply
+from helpers.run.replies import LENGTH, AnswerPiece, Reply
 from helpers.serve.protocol import ChatRequest, Json, Refusal
 
 THOUGHT = "reasoning_content"  # the field of a thought, as DeepSeek, vLLM and SGLang write it
@@ -94,7 +94,7 @@ class Writer(Protocol):
     def beginning(self) -> Iterator[str]:
         """Give the events before the first piece."""
 
-    def piece(self, piece: Piece) -> str:
+    def piece(self, piece: AnswerPiece) -> str:
         """Return the event of a piece of text; an empty one keeps the connection alive."""
 
     def end(self, reply: Reply) -> Iterator[str]:
@@ -134,7 +134,7 @@ class ChatWriter:
         """Give the role at once: some clients give up without a first chunk."""
         yield event(self.completion.chunk({"role": "assistant", "content": ""}))
 
-    def piece(self, piece: Piece) -> str:
+    def piece(self, piece: AnswerPiece) -> str:
         """Return a chunk with a piece of text, or with nothing."""
         name = THOUGHT if piece.is_thought else "content"
         return event(self.completion.chunk({name: piece.text} if piece.text else {}))

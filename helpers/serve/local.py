@@ -15,7 +15,7 @@ from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.run.worker import Task
 from helpers.serve.addresses import Pictures
-from helpers.serve.columns import Answer, columns_of, key_of, sentence_of
+from helpers.serve.columns import RowAnswer, columns_of, key_of, sentence_of
 from helpers.serve.completions import finish_of, usage_of
 from helpers.serve.protocol import Refusal, parse_request
 from helpers.serve.results import Answers
@@ -34,7 +34,7 @@ class Entry:
     row: Row
     reply: Reply | None
     error: str = ""
-    answer: Answer | None = None  # of an equal row, which was answered before
+    answer: RowAnswer | None = None  # of an equal row, which was answered before
     key: bytes = b""
     started: float = field(default_factory=time.monotonic)
 
@@ -63,7 +63,7 @@ class Local:
         self.pipeline, self.fingerprint, self.options = pipeline, fingerprint, dict(options)
         self.rows_together = rows_together
         self.pictures = Pictures()
-        self.finished: dict[bytes, Answer] = {}  # of this run, by picture and question
+        self.finished: dict[bytes, RowAnswer] = {}  # of this run, by picture and question
         self.replies: dict[bytes, Reply] = {}  # those that are not answered yet
 
     def answers(self, batches: Sequence[Sequence[Row]]) -> Iterator[Answers]:
@@ -138,6 +138,6 @@ class Local:
         return ""
 
 
-def _answer_of(reply: Reply, started: float) -> Answer:
+def _answer_of(reply: Reply, started: float) -> RowAnswer:
     seconds = time.monotonic() - started
-    return Answer(reply.text, finish_of(reply), usage_of(reply), seconds, reply.thought)
+    return RowAnswer(reply.text, finish_of(reply), usage_of(reply), seconds, reply.thought)

@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 from helpers.errors import OutputError, SettingsError, UserError, reason_of
-from helpers.serve.columns import Answer, columns_of, key_of, sentence_of
+from helpers.serve.columns import RowAnswer, columns_of, key_of, sentence_of
 from helpers.serve.protocol import Refusal
-from helpers.serve.requests import LaterError, LostError, Server
+from helpers.serve.requests import LaterError, LostError, RemoteServer
 from helpers.serve.results import Answers
 from helpers.serve.rows import Columns, Row
 
@@ -45,19 +45,19 @@ class Servers:
         report: Report,
     ) -> None:
         self.report, self.options = report, dict(options)
-        self.servers = [Server(address, key) for address in dict.fromkeys(addresses)]
+        self.servers = [RemoteServer(address, key) for address in dict.fromkeys(addresses)]
         self.fingerprint = self._find(model)
         self.rows: queue.Queue[Row] = queue.Queue()
         self.results: queue.Queue[Answers | UserError] = queue.Queue()
         self.over = threading.Event()
         self.lock = threading.Lock()
         self.losses: dict[str, int] = {}  # by row
-        self.finished: dict[bytes, Answer] = {}  # by picture and question
+        self.finished: dict[bytes, RowAnswer] = {}  # by picture and question
         self.equal_rows: dict[bytes, list[Row]] = {}  # which wait for the first of them
 
     def _find(self, model: str | None) -> str:
         """Ask each server for its model; return the fingerprint that all of them have."""
-        fingerprints: dict[str, Server] = {}
+        fingerprints: dict[str, RemoteServer] = {}
         errors = []
         for server in self.servers:
             try:
@@ -111,7 +111,7 @@ class Servers:
                     "No server answers any more; start one, and the same command goes on."
                 )
 
-    def _work(self, server: Server) -> None:
+    def _work(self, server: RemoteServer) -> None:
         """Have a server answer one row after another, until all are answered."""
         while not self.over.is_set():
             if server.is_lost:
@@ -124,7 +124,7 @@ class Servers:
                 except UserError as error:  # of all rows
                     self.results.put(error)
 
-    def _wait_for(self, server: Server) -> None:
+    def _wait_for(self, server: RemoteServer) -> None:
         """Look now and then whether a server is there again, with the model that it had."""
         if self.over.wait(AGAIN) or not server.is_there(self.fingerprint):
             return
@@ -133,7 +133,7 @@ class Servers:
                 server.is_lost = False
                 self.report(f"{server.address} answers again.")
 
-    def _answer(self, server: Server, row: Row) -> None:
+    def _answer(self, server: RemoteServer, row: Row) -> None:
         """Have a row answered, or put it back."""
         key = b""
         try:
@@ -172,7 +172,7 @@ class Servers:
         self._put([row], answer)
         return False
 
-    def _take(self, row: Row, key: bytes, answer: Answer | None = None) -> list[Row]:
+    def _take(self, row: Row, key: bytes, answer: RowAnswer | None = None) -> list[Row]:
         """Return all rows that have waited for one, and that one."""
         with self.lock:
             if answer is not None:
@@ -183,14 +183,14 @@ class Servers:
         for equal in self._take(row, key):
             self.rows.put(equal)
 
-    def _put(self, rows: list[Row], answer: Answer | None, error: Exception | str = "") -> None:
+    def _put(self, rows: list[Row], answer: RowAnswer | None, error: Exception | str = "") -> None:
         columns: list[tuple[str, Columns]] = []
         for row in rows:
             sentence = error if isinstance(error, str) else sentence_of(error, row)
             columns.append((row.identity, columns_of(row, answer, sentence)))
         self.results.put(columns)
 
-    def _lose(self, server: Server, row: Row, key: bytes, error: LostError) -> None:
+    def _lose(self, server: RemoteServer, row: Row, key: bytes, error: LostError) -> None:
         """Give a row to another server, unless it has cost too many of them."""
         with self.lock:
             if not server.is_lost:

@@ -20,7 +20,7 @@ from PIL import Image
 from helpers.errors import SettingsError
 from helpers.inputs.images import name_of, open_picture, reading
 from helpers.serve.addresses import FORMATS, LARGEST
-from helpers.serve.columns import Answer
+from helpers.serve.columns import RowAnswer
 from helpers.serve.completions import THOUGHT, Usage
 from helpers.serve.protocol import Json, Refusal
 from helpers.serve.rows import Row
@@ -49,7 +49,7 @@ class LaterError(Exception):
         self.seconds = seconds
 
 
-class Server:
+class RemoteServer:
     """A running `vlm serve`, by its address, with or without `/v1` at the end."""
 
     def __init__(self, address: str, key: str | None) -> None:
@@ -124,7 +124,7 @@ class Server:
             message = _message(response.content) or f"its answer is {response.status_code}"
             raise SettingsError(f"{self.address} refuses to answer: {message}") from None
 
-    def ask(self, row: Row, options: Mapping[str, Any]) -> Answer:
+    def ask(self, row: Row, options: Mapping[str, Any]) -> RowAnswer:
         """Return the answer to a row's question.
 
         Raises `PictureError` and `Refusal` for a row that cannot be answered, `SettingsError`
@@ -234,7 +234,7 @@ def _smaller(picture: Image.Image, kind: str) -> tuple[str, bytes]:
     return name, file.getvalue()
 
 
-def _answer_in(lines: Iterator[str], started: float) -> Answer:
+def _answer_in(lines: Iterator[str], started: float) -> RowAnswer:
     """Return what a stream of events says; raises `httpx.ReadError` where its end is missing."""
     text, thought, finish, usage, is_whole = "", "", "", Usage(0, 0, 0), False
     for line in lines:
@@ -258,7 +258,7 @@ def _answer_in(lines: Iterator[str], started: float) -> Answer:
     if not is_whole:
         raise httpx.ReadError("the answer has no end")
     seconds = time.monotonic() - started
-    return Answer(text.strip(), finish, usage, seconds, thought.strip())
+    return RowAnswer(text.strip(), finish, usage, seconds, thought.strip())
 
 
 def _message(content: bytes) -> str:

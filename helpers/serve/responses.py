@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from helpers.run.replies import Piece, Reply
+from helpers.run.replies import AnswerPiece, Reply
 from helpers.serve.completions import event, new_id, usage_of
 from helpers.serve.protocol import (
     ChatRequest,
@@ -177,7 +177,7 @@ class ResponseWriter:
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
 
-    def piece(self, piece: Piece) -> str:
+    def piece(self, piece: AnswerPiece) -> str:
         """Return the events of a piece of text; without any, that it is still in progress."""
         if not piece.text:
             return self._event("response.in_progress", response=self._response("in_progress"))

@@ -36,7 +36,7 @@ from helpers.run.devices import check_device
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.access import Access, Models, defect, ending, place_of
 from helpers.serve.addresses import Pictures
-from helpers.serve.answers import EVENTS, Answers, Report
+from helpers.serve.answers import EVENTS, Report, Responder
 from helpers.serve.completions import ChatWriter, event
 from helpers.serve.pages import build_pages, mount_pages
 from helpers.serve.protocol import (
@@ -58,7 +58,7 @@ ANSWERS_AT_ONCE = 4  # that are computed together
 def create_app(models: Models, access: Access, *, report: Report = print) -> "Edge":
     """Return the application: `/v1/chat/completions`, `/v1/responses`, `/v1/models`, `/health`."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    answers = Answers(models, Pictures(access.picture_hosts), report)
+    responder = Responder(models, Pictures(access.picture_hosts), report)
 
     @app.api_route("/health", methods=READING)
     async def health() -> JSONResponse:
@@ -77,11 +77,11 @@ def create_app(models: Models, access: Access, *, report: Report = print) -> "Ed
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await answers.answer(request, parse_request, ChatWriter)
+        return await responder.answer(request, parse_request, ChatWriter)
 
     @app.post("/v1/responses")
     async def responses(request: Request) -> Response:
-        return await answers.answer(request, parse_response_request, ResponseWriter)
+        return await responder.answer(request, parse_response_request, ResponseWriter)
 
     _tell_errors(app)
     return Edge(app, access, report)

@@ -27,7 +27,7 @@ from helpers.measure.full_size import (
     PeerMeasurement,
     history,
 )
-from helpers.measure.peers.comparison import Comparison
+from helpers.measure.peers.comparison import PeerComparison
 from helpers.models.families import find_original
 from helpers.sources.checkpoints import read_json
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         data = read_json(options.figures, cure="give what `vlm benchmark --output` wrote")
         if "engines" in data:
-            peers = PeerMeasurement(*made, from_json(Comparison, data))
+            peers = PeerMeasurement(*made, from_json(PeerComparison, data))
             append(PEERS / f"{find_original(peers.model).name}.jsonl", peers)
         else:
             alone = Measurement(*made, from_json(Figures, data))

@@ -69,7 +69,7 @@ class NotebookError(UserError):
     """A cell of a notebook failed."""
 
 
-class Progress:
+class NotebookProgress:
     """What the terminal shows while a notebook runs."""
 
     def __init__(self, cells: int) -> None:
@@ -104,7 +104,7 @@ class Progress:
 class Executor(NotebookClient):
     """nbclient's executor that shows what tagged cells say, while they say it."""
 
-    def __init__(self, notebook: NotebookNode, folder: Path, progress: Progress) -> None:
+    def __init__(self, notebook: NotebookNode, folder: Path, progress: NotebookProgress) -> None:
         super().__init__(
             notebook,
             timeout=None,
@@ -242,7 +242,7 @@ def write_text(path: Path, text: str) -> None:
 def execute(source: Path) -> NotebookNode:
     """Execute a notebook in its own folder, with visible progress, and return it."""
     notebook = read_notebook(source)
-    progress = Progress(sum(cell.cell_type == "code" for cell in notebook.cells))
+    progress = NotebookProgress(sum(cell.cell_type == "code" for cell in notebook.cells))
     Executor(notebook, source.parent, progress).run()
     notebook.metadata = nbformat.from_dict(METADATA)  # type: ignore[no-untyped-call]
     return notebook

@@ -65,7 +65,7 @@ class EngineFigures:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PeerComparison:
     """All figures of one run; our pipeline is the first of `engines`. `left_out` are sentences."""
 
     folder: str
@@ -90,7 +90,7 @@ def check_peers(names: Sequence[str]) -> None:
 
 def compare(
     folder: Path, against: Sequence[str], *, report: Report = lambda line: None
-) -> Comparison:
+) -> PeerComparison:
     """Measure a folder here and in the engines `against`; what cannot run it is left out and told.
 
     Raises `SettingsError` for an unknown engine, and `OutputError` for a folder without a finished
@@ -148,7 +148,7 @@ def compare(
             name: EngineFigures(runner.version, rounds[name], *runner.memory)
             for name, runner in runners.items()
         }
-    return Comparison(
+    return PeerComparison(
         folder=folder.name,
         preset=name_of(preset),
         tuning=str(tuning or ""),
@@ -221,7 +221,7 @@ def _check_environment(name: str) -> None:
 # Reading
 
 
-def lines_of(comparison: Comparison) -> list[str]:
+def lines_of(comparison: PeerComparison) -> list[str]:
     """Return what the table's figures depend on, and what is not in it."""
     first, *_ = comparison.engines.values()
     tuning = f", tuned ({comparison.tuning})" if comparison.tuning else ""
@@ -241,7 +241,7 @@ def lines_of(comparison: Comparison) -> list[str]:
     return lines + comparison.left_out
 
 
-def rows_of(comparison: Comparison) -> list[dict[str, str]]:
+def rows_of(comparison: PeerComparison) -> list[dict[str, str]]:
     """Return a row for each step and for memory, and in it what each engine takes of it."""
     engines = comparison.engines
     length = next(iter(engines.values())).rounds[0].prompt_tokens

@@ -12,7 +12,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
-from helpers.models.budgets import Pieces
+from helpers.models.budgets import PicturePieces
 from helpers.models.exported import ImageInputs
 from helpers.models.gemma4.exported import Gemma4Exported
 from helpers.models.processors import Processor, Runtime
@@ -149,9 +149,9 @@ class Gemma4Processor(Processor):
         return int(self.picture_settings.get("max_soft_tokens", USUAL_TOKENS))
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PicturePieces:
         """The five budgets that the model was trained with."""
-        return Pieces("step", FEWEST_TOKENS, TIMES[-1], choices=TIMES)
+        return PicturePieces("step", FEWEST_TOKENS, TIMES[-1], choices=TIMES)
 
     @property
     def image_processor(self) -> Gemma4ImageProcessorPil:

@@ -26,7 +26,7 @@ from helpers.inputs.images import open_picture
 from helpers.inputs.prompts import Template
 from helpers.inputs.video import Video
 from helpers.models.base import VisionLanguageModel
-from helpers.models.budgets import Pieces
+from helpers.models.budgets import PicturePieces
 from helpers.models.exported import ExportedParts, ImageInputs
 from helpers.models.families import Family
 from helpers.models.internvl2.architectures import ARCHITECTURES, Architecture, internlm2_rules
@@ -147,10 +147,10 @@ class InternVL2Processor(Processor):
         return int((side // vision["patch_size"] * self.config["downsample_ratio"]) ** 2)
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PicturePieces:
         """Tiles, behind which comes a thumbnail."""
         most = self.config["max_dynamic_patch"] if self.config["dynamic_image_size"] else 1
-        return Pieces("tile", self.tokens_per_tile, most, overview=True)
+        return PicturePieces("tile", self.tokens_per_tile, most, overview=True)
 
     @property
     def _pixels(self) -> Config:

@@ -13,7 +13,7 @@ from transformers import MiniCPMV4_6Config
 from helpers.errors import CheckpointError
 from helpers.inputs.chat_templates import template_of
 from helpers.inputs.prompts import IMAGE, Template
-from helpers.models.budgets import Pieces
+from helpers.models.budgets import PicturePieces
 from helpers.models.exported import ImageInputs
 from helpers.models.minicpm_v4_6.exported import MiniCPMV4_6Exported
 from helpers.models.minicpm_v4_6.patches import FEW, MANY, levels_of, pack
@@ -116,13 +116,13 @@ class MiniCPMV4_6Processor(Processor):
         return levels_of(mode, self.settings.merger_times)
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PicturePieces:
         """Slices and an overview, each of as many tokens as a square one has in either mode."""
         settings = self.picture_settings
         most = settings["max_slice_nums"] if settings["slice_mode"] else 1
         patches = (settings["scale_resolution"] // self.settings.patch_size) ** 2
         few, many = (max(1, patches // 4 ** self._levels(mode)) for mode in (FEW, MANY))
-        return Pieces("slice", few, most, overview=True, finer=many, varies=True)
+        return PicturePieces("slice", few, most, overview=True, finer=many, varies=True)
 
     @property
     def usual_picture_tokens(self) -> int | None:  # type: ignore[override]

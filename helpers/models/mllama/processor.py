@@ -23,7 +23,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
-from helpers.models.budgets import Pieces
+from helpers.models.budgets import PicturePieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.mllama.exported import MllamaExported
 from helpers.models.processors import Processor
@@ -131,11 +131,11 @@ class MllamaProcessor(Processor):
         return self.files_stop_token_ids or super().stop_token_ids
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PicturePieces:
         """Tiles of a canvas, whose vectors the language model attends to instead of tokens."""
         vision = self.config["vision_config"]
         patches = (vision["image_size"] // vision["patch_size"]) ** 2
-        return Pieces("tile", patches + 1, vision["max_num_tiles"])
+        return PicturePieces("tile", patches + 1, vision["max_num_tiles"])
 
     @property
     def _picture_settings(self) -> Config:

@@ -17,7 +17,7 @@ from helpers.inputs.chat_templates import template_of
 from helpers.inputs.images import open_picture
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.inputs.video import Video
-from helpers.models.budgets import Pieces
+from helpers.models.budgets import PicturePieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.processors import Processor, Runtime
 from helpers.models.qwen_vision.exported import PictureTokens, QwenVisionExported
@@ -186,9 +186,9 @@ class QwenVisionProcessor(Processor):
         return int((self.vision.patch_size * self.vision.spatial_merge_size) ** 2)
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PicturePieces:
         """Squares of pixels that become one token each."""
-        return Pieces("token", 1, self._files_pixels[1] // self.pixels_per_token)
+        return PicturePieces("token", 1, self._files_pixels[1] // self.pixels_per_token)
 
     @property
     def _most_pixels(self) -> int | None:
