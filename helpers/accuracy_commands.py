@@ -89,7 +89,7 @@ def _evaluate_data(options: argparse.Namespace) -> int:
     for sentence in left_out:
         report(f"left out: {sentence}")
     if not results:
-        raise SettingsError(f"No question of {options.data} can be asked.")
+        raise SettingsError(f"No question of {options.data} can be asked; mend what is said above.")
     tables = {
         name: outcomes.scores(results, questions.metrics, place)
         for place, name in enumerate(models)
@@ -126,7 +126,9 @@ def _read(options: argparse.Namespace) -> "Questions":
     from helpers.serve.rows import read_rows
 
     if options.pictures:
-        raise SettingsError("Pictures of your own questions are where each line says.")
+        raise SettingsError(
+            "Pictures of your own questions are where each line says; leave out --pictures."
+        )
     rows = read_rows(options.data, [], report)
     samples, left_out = [], []
     for row in rows:

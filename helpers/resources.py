@@ -6,6 +6,8 @@ A process's own memory is what it allocated, without the files that it mapped.
 import ctypes
 import gc
 import os
+import platform
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -165,6 +167,19 @@ def _capabilities() -> set[str]:
     import torch
 
     return {name for name, value in torch.cpu.get_capabilities().items() if value}
+
+
+def processor_model() -> str:
+    """Return the numbers that a processor's maker gives its kind, `family 25, model 17`, or ""."""
+    with suppress(OSError):
+        return family_and_model(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return family_and_model(platform.processor())
+
+
+def family_and_model(text: str) -> str:
+    """Return these numbers of what Linux or Windows says of a processor; "" if it has none."""
+    numbers = re.search(r"family\W+(\d+)\s+model\W+(\d+)", text, re.IGNORECASE)
+    return f"family {numbers[1]}, model {numbers[2]}" if numbers else ""
 
 
 def processor_flags() -> set[str]:

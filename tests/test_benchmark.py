@@ -22,6 +22,7 @@ from helpers.measure.benchmark import computer, figure_rows
 from helpers.measure.figures import Figures, Running, from_json
 from helpers.measure.full_size import (
     Measurement,
+    PeerMeasurement,
     full_size_rows,
     gains,
     history,
@@ -196,6 +197,20 @@ def test_figures_beside_other_engines_have_a_history_and_a_table(tmp_path, monke
     assert history_module.main([str(tmp_path / "none.json")]) == 1
     sentence = f"{tmp_path} has no none.json; give what `vlm benchmark --output` wrote."
     assert f"error: {sentence}\n" in capsys.readouterr().err
+
+
+def test_runs_beside_different_engines_are_in_one_table(tmp_path, monkeypatch):
+    """PyTorch is another engine where the processor multiplies 16 bits."""
+    monkeypatch.setattr(full_size, "PEERS", tmp_path)
+    figures = beside(30)
+    engines = dict(zip(("vlm", "PyTorch bfloat16"), figures.engines.values(), strict=True))
+    for run in (figures, replace(figures, engines=engines)):
+        append(tmp_path / "internvl2-1b.jsonl", PeerMeasurement("a1b2c3d", "2026-11-30", run))
+    page = full_size_text([history(full_size.FOLDER / "internvl2-1b.jsonl", Measurement)])
+    table = page.split("A token in times of the other engines', run by run")[1].split("```")[1]
+    header, _, *lines = table.strip().splitlines()
+    assert re.search(r"llama\.cpp Q4_0 +PyTorch bfloat16", header)
+    assert [line.split()[2:4] for line in lines] == [["1.50", "-"], ["-", "1.50"]]
 
 
 def test_what_notebooks_show_of_a_familys_originals():

@@ -121,7 +121,9 @@ def test_code_in_a_pickle_is_not_run(tmp_path, write):
 def test_an_error_without_words(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin").touch()
     monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(EOFError()))
-    with pytest.raises(CheckpointError, match=r"holds more than tensors \(EOFError\)\.$"):
+    with pytest.raises(
+        CheckpointError, match=r"holds more than tensors \(EOFError\); download it again\.$"
+    ):
         open_tensors(tmp_path)
 
 
@@ -218,8 +220,8 @@ def test_missing_unexpected_and_mis_shaped_tensors_are_listed_in_one_error(copy)
         return tensors | {"mlp2.0.weight": torch.zeros(1)}
 
     assert loading_error(copy, change) == (
-        "The checkpoint does not fit its config.json: mis-shaped mlp1.1.bias: (3,), not (128,); "
-        "unexpected mlp2.0.weight; missing projector.layer_norm.weight."
+        "The checkpoint does not fit its config.json (mis-shaped mlp1.1.bias: (3,), not (128,); "
+        "unexpected mlp2.0.weight; missing projector.layer_norm.weight); take both from one place."
     )
 
 

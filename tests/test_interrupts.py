@@ -209,9 +209,7 @@ def test_a_command_that_is_told_to_end_leaves_nothing(fork, model, tmp_path, com
     stdin = QUESTIONS if command == "chat" else ""
     program = fork.start("-m", "helpers", *words, environment=environment, stdin=stdin)
     if command == "benchmark":
-        while len(members(program.number)) < 2:
-            assert fork.exit_code(program) is None, program.text("err")
-            time.sleep(0.01)
+        wait_for_task(fork, program)
         assert list(place.glob("tmp*"))
     elif command == "serve":
         program.wait_for("its page is there", "err")
@@ -225,6 +223,25 @@ def test_a_command_that_is_told_to_end_leaves_nothing(fork, model, tmp_path, com
     assert not {name for name in left if not name.startswith("torchinductor_")}
     if code:
         assert program.text("err").endswith("stopped\n")
+
+
+def wait_for_task(fork, program):
+    """Wait until a benchmark has started a process of its own."""
+    while len(members(program.number)) < 2:
+        assert fork.exit_code(program) is None, program.text("err")
+        time.sleep(0.01)
+
+
+def test_what_a_killed_benchmark_measures_ends_too(fork, tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    program = fork.start("-m", "helpers", "benchmark", "internvl2", environment=environment)
+    wait_for_task(fork, program)
+    os.kill(program.number, signal.SIGKILL)
+    assert program.wait(LIMIT) == -signal.SIGKILL
+    end = time.monotonic() + LIMIT
+    while members(program.number):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no terminals of this kind")

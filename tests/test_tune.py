@@ -59,7 +59,21 @@ def test_what_drifts_meets_both():
 def test_each_way_comes_first_in_turn():
     calls = []
     duel(lambda: calls.append("old") or 1, lambda: calls.append("new") or 1)
-    assert calls[2:] == ["old", "new", "new", "old", "old", "new", "new", "old", "old", "new"]
+    assert calls[2:] == ["old", "new", "new", "old", "old", "new"]
+
+
+@pytest.mark.parametrize(
+    "ratios, rounds, is_won",
+    [
+        ([0.9, 0.89, 0.88], 3, True),
+        ([1.02, 1, 1.01], 3, False),
+        ([0.9, 0.86, 0.88, 0.89, 0.88], 5, True),  # nearer to the margin than twice their spread
+        ([0.98, 0.95, 0.96, 0.96, 0.96], 5, False),
+    ],
+)
+def test_what_is_clear_takes_three_rounds(ratios, rounds, is_won):
+    result = outcome([1] * 6, [1, *ratios])
+    assert (len(result.ratios), result.is_won) == (rounds, is_won)
 
 
 def test_what_is_much_slower_is_given_up():
@@ -272,7 +286,7 @@ def test_the_time_of_a_duel_is_that_of_the_clock(monkeypatch):
     calls, clock = [], iter([0, 9, 10, 13])
     monkeypatch.setattr(duels.time, "perf_counter", lambda: next(clock))
     seconds = seconds_of_duel(lambda: 1000, limit=54)
-    duel(lambda: calls.append(1) or 1, lambda: calls.append(1) or 1)
+    duel(lambda: calls.append(1) or 1, lambda: calls.append(1) or duels.MARGIN)  # all rounds
     assert seconds == 3 * len(calls)
 
 
@@ -335,6 +349,18 @@ def test_instruction_sets_are_named_on_every_system(monkeypatch, capabilities, s
     for answer in (set(), flags):
         monkeypatch.setattr(resources, "processor_flags", lambda answer=answer: answer)
         assert (resources.instruction_sets(), resources.has_vnni()) == (sets, has_vnni)
+
+
+@pytest.mark.parametrize(
+    "text, numbers",
+    [
+        ("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n", "family 25, model 17"),
+        ("Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", "family 6, model 143"),
+        ("arm", ""),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(text, numbers):
+    assert resources.family_and_model(text) == numbers
 
 
 def test_linux_and_pytorch_know_the_same_instruction_sets(monkeypatch):
@@ -418,6 +444,8 @@ def test_what_noise_leaves_open_stays_as_it_was_measured_before(converted):
     assert result.reasons == earlier.reasons | {IMAGE_ENCODER: clear} and not result.unclear
     faster = Tuning(key, now.properties | {LANGUAGE_MODEL: CANDIDATE}, now.reasons, now.unclear)
     assert faster.or_earlier(earlier) == faster
+    unclear = Tuning(key, now.properties, dict.fromkeys(now.reasons, "no time"), [NEXT_TOKENS])
+    assert now.or_earlier(unclear) == now  # nor is more known from before
 
 
 def test_an_account_without_a_home_computes_with_the_defaults(converted, monkeypatch):

@@ -158,7 +158,9 @@ def written_aside(
             else:
                 shutil.rmtree(work.folder, ignore_errors=True)
             if isinstance(error, OSError):
-                raise OutputError(f"{output} could not be written ({_reason(error)}).") from None
+                raise OutputError(
+                    f"{output} could not be written ({_reason(error)}); write to another place."
+                ) from None
             raise
 
 
@@ -288,7 +290,9 @@ def clean(folder: Path) -> list[Path]:
             with contextlib.suppress(OutputError):  # another process writes there
                 removed += place.clean()
         except OSError as error:
-            raise OutputError(f"{place.folder} cannot be removed ({_reason(error)}).") from None
+            raise OutputError(
+                f"{place.folder} cannot be removed ({_reason(error)}); remove it as its owner."
+            ) from None
     return removed
 
 

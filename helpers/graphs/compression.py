@@ -86,7 +86,9 @@ def compress(
             f"({', '.join(map(str, widths))}); choose one that does."
         ) from None
     except _REFUSALS as error:
-        raise SettingsError(f"NNCF cannot store these weights as {weights}: {error}.") from None
+        raise SettingsError(
+            f"NNCF cannot store these weights as {weights} ({error}); choose other settings."
+        ) from None
 
 
 def _in_8_bits(weights: Weights) -> nncf.CompressWeightsMode:
@@ -180,7 +182,9 @@ def quantize(model: ov.Model, setting: Quantization, samples: Inputs | None) -> 
                 ),
             )
     except _REFUSALS as error:
-        raise SettingsError(f"NNCF cannot quantise this part to {setting}: {error}.") from None
+        raise SettingsError(
+            f"NNCF cannot quantise this part to {setting} ({error}); choose other settings."
+        ) from None
 
 
 def _widen(model: ov.Model) -> None:
@@ -199,5 +203,7 @@ def _widen(model: ov.Model) -> None:
 
 def _dataset(weights: Weights | Quantization, samples: Inputs | None) -> nncf.Dataset:
     if samples is None or next(iter(samples), None) is None:
-        raise SettingsError(f"{weights} needs sample inputs to look at, and there are none.")
+        raise SettingsError(
+            f"{weights} needs sample inputs to look at; give some, or choose what needs none."
+        )
     return nncf.Dataset(samples)

@@ -107,4 +107,6 @@ def has_one_size(encoder: ov.Model) -> bool:
 def cannot_compute(error: RuntimeError) -> DeviceError:
     """Return what a user is told when a device fails while it computes."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return DeviceError(f"The device could not compute the answer: {lines[-1]}")
+    return DeviceError(
+        f"The device could not compute the answer ({lines[-1]}); ask again, or on another device."
+    )

@@ -99,12 +99,16 @@ def reading(name: str) -> Iterator[None]:
     except FileNotFoundError:
         raise PictureError(f"{name} does not exist; give the path of a picture.") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a picture in a format that Pillow reads.") from None
+        raise PictureError(
+            f"{name} is not a picture in a format that Pillow reads; save it as PNG or JPEG."
+        ) from None
     except Image.DecompressionBombError:
         raise PictureSizeError(f"{name} is too large; reduce it first.") from None
     except Exception as error:
         reason = reason_of(error)[:LONGEST_NAME]
-        raise PictureError(f"{name} cannot be read as a picture ({reason}).") from None
+        raise PictureError(
+            f"{name} cannot be read as a picture ({reason}); save or copy it anew."
+        ) from None
 
 
 def _load(source: Picture, name: str) -> Image.Image:

@@ -146,7 +146,9 @@ def message_of(
         message = dict(question)
     text, _ = content_of(message)
     if message["role"] != "user":
-        raise QuestionError("The last message should be a user's, which is to be answered.")
+        raise QuestionError(
+            "The last message should be a user's, which is to be answered; end with it."
+        )
     if not text.strip():
         raise QuestionError(EMPTY)
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -179,5 +181,6 @@ def check_turns(messages: Sequence[Message]) -> None:
         roles = roles[1:]
     if roles != ["user", "assistant"] * (len(roles) // 2):
         raise QuestionError(
-            "The messages before a question should be a user's and an assistant's in turn."
+            "The messages before a question should be a user's and an assistant's in turn; join or "
+            "leave out others."
         )

@@ -37,7 +37,7 @@ from helpers.models import load_model
 from helpers.models.base import VisionLanguageModel
 from helpers.models.families import family_of_original, find_original
 from helpers.resources import available_memory, in_words, instruction_sets, time_in_words
-from helpers.run.devices import available_devices
+from helpers.run.devices import processor_name
 
 
 def benchmark(
@@ -105,7 +105,7 @@ def count_parameters(model: VisionLanguageModel[Any]) -> dict[str, int]:
 def computer() -> Computer:
     """Return what measurements depend on."""
     return Computer(
-        processor=available_devices()["CPU"],
+        processor=processor_name(),
         cores=psutil.cpu_count(logical=False) or 1,
         memory=psutil.virtual_memory().total,
         versions={name: version(name) for name in ("openvino", "nncf", "torch", "transformers")},

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-ROUNDS = 5
+LEAST_ROUNDS, ROUNDS = 3, 5
 GIVE_UP = 1.2  # so many times slower in each of two rounds, and the others are not measured
 MARGIN = 0.95  # of the champion's time is what a challenger has to come down to
 NOISE = 0.2  # of the ratio: where its middle half is wider than this, nothing can be said
@@ -32,6 +32,17 @@ class Duel:
         return len(self.ratios) > 1 and min(self.ratios) > GIVE_UP
 
     @property
+    def is_decided(self) -> bool:
+        """Whether further rounds would change nothing, since the ratios are too far from `MARGIN`.
+
+        That is more than twice as far as the least and the most of them are from each other.
+        """
+        if len(self.ratios) < LEAST_ROUNDS:
+            return self.is_given_up
+        spread = max(self.ratios) - min(self.ratios)
+        return self.is_given_up or 2 * spread < abs(median(self.ratios) - MARGIN)
+
+    @property
     def noise(self) -> float:
         """How wide the middle half of the ratios is, by their median."""
         low, middle, high = quantiles(self.ratios, n=4, method="inclusive")
@@ -46,7 +57,8 @@ class Duel:
     def is_won(self) -> bool:
         """Whether the challenger is faster: by the margin, and in every round.
 
-        One that is as fast as the champion comes out faster in all of five rounds once in 32 times.
+        One that is as fast as the champion comes out faster in all of five rounds once in 32 times;
+        after three there is a distance besides, see `is_decided`.
         """
         return not self.is_too_noisy and median(self.ratios) < MARGIN and max(self.ratios) < 1
 
@@ -62,13 +74,13 @@ def duel(champion: Callable[[], float], challenger: Callable[[], float]) -> Duel
     for number in range(ROUNDS):
         for seconds, measure in turns[:: (1, -1)[number % 2]]:
             seconds.append(measure())
-        if result.is_given_up:
+        if result.is_decided:
             break
     return result
 
 
 def seconds_of_duel(champion: Callable[[], float], limit: float) -> float:
-    """Return about how many seconds a duel takes if both ways take as long as the champion.
+    """Return about how many seconds a duel takes at most if both ways take as long.
 
     The champion is called twice, since a first call takes longer than the next ones; but once
     where even half of its time makes a duel longer than `limit` seconds. The clock decides, not

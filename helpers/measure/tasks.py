@@ -4,6 +4,7 @@ What this module does not know: which tasks a model needs.
 """
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -53,7 +54,9 @@ def measure(
     words = [task, json.dumps(arguments, default=str)]
     command = [sys.executable, "-m", "helpers.measure.tasks", *words]
     started, peak = time.monotonic(), 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
         while process.poll() is None:
             peak = max(peak, anonymous_memory(process.pid))
             time.sleep(EVERY)
@@ -62,7 +65,10 @@ def measure(
     if process.returncode == REFUSED:
         raise SettingsError(lines[-1])
     if process.returncode:
-        raise SettingsError(f"Measuring ended early (exit code {process.returncode}) in {task}.")
+        raise SettingsError(
+            f"Measuring ended early (exit code {process.returncode}) in {task}; free memory, or "
+            "mend what is said above."
+        )
     seconds = time.monotonic() - started
     report(f"{task}: {seconds:.0f} s, at most {in_words(peak)} of memory")
     cost = {"seconds": seconds, "peak_memory": peak}
@@ -205,9 +211,16 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
+def _end_with_parent() -> None:
+    """End this process once the one that started it is gone, killed too: it holds our input."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
 def main() -> None:
     """Run one task, for `measure`, and print its result, or what is wrong, as the last line."""
     task, arguments = sys.argv[1:]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     freeze_objects()
     try:
         print(json.dumps(TASKS[task](**json.loads(arguments))))

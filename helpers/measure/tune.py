@@ -41,8 +41,9 @@ TOKENS = 64  # of the answer whose whole time is compared, behind a picture and 
 STEPS = 8  # tokens of it that are computed
 COMPARED = 4  # tokens of each answer that are compared with ACCURACY mode's
 LEAST_QUESTIONS = 2
-# Of the seconds, when ACCURACY mode's answers, the image encoder and the language model are over.
-REFERENCE_SHARE, ENCODER_SHARE, MODEL_SHARE = 0.15, 0.5, 0.75
+# Of the seconds, when ACCURACY mode's answers are over; then when a part's first candidate, which
+# gained most where it was measured, has to be over, and its others.
+REFERENCE_SHARE, ENCODER_SHARES, MODEL_SHARES, NEXT_SHARES = 0.15, (0.75, 0.5), (1, 0.75), (1, 1)
 # A candidate may diverge from ACCURACY mode at most so many times as far as the default. Where that
 # computes as ACCURACY mode does, so many nats are still rounding (measured: up to 6e-7).
 TIMES_DEFAULT, ROUNDING = 2.0, 1e-6
@@ -178,12 +179,12 @@ class _Tuner:
             return [timed(lambda: pipeline.encode_images(**inputs))[0]]
 
         self._begin(IMAGE_ENCODER)
-        self._tune(IMAGE_ENCODER, candidates, measure, ENCODER_SHARE)
+        self._tune(IMAGE_ENCODER, candidates, measure, ENCODER_SHARES)
 
     def tune_language_model(self, candidates: Sequence[Properties]) -> None:
         """Choose the properties of the language model with which a whole answer is fastest."""
         self._begin(LANGUAGE_MODEL)
-        self._tune(LANGUAGE_MODEL, candidates, self._seconds_of_steps, MODEL_SHARE)
+        self._tune(LANGUAGE_MODEL, candidates, self._seconds_of_steps, MODEL_SHARES)
 
     def tune_next_tokens(self) -> None:
         """Choose whether next tokens are compiled apart from prompts, and the properties of both.
@@ -193,7 +194,7 @@ class _Tuner:
         single = self.chosen[LANGUAGE_MODEL]
         pairs = product(*(self._fastest(single, step) for step in (0, 1)))
         candidates = [{LANGUAGE_MODEL: first, NEXT_TOKENS: second} for first, second in pairs]
-        self._tune(NEXT_TOKENS, candidates, self._seconds_of_steps, 1)
+        self._tune(NEXT_TOKENS, candidates, self._seconds_of_steps, NEXT_SHARES)
         of_prompts = self.pipeline.properties[LANGUAGE_MODEL]
         if of_prompts != single:
             self.chosen[PROMPTS] = of_prompts
@@ -238,12 +239,13 @@ class _Tuner:
         part: str,
         candidates: Sequence[Properties],
         measure: Callable[[VisionLanguagePipeline], Sequence[float]],
-        share: float,
+        shares: tuple[float, float],
     ) -> None:
         """Choose among candidates for a part: its properties, or for next tokens of both models."""
         computations = [_decisive(self.pipeline, [part])] if part in self.chosen else []
         gain, untried, needed = 1.0, 0, float("inf")
         champion = _Clocked(self.pipeline, measure)
+        share, share_of_others = shares
         for candidate in candidates:
             is_pair = part == NEXT_TOKENS
             trial = candidate if is_pair else {part: self.chosen[part] | candidate}
@@ -258,6 +260,7 @@ class _Tuner:
                 untried += 1
                 continue
             winner, ratio = self._challenge(part, trial, champion, computations)
+            share = share_of_others
             if winner is not champion:
                 self.pipeline, self.chosen[part], champion = winner.pipeline, trial[part], winner
                 gain, needed = gain * ratio, needed * ratio

@@ -29,7 +29,13 @@ from helpers.models.budgets import PicturePieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.processors import Processor
 from helpers.models.squares import cropped_square, padded_square
-from helpers.sources.checkpoints import Config, pixel_settings, preparation, read_config
+from helpers.sources.checkpoints import (
+    Config,
+    check_choice,
+    pixel_settings,
+    preparation,
+    read_config,
+)
 from helpers.sources.hub import download
 from helpers.sources.key_mapping import Rule
 from helpers.sources.tensors import open_tensors
@@ -82,8 +88,8 @@ class ClipProcessor(Processor):
                 f"mm_vision_select_layer in config.json is {select}, but the image encoder has "
                 f"{layers} layers; use the tower that the checkpoint was trained with."
             )
-        if self.config.get("mm_vision_select_feature", "patch") != "patch":  # clip_encoder.py
-            raise CheckpointError("Only the mm_vision_select_feature 'patch' can be read here.")
+        feature = self.config.get("mm_vision_select_feature", "patch")  # clip_encoder.py
+        check_choice("mm_vision_select_feature", feature, ["patch"])
         config.num_hidden_layers = used
         return config
 

@@ -15,8 +15,7 @@ from torch.nn import functional
 from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
-from helpers.errors import CheckpointError
-from helpers.sources.checkpoints import Config
+from helpers.sources.checkpoints import Config, check_choice
 from helpers.sources.key_mapping import Rule
 
 # Configs name an image encoder of timm instead of describing it; the numbers are from timm's
@@ -166,9 +165,7 @@ def vision_config(config: Config) -> SiglipVisionConfig:
         fields = {"patch_size": config["patch_size"]} | fields
     else:
         name = config["vision_encoder"].split(".")[0]  # behind the dot is what it was trained on
-        if name not in VISION_ENCODERS:
-            names = ", ".join(VISION_ENCODERS)
-            raise CheckpointError(f"The image encoder {name} in config.json is none of {names}.")
+        check_choice("image encoder", name, VISION_ENCODERS)
         fields = dict(VISION_ENCODERS[name])
         fields["num_hidden_layers"] -= bool(config["drop_vision_last_layer"])
     return SiglipVisionConfig(**fields, vision_use_head=False)

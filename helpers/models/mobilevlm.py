@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import hardsigmoid, hardswish, relu
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
-from helpers.errors import CheckpointError
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor, tower_places
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.processors import Runtime
-from helpers.sources.checkpoints import Config
+from helpers.sources.checkpoints import Config, check_choice
 from helpers.sources.key_mapping import Rule
 
 # `conv_vicuna_v1` in the authors' conversation.py, called "v1"
@@ -71,9 +70,7 @@ class MobileVLMProcessor(ClipProcessor):
     def projector_class(self) -> type["LdpProjector | LdpV2Projector"]:
         """The projector that `config.json` names; the authors' default is the first one."""
         name = self.config.get("mm_projector_type", "ldpnet")
-        if name not in PROJECTORS:
-            names = ", ".join(PROJECTORS)
-            raise CheckpointError(f"The projector {name!r} in config.json is none of {names}.")
+        check_choice("projector", name, PROJECTORS)
         return PROJECTORS[name]
 
     @property

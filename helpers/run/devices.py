@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from helpers.errors import DeviceError
 from helpers.graphs.core import core
+from helpers.resources import processor_model
 
 KINDS = ("CPU", "GPU", "NPU")
 # Other names that OpenVINO takes: of the first of several GPUs, and of the only one.
@@ -30,6 +31,15 @@ def available_devices() -> dict[str, str]:
         device: str(core().get_property(device, "FULL_DEVICE_NAME"))
         for device in core().available_devices
     }
+
+
+def processor_name() -> str:
+    """Return the CPU's full name, with numbers that tell processors of this name apart.
+
+    Computers in a cloud often name only the maker's series, of which the processors of one
+    generation may take twice the time of another's.
+    """
+    return ", ".join(filter(None, (available_devices()["CPU"], processor_model())))
 
 
 def list_devices(available: Mapping[str, str] | None = None) -> list[Device]:

@@ -241,9 +241,12 @@ class VisionLanguagePipeline:
             return compile_model(model, self.device, **options)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["OpenVINO does not say why"])[-1]
+            advice = "choose another device or other properties"
             if self.tuning and self.tuning.properties.get(name):
-                reason += "; `vlm tune` chose its settings, so tune again or compute --untuned"
-            raise DeviceError(f"{self.device} cannot run {path.name}: {reason}") from None
+                advice = "`vlm tune` chose its settings, so tune again or compute --untuned"
+            raise DeviceError(
+                f"{self.device} cannot run {path.name} ({reason}); {advice}."
+            ) from None
 
     # The calls that a PyTorch model has too
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -22,7 +22,7 @@ from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.core import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
 from helpers.resources import available_memory, in_words, instruction_sets, path_of, processors
-from helpers.run.devices import available_devices
+from helpers.run.devices import processor_name
 from helpers.sources.checkpoints import read_json
 
 LARGE = 5e8  # bytes of weights from which a second of waiting is worth measuring for
@@ -66,14 +66,18 @@ class Tuning:
             return self
         properties, reasons, unclear = dict(self.properties), dict(self.reasons), {*self.unclear}
         for parts in TOGETHER:
-            is_apart = NEXT_TOKENS in parts and NEXT_TOKENS in properties
-            is_default = not is_apart and not any(properties.get(part) for part in parts)
-            if is_default and unclear.intersection(parts):
+            is_clear = not {*earlier.unclear}.intersection(parts)
+            says_more = is_clear or not earlier._is_default(parts)
+            if self._is_default(parts) and unclear.intersection(parts) and says_more:
                 for part in parts:
                     _take(properties, earlier.properties, part)
                     _take(reasons, earlier.reasons, part)
                 unclear = unclear - {*parts} | ({*earlier.unclear} & {*parts})
         return Tuning(self.key, properties, reasons, sorted(unclear))
+
+    def _is_default(self, parts: Sequence[str]) -> bool:
+        is_apart = NEXT_TOKENS in parts and NEXT_TOKENS in self.properties
+        return not is_apart and not any(self.properties.get(part) for part in parts)
 
 
 def _take(of_parts: dict[str, Any], others: Mapping[str, Any], part: str) -> None:
@@ -90,7 +94,7 @@ def properties_in_words(properties: Mapping[str, Any]) -> str:
 def settings_in_words(folder: Path, tuning: Tuning | None) -> list[str]:
     """Return in two lines what a folder is computed with on this computer now."""
     sets = ", ".join(instruction_sets())
-    processor = f"processor: {available_devices()['CPU']}" + (f" ({sets})" if sets else "")
+    processor = f"processor: {processor_name()}" + (f" ({sets})" if sets else "")
     settings = f"{tuning or f'the defaults, never tuned here (`vlm tune {folder}`)'}"
     if tuning:
         settings += "".join(f"; {part} {tuning.reasons.get(part, '')}" for part in tuning.unclear)
@@ -118,7 +122,7 @@ def key_of(folder: Path) -> dict[str, Any]:
     names = [name for part in manifest["parts"] for name in part_files(manifest, part)]
     hashes = "".join(manifest["files"][name]["sha256"] for name in names)
     return {
-        "processor": available_devices()["CPU"],
+        "processor": processor_name(),
         "instruction sets": instruction_sets(),
         "precisions": sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "cores": processors(),

@@ -200,7 +200,9 @@ def room_in(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """
     sizes = [_processors(node) for node in nodes if node["Alive"] and _processors(node)]
     if not sizes:
-        raise SettingsError("No node of the cluster has a CPU.")
+        raise SettingsError(
+            "No node of the cluster has a CPU; start Ray with --num-cpus on one of them."
+        )
     if min(sizes) < 2:
         raise SettingsError(
             "A node of the cluster has 1 CPU, and Ray needs one besides those that answer; start "

@@ -29,15 +29,22 @@ def free_port(port: int | None, host: str = "127.0.0.1", *, advice: str = ANOTHE
             try:
                 free_socket.bind((host, candidate))
             except socket.gaierror:
-                raise SettingsError(f"{host} is no address of this computer.") from None
+                raise no_address(host) from None
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL:
-                    raise SettingsError(f"{host} is no address of this computer.") from None
+                    raise no_address(host) from None
                 if port or not candidate:
                     raise not_free(candidate, error.errno, advice) from None
             else:
                 return int(free_socket.getsockname()[1])
     raise AssertionError("port 0 is any free one")
+
+
+def no_address(host: str) -> SettingsError:
+    """Return the error for a host that is no address of this computer."""
+    return SettingsError(
+        f"{host} is no address of this computer; give --host 127.0.0.1, or its own."
+    )
 
 
 def not_free(port: int, number: int | None, advice: str = ANOTHER) -> SettingsError:

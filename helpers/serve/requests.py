@@ -85,11 +85,13 @@ class RemoteServer:
             if (fingerprint := entry.get("fingerprint", "")) is not None:
                 break
             if time.monotonic() > end:
-                raise LostError(f"{self.address} has not loaded its model.")
+                raise LostError(f"{self.address} has not loaded its model; see what it wrote.")
             report(f"{self.address} loads its model")
             time.sleep(AGAIN)
         if not fingerprint:
-            raise SettingsError(f"{self.address} is no `vlm serve`, or one of an earlier release.")
+            raise SettingsError(
+                f"{self.address} is no `vlm serve`, or one of an earlier release; start a new one."
+            )
         self.name = entry["id"]
         return str(fingerprint)
 

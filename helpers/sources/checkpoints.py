@@ -5,6 +5,7 @@ What this module does not know: remote code, weights, and what a family's config
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,16 @@ def check_sizes(config: Config, path: Path) -> None:
                     f"{name} in {path} is {_shortened(value)}, which should be a whole number "
                     f"from 1 to {limit:,}; download the checkpoint again."
                 )
+
+
+def check_choice(what: str, name: object, choices: Iterable[str]) -> None:
+    """Raise a `CheckpointError` unless what `config.json` names is one of `choices`."""
+    choices = list(choices)
+    if name not in choices:
+        raise CheckpointError(
+            f"The {what} {name} in config.json is none of {', '.join(choices)}; use a checkpoint "
+            "that has one of them."
+        )
 
 
 def _shortened(value: object) -> str:

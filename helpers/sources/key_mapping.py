@@ -109,7 +109,10 @@ def load_tensors(
         first_problems = "; ".join(problems[:12]) + (
             f"; and {len(problems) - 12} more" if problems[12:] else ""
         )
-        raise CheckpointError(f"The checkpoint does not fit its config.json: {first_problems}.")
+        raise CheckpointError(
+            f"The checkpoint does not fit its config.json ({first_problems}); take both from one "
+            "place."
+        )
     for part, target, source in ties:
         has_both = target in native and source in native
         if has_both and not torch.equal(native[target], native[source]):

@@ -79,10 +79,12 @@ def _open_bin(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged or unsafe pickle
         raise CheckpointError(
-            f"{path} is damaged or holds more than tensors ({reason_of(error)})."
+            f"{path} is damaged or holds more than tensors ({reason_of(error)}); download it again."
         ) from None
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise CheckpointError(f"{path} should hold named tensors and nothing else.")
+        raise CheckpointError(
+            f"{path} should hold named tensors and nothing else; download it again."
+        )
     return content

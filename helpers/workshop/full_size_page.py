@@ -126,13 +126,17 @@ def _folded(summary: str, table: str) -> str:
 
 
 def _times(measurements: Sequence[Measurement | PeerMeasurement]) -> str:
-    """Return a table of how many times what it is compared with a token took, a run each."""
-    rows = [
-        {"measured on commit": measurement.commit, "date": measurement.date[:10]}
-        | {name: f"{times:.2f}" for name, times in measurement.times.items()}
-        | {"processor": measurement.kind}
-        for measurement in measurements
-    ]
+    """Return a table of how many times what it is compared with a token took, a run each.
+
+    Not all runs are compared with the same: other processors have other peers.
+    """
+    rows: list[dict[str, str]] = []
+    names = dict.fromkeys(name for measurement in measurements for name in measurement.times)
+    for measurement in measurements:
+        row = {"measured on commit": measurement.commit, "date": measurement.date[:10]}
+        for name in names:
+            row[name] = f"{measurement.times[name]:.2f}" if name in measurement.times else "-"
+        rows.append(row | {"processor": measurement.kind})
     return format_table(rows)
 
 

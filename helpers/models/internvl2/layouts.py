@@ -8,7 +8,7 @@ from typing import Any
 
 from helpers.errors import CheckpointError
 from helpers.models.internvl2.architectures import ARCHITECTURES
-from helpers.sources.checkpoints import Config, pixel_settings, preparation
+from helpers.sources.checkpoints import Config, check_choice, pixel_settings, preparation
 from helpers.sources.key_mapping import Rule
 
 HF_MODEL_TYPE = "internvl"  # of transformers' layout; the authors' is internvl_chat
@@ -60,11 +60,7 @@ def original_config(folder: Path, config: Config) -> Config:
     pictures = preparation(folder)
     vision, text = dict(config["vision_config"]), dict(config["text_config"])
     model_type = text.get("model_type", "qwen2")
-    if model_type not in _ARCHITECTURES:
-        names = ", ".join(_ARCHITECTURES)
-        raise CheckpointError(
-            f"The language model {model_type!r} in config.json is none of {names}."
-        )
+    check_choice("language model", model_type, _ARCHITECTURES)
     vision["image_size"] = _side(vision.get("image_size", 448))
     vision["patch_size"] = _side(vision.get("patch_size", 14))
     vision["qkv_bias"] = vision.get("attention_bias", False)

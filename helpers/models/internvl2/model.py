@@ -39,7 +39,7 @@ from helpers.models.internvl2.layouts import (
 )
 from helpers.models.internvl2.originals import IMAGE_MARKS, ORIGINALS, QWEN2_TOKENIZER
 from helpers.models.processors import Processor, Runtime
-from helpers.sources.checkpoints import Config, read_json
+from helpers.sources.checkpoints import Config, check_choice, read_json
 from helpers.sources.key_mapping import Rule
 
 # transforms in the authors' dataset.py: the means and deviations of ImageNet
@@ -88,9 +88,7 @@ class InternVL2Processor(Processor):
     def architecture(self) -> Architecture:
         """What belongs to the language model that `config.json` names."""
         name = self.config["llm_config"]["architectures"][0]
-        if name not in ARCHITECTURES:
-            names = ", ".join(ARCHITECTURES)
-            raise CheckpointError(f"The language model {name} in config.json is none of {names}.")
+        check_choice("language model", name, ARCHITECTURES)
         return ARCHITECTURES[name]
 
     @property
@@ -103,9 +101,7 @@ class InternVL2Processor(Processor):
         if name is None and self._files_tokenizer.chat_template is not None:
             return template_of(self._files_tokenizer, IMAGE_MARKS[2])
         name = "internvl2_5" if name is None else name
-        if name not in CHATS:
-            names = ", ".join(CHATS)
-            raise CheckpointError(f"The template {name!r} in config.json is none of {names}.")
+        check_choice("template", name, CHATS)
         return CHATS[name].template(self.config.get("system_message"))
 
     @property
