@@ -108,17 +108,27 @@ def test_a_tokenizer_that_is_damaged(converted, tmp_path):
     folder = shutil.copytree(converted, tmp_path / "made")
     path = folder / "tokenizer.json"
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(OutputError, match=".*tokenizer's files in .* are damaged") as raised:
+    with pytest.raises(OutputError, match=".*tokenizer's files in .* cannot be used") as raised:
         VisionLanguagePipeline(folder)
     assert str(raised.value).endswith("; convert the checkpoint again.")
 
 
-@pytest.mark.parametrize("name", ["config.json", "bundled.json"])
+@pytest.mark.parametrize("name", ["config.json", "bundled.json", "generation_config.json"])
 def test_a_copy_of_a_checkpoint_s_file_that_is_damaged(bundled_folder, tmp_path, name):
     folder = shutil.copytree(bundled_folder("internvl2", "int8"), tmp_path / "made")
     path = folder / name
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(OutputError, match=f"{name} cannot be read as JSON .*; convert the check"):
+        VisionLanguagePipeline(folder)
+
+
+def test_a_chat_template_that_is_damaged(bundled_folder, tmp_path):
+    folder = shutil.copytree(bundled_folder("qwen3_vl", "int8"), tmp_path / "made")
+    path = folder / "chat_template.jinja"
+    path.write_bytes(b"{% for".ljust(path.stat().st_size))
+    with pytest.raises(
+        OutputError, match=r"cannot be used \(.*\); convert the checkpoint again\.$"
+    ):
         VisionLanguagePipeline(folder)
 
 

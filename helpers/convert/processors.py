@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers.errors import CheckpointError, OutputError, UserError, problem_of, reason_of
+from helpers.errors import CheckpointError, OutputError, problem_of
 from helpers.models import load_processor
+from helpers.models.checks import check_processor
 from helpers.models.processors import Processor
 from helpers.sources.checkpoints import CARD, read_json
 
@@ -27,18 +28,10 @@ def read_processor(folder: Path) -> Processor:
 
     Raises `OutputError` where the files that it is made of, a tokenizer's among them, are damaged.
     """
-    try:
-        with _copies():
-            processor = load_processor(folder)
-            processor.tokenizer.get_added_vocab()
-            return processor
-    except UserError:
-        raise
-    except Exception as error:  # what libraries raise for bad files has nothing in common
-        raise OutputError(
-            f"The tokenizer's files in {folder} are damaged ({reason_of(error)}); convert the "
-            "checkpoint again."
-        ) from None
+    with _copies():
+        processor = load_processor(folder)
+        check_processor(processor)  # which reads all of its files, before the first question
+    return processor
 
 
 def read_notice(folder: Path) -> str:
