@@ -103,6 +103,9 @@ WRONG_ANSWERS = {
             EYE.format("self.projector(self.encoder(pixel_values).last_hidden_state[:, :1])"),
             EYE.format("self.encoder(pixel_values).last_hidden_state"),
             EYE.format("self.projector(self.encoder(pixel_values).last_hidden_state[1:])"),
+            EYE.format("self.projector(self.encoder(pixel_values).last_hidden_state)").replace(
+                "reference.", "model."
+            ),
             "reference.image_encoder",
         ),
     ),
@@ -198,6 +201,8 @@ WRONG_ANSWERS = {
             "cross_layers * per_tile * key_value_bytes",
             "vectors * key_value_bytes",
             "210",
+            "vectors * key_value_bytes * texts['num_hidden_layers']",
+            "4 * cross_layers * vectors * key_value_bytes",
         ),
     ),
     "05-3": WrongAnswers(

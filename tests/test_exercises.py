@@ -16,6 +16,7 @@ import torch
 
 from helpers.errors import SettingsError
 from helpers.graphs.presets import Weights
+from helpers.models.families import find_original
 from helpers.shapes.world import Item, Scene
 from helpers.show import picture_trials
 from helpers.show.answers import NUMBER, Exercise, choice, function, instance
@@ -249,6 +250,32 @@ def test_where_the_summary_stands_is_free(places, line):
     model = SimpleNamespace(image_encoder=encode, projector=torch.nn.Identity())
     pixels = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert EXERCISES["01-1"].response(Rows(places), model, pixels).endswith(line)
+
+
+def test_modules_in_16_bits_are_told_from_other_vectors():
+    class Rounded(Rows):
+        def forward(self, pixels):
+            return super().forward(pixels).half().float()
+
+    model = SimpleNamespace(
+        image_encoder=lambda pixels: SimpleNamespace(last_hidden_state=pixels[:, 0]),
+        projector=torch.nn.Identity(),
+    )
+    pixels = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    response = EXERCISES["01-1"].response
+    assert "the modules of `reference`" in response(Rounded([0, 1, 2, 3]), model, pixels)
+    assert "`reference`" not in response(Rounded([0, 1, 2, 2]), model, pixels)
+
+
+def test_keys_and_values_of_other_layers_and_heads_are_known_mistakes():
+    original = find_original("llama-3.2-vision")
+    config = original.config["text_config"]
+    layers = config["num_hidden_layers"] / len(config["cross_attention_layers"])
+    heads = config["num_attention_heads"] / config["num_key_value_heads"]
+    exercise = EXERCISES["05-2"]
+    truth = exercise.truth(original)
+    assert "all layers" in exercise.response(layers * truth, original)
+    assert "those of queries" in exercise.response(heads * truth, original)
 
 
 def test_check_prints(capsys):

@@ -15,6 +15,7 @@ EXERCISES = {
             "without CLS": "The CLS vector is still cut off: leave [:, 1:] away.",
             "CLS alone": "Those are no patches: the squares' vectors should stay too.",
             "not projected": "The projector is missing: words have another width.",
+            "rounded": "Take the modules of `reference`; those of `model` compute in 16 bits.",
         },
         trial=trials.vectors_kept,
     ),
