@@ -123,6 +123,10 @@ class TestResponses:
         assert exercise.response(lambda a, b: a + b) == "Right."
         assert exercise.response(lambda *numbers: sum(numbers)) == "Right."
 
+    def test_names_of_many_arguments_are_a_list(self):
+        exercise = Exercise(function("a", "b", "c"), truth=3, hint="Add.")
+        assert "a function with 3 arguments, a, b and c, and" in exercise.response(3)
+
 
 class TestTrials:
     def test_what_comes_of_an_answer_is_compared(self):
@@ -164,6 +168,7 @@ class TestTrials:
         (Scene((3, 3), 9 * (STAR,)), "The grid (3, 3) does not exist; use (1, 1), (2, 1)"),
         (Scene((1, 1), (Item("star", "pink"),)), "no 'pink' here; use red, green"),
         (Scene((1, 1), (Item("heart", "red"),)), "no 'heart' here; use circle, square"),
+        (Scene((2, 1), 2 * (STAR,), word="KEY", word_place=2), "2 places, counted from 0, and"),
         (Scene((1, 1), ("red star",)), "'red star' is no world.Item(shape, colour), and not None"),
     ],
 )

@@ -126,4 +126,6 @@ def function(*arguments: str) -> Form:
         return True
 
     number = "1 argument" if len(arguments) == 1 else f"{len(arguments)} arguments"
-    return Form(f"a function with {number}, {' and '.join(arguments)}", fits)
+    *others, last = arguments
+    names = f"{', '.join(others)} and {last}" if others else last
+    return Form(f"a function with {number}, {names}", fits)

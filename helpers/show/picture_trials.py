@@ -30,6 +30,10 @@ def checked(scene: Scene) -> Scene:
             f"The grid has {places} places and the scene {len(scene.items)} items; put None where "
             "nothing is."
         )
+    if scene.word and scene.word_place not in range(places):
+        raise SettingsError(
+            f"The grid has {places} places, counted from 0, and word_place is {scene.word_place}."
+        )
     for item in scene.items:
         if not isinstance(item, Item | None):
             raise SettingsError(f"{item!r} is no world.Item(shape, colour), and not None either.")

@@ -21,6 +21,7 @@ EXERCISES = {
         hint="The picture takes as many positions as its longer side has tokens.",
         mistakes=lambda truth, processor: {
             truth - 1: "Those are the banner's; and the step behind it?",
+            truth + 4: "That is the position behind it; the one before has 4 already.",
             truths.banner_tokens(processor) + 1: "All tokens of a row share their position down.",
         },
     ),

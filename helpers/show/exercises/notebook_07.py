@@ -8,9 +8,11 @@ EXERCISES = {
     "07-1": Exercise(
         NUMBER,
         truth=truths.tokens_until_less,
-        hint="The matrices are bytes at once; by how many more does full attention only grow "
-        "with each token?",
-        mistakes=lambda truth, series: {truth - 1: "Until then the other keeps no more."},
+        hint="The matrices and the convolutions are bytes at once; by how many more does full "
+        "attention only grow with each token?",
+        mistakes=lambda truth, series: {
+            truth - 1: "With so many tokens Qwen3.5 keeps no less yet: take one more."
+        },
     ),
     "07-2": Exercise(
         function("queries", "keys", "values", "decays", "strengths"),

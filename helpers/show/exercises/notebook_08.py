@@ -48,7 +48,7 @@ EXERCISES = {
         truth="all layers",
         hint="A piece goes through language.model.layers[number].per_layer_projection.",
         mistakes={
-            "nothing": "All layers get their pieces as before: fill weights with 0.",
+            "nothing": "No per_layer_projection is 0 yet: fill the weights of all with 0.",
             "first layer": "That is the first layer; the others still get theirs.",
             "another layer": "That is one layer; the others still get theirs.",
             "some layers": "Some layers still get their pieces.",
