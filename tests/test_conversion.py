@@ -231,7 +231,7 @@ def test_another_checkpoint_replaces_it(output, checkpoint, quick_parts, tmp_pat
 @pytest.mark.parametrize("damage", ["a file", "the manifest", "the format"])
 def test_a_damaged_folder_is_made_anew(output, checkpoint, quick_parts, damage):
     DAMAGES[damage](output)
-    with pytest.raises(OutputError, match="run `python -m helpers convert` again"):
+    with pytest.raises(OutputError, match="run `vlm convert` again"):
         read_manifest(output)
     convert(checkpoint, output, FP16)
     assert quick_parts and read_manifest(output)
@@ -589,7 +589,10 @@ def test_a_second_process_is_told_of_the_first(checkpoint, tmp_path, quick_parts
 
 
 def test_an_altered_file_is_found_by_reading_it(output):
-    assert len(verify(output)) == len(contents(output)) - 1
+    lines: list[str] = []
+    assert len(verify(output, report=lines.append)) == len(contents(output)) - 1
+    size = (output / "config.json").stat().st_size
+    assert f"config.json: {size:,} bytes" in lines
     path = output / "openvino_language_model.bin"
     content = bytearray(path.read_bytes())
     content[1000] ^= 1

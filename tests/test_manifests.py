@@ -68,10 +68,7 @@ def test_a_value_that_cannot_be(output, capsys, place, value, command):
     (output / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     assert main([command, str(output), *(["--question", "What?"] if command == "ask" else [])]) == 1
     error = capsys.readouterr().err
-    assert (
-        error
-        == f"error: The manifest of {output} is damaged; run `python -m helpers convert` again.\n"
-    )
+    assert error == f"error: The manifest of {output} is damaged; run `vlm convert` again.\n"
 
 
 def test_a_part_that_the_manifest_does_not_have(output, capsys):

@@ -60,7 +60,7 @@ def refuse_conversion(checkpoint: Path) -> None:
     if holds_conversion(checkpoint):
         raise CheckpointError(
             f"{checkpoint} is a conversion already; give the checkpoint that it was made of, or "
-            f"ask it: `python -m helpers ask {checkpoint}`."
+            f"ask it: `vlm ask {checkpoint}`."
         )
 
 

@@ -34,7 +34,7 @@ from helpers.graphs.bit_widths import BitWidth
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
 from helpers.sources.checkpoints import Config, read_json
 
-_AGAIN = "run `python -m helpers convert` again"
+_AGAIN = "run `vlm convert` again"
 
 Report = Callable[[str], None]
 
@@ -154,7 +154,7 @@ def written_aside(
             place.put_in_place()
         except BaseException as error:
             if (resume and work.parts) or place.is_nearly_in_place():
-                report(f"what is finished is kept; `python -m helpers clean {output}` removes it")
+                report(f"what is finished is kept; `vlm clean {output}` removes it")
             else:
                 shutil.rmtree(work.folder, ignore_errors=True)
             if isinstance(error, OSError):
@@ -236,7 +236,7 @@ def _what_it_is(folder: Path) -> str:
     output = "OUTPUT" if exists(folder / "config.json") else folder
     return (
         f"{folder} holds no finished conversion; "
-        f"`python -m helpers convert {checkpoint} --output {output}` makes one."
+        f"`vlm convert {checkpoint} --output {output}` makes one."
     )
 
 
@@ -256,7 +256,7 @@ def verify(folder: Path, *, report: Report = lambda line: None) -> list[str]:
     files = read_manifest(folder)["files"]
     changed = []
     for name, file in files.items():
-        report(f"{name}: {file['bytes'] / 1e6:.1f} MB")
+        report(f"{name}: {file['bytes']:,} bytes")
         changed += altered(Path(folder), {name: file})
     if changed:
         raise OutputError(f"{', '.join(changed)} in {folder} changed since written; {_AGAIN}.")
