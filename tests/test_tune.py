@@ -170,7 +170,8 @@ def test_what_is_too_far_from_accuracy_mode_is_not_taken(converted, answer_secon
     monkeypatch.setattr(tune, "ROUNDING", -1.0)
     tuning, trials = tuned(converted)
     assert tuning.properties[LANGUAGE_MODEL] == {}
-    verdict = "0.50 of the time, but too far from ACCURACY mode (at most 0)"
+    far = f"{1000 * trials[1].divergence:.3g} thousandths of a nat, at most 0"
+    verdict = f"0.50 of the time, but too far from ACCURACY mode ({far})"
     assert trials[1].verdict == verdict and trials[1].divergence >= 0
     assert tuning.reasons[LANGUAGE_MODEL] == f"keeps the defaults: {verdict}"
 

@@ -68,7 +68,8 @@ def trial_of(
     if result.is_too_noisy:
         verdict = f"{NOISY} by {result.noise:.0%}"
     elif divergence is not None and divergence > bound:
-        verdict = f"{ratio:.2f} of the time, {TOO_FAR} (at most {bound:.2g})"
+        far = f"{1000 * divergence:.3g} thousandths of a nat, at most {1000 * bound:.3g}"
+        verdict = f"{ratio:.2f} of the time, {TOO_FAR} ({far})"
     elif ratio < MARGIN and not result.is_won:
         verdict = f"{ratio:.2f} of the time, {NOT_ALWAYS}"
     else:
