@@ -87,8 +87,8 @@ def check_device(name: str, available: Mapping[str, str] | None = None) -> str:
         device = _find(part.removeprefix("-"), devices)
         if device is None or not (device.offered or part.startswith("-")):
             offered = ", ".join(device.name for device in devices.values() if device.offered)
-            reason = f": {device.reason}" if device else ""
-            raise DeviceError(f"The device {name!r} cannot be used{reason}; use {offered}.")
+            reason = f" ({device.reason})" if device else ""
+            raise DeviceError(f"The device {name!r} cannot be used; use {offered}{reason}.")
     return canonical
 
 
