@@ -48,8 +48,8 @@ vlm ask models/internvl2 --image notebooks/images/example.png --question "What d
 vlm demo models/internvl2
 
 Exit codes: 0, done; 1, an error that is told in a sentence; 2, a wrong command line; 3, some
-rows, or a proof, failed; 130, Ctrl-C; 143, SIGTERM; 129, SIGHUP. `serve` and `demo`, once they are
-there, end with 0 then.
+rows or questions, or a proof, failed; 130, Ctrl-C; 143, SIGTERM; 129, SIGHUP. `serve` and `demo`,
+once they are there, end with 0 then.
 """
 SUMMARIES = {
     "convert": "convert a checkpoint to OpenVINO",

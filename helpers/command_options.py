@@ -172,7 +172,9 @@ def add_prove(parser: argparse.ArgumentParser) -> None:
     """Add the options of `prove`."""
     parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
     parser.add_argument(
-        "--precision", default="fp16,int4", help="one or several (default: fp16,int4)"
+        "--precision",
+        default="fp16,int4",
+        help=f"one or several of {','.join(ALL_PRESETS)} (default: fp16,int4)",
     )
     parser.add_argument(
         "--output", type=path_of, required=True, help="the HTML page to write, which can be sent"
@@ -329,7 +331,9 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         help="let a running `vlm serve` answer; may be repeated, and rows go to all of them",
     )
     parser.add_argument(
-        "--ray", metavar="ADDRESS", help="let the computers of a Ray cluster answer; auto: this one"
+        "--ray",
+        metavar="ADDRESS",
+        help="let the computers of a Ray cluster answer; auto: one that runs here",
     )
     parser.add_argument("--model", help="the name of the model, where a server has several")
     add_key(parser, "the servers' key")
