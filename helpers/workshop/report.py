@@ -71,6 +71,7 @@ CARD = """\
 | data | pictures and questions that `helpers/shapes/world.py` draws from seeds; no other data |
 | not in its training | two pictures in one question, two questions in one, system messages, \
 other words than those of `helpers/shapes/questions.py`, capitals, other languages |
+| rare in its training | a shape that differs from equal others in both colour and shape |
 | training | {training} |
 | licence | Apache-2.0 |
 | to train it again | `python -m helpers.workshop.training {family}` |
