@@ -144,7 +144,7 @@ def processors() -> int:
 def instruction_sets() -> list[str]:
     """Return which of the processor's instruction sets matter for speed here; [] if unknown."""
     names = {"avx2": "AVX2", "avx512_f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI"}
-    names |= {"amx_int8": "AMX", "amx_fp16": "AMX-FP16"}
+    names |= {"avx512_bf16": "BF16", "amx_bf16": "BF16", "amx_int8": "AMX", "amx_fp16": "AMX-FP16"}
     has = _capabilities()
     return list(dict.fromkeys(name for key, name in names.items() if key in has))
 

@@ -59,7 +59,7 @@ def test_progress_and_time_left_are_told(capsys, converted, data):
     words = ["evaluate", converted, "--data", data, "--questions", 3, "--max-new-tokens", 2]
     main([str(word) for word in words])
     _, messages = capsys.readouterr()
-    assert re.search(r"3 of 3 questions answered, about 0 s left", messages)
+    assert re.search(r"3 of 3 questions done, about 0 s left", messages)
 
 
 def test_questions_that_cannot_be_asked_are_left_out(capsys, converted, data):

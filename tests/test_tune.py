@@ -339,6 +339,7 @@ def test_half_of_the_cores_is_tried_where_that_is_more_than_one(monkeypatch, cor
         ({"avx2": True, "avx512_f": False, "avx_vnni": False}, ["AVX2"], False),
         ({"avx2": True, "avx_vnni": True}, ["AVX2", "VNNI"], True),
         ({"avx2": True, "avx512_f": True, "avx512_vnni": True}, ["AVX2", "AVX-512", "VNNI"], True),
+        ({"avx512_bf16": True, "amx_bf16": True}, ["BF16"], False),
         ({"amx_int8": True, "amx_fp16": True, "amx_tile": True}, ["AMX", "AMX-FP16"], False),
         ({"architecture": "aarch64", "neon": True}, [], True),
     ],

@@ -78,7 +78,7 @@ def outcomes_of(
             outcomes += _joined([sample for sample, _ in pairs], list(answers.values()))
         done = start + len(chunk)
         left = (time.monotonic() - started) / done * (len(samples) - done)
-        report(f"{done} of {len(samples)} questions answered, about {_words(left)} left")
+        report(f"{done} of {len(samples)} questions done, about {_words(left)} left")
     return outcomes, left_out
 
 

@@ -7,7 +7,7 @@ computer does meets all of them alike. What this module does not know: other dev
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -103,7 +103,6 @@ def compare(
     picture, threads = (originals[0].picture if originals else PICTURE), processors()
     common: Settings = {"folder": folder, "picture": picture, "threads": threads}
     common |= {"question": QUESTION, "tokens": TOKENS}
-    here, bfloat16 = computer(), ["BF16"] if has_bfloat16() else []
     left_out: list[str] = []
     runners: dict[str, Runner] = {}
     rounds: dict[str, list[EngineRound]] = {}
@@ -152,7 +151,7 @@ def compare(
         folder=folder.name,
         preset=name_of(preset),
         tuning=str(tuning or ""),
-        computer=replace(here, instruction_sets=here.instruction_sets + bfloat16),
+        computer=computer(),
         threads=threads,
         picture=picture,
         tokens=TOKENS,
