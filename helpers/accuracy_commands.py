@@ -9,8 +9,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.command_output import SOME_FAILED, Result, check_output, report, show
-from helpers.errors import SettingsError, writing
+from helpers.command_output import SOME_FAILED, Result, check_output, report, show, write_output
+from helpers.errors import SettingsError
 from helpers.graphs.presets import find_preset
 from helpers.resources import path_of
 
@@ -104,8 +104,7 @@ def _evaluate_data(options: argparse.Namespace) -> int:
         lines = [f"{row['agreement']}: {row['value']}" for row in agreement_rows]
         if options.page:
             page = page_of(list(models), questions.name, results, rows, agreement_rows)
-            with writing(options.page):
-                options.page.write_text(page, encoding="utf-8")
+            write_output(options.page, page, Result(data, lines, rows), options)
     show(Result(data, lines, rows), options)
     return SOME_FAILED if left_out else 0
 
@@ -216,8 +215,8 @@ def prove(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
         report=report,
     )
-    with writing(options.output):
-        options.output.write_text(page_of(result), encoding="utf-8")
-    lines = [result.verdict, f"the page is {options.output}"]
-    show(Result(result.data, lines, result.rows), options)
+    verdict = Result(result.data, [result.verdict], result.rows)
+    write_output(options.output, page_of(result), verdict, options)
+    lines = [*verdict.lines, f"the page is {options.output}"]
+    show(dataclasses.replace(verdict, lines=lines), options)
     return 0 if result.holds else SOME_FAILED

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import ends
-from helpers.errors import writing
+from helpers.errors import OutputError, writing
 
 PATIENCE = 2  # seconds that a person waits without a word
 SOME_FAILED = 3  # the exit code where rows have errors, or a proof failed
@@ -84,9 +84,32 @@ def thoughts() -> Iterator[Callable[[str], None]]:
 
 def check_output(path: Path) -> None:
     """Raise an `OutputError` where a file cannot be written, before the long work for it."""
-    with writing(path):
-        is_new = not path.exists()
-        with path.open("a", encoding="utf-8"):
-            pass
-        if is_new:
+    is_new = False
+    try:
+        with writing(path):
+            is_new = not path.exists()
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n" * is_new)  # an empty file is made also on a full disk
+    finally:
+        _remove(path, is_new)
+
+
+def _remove(path: Path, is_new: bool) -> None:
+    if is_new:
+        with contextlib.suppress(OSError):  # it was never made
             path.unlink()
+
+
+def write_output(path: Path, text: str, result: Result, options: argparse.Namespace) -> None:
+    """Write a file that a command leaves.
+
+    Where that fails, the result of the long work is shown before the `OutputError`.
+    """
+    is_new = not path.exists()
+    try:
+        with writing(path):
+            path.write_text(text, encoding="utf-8")
+    except OutputError:
+        _remove(path, is_new)
+        show(result, options)
+        raise

@@ -8,8 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from helpers.command_output import Result, check_output, report, show
-from helpers.errors import SettingsError, writing
+from helpers.command_output import Result, check_output, report, show, write_output
+from helpers.errors import SettingsError
 from helpers.resources import path_of
 
 LASTING = "/var/tmp"
@@ -28,8 +28,7 @@ def benchmark(options: argparse.Namespace) -> int:
     else:
         result = _figures(options, against)
     if options.output:
-        with writing(options.output):
-            options.output.write_text(json.dumps(result.data, indent=1) + "\n", encoding="utf-8")
+        write_output(options.output, json.dumps(result.data, indent=1) + "\n", result, options)
     return show(result, options)
 
 

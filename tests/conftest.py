@@ -5,7 +5,9 @@ test, does not need.
 """
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -108,6 +110,20 @@ def closed_folder(tmp_path):
     yield folder
     os.seteuid(user)
     folder.chmod(0o700)
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """Return a folder on a disk that is full, where empty files can still be made."""
+    place = tmp_path / "full"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    with pytest.raises(OSError, match="No space left"):
+        (place / "filling").write_bytes(bytes(2**20))
+    yield place
+    subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What the command line writes and where: any encoding, files that cannot be written, options."""
 
+import argparse
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from helpers.__main__ import main
-from helpers.command_output import check_output, report
+from helpers.command_output import Result, check_output, report, write_output
 from helpers.errors import OutputError, SettingsError
 from helpers.graphs.presets import find_preset
 from helpers.models.families import find_checkpoint
@@ -80,6 +81,22 @@ def test_a_file_that_cannot_be_looked_at_is_told(capsys):
 def test_a_file_in_a_closed_folder_is_told(closed_folder):
     with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\); give another"):
         check_output(closed_folder / "page.html")
+
+
+def test_a_full_disk_is_told_before_the_work(full_disk):
+    with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
+        check_output(full_disk / "page.html")
+    assert [path.name for path in full_disk.iterdir()] == ["filling"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_disk_that_filled_during_the_work_loses_no_result(full_disk, capsys, as_json):
+    path = full_disk / "page.html"
+    result, options = Result({"right": 7}, ["7 are right"]), argparse.Namespace(json=as_json)
+    with pytest.raises(OutputError, match=r"page.html cannot be written \(No space left"):
+        write_output(path, "<p>" * 100_000, result, options)
+    assert capsys.readouterr().out == ('{"right": 7}\n' if as_json else "7 are right\n")
+    assert not path.exists()
 
 
 def test_a_benchmark_s_file_is_tried_before_the_work(tmp_path, capsys):

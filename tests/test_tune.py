@@ -423,6 +423,16 @@ def test_a_damaged_result_is_none(converted, change):
         assert read_tuning(converted) is None
 
 
+def test_a_full_disk_is_told_before_the_work_and_gets_no_half_result(
+    converted, full_disk, monkeypatch
+):
+    monkeypatch.setenv("VLM_CACHE", str(full_disk))
+    for keep in (kept.check_writable, lambda folder: write_tuning(Tuning(key_of(folder)))):
+        with pytest.raises(OutputError, match=r"No space left on device\); set VLM_CACHE"):
+            keep(converted)
+        assert not [*(full_disk / "tuning").iterdir()]
+
+
 def test_settings_that_openvino_refuses_are_named_as_what_tune_chose(converted):
     write_tuning(Tuning(key_of(converted), {LANGUAGE_MODEL: {"NO_SUCH_PROPERTY": 1}}))
     with pytest.raises(DeviceError, match=r"NO_SUCH_PROPERTY.*; `vlm tune` chose its settings"):

@@ -184,16 +184,19 @@ def write_tuning(tuning: Tuning) -> Path:
     path = _path(tuning.key)
     with _writing(path):
         new = path.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(asdict(tuning), indent=1) + "\n", encoding="utf-8")
-        new.replace(path)
+        try:
+            new.write_text(json.dumps(asdict(tuning), indent=1) + "\n", encoding="utf-8")
+            new.replace(path)
+        finally:  # half a file, of a disk that is full
+            new.unlink(missing_ok=True)
     return path
 
 
 def check_writable(folder: Path) -> None:
     """Raise an `OutputError` where nothing could be kept of a folder, before the long work."""
     path = _path(key_of(folder))
-    with _writing(path), tempfile.TemporaryFile(dir=path.parent):
-        pass
+    with _writing(path), tempfile.TemporaryFile(dir=path.parent) as file:
+        file.write(b"\n")  # an empty file is made also on a full disk
 
 
 @contextmanager
