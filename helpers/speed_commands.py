@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from helpers.command_output import Result, check_output, report, show, write_output
-from helpers.errors import SettingsError
+from helpers.errors import OutputError, SettingsError
 from helpers.resources import path_of
 
 LASTING = "/var/tmp"
@@ -85,6 +85,7 @@ def tune(options: argparse.Namespace) -> int:
     from helpers.measure.tune import tune as find
     from helpers.run.tuning import (
         check_writable,
+        key_of,
         properties_in_words,
         read_tuning,
         write_tuning,
@@ -92,9 +93,12 @@ def tune(options: argparse.Namespace) -> int:
     from helpers.shapes.questions import draw_questions
 
     check_writable(options.folder)
+    key = key_of(options.folder)
     tuning, trials = find(
         options.folder, draw_questions(QUESTIONS, seed=0), seconds=options.seconds, report=report
     )
+    if tuning.key != key:
+        raise OutputError(f"{options.folder} was converted anew meanwhile; tune it again.")
     tuning = tuning.or_earlier(read_tuning(options.folder))
     path = write_tuning(tuning)
     settings = {

@@ -433,6 +433,20 @@ def test_a_full_disk_is_told_before_the_work_and_gets_no_half_result(
         assert not [*(full_disk / "tuning").iterdir()]
 
 
+def test_a_folder_that_is_converted_anew_meanwhile_gets_no_settings_of_the_other(
+    converted, cache, monkeypatch, capsys
+):
+    key = key_of(converted)
+
+    def find(folder, *_, **__):
+        return Tuning(key | {"folder": "of the other"}), []
+
+    monkeypatch.setattr(tune, "tune", find)
+    assert main(["tune", str(converted)]) == 1
+    assert "was converted anew meanwhile; tune it again." in capsys.readouterr().err
+    assert not [*cache.rglob("*.json")]
+
+
 def test_settings_that_openvino_refuses_are_named_as_what_tune_chose(converted):
     write_tuning(Tuning(key_of(converted), {LANGUAGE_MODEL: {"NO_SUCH_PROPERTY": 1}}))
     with pytest.raises(DeviceError, match=r"NO_SUCH_PROPERTY.*; `vlm tune` chose its settings"):
