@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -91,9 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return interrupts.stop(ends.exit_code())
-    except OSError as error:
-        if not _is_of_output(error):
+    except (OSError, RuntimeError) as error:
+        told = (isinstance(error, OSError) and _is_of_output(error)) or _is_of_account(error)
+        if not told:
             raise
+        if "--debug" in arguments:
+            _show_traceback(error)
         return 1
 
 
@@ -169,6 +173,26 @@ def _is_of_output(error: OSError) -> bool:
     if error.errno != errno.EPIPE:
         print(f"error: The output cannot be written ({error.strerror}).", file=sys.stderr)
     ends.silence(sys.stdout)
+    return True
+
+
+def _is_of_account(error: OSError | RuntimeError) -> bool:
+    """Return whether libraries lack a home directory or a temporary folder here, and say so."""
+    if isinstance(error, RuntimeError):
+        if "home directory" not in str(error):
+            return False
+        sentence = "This account has no home directory, which libraries ask for; set HOME to one."
+    elif error.filename is None and "temporary directory" in str(error):
+        sentence = (
+            "No temporary folder can be written; make room on the disk, or set TMPDIR to a folder "
+            "that can."
+        )
+    elif str(Path(str(error.filename)).parent) == tempfile.gettempdir():
+        what = f"{error.filename} cannot be used ({error.strerror})"
+        sentence = f"{what}; set TMPDIR to a folder of your own."
+    else:
+        return False
+    print(f"error: {sentence}", file=sys.stderr)
     return True
 
 

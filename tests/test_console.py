@@ -1,6 +1,7 @@
 """What the command line writes and where: any encoding, files that cannot be written, options."""
 
 import argparse
+import getpass
 import json
 import os
 import shutil
@@ -65,6 +66,56 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: The folder that this program was started in is not there")
     assert error.count("\n") == 1
+
+
+def said(command, **variables):
+    """Return the exit code of a program and what it says on the error stream."""
+    variables = os.environ | variables
+    variables.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which torch has set in this process
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    return result.returncode, result.stderr
+
+
+def test_a_file_of_another_user_where_torch_keeps_a_folder_is_told(converted, tmp_path):
+    path = tmp_path / f"torchinductor_{getpass.getuser()}"
+    path.touch()
+    command = [sys.executable, "-m", "helpers", "ask", converted, "--question", "What?"]
+    assert said(command, TMPDIR=str(tmp_path)) == (
+        1,
+        f"error: {path} cannot be used (File exists); set TMPDIR to a folder of your own.\n",
+    )
+
+
+def test_a_computer_without_a_temporary_folder_is_told(converted):
+    """As a container is that is read-only, and a full disk."""
+    script = 'mount -o remount,bind,ro / && ! touch "$1" && shift && exec "$@"'
+    alone = ["unshare", "-m", "sh", "-c", script, "sh", "/tmp/trial"]
+    there = shutil.which("unshare")
+    if not there or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no disk can be made read-only here")
+    command = [*alone, sys.executable, "-m", "helpers", "ask", converted, "--question", "What?"]
+    code, error = said(command, TMPDIR="")
+    assert code == 1
+    assert error.splitlines()[1:] == [
+        "error: No temporary folder can be written; make room on the disk, or set TMPDIR to a "
+        "folder that can."
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="accounts have numbers elsewhere")
+def test_an_account_without_a_home_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("HOME")
+    code = (
+        "import pwd, sys\n"
+        "pwd.getpwuid = {}.__getitem__  # as of a number that no account has\n"
+        "from helpers.__main__ import program\n"
+        "sys.exit(program())"
+    )
+    command = [sys.executable, "-c", code, "convert", "internvl2", "--output", tmp_path / "made"]
+    sentence = (
+        "error: This account has no home directory, which libraries ask for; set HOME to one.\n"
+    )
+    assert said(command) == (1, sentence)
 
 
 def test_a_file_that_cannot_be_looked_at_is_told(capsys):
