@@ -11,6 +11,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MllamaConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
 )
 
@@ -22,8 +24,8 @@ from helpers.models.mllama import MllamaProcessor
 from helpers.sources.checkpoints import BUNDLED, read_json, write_json
 from helpers.sources.key_mapping import Rule, load_tensors
 from tests import random_qwen3_vl
-from tests.golden_checks import GOLDEN, relative_error
-from tests.random_models import PYTORCH
+from tests.golden_checks import GOLDEN, copy_of, relative_error, stateful
+from tests.random_models import OPENVINO, PYTORCH
 from tests.test_files_of_others import FAMILIES, TIED, WEIGHTS
 from tests.test_internvl3 import reference_model, write_transformers
 from tests.tiny import picture
@@ -187,6 +189,70 @@ def test_tiles_without_a_thumbnail_are_refused(internvl_folder):
         load_model(internvl_folder)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("form", ["rope_scaling", "rope_parameters"])
+def test_frequencies_of_phi3_in_the_fields_of_either_release(form, tmp_path):
+    llm = read_json(GOLDEN / "internvl2_phi3" / "config.json")["llm_config"]
+    frequencies = llm.pop("rope_scaling") | {"attention_factor": 1.5}
+    if form == "rope_parameters":  # as transformers 5 writes them
+        del frequencies["type"], llm["rope_theta"]
+        frequencies |= {"rope_type": "longrope", "rope_theta": 500.0}
+        frequencies |= {"original_max_position_embeddings": 32}
+    folder = copy_of(
+        "internvl2_phi3", tmp_path, llm_config=llm | {form: frequencies, "sliding_window": 9}
+    )
+    model = load_model(folder, torch.float32)
+    settings = llm | {form: frequencies | {"type": "longrope"}, "sliding_window": 9}
+    reference = Phi3ForCausalLM(Phi3Config(**settings)).eval()
+    reference.load_state_dict(model.language_model.state_dict())
+    compiled = stateful(model)
+    for length in (20, 38):  # up to 32 tokens, and beyond
+        ids = torch.arange(3, 3 + length)[None]
+        expected = reference(input_ids=ids).logits
+        embeddings = model.prepare(ids)["inputs_embeds"]
+        assert relative_error(model(**model.prepare(ids)).logits, expected) < PYTORCH
+        cache = compiled.new_cache()
+        for part in embeddings.split(19, dim=1):
+            output = compiled(inputs_embeds=part, past_key_values=cache)
+        assert relative_error(output.logits[:, -1], expected[:, -1]) < OPENVINO
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_masked_places_count_in_a_window(window, internvl_folder):
+    config = read_json(internvl_folder / "config.json")
+    config["llm_config"] |= {"use_sliding_window": True, "sliding_window": window}
+    write_json(internvl_folder / "config.json", config)
+    exported = load_processor(internvl_folder).exported
+    assert exported.can_skip_places == (window is None)
+
+
+# Pixels of both kinds of files
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma4", "minicpm_v4_6"])
+def test_the_file_for_all_kinds_comes_first(family, tmp_path):
+    """As for transformers 5, which leaves the other one where an older release wrote it."""
+    FAMILIES[family](tmp_path, 0)
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.2, 0.7], "do_normalize": True}
+    write_json(tmp_path / "preprocessor_config.json", pixels)
+    expected = load_processor(tmp_path).image_inputs([picture()])["pixel_values"]
+    write_json(tmp_path / "processor_config.json", {"image_processor": pixels})
+    write_json(tmp_path / "preprocessor_config.json", {"image_mean": [0.1, 0.1, 0.1]})
+    assert torch.equal(load_processor(tmp_path).image_inputs([picture()])["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("is_normalised", [True, False])
+def test_pixels_of_gemma_are_the_same_in_a_converted_folder(is_normalised, tmp_path):
+    FAMILIES["gemma4"](tmp_path, 0)
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.2, 0.7]}
+    path = tmp_path / "preprocessor_config.json"
+    write_json(path, pixels | {"do_normalize": is_normalised})
+    processor = load_processor(tmp_path)
+    expected = processor.image_inputs([picture()])["pixel_values"]
+    write_json(path, read_json(path) | processor.runtime.pictures)  # as a conversion does
+    assert torch.equal(load_processor(tmp_path).image_inputs([picture()])["pixel_values"], expected)
+
+
 # Pixels of CLIP
 
 
@@ -223,6 +289,12 @@ def test_llama_in_transformers_own_names():
         if not new_name.startswith("lm_head"):
             new_name = f"model.{new_name}"
         assert targets(new_name, tensor).keys() == targets(name, tensor).keys()
+
+
+def test_what_transformers_llama_takes_for_a_text():
+    processor = load_processor(BUNDLED / "mllama")
+    inputs = processor.transformers_inputs(processor.input_ids([user_message("Who?")]), {})
+    assert inputs.keys() == {"input_ids", "attention_mask"}
 
 
 def test_what_llamas_config_leaves_to_its_classes(tmp_path):

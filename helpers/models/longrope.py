@@ -25,7 +25,7 @@ class LongRotaryEmbedding(nn.Module):
     def __init__(self, config: Phi3Config) -> None:
         super().__init__()
         self.config = config
-        self.switch: int = _rope_parameters(config)["original_max_position_embeddings"]
+        self.switch = cast(int, length_of_short_frequencies(config))
         frequencies = ROPE_INIT_FUNCTIONS["longrope"]
         short, self.scaling = frequencies(config, seq_len=self.switch)
         long, _ = frequencies(config, seq_len=self.switch + 1)
@@ -50,9 +50,13 @@ class LongPhi3(Phi3ForCausalLM):
 
     def __init__(self, config: Phi3Config) -> None:
         super().__init__(config)
-        if _rope_parameters(config)["rope_type"] == "longrope":
+        if length_of_short_frequencies(config) is not None:
             self.model.rotary_emb = LongRotaryEmbedding(config)
 
 
-def _rope_parameters(config: Phi3Config) -> dict[str, Any]:
-    return cast(dict[str, Any], config.rope_parameters)
+def length_of_short_frequencies(config: Phi3Config) -> int | None:
+    """Return up to which length of a sequence the short set counts; None where there is one set."""
+    settings = cast(dict[str, Any], config.rope_parameters)
+    if settings["rope_type"] != "longrope":
+        return None
+    return cast(int, settings["original_max_position_embeddings"])

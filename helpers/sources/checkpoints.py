@@ -69,13 +69,14 @@ def preparation(
 ) -> Config:
     """Return what a folder says of preparing pictures, or another `kind` of input; {} if nothing.
 
-    Its own `file` comes before the one that transformers 5 writes for all kinds jointly.
+    What transformers 5 writes for all kinds jointly comes before a `file` of one kind, which an
+    older release may have left there.
     """
     path, joint = Path(folder) / file, Path(folder) / "processor_config.json"
-    if path.exists():
-        return read_json(path)
-    settings: Config = read_json(joint).get(kind, {}) if joint.exists() else {}
-    return settings
+    settings = read_json(joint).get(kind) if joint.exists() else None
+    if isinstance(settings, dict):
+        return settings
+    return read_json(path) if path.exists() else {}
 
 
 def stop_tokens(folder: Path, config: Config) -> list[int]:

@@ -185,12 +185,13 @@ class Gemma4Processor(Processor):
 
     @property
     def runtime(self) -> Runtime:
-        """How patches are cut, and that pixels are handed over from 0 to 1."""
+        """How patches are cut, and that pixels are handed over from 0 to 1 if the files say so."""
+        pixels = self.image_processor
         settings = {
             "patch_size": self.vision.patch_size,
             "pooling_kernel_size": self.vision.pooling_kernel_size,
             "max_soft_tokens": self.usual_picture_tokens,
-            "image_mean": [0.0, 0.0, 0.0],
-            "image_std": [1.0, 1.0, 1.0],
+            "image_mean": pixels.image_mean if pixels.do_normalize else [0.0] * 3,
+            "image_std": pixels.image_std if pixels.do_normalize else [1.0] * 3,
         }
         return Runtime(image_text=PICTURE_MARKS[1], pictures=settings)

@@ -64,18 +64,15 @@ def _internlm2_config(llm: Config) -> LlamaConfig:
 
 def _phi3_config(llm: Config) -> Phi3Config:
     # Phi3Config's own defaults are ids that a smaller vocabulary does not have.
-    ids: Config = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
-    fields = ids | _text_fields(llm | {"rope_scaling": None})
-    if scaling := llm.get("rope_scaling"):
-        fields["rope_parameters"] = {
-            "rope_type": "longrope",  # called "su" when the checkpoint was made
-            "rope_theta": llm["rope_theta"],
-            "short_factor": scaling["short_factor"],
-            "long_factor": scaling["long_factor"],
-            "original_max_position_embeddings": llm["original_max_position_embeddings"],
-            "factor": llm["max_position_embeddings"] / llm["original_max_position_embeddings"],
-        }
-    return Phi3Config(**fields | {"sliding_window": None})
+    fields: Config = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    fields |= _text_fields(llm)
+    if scaling := fields.get("rope_scaling"):
+        # LongRoPE was called "su" when the checkpoint was made.
+        fields["rope_scaling"] = scaling | {"rope_type": "longrope"}
+    config = Phi3Config(**fields)
+    if (config.sliding_window or 0) >= config.max_position_embeddings:
+        config.sliding_window = None  # a window in which every prompt fits
+    return config
 
 
 def _phi3_tokenizer(folder: Path) -> PreTrainedTokenizerFast | LlamaTokenizer:

@@ -28,6 +28,34 @@ HF_RULES = [
     Rule("multi_modal_projector.{x}", "projector.{x}"),
     Rule("language_model.{x}", "language_model.{x}"),
 ]
+_LAYER = "vision_model.encoder.layers.{n}."
+_NATIVE_LAYER = "image_encoder.encoder.layer.{n}."
+# The authors' names of the image encoder and the projector.
+VISION_RULES = [
+    Rule("vision_model.embeddings.class_embedding", "image_encoder.embeddings.cls_token"),
+    Rule(
+        "vision_model.embeddings.position_embedding", "image_encoder.embeddings.position_embeddings"
+    ),
+    Rule(
+        "vision_model.embeddings.patch_embedding.{x}",
+        "image_encoder.embeddings.patch_embeddings.projection.{x}",
+    ),
+    Rule(
+        _LAYER + "attn.qkv.{x}",
+        [_NATIVE_LAYER + f"attention.{part}_proj.{{x}}" for part in "qkv"],
+    ),
+    Rule(_LAYER + "attn.q_norm.{x}", _NATIVE_LAYER + "attention.q_norm.{x}"),
+    Rule(_LAYER + "attn.k_norm.{x}", _NATIVE_LAYER + "attention.k_norm.{x}"),
+    Rule(_LAYER + "attn.proj.{x}", _NATIVE_LAYER + "attention.projection_layer.{x}"),
+    Rule(_LAYER + "norm1.{x}", _NATIVE_LAYER + "layernorm_before.{x}"),
+    Rule(_LAYER + "norm2.{x}", _NATIVE_LAYER + "layernorm_after.{x}"),
+    Rule(_LAYER + "ls1", _NATIVE_LAYER + "lambda_1"),
+    Rule(_LAYER + "ls2", _NATIVE_LAYER + "lambda_2"),
+    Rule(_LAYER + "mlp.{x}", _NATIVE_LAYER + "mlp.{x}"),
+    Rule("mlp1.0.{x}", "projector.layer_norm.{x}"),
+    Rule("mlp1.1.{x}", "projector.linear_1.{x}"),
+    Rule("mlp1.3.{x}", "projector.linear_2.{x}"),
+]
 # Which of the image encoder's states become tokens, and in which order: the values that are read.
 _ONLY_READ = {
     "select_layer": -1,

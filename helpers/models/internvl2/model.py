@@ -14,6 +14,8 @@ from transformers import (
     InternVLVisionConfig,
     InternVLVisionModel,
     LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
@@ -34,10 +36,12 @@ from helpers.models.internvl2.chats import CHATS
 from helpers.models.internvl2.layouts import (
     HF_MODEL_TYPE,
     HF_RULES,
+    VISION_RULES,
     original_config,
     refuse_variants,
 )
 from helpers.models.internvl2.originals import IMAGE_MARKS, ORIGINALS, QWEN2_TOKENIZER
+from helpers.models.longrope import length_of_short_frequencies
 from helpers.models.processors import Processor, Runtime
 from helpers.sources.checkpoints import Config, check_choice, read_json
 from helpers.sources.key_mapping import Rule
@@ -50,11 +54,13 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class InternVL2Exported(ExportedParts):
     """The exported parts, of which Phi-3's cache may have to be computed anew."""
 
+    processor: "InternVL2Processor"
+
     @property
     def prefill_again_beyond(self) -> int | None:
         """The length that Phi-3 was first trained with; longer ones rotate keys differently."""
-        llm = self.processor.config["llm_config"]
-        return llm.get("original_max_position_embeddings") if llm.get("rope_scaling") else None
+        text = self.processor.text
+        return length_of_short_frequencies(text) if isinstance(text, Phi3Config) else None
 
 
 class InternVL2Processor(Processor):
@@ -90,6 +96,16 @@ class InternVL2Processor(Processor):
         name = self.config["llm_config"]["architectures"][0]
         check_choice("language model", name, ARCHITECTURES)
         return ARCHITECTURES[name]
+
+    @cached_property
+    def text(self) -> PreTrainedConfig:
+        """The language model's part of the config."""
+        return self.architecture.make_config(self.config["llm_config"])
+
+    @property
+    def counts_places(self) -> bool:  # type: ignore[override]
+        """Whether the language model counts masked places, as it does in a window."""
+        return bool(getattr(self.text, "sliding_window", None))
 
     @property
     def template(self) -> Template:
@@ -216,8 +232,7 @@ class InternVL2(VisionLanguageModel[InternVL2Processor]):
             use_qk_norm=vision["qk_normalization"],
             layer_scale_init_value=vision.get("initializer_factor", 1.0),
         )
-        architecture = self.processor.architecture
-        text_config = architecture.make_config(config["llm_config"])
+        text_config = self.processor.text
         self.downsample_ratio = config["downsample_ratio"]
         # First, since its config takes the choice of attention from the configs inside.
         self.projector = InternVLMultiModalProjector(
@@ -233,7 +248,7 @@ class InternVL2(VisionLanguageModel[InternVL2Processor]):
         # as it is; traced, transformers' own code would resize it at every call.
         embeddings: Any = self.image_encoder.embeddings
         embeddings.interpolate_pos_encoding = lambda *_: embeddings.position_embeddings
-        self.language_model = architecture.model_class(text_config)
+        self.language_model = self.processor.architecture.model_class(text_config)
 
     def rules(self) -> list[Rule]:
         """Return the names of the image encoder, the projector and the language model."""
@@ -241,8 +256,8 @@ class InternVL2(VisionLanguageModel[InternVL2Processor]):
             return HF_RULES
         name = self.config["llm_config"]["architectures"][0]
         if name == "InternLM2ForCausalLM":
-            return _VISION_RULES + internlm2_rules(cast(LlamaConfig, self.language_model.config))
-        return [*_VISION_RULES, Rule("language_model.{x}", "language_model.{x}")]
+            return VISION_RULES + internlm2_rules(cast(LlamaConfig, self.language_model.config))
+        return [*VISION_RULES, Rule("language_model.{x}", "language_model.{x}")]
 
     def original_tensors(self, folder: Path) -> dict[str, Tensor]:
         """Return the checkpoint's tensors; a missing LM head is the embeddings, if config says so.
@@ -302,33 +317,6 @@ _VISION_FIELDS = (
     "use_absolute_position_embeddings",
     "use_mean_pooling",
 )
-_LAYER = "vision_model.encoder.layers.{n}."
-_NATIVE_LAYER = "image_encoder.encoder.layer.{n}."
-_VISION_RULES = [
-    Rule("vision_model.embeddings.class_embedding", "image_encoder.embeddings.cls_token"),
-    Rule(
-        "vision_model.embeddings.position_embedding", "image_encoder.embeddings.position_embeddings"
-    ),
-    Rule(
-        "vision_model.embeddings.patch_embedding.{x}",
-        "image_encoder.embeddings.patch_embeddings.projection.{x}",
-    ),
-    Rule(
-        _LAYER + "attn.qkv.{x}",
-        [_NATIVE_LAYER + f"attention.{part}_proj.{{x}}" for part in "qkv"],
-    ),
-    Rule(_LAYER + "attn.q_norm.{x}", _NATIVE_LAYER + "attention.q_norm.{x}"),
-    Rule(_LAYER + "attn.k_norm.{x}", _NATIVE_LAYER + "attention.k_norm.{x}"),
-    Rule(_LAYER + "attn.proj.{x}", _NATIVE_LAYER + "attention.projection_layer.{x}"),
-    Rule(_LAYER + "norm1.{x}", _NATIVE_LAYER + "layernorm_before.{x}"),
-    Rule(_LAYER + "norm2.{x}", _NATIVE_LAYER + "layernorm_after.{x}"),
-    Rule(_LAYER + "ls1", _NATIVE_LAYER + "lambda_1"),
-    Rule(_LAYER + "ls2", _NATIVE_LAYER + "lambda_2"),
-    Rule(_LAYER + "mlp.{x}", _NATIVE_LAYER + "mlp.{x}"),
-    Rule("mlp1.0.{x}", "projector.layer_norm.{x}"),
-    Rule("mlp1.1.{x}", "projector.linear_1.{x}"),
-    Rule("mlp1.3.{x}", "projector.linear_2.{x}"),
-]
 
 
 # The families' register

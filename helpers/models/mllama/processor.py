@@ -223,11 +223,12 @@ class MllamaProcessor(Processor):
         }
 
     def transformers_inputs(self, input_ids: Tensor, image_inputs: ImageInputs) -> ImageInputs:
-        """Return what transformers' own class takes: which tiles each token sees, too."""
-        tiles = image_inputs["aspect_ratio_mask"].sum(-1).flatten().tolist()
-        mask = self.cross_attention_mask(input_ids, tiles)
+        """Return what transformers' own class takes: with pictures, which tiles each token sees."""
         inputs = super().transformers_inputs(input_ids, image_inputs)
-        return inputs | {"cross_attention_mask": mask}
+        if not image_inputs:
+            return inputs
+        tiles = image_inputs["aspect_ratio_mask"].sum(-1).flatten().tolist()
+        return inputs | {"cross_attention_mask": self.cross_attention_mask(input_ids, tiles)}
 
     def cross_attention_mask(self, input_ids: Tensor, tiles: Sequence[int]) -> Tensor:
         """Return which tiles each token sees, (1, length, pictures, tiles), ones and zeros.
