@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.errors import CheckpointError
-from helpers.models import load_model
+from helpers.models import load_model, load_processor
 
 ORIGINAL = r"give the folder of the original checkpoint, in 16 or 32 bits"
 
@@ -44,21 +44,34 @@ def test_quantised_weights_by_another_name(folder, field):
         load_model(folder)
 
 
-@pytest.mark.parametrize("name", ["quant_config.json", "quantize_config.json"])
+@pytest.mark.parametrize(
+    "name", ["quant_config.json", "quantize_config.json", "hf_quant_config.json"]
+)
 def test_the_file_of_a_quantiser(folder, name):
     (folder / name).write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match=rf"quantised already \({name}\); {ORIGINAL}"):
         load_model(folder)
 
 
-def test_weights_of_8_bits_without_a_word_in_the_config(folder):
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "uint8", "int8", "int32"])
+def test_quantised_weights_without_a_word_in_the_config(kind, folder):
     path = next(folder.glob("*.safetensors"))
     tensors = load_file(path)
     name = next(name for name, tensor in tensors.items() if tensor.dim() == 2)
-    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors[name] = tensors[name].to(getattr(torch, kind))
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match=rf"quantised already \(float8_e4m3fn\); {ORIGINAL}"):
+    with pytest.raises(CheckpointError, match=rf"quantised already \({kind}\); {ORIGINAL}"):
         load_model(folder)
+
+
+def test_a_later_model_of_the_same_model_type(tmp_path):
+    config = {"model_type": "minicpmv", "version": 2.6, "slice_config": {"max_slice_nums": 9}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for load in (load_model, load_processor):
+        with pytest.raises(
+            CheckpointError, match=r"a MiniCPM-V after 2 \(2.6\).*; take openbmb/Mi"
+        ):
+            load(tmp_path)
 
 
 def test_gguf(tmp_path):

@@ -9,6 +9,7 @@ tensors.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -54,6 +55,7 @@ __all__ = [
     "vision_config",
 ]
 
+_OF_LATER_MODELS = "slice_config"  # in configs of 2.5, 2.6, 4.0 and 4.5, of the same model type
 # The token of each mark around pictures, the field that holds its id, and the id if none does:
 # the defaults of the authors' MiniCPMVConfig.
 MARKS = {
@@ -81,6 +83,14 @@ class MiniCPMV2Processor(Processor):
     """An overview and slices of each picture, and MiniCPM-V-2's prompts."""
 
     exported_class = MiniCPMV2Exported
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        super().__init__(folder, config)
+        if _OF_LATER_MODELS in config:
+            raise CheckpointError(
+                f"{folder} holds a MiniCPM-V after 2 ({config.get('version', 'of no number')}), "
+                "whose parts are others; take openbmb/MiniCPM-V-2 or openbmb/MiniCPM-V-4.6."
+            )
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast | LlamaTokenizer:
         """Return that in `tokenizer.json` or `tokenizer.model`, made to put BOS in front."""

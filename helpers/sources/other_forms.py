@@ -18,8 +18,8 @@ _ORIGINAL = (
 )
 
 
-# Files of AutoAWQ and AutoGPTQ, which did not always say it in config.json.
-_QUANTISERS = ("quant_config.json", "quantize_config.json")
+# Files of AutoAWQ, AutoGPTQ and ModelOpt, which did not always say it in config.json.
+_QUANTISERS = ("quant_config.json", "quantize_config.json", "hf_quant_config.json")
 _FIELDS = ("quantization_config", "quantization", "compression_config")  # the second is MLX's
 
 
@@ -60,11 +60,16 @@ def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
             )
 
 
-def refuse_small_floats(path: Path, tensors: dict[str, "Tensor"]) -> None:
-    """Raise a `CheckpointError` where a file holds floating-point numbers of 8 bits or fewer."""
+def refuse_quantised_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
+    """Raise a `CheckpointError` where a file holds quantised weights, whatever a config says.
+
+    They are floating-point numbers of 8 bits, or matrices of integers that are no ids, which have
+    64.
+    """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
-            kind = str(tensor.dtype).removeprefix("torch.")
+        kind, size = str(tensor.dtype).removeprefix("torch."), tensor.dtype.itemsize
+        is_matrix_of_integers = tensor.dim() == 2 and size < 8 and kind != "bool"
+        if size == 1 if tensor.is_floating_point() else is_matrix_of_integers:
             raise CheckpointError(f"{path} holds {name} quantised already ({kind}); {_ORIGINAL}.")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helpers.errors import CheckpointError, reason_of
 from helpers.sources.checkpoints import read_json
-from helpers.sources.other_forms import refuse_parts_of_adapters, refuse_small_floats
+from helpers.sources.other_forms import refuse_parts_of_adapters, refuse_quantised_tensors
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
@@ -26,6 +26,7 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
         is_safe = path.suffix == ".safetensors"
         content = _open_safetensors(path) if is_safe else _open_bin(path)
         refuse_parts_of_adapters(path, content)
+        refuse_quantised_tensors(path, content)
         tensors.update(content)
     return tensors
 
@@ -70,7 +71,6 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is damaged ({reason_of(error)}); download it again."
         ) from None
-    refuse_small_floats(path, tensors)
     return tensors
 
 
