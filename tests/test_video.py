@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.errors import PictureError, QuestionError
+from helpers.errors import CheckpointError, PictureError, QuestionError
 from helpers.inputs.messages import message_of, pictures_of, with_open_videos
 from helpers.inputs.video import Video, open_video, spread
 from helpers.models import load_processor
+from helpers.models.checks import check_pictures
 from helpers.models.qwen3_vl import Qwen3VLProcessor
-from helpers.sources.checkpoints import BUNDLED, write_json
+from helpers.sources.checkpoints import BUNDLED, read_json, write_json
 from tests.golden_clips import CLIPS, GOLDEN, SIZES, draw_clip
 
 QUESTION = "What moves?"
@@ -98,6 +99,21 @@ def test_a_frame_too_long_is_refused(tmp_path):
     processor = golden_processor(tmp_path, SIZES["small"])
     with pytest.raises(PictureError, match="more than 200 times as long .* cut it into pieces"):
         processor.image_inputs([Video([grey(1, (402, 2))] * 2)])
+
+
+@pytest.mark.parametrize(("number", "expected"), [(None, 20), (6, 6)])
+def test_a_number_of_frames_in_place_of_a_rate(number, expected, tmp_path):
+    processor = golden_processor(tmp_path, SIZES["small"])
+    path = tmp_path / "video_preprocessor_config.json"
+    frames = {"fps": None, "num_frames": number, "max_frames": None}
+    write_json(path, read_json(path) | frames)
+    assert len(processor.choose_frames(100, 10.0)) == expected  # of 10 seconds, 2 in each
+
+
+def test_sizes_that_are_none_are_told_at_once(tmp_path):
+    processor = golden_processor(tmp_path, {"height": 30, "width": 40})
+    with pytest.raises(CheckpointError, match="video_preprocessor_config.json .* be used"):
+        check_pictures(processor)
 
 
 # Files

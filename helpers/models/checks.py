@@ -33,9 +33,11 @@ def check_processor(processor: Processor) -> None:
 
 
 def check_pictures(processor: Processor) -> None:
-    """Raise a `CheckpointError` where the config does not say how pictures are prepared."""
+    """Raise a `CheckpointError` where the files do not say how pictures and videos are prepared."""
     files = "config.json or preprocessor_config.json"
     _attempt(processor, files, lambda: processor.image_inputs([SMALL_PICTURE]))
+    files = "video_preprocessor_config.json or processor_config.json"
+    _attempt(processor, files, lambda: processor.choose_frames(8, 1.0))
 
 
 def _attempt(processor: Processor, files: str, step: Callable[[], T]) -> T:

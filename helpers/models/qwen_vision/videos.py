@@ -34,6 +34,7 @@ class VideoSettings:
     """How many frames are read, and how many pixels all of them have together.
 
     `unit` is the side of a token in pixels; `most_for_frame` is the budget of a step of two frames.
+    `frames` is how many of any video are read, in place of a rate.
     """
 
     least: int
@@ -43,10 +44,13 @@ class VideoSettings:
     most_frames: int
     unit: int
     most_for_frame: int | None = None
+    frames: int | None = None
 
     @classmethod
     def of(cls, config: Config, unit: int, most_for_frame: int | None) -> "VideoSettings":
-        """Return what a `video_preprocessor_config.json` says."""
+        """Return what a `video_preprocessor_config.json` says; null counts as nothing."""
+        config = {name: value for name, value in config.items() if value is not None}
+        frames = None if "fps" in config else config.get("num_frames")
         config = SHIPPED | config
         return cls(
             config["size"]["shortest_edge"],
@@ -56,6 +60,7 @@ class VideoSettings:
             config["max_frames"],
             unit,
             most_for_frame,
+            frames,
         )
 
     def choose(self, number: int, rate: float) -> list[int]:
@@ -63,7 +68,7 @@ class VideoSettings:
 
         As `sample_frames`: so many a second, but no fewer and no more than the settings say.
         """
-        count = max(int(number / rate * self.rate), self.fewest_frames)
+        count = self.frames or max(int(number / rate * self.rate), self.fewest_frames)
         count = min(count, self.most_frames, number)
         return [
             int(place)
