@@ -262,7 +262,7 @@ def test_expansion(monkeypatch):
 
 def test_an_unknown_template(tmp_path):
     processor = load_processor(copy_of(NAMES[0], tmp_path, template="vicuna"))
-    with pytest.raises(CheckpointError, match="'vicuna' in config.json is none of Hermes-2"):
+    with pytest.raises(CheckpointError, match="vicuna in config.json is none of Hermes-2"):
         _ = processor.template
 
 
