@@ -11,7 +11,6 @@ import errno
 import io
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -42,6 +41,7 @@ EXAMPLES = {
     "verify": "vlm verify models/internvl2",
     "clean": "vlm clean models",
 }
+TORCH_FOLDER = "torchinductor_"  # begins the name of what PyTorch makes among temporary files
 START = """\
 to begin with:
 vlm convert internvl2 --output models/internvl2
@@ -93,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return interrupts.stop(ends.exit_code())
     except (OSError, RuntimeError) as error:
-        told = (isinstance(error, OSError) and _is_of_output(error)) or _is_of_account(error)
-        if not told:
+        if not (isinstance(error, OSError) and _is_of_output(error)) and not _is_of_account(error):
             raise
         if "--debug" in arguments:
             _show_traceback(error)
@@ -187,7 +186,7 @@ def _is_of_account(error: OSError | RuntimeError) -> bool:
             "No temporary folder can be written; make room on the disk, or set TMPDIR to a folder "
             "that can."
         )
-    elif str(Path(str(error.filename)).parent) == tempfile.gettempdir():
+    elif Path(str(error.filename)).name.startswith(TORCH_FOLDER):
         what = f"{error.filename} cannot be used ({error.strerror})"
         sentence = f"{what}; set TMPDIR to a folder of your own."
     else:

@@ -105,9 +105,10 @@ def write_output(path: Path, text: str, result: Result, options: argparse.Namesp
 
     Where that fails, the result of the long work is shown before the `OutputError`.
     """
-    is_new = not path.exists()
+    is_new = False
     try:
         with writing(path):
+            is_new = not path.exists()
             path.write_text(text, encoding="utf-8")
     except OutputError:
         _remove(path, is_new)

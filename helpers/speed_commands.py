@@ -97,10 +97,16 @@ def tune(options: argparse.Namespace) -> int:
     tuning, trials = find(
         options.folder, draw_questions(QUESTIONS, seed=0), seconds=options.seconds, report=report
     )
+    rows = [trial.row for trial in trials]
     if tuning.key != key:
+        show(Result(dataclasses.asdict(tuning), [], rows), options)
         raise OutputError(f"{options.folder} was converted anew meanwhile; tune it again.")
     tuning = tuning.or_earlier(read_tuning(options.folder))
-    path = write_tuning(tuning)
+    try:
+        path = write_tuning(tuning)
+    except OutputError:
+        show(Result(dataclasses.asdict(tuning), [], rows), options)
+        raise
     settings = {
         part: f"{properties_in_words(properties)}; "
         for part, properties in tuning.properties.items()
@@ -117,5 +123,5 @@ def tune(options: argparse.Namespace) -> int:
         lines.append(f"`vlm convert {choices}` makes a folder that is faster here")
     data = dataclasses.asdict(tuning) | {"faster": choices or None}
     data |= {"trials": [dataclasses.asdict(t) for t in trials]}
-    result = Result(data | {"file": str(path)}, lines, [trial.row for trial in trials])
+    result = Result(data | {"file": str(path)}, lines, rows)
     return show(result, options)

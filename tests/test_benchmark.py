@@ -239,6 +239,23 @@ def test_what_notebooks_show_of_a_familys_originals():
     ]
 
 
+def test_what_notebooks_say_of_fewer_bits_is_so():
+    """All have the same sentences below the table: half to five sixths, a seventh less, a third."""
+    eight_by_sixteen, four_by_eight = [], []
+    for family in families():
+        if history(full_size.FOLDER / f"{family.originals[0].name}.jsonl", Measurement):
+            for measurement in measurements_of_family(family.name):
+                runs = measurement.figures.runs.items()
+                tokens = {name: run.running.speed.next_token for name, run in runs}
+                if {"fp16", "int8"} <= tokens.keys():
+                    eight_by_sixteen.append(tokens["int8"] / tokens["fp16"])
+                if {"int8", "int4"} <= tokens.keys():
+                    four_by_eight.append(tokens["int4"] / tokens["int8"])
+    assert len(eight_by_sixteen) > 5 and len(four_by_eight) > 5
+    ends = [end(ratios) for ratios in (eight_by_sixteen, four_by_eight) for end in (min, max)]
+    assert ends == pytest.approx([1 / 2, 5 / 6, 6 / 7, 4 / 3], abs=0.03)
+
+
 def test_another_kind_of_processor_has_a_history_of_its_own(measurement, tmp_path):
     path = tmp_path / "model.jsonl"
     computer = replace(measurement.figures.computer, instruction_sets=["AVX2"])

@@ -302,7 +302,7 @@ def test_activations_of_the_image_encoder_in_8_bits(converted, inputs):
 @pytest.mark.parametrize("weights", [*AWARE.values(), Quantization()], ids=str)
 @pytest.mark.parametrize("samples", [None, []])
 def test_no_samples(language_model, weights, samples):
-    with pytest.raises(SettingsError, match="needs sample inputs to look at, and there are none"):
+    with pytest.raises(SettingsError, match="needs sample inputs to look at; give some"):
         compress(language_model, weights, samples)
 
 

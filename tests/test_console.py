@@ -68,7 +68,7 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
-def said(command, **variables):
+def run_program(command, **variables):
     """Return the exit code of a program and what it says on the error stream."""
     variables = os.environ | variables
     variables.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which torch has set in this process
@@ -80,21 +80,21 @@ def test_a_file_of_another_user_where_torch_keeps_a_folder_is_told(converted, tm
     path = tmp_path / f"torchinductor_{getpass.getuser()}"
     path.touch()
     command = [sys.executable, "-m", "helpers", "ask", converted, "--question", "What?"]
-    assert said(command, TMPDIR=str(tmp_path)) == (
+    assert run_program(command, TMPDIR=str(tmp_path)) == (
         1,
         f"error: {path} cannot be used (File exists); set TMPDIR to a folder of your own.\n",
     )
 
 
-def test_a_computer_without_a_temporary_folder_is_told(converted):
+def test_a_computer_without_a_temporary_folder_is_told(converted, tmp_path):
     """As a container is that is read-only, and a full disk."""
     script = 'mount -o remount,bind,ro / && ! touch "$1" && shift && exec "$@"'
-    alone = ["unshare", "-m", "sh", "-c", script, "sh", "/tmp/trial"]
-    there = shutil.which("unshare")
-    if not there or subprocess.run([*alone, "true"], capture_output=True).returncode:
+    read_only = ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path / "trial")]
+    can_unshare = shutil.which("unshare")
+    if not can_unshare or subprocess.run([*read_only, "true"], capture_output=True).returncode:
         pytest.skip("no disk can be made read-only here")
-    command = [*alone, sys.executable, "-m", "helpers", "ask", converted, "--question", "What?"]
-    code, error = said(command, TMPDIR="")
+    command = [*read_only, sys.executable, "-m", "helpers", "ask", converted, "--question", "What?"]
+    code, error = run_program(command, TMPDIR="")
     assert code == 1
     assert error.splitlines()[1:] == [
         "error: No temporary folder can be written; make room on the disk, or set TMPDIR to a "
@@ -115,7 +115,7 @@ def test_an_account_without_a_home_is_told(tmp_path, monkeypatch):
     sentence = (
         "error: This account has no home directory, which libraries ask for; set HOME to one.\n"
     )
-    assert said(command) == (1, sentence)
+    assert run_program(command) == (1, sentence)
 
 
 def test_a_file_that_cannot_be_looked_at_is_told(capsys):

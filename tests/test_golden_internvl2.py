@@ -120,7 +120,7 @@ def test_saving_gives_the_original_tensors(name, model):
 
 def test_a_language_model_that_is_not_known(tmp_path):
     llm = read_config(GOLDEN / NAMES[0])["llm_config"] | {"architectures": ["GemmaForCausalLM"]}
-    with pytest.raises(CheckpointError, match="GemmaForCausalLM in config.json is none of Qwen2"):
+    with pytest.raises(CheckpointError, match="'GemmaForCausalLM' in config.json is none of Qwen2"):
         load_model(copy_of(NAMES[0], tmp_path, llm_config=llm))
 
 
@@ -262,7 +262,7 @@ def test_expansion(monkeypatch):
 
 def test_an_unknown_template(tmp_path):
     processor = load_processor(copy_of(NAMES[0], tmp_path, template="vicuna"))
-    with pytest.raises(CheckpointError, match="vicuna in config.json is none of Hermes-2"):
+    with pytest.raises(CheckpointError, match="'vicuna' in config.json is none of Hermes-2"):
         _ = processor.template
 
 

@@ -217,13 +217,17 @@ def test_frequencies_of_phi3_in_the_fields_of_either_release(form, tmp_path):
         assert relative_error(output.logits[:, -1], expected[:, -1]) < OPENVINO
 
 
-@pytest.mark.parametrize("window", [None, 9])
-def test_masked_places_count_in_a_window(window, internvl_folder):
+@pytest.mark.parametrize(
+    "window, layers, can_skip",
+    [(None, 0, True), (9, 0, False), (9, 28, True)],  # layers from this one on have the window
+)
+def test_masked_places_count_in_a_window(window, layers, can_skip, internvl_folder):
     config = read_json(internvl_folder / "config.json")
-    config["llm_config"] |= {"use_sliding_window": True, "sliding_window": window}
+    settings = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": layers}
+    config["llm_config"] |= settings
     write_json(internvl_folder / "config.json", config)
     exported = load_processor(internvl_folder).exported
-    assert exported.can_skip_places == (window is None)
+    assert exported.can_skip_places == can_skip
 
 
 # Pixels of both kinds of files

@@ -3,6 +3,7 @@
 import io
 import json
 import weakref
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,7 +125,7 @@ def answer_seconds(monkeypatch):
     monkeypatch.setattr(tune, "timed", lambda encode: (1.0, None))
     monkeypatch.setattr(tune, "candidates_of", lambda size, group: [CANDIDATE])
     numbers = count()
-    monkeypatch.setattr(tune, "_decisive", lambda pipeline, names: next(numbers))
+    monkeypatch.setattr(tune, "decisive", lambda pipeline, names: next(numbers))
     return seconds
 
 
@@ -282,6 +283,36 @@ def test_what_there_was_no_time_for_is_said(converted, answer_seconds, monkeypat
         assert not trials and set(tuning.reasons.values()) == reasons
 
 
+@pytest.mark.parametrize("is_alike", [False, True])
+def test_a_part_s_first_comparison_may_come_later(converted, answer_seconds, monkeypatch, is_alike):
+    """A duel takes 12 of 20 seconds: more than the others of the encoder's would leave.
+
+    A candidate that computes as the default does is no comparison.
+    """
+    other = {"ENABLE_CPU_PINNING": False}
+    names = DEFAULT, FIRST, KV_ONLY, json.dumps(other)
+    answer_seconds |= dict.fromkeys(names, 1.0)
+    monkeypatch.setattr(tune, "candidates_of", lambda size, group: [CANDIDATE, other])
+    monkeypatch.setattr(tune, "seconds_of_duel", lambda *_: 12)
+    monkeypatch.setattr(tune._Tuner, "_left", lambda self, share: 20 * share)
+    if is_alike:
+        numbers = count()
+
+        def decisive(pipeline, parts):
+            (part,) = parts
+            return 0 if pipeline.properties[part] in ({}, CANDIDATE) else next(numbers) + 1
+
+        monkeypatch.setattr(tune, "decisive", decisive)
+    tuning, trials = tuned(converted)
+    candidates = [
+        trial.properties[IMAGE_ENCODER] for trial in trials if trial.part == IMAGE_ENCODER
+    ]
+    assert candidates == [other if is_alike else CANDIDATE]
+    more = "" if is_alike else "; there was no time for 1 more"
+    reason = f"keeps the defaults, of 2 settings the fastest{more}"
+    assert tuning.reasons[IMAGE_ENCODER] == reason
+
+
 def test_the_time_of_a_duel_is_that_of_the_clock(monkeypatch):
     """A call takes three seconds here, the first one nine, and says that it took a thousand."""
     calls, clock = [], iter([0, 9, 10, 13])
@@ -319,7 +350,7 @@ def test_what_changes_nothing_here_is_not_tried(monkeypatch, sets, precisions, e
     monkeypatch.setattr(
         candidates, "core", lambda: SimpleNamespace(get_property=lambda *_: precisions)
     )
-    groups, f32 = {tune.GROUP: 64}, {tune.PRECISION: "f32"}
+    groups, f32 = {candidates.GROUP: 64}, {candidates.PRECISION: "f32"}
     names = {"groups": groups, "both": f32 | groups, "f32": f32}
     offers = candidates.candidates_of(10**15, 64)
     assert [name for name, candidate in names.items() if candidate in offers] == expected
@@ -382,7 +413,7 @@ def test_settings_that_compute_alike_are_measured_once(converted):
     pipeline = VisionLanguagePipeline(converted)
     same = pipeline.with_parts({LANGUAGE_MODEL: {"KV_CACHE_PRECISION": "u8"}})
     other = pipeline.with_parts({LANGUAGE_MODEL: {"KV_CACHE_PRECISION": "f16"}})
-    default, same, other = (tune._decisive(p, [LANGUAGE_MODEL]) for p in (pipeline, same, other))
+    default, same, other = (tune.decisive(p, [LANGUAGE_MODEL]) for p in (pipeline, same, other))
     assert default == same != other
 
 
@@ -470,8 +501,10 @@ def test_what_noise_leaves_open_stays_as_it_was_measured_before(converted):
     assert result.reasons == earlier.reasons | {IMAGE_ENCODER: clear} and not result.unclear
     faster = Tuning(key, now.properties | {LANGUAGE_MODEL: CANDIDATE}, now.reasons, now.unclear)
     assert faster.or_earlier(earlier) == faster
-    unclear = Tuning(key, now.properties, dict.fromkeys(now.reasons, "no time"), [NEXT_TOKENS])
+    unclear = Tuning(key, now.properties, dict.fromkeys(now.reasons, "no time"), now.unclear)
     assert now.or_earlier(unclear) == now  # nor is more known from before
+    result = now.or_earlier(replace(unclear, unclear=[NEXT_TOKENS]))
+    assert result.reasons[LANGUAGE_MODEL] == "no time" and result.unclear == [NEXT_TOKENS]
 
 
 def test_an_account_without_a_home_computes_with_the_defaults(converted, monkeypatch):

@@ -15,7 +15,7 @@ from helpers.errors import CheckpointError, PictureError, QuestionError
 from helpers.inputs.messages import message_of, pictures_of, with_open_videos
 from helpers.inputs.video import Video, open_video, spread
 from helpers.models import load_processor
-from helpers.models.checks import check_pictures
+from helpers.models.checks import check_processor
 from helpers.models.qwen3_vl import Qwen3VLProcessor
 from helpers.sources.checkpoints import BUNDLED, read_json, write_json
 from tests.golden_clips import CLIPS, GOLDEN, SIZES, draw_clip
@@ -113,7 +113,7 @@ def test_a_number_of_frames_in_place_of_a_rate(number, expected, tmp_path):
 def test_sizes_that_are_none_are_told_at_once(tmp_path):
     processor = golden_processor(tmp_path, {"height": 30, "width": 40})
     with pytest.raises(CheckpointError, match="video_preprocessor_config.json .* be used"):
-        check_pictures(processor)
+        check_processor(processor)
 
 
 # Files

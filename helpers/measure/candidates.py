@@ -3,8 +3,11 @@
 What this module does not know: which candidate is faster.
 """
 
+from collections.abc import Iterable
+
 from helpers.graphs.core import core
 from helpers.resources import available_memory, has_vnni, instruction_sets, processors
+from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.tuning import Properties
 
 SECONDS_PER_GB = 60  # of weights, between the least and the most seconds
@@ -16,6 +19,8 @@ WITHOUT_AVX512 = 2.5  # times as many, since a picture and a prompt take so much
 LARGEST_GROUP = 64
 LEAST_TO_HALVE = 4  # cores, below which half of them is one
 PRECISION, GROUP = "INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+# What a compiled model says of itself that decides how it computes.
+DECISIVE = (PRECISION, GROUP, "KV_CACHE_PRECISION", "INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING")
 
 
 def seconds_for(weight_bytes: int) -> float:
@@ -55,3 +60,9 @@ def has_16_bits() -> bool:
     """Return whether the processor computes in 16 bits too; else f32 is what all precisions are."""
     precisions = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in precisions or "FP16" in precisions
+
+
+def decisive(pipeline: VisionLanguagePipeline, names: Iterable[str]) -> list[str]:
+    """Return what compiled parts say of how they compute: equals need not be measured."""
+    parts = [pipeline.parts[name] for name in names]
+    return [str(part.get_property(name)) for part in parts for name in DECISIVE]

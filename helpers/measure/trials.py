@@ -78,10 +78,15 @@ def trial_of(
     return Trial(part, properties, *times, divergence, verdict)
 
 
+def measured(trials: Sequence[Trial], part: str) -> list[Trial]:
+    """Return those trials of a part in which a candidate was measured."""
+    return [trial for trial in trials if trial.part == part and trial.seconds is not None]
+
+
 def is_unclear(trials: Sequence[Trial]) -> bool:
     """Return whether trials leave open what is fastest: for noise, or with none measured."""
-    measured = [trial.verdict for trial in trials if trial.seconds is not None]
-    return any(NOISY in words or NOT_ALWAYS in words for words in measured) or not measured
+    verdicts = [trial.verdict for trial in trials if trial.seconds is not None]
+    return any(NOISY in words or NOT_ALWAYS in words for words in verdicts) or not verdicts
 
 
 def reason_of(part: str, trials: Sequence[Trial], gain: float, untried: int) -> str:

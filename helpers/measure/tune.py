@@ -6,7 +6,7 @@ that need another conversion.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from operator import itemgetter
@@ -23,16 +23,23 @@ from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import VisualQuestion
 from helpers.measure.candidates import (
-    GROUP,
     LARGEST_GROUP,
-    PRECISION,
     candidates_of,
+    decisive,
     seconds_for,
 )
 from helpers.measure.duels import MARGIN, duel, seconds_of_duel
 from helpers.measure.evaluation import divergences_of_logits
 from helpers.measure.speed import seconds_of_steps, timed
-from helpers.measure.trials import NO_ROOM, REFUSED, Trial, is_unclear, reason_of, trial_of
+from helpers.measure.trials import (
+    NO_ROOM,
+    REFUSED,
+    Trial,
+    is_unclear,
+    measured,
+    reason_of,
+    trial_of,
+)
 from helpers.models.exported import Features, ImageInputs
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.tuning import Properties, Tuning, has_room, key_of
@@ -47,9 +54,6 @@ REFERENCE_SHARE, ENCODER_SHARES, MODEL_SHARES, NEXT_SHARES = 0.15, (0.75, 0.5), 
 # A candidate may diverge from ACCURACY mode at most so many times as far as the default. Where that
 # computes as ACCURACY mode does, so many nats are still rounding (measured: up to 6e-7).
 TIMES_DEFAULT, ROUNDING = 2.0, 1e-6
-
-# What a compiled model says of itself that decides how it computes.
-DECISIVE = (PRECISION, GROUP, "KV_CACHE_PRECISION", "INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING")
 
 
 @dataclass(frozen=True)
@@ -242,13 +246,13 @@ class _Tuner:
         shares: tuple[float, float],
     ) -> None:
         """Choose among candidates for a part: its properties, or for next tokens of both models."""
-        computations = [_decisive(self.pipeline, [part])] if part in self.chosen else []
+        computations = [decisive(self.pipeline, [part])] if part in self.chosen else []
         gain, untried, needed = 1.0, 0, float("inf")
         champion = _Clocked(self.pipeline, measure)
-        share, share_of_others = shares
         for candidate in candidates:
             is_pair = part == NEXT_TOKENS
             trial = candidate if is_pair else {part: self.chosen[part] | candidate}
+            share = shares[any(measured(self.trials, part))]
             if not has_room(self.weights[LANGUAGE_MODEL if is_pair else part], models=len(trial)):
                 self._note(Trial(part, trial, None, None, None, NO_ROOM))
                 continue
@@ -260,7 +264,6 @@ class _Tuner:
                 untried += 1
                 continue
             winner, ratio = self._challenge(part, trial, champion, computations)
-            share = share_of_others
             if winner is not champion:
                 self.pipeline, self.chosen[part], champion = winner.pipeline, trial[part], winner
                 gain, needed = gain * ratio, needed * ratio
@@ -282,10 +285,10 @@ class _Tuner:
         """
         try:
             pipeline = self.pipeline.with_parts(trial)
-            decisive = _decisive(pipeline, trial)
-            if decisive in computations:
+            computation = decisive(pipeline, trial)
+            if computation in computations:
                 return champion, 1.0
-            computations.append(decisive)
+            computations.append(computation)
             challenger = _Clocked(pipeline, champion.measure)
             result = duel(champion, challenger)
             divergence = self._divergence(pipeline, part) if result.is_won else None
@@ -315,12 +318,6 @@ class _Tuner:
             logits = answer_logits(pipeline, prepared, COMPARED, sample.token_ids)
             values.append(divergences_of_logits(sample.logits, logits).mean())
         return float(torch.stack(values).mean())
-
-
-def _decisive(pipeline: VisionLanguagePipeline, names: Iterable[str]) -> list[str]:
-    """Return what compiled parts say of how they compute: equals need not be measured."""
-    parts = [pipeline.parts[name] for name in names]
-    return [str(part.get_property(name)) for part in parts for name in DECISIVE]
 
 
 @torch.inference_mode()

@@ -22,6 +22,8 @@ def check_processor(processor: Processor) -> None:
     words, config = "The tokenizer's files", "config.json"
     _attempt(processor, words, lambda: processor.stop_token_ids)
     check_pictures(processor)
+    files = "video_preprocessor_config.json or processor_config.json"
+    _attempt(processor, files, lambda: processor.choose_frames(8, 1.0))
     inputs = processor.image_inputs([SMALL_PICTURE])
     ids = _attempt(processor, words, lambda: processor.input_ids([user_message("", 1)], inputs))
     marks = _attempt(processor, config, lambda: processor.picture_token_ids)
@@ -33,11 +35,9 @@ def check_processor(processor: Processor) -> None:
 
 
 def check_pictures(processor: Processor) -> None:
-    """Raise a `CheckpointError` where the files do not say how pictures and videos are prepared."""
-    files = "config.json or preprocessor_config.json"
+    """Raise a `CheckpointError` where the files do not say how pictures are prepared."""
+    files = "config.json, processor_config.json or preprocessor_config.json"
     _attempt(processor, files, lambda: processor.image_inputs([SMALL_PICTURE]))
-    files = "video_preprocessor_config.json or processor_config.json"
-    _attempt(processor, files, lambda: processor.choose_frames(8, 1.0))
 
 
 def _attempt(processor: Processor, files: str, step: Callable[[], T]) -> T:

@@ -31,7 +31,6 @@ from helpers.models.processors import Processor
 from helpers.models.squares import cropped_square, padded_square
 from helpers.sources.checkpoints import (
     Config,
-    check_choice,
     pixel_settings,
     preparation,
     read_config,
@@ -89,7 +88,11 @@ class ClipProcessor(Processor):
                 f"{layers} layers; use the tower that the checkpoint was trained with."
             )
         feature = self.config.get("mm_vision_select_feature", "patch")  # clip_encoder.py
-        check_choice("mm_vision_select_feature", feature, ["patch"])
+        if feature != "patch":
+            raise CheckpointError(
+                f"mm_vision_select_feature in config.json is {feature!r}, and only 'patch' can be "
+                "read here; use a checkpoint that has it."
+            )
         config.num_hidden_layers = used
         return config
 

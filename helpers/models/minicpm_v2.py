@@ -88,8 +88,8 @@ class MiniCPMV2Processor(Processor):
         super().__init__(folder, config)
         if _OF_LATER_MODELS in config:
             raise CheckpointError(
-                f"{folder} holds a MiniCPM-V after 2 ({config.get('version', 'of no number')}), "
-                "whose parts are others; take openbmb/MiniCPM-V-2 or openbmb/MiniCPM-V-4.6."
+                f"{folder} holds MiniCPM-V {config.get('version', 'later than 2')}, whose parts "
+                "are others; take openbmb/MiniCPM-V-2 or openbmb/MiniCPM-V-4.6."
             )
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast | LlamaTokenizer:

@@ -88,7 +88,7 @@ def check_device(name: str, available: Mapping[str, str] | None = None) -> str:
         if device is None or not (device.offered or part.startswith("-")):
             offered = ", ".join(device.name for device in devices.values() if device.offered)
             reason = f" ({device.reason})" if device else ""
-            raise DeviceError(f"The device {name!r} cannot be used; use {offered}{reason}.")
+            raise DeviceError(f"The device {name!r} cannot be used{reason}; use {offered}.")
     return canonical
 
 

@@ -66,8 +66,8 @@ class Tuning:
             return self
         properties, reasons, unclear = dict(self.properties), dict(self.reasons), {*self.unclear}
         for parts in TOGETHER:
-            is_clear = not {*earlier.unclear}.intersection(parts)
-            says_more = is_clear or not earlier._is_default(parts)
+            is_clearer = {*earlier.unclear}.intersection(parts) < unclear.intersection(parts)
+            says_more = is_clearer or not earlier._is_default(parts)
             if self._is_default(parts) and unclear.intersection(parts) and says_more:
                 for part in parts:
                     _take(properties, earlier.properties, part)

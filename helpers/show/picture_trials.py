@@ -32,7 +32,8 @@ def checked(scene: Scene) -> Scene:
         )
     if scene.word and scene.word_place not in range(places):
         raise SettingsError(
-            f"The grid has {places} places, counted from 0, and word_place is {scene.word_place}."
+            f"The grid has {places} places, counted from 0, and word_place is {scene.word_place}; "
+            f"use a number up to {places - 1}."
         )
     for item in scene.items:
         if not isinstance(item, Item | None):

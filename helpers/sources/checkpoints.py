@@ -169,7 +169,7 @@ def check_choice(what: str, name: object, choices: Iterable[str]) -> None:
     choices = list(choices)
     if name not in choices:
         raise CheckpointError(
-            f"The {what} {name} in config.json is none of {', '.join(choices)}; use a checkpoint "
+            f"The {what} {name!r} in config.json is none of {', '.join(choices)}; use a checkpoint "
             "that has one of them."
         )
 

@@ -63,13 +63,14 @@ def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
 def refuse_quantised_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
     """Raise a `CheckpointError` where a file holds quantised weights, whatever a config says.
 
-    They are floating-point numbers of 8 bits, or matrices of integers that are no ids, which have
-    64.
+    They are floating-point numbers of 8 bits, or matrices of integers of fewer than 64, which ids
+    have.
     """
     for name, tensor in tensors.items():
         kind, size = str(tensor.dtype).removeprefix("torch."), tensor.dtype.itemsize
-        is_matrix_of_integers = tensor.dim() == 2 and size < 8 and kind != "bool"
-        if size == 1 if tensor.is_floating_point() else is_matrix_of_integers:
+        is_small_float = tensor.is_floating_point() and size == 1
+        is_matrix = tensor.dim() == 2 and not tensor.is_floating_point() and kind != "bool"
+        if is_small_float or (is_matrix and size < 8):
             raise CheckpointError(f"{path} holds {name} quantised already ({kind}); {_ORIGINAL}.")
 
 

@@ -70,9 +70,10 @@ def unpacked_heads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_rope_warnings() -> Iterator[None]:
-    """Silence what transformers says of a context shorter than RoPE's frequencies are scaled from.
+    """Silence what transformers says of RoPE's fields that change nothing.
 
-    A small model may have one, and it changes nothing.
+    Those are a context shorter than the frequencies are scaled from, as a small model may have, and
+    LongRoPE without a `factor`.
     """
     logger = logging.getLogger("transformers.modeling_rope_utils")
     level = logger.level

@@ -61,7 +61,8 @@ def _recipes(models: Sequence[Sequence[Measurement]]) -> str:
         "recipe of its own *int4* (01 leaves a fifth of the weights at 8 bits, 05 looks at data); "
         "its section *Compress* says which.\n"
         "- Brackets behind a processor name the instruction sets that matter for speed; the oldest "
-        "runs did not note them."
+        "runs did not note them, and those before 30 November 2026 neither BF16 nor the "
+        "processor's family and model."
     )
 
 

@@ -30,7 +30,7 @@ from helpers.models.internlm2_tokenizer import internlm2_tokenizer
 from helpers.models.longrope import LongPhi3
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
-from helpers.upstream.transformers import set_bos
+from helpers.upstream.transformers import no_rope_warnings, set_bos
 
 _NOT_FOR_TEXT = ("architectures", "auto_map", "model_type", "torch_dtype")  # read elsewhere
 
@@ -69,7 +69,8 @@ def _phi3_config(llm: Config) -> Phi3Config:
     if scaling := fields.get("rope_scaling"):
         # LongRoPE was called "su" when the checkpoint was made.
         fields["rope_scaling"] = scaling | {"rope_type": "longrope"}
-    config = Phi3Config(**fields)
+    with no_rope_warnings():  # `factor` may be missing, and is what the two lengths say
+        config = Phi3Config(**fields)
     if (config.sliding_window or 0) >= config.max_position_embeddings:
         config.sliding_window = None  # a window in which every prompt fits
     return config

@@ -79,9 +79,9 @@ _FLASH_FIELDS = ("flash_threshold", "flash_relative_threshold", "flash_absolute_
 def original_config(folder: Path, config: Config) -> Config:
     """Return the authors' config, or what it would say of a checkpoint in transformers' layout.
 
-    How pictures are cut and what becomes of their pixels comes from `preprocessor_config.json`, or
-    from `processor_config.json`; the defaults are those of transformers' `InternVLConfig`, in which
-    the LM head is tied unless the file says otherwise.
+    How pictures are cut and what becomes of their pixels comes from `processor_config.json`, or
+    from `preprocessor_config.json`; the defaults are those of transformers' `InternVLConfig`, in
+    which the LM head is tied unless the file says otherwise.
     """
     if config.get("model_type") != HF_MODEL_TYPE:
         return _USUAL | config

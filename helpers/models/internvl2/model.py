@@ -105,7 +105,9 @@ class InternVL2Processor(Processor):
     @property
     def counts_places(self) -> bool:  # type: ignore[override]
         """Whether the language model counts masked places, as it does in a window."""
-        return bool(getattr(self.text, "sliding_window", None))
+        types = getattr(self.text, "layer_types", None)  # which Phi-3, of one type, has not
+        is_window = getattr(self.text, "sliding_window", None) is not None
+        return is_window and (types is None or "sliding_attention" in types)
 
     @property
     def template(self) -> Template:
