@@ -5,9 +5,7 @@ test, does not need.
 """
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from tests.browser import browser, new_page, screenshot  # noqa: F401
+from tests.disks import mount_memory, unmount
 from tests.programs import fork, fork_without_hub  # noqa: F401
 from tests.workers import WORKER
 
@@ -117,13 +116,11 @@ def full_disk(tmp_path):
     """Return a folder on a disk that is full, where empty files can still be made."""
     place = tmp_path / "full"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
+    mount_memory(place, "size=64k")
     with pytest.raises(OSError, match="No space left"):
         (place / "filling").write_bytes(bytes(2**20))
     yield place
-    subprocess.run(["umount", place], check=True)
+    unmount(place)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from helpers.graphs.presets import Quantization, Weights, find_preset
 from helpers.models import load_model
 from helpers.models.families import find_original, without_weights
 from helpers.run.pipeline import VisionLanguagePipeline
+from tests.disks import mount_memory, unmount
 
 FP16 = find_preset("fp16")
 
@@ -321,14 +322,12 @@ def small_disk(tmp_path):
 
     def mount(size: int) -> Path:
         options = f"size={size}" + (",remount" if place.is_mount() else "")
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place]
-        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("this system lets nobody make a small disk")
+        mount_memory(place, options)
         return place
 
     yield mount
     if place.is_mount():
-        subprocess.run(["umount", place], check=True)
+        unmount(place)
 
 
 @pytest.mark.slow

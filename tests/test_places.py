@@ -17,6 +17,7 @@ from helpers.convert.manifests import MANIFEST, UNFINISHED_MANIFEST
 from helpers.convert.places import HOLDER, HOLDS, Place
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.presets import find_preset
+from tests.disks import mount, mount_memory, unmount
 from tests.test_conversion import contents, parts, quick_parts  # noqa: F401
 
 FP16, INT8 = find_preset("fp16"), find_preset("int8")
@@ -122,11 +123,9 @@ def volume(tmp_path):
     """Return an empty folder that is a disk of its own, as a container's volume is."""
     place = tmp_path / "volume"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
+    mount_memory(place, "size=64m")
     yield place
-    subprocess.run(["umount", place], check=True)
+    unmount(place)
 
 
 @pytest.fixture
@@ -135,11 +134,9 @@ def bound(tmp_path):
     real, place = tmp_path / "real", tmp_path / "bound"
     real.mkdir()
     place.mkdir()
-    command = ["mount", "--bind", real, place]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
+    mount(place, "--bind", real)
     yield place
-    subprocess.run(["umount", place], check=True)
+    unmount(place)
 
 
 @pytest.mark.parametrize("kind", ["volume", "bound"])
