@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import fields
 from pathlib import Path
 
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, is_number
 from helpers.graphs.bit_widths import BitWidth
 from helpers.sources.checkpoints import Config, read_json
 
@@ -59,8 +59,7 @@ def _has_widths(widths: object) -> bool:
 def _is_width(width: object) -> bool:
     if not isinstance(width, dict) or width.keys() != {field.name for field in fields(BitWidth)}:
         return False
-    share = width["share"]
-    is_share = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1
+    is_share = is_number(width["share"]) and 0 <= width["share"] <= 1
     return isinstance(width["type"], str) and _is_count(width["layers"]) and is_share
 
 

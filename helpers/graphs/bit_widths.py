@@ -35,15 +35,15 @@ def bit_widths(model: ov.Model) -> list[BitWidth]:
     that two layers share is counted once.
     """
     stored = {constant.get_friendly_name(): constant for _, constant in stored_layers(model)}
-    layers: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
+    layers: Counter[tuple[int, str]] = Counter()  # by bits and name of the type
+    sizes: Counter[tuple[int, str]] = Counter()
     for constant in stored.values():
-        name = constant.get_element_type().get_type_name()
-        layers[name] += 1
-        sizes[name] += math.prod(constant.get_output_shape(0))
+        element = constant.get_element_type()
+        kind = (element.bitwidth, element.get_type_name())
+        layers[kind] += 1
+        sizes[kind] += math.prod(constant.get_output_shape(0))
     total = sum(sizes.values())
-    order = sorted(layers, key=lambda name: (_bits(name), name))
-    return [BitWidth(name, layers[name], sizes[name] / total) for name in order]
+    return [BitWidth(kind[1], layers[kind], sizes[kind] / total) for kind in sorted(layers)]
 
 
 def layer_types(model: ov.Model) -> dict[str, str]:
@@ -105,11 +105,6 @@ def _is_matrix(constant: ov.Node) -> bool:
     """Return whether a constant has rows and columns, unlike a table of rotary frequencies."""
     sides = [length for length in constant.get_output_shape(0) if length > 1]
     return len(sides) > 1
-
-
-def _bits(type_name: str) -> int:
-    """Return the bits of an OpenVINO element type by its name, such as u4 or bf16."""
-    return int("".join(character for character in type_name if character.isdigit()))
 
 
 def _stored_weight(node: ov.Node) -> ov.Node | None:

@@ -20,7 +20,7 @@ from helpers.graphs.rounding import rounded
 
 INPUT = "input_ids"
 ROWS = "table of rows"  # the constant's name, by which such a model is known
-_TYPES = {"torch.float16": ov.Type.f16, "torch.bfloat16": ov.Type.bf16}
+_TYPES = {torch.float16: ov.Type.f16, torch.bfloat16: ov.Type.bf16}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def table_model(table: Table) -> ov.Model:
 
 def _shared(rows: Tensor) -> ov.Node:
     """Return a constant that shares the memory of `rows`; NumPy has no bfloat16."""
-    kind = _TYPES.get(str(rows.dtype))
+    kind = _TYPES.get(rows.dtype)
     values = rows.detach().contiguous()
     array = values.numpy() if kind is None else values.view(torch.int16).numpy()
     tensor = ov.Tensor(array, ov.Shape(list(rows.shape)), kind or ov.Type.f32)

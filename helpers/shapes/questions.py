@@ -137,9 +137,9 @@ def sample_questions(
         question = None
         while question is None:
             # Without this, most answers would be "nothing" and half of them "no word".
-            odd, word_share = (0.7, 0.5) if kind == "unusual" else (0.35, 0.5)
-            word_share = 0.9 if kind == "word" else word_share
-            scene = random_scene(generator, split, odd_one_out=odd, word=word_share)
+            odd = 0.7 if kind == "unusual" else 0.35
+            words = 0.9 if kind == "word" else 0.5
+            scene = random_scene(generator, split, odd_one_out=odd, word=words)
             question = (KINDS | BOX_KINDS)[kind](scene, generator)
         yield scene, question
 

@@ -181,7 +181,7 @@ class DecoderWithPicture(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.patches = patches
-        self.cross_layers = sorted(cross_layers(decoder.config))
+        self.cross_layers = cross_layers(decoder.config)
 
     def forward(
         self,
