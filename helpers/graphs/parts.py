@@ -4,7 +4,7 @@ What this module does not know: how a part becomes an OpenVINO model (`tracing`)
 family has.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,12 +77,7 @@ class DecoderWithCache(nn.Module):
             logits_to_keep=1,  # otherwise prefill computes a row of logits for every position
             **cache_argument(self.decoder.forward, cache_of(past)),
         )
-        return output.logits, *self.present(output.past_key_values)
-
-    @staticmethod
-    def present(cache: Any) -> list[Tensor]:
-        """Return each layer's keys and values (key 0, value 0, key 1, ...) of a `DynamicCache`."""
-        return [t for layer in cache.layers for t in (layer.keys, layer.values)]
+        return output.logits, *cache_tensors(output.past_key_values.layers)
 
 
 def cache_of(past: Sequence[Tensor]) -> DynamicCache:
@@ -99,6 +94,11 @@ def cache_of(past: Sequence[Tensor]) -> DynamicCache:
     return cache
 
 
+def cache_tensors(layers: Iterable[Any]) -> list[Tensor]:
+    """Return what `cache_of` takes (key 0, value 0, key 1, ...) of a cache's `layers`."""
+    return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+
+
 def decoder_example(hidden: int, cache: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
     """Return example inputs of `DecoderWithCache`; `cache` has each layer's heads and head size.
 
@@ -111,29 +111,25 @@ def decoder_example(hidden: int, cache: Sequence[tuple[int, int]]) -> dict[str, 
         "position_ids": torch.arange(past, past + new).expand(batch, new),
     }
     shapes = [(batch, heads, past, size) for heads, size in cache for _ in ("key", "value")]
-    return example | dict(zip(past_names(len(cache)), map(torch.zeros, shapes), strict=True))
+    return example | dict(zip(cache_names(len(cache)), map(torch.zeros, shapes), strict=True))
 
 
 def language_model_part(
     decoder: nn.Module, *, hidden: int, cache: Sequence[tuple[int, int]]
 ) -> Part:
     """Return the part of a causal language model; `cache` has each layer's heads and head size."""
-    past, present = past_names(len(cache)), present_names(len(cache))
+    names = cache_names(len(cache))
     return Part(
         LANGUAGE_MODEL,
         DecoderWithCache(decoder),
         decoder_example(hidden, cache),
-        outputs=("logits", *present),
-        fixed={"inputs_embeds": (2,)} | dict.fromkeys(past, (1, 3)),
-        cache=dict(zip(past, present, strict=True)),
+        outputs=("logits", *names.values()),
+        fixed={"inputs_embeds": (2,)} | dict.fromkeys(names, (1, 3)),
+        cache=names,
     )
 
 
-def past_names(layers: int) -> list[str]:
-    """Return the names of the KV cache inputs, in order."""
-    return [f"past_key_values.{n}.{kind}" for n in range(layers) for kind in ("key", "value")]
-
-
-def present_names(layers: int) -> list[str]:
-    """Return the names of the KV cache outputs, in order."""
-    return [f"present.{n}.{kind}" for n in range(layers) for kind in ("key", "value")]
+def cache_names(layers: int) -> dict[str, str]:
+    """Return the names of the KV cache inputs in order, each with that of the output after it."""
+    names = [f"{number}.{kind}" for number in range(layers) for kind in ("key", "value")]
+    return {f"past_key_values.{name}": f"present.{name}" for name in names}

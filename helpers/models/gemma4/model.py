@@ -14,7 +14,7 @@ from helpers.graphs.part_names import (
     LANGUAGE_MODEL,
     PER_LAYER_EMBEDDINGS,
 )
-from helpers.graphs.parts import Part, decoder_example, past_names, present_names
+from helpers.graphs.parts import Part, cache_names, decoder_example
 from helpers.graphs.tables import Table
 from helpers.models.base import VisionLanguageModel
 from helpers.models.embeddings import ScaledEmbedding, is_tied
@@ -154,7 +154,7 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
         layers = [text.per_layer_config[layer] for layer in owners]
         cache = [(layer.num_key_value_heads, layer.head_dim) for layer in layers]
         example = decoder_example(text.hidden_size, cache)
-        past, present = past_names(len(cache)), present_names(len(cache))
+        names = cache_names(len(cache))
         batch, new = example["inputs_embeds"].shape[:2]
         return Part(
             LANGUAGE_MODEL,
@@ -164,9 +164,10 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
                 "per_layer_inputs": torch.zeros(batch, new, *self._row_shape),
                 **example,
             },
-            outputs=("logits", *present),
-            fixed={"inputs_embeds": (2,), "per_layer_inputs": (2, 3)} | dict.fromkeys(past, (1, 3)),
-            cache=dict(zip(past, present, strict=True)),
+            outputs=("logits", *names.values()),
+            fixed={"inputs_embeds": (2,), "per_layer_inputs": (2, 3)}
+            | dict.fromkeys(names, (1, 3)),
+            cache=names,
         )
 
 

@@ -15,7 +15,7 @@ from transformers.models.mllama.modeling_mllama import (
 )
 
 from helpers.graphs.part_names import IMAGE_ENCODER
-from helpers.graphs.parts import cache_of
+from helpers.graphs.parts import cache_of, cache_tensors
 from helpers.models.exported import (
     ExportedParts,
     Features,
@@ -204,7 +204,7 @@ class DecoderWithPicture(nn.Module):
             dict(zip(self.cross_layers, pairs, strict=True)),
             past,
         )
-        return self.decoder.lm_head(hidden[:, -1:]), *self._present(past)
+        return self.decoder.lm_head(hidden[:, -1:]), *cache_tensors(self._own(past).layers)
 
     def _cache(self, past: Sequence[Tensor]) -> DynamicCache:
         """Return the self-attention layers' cache, with empty places for the other layers."""
@@ -222,12 +222,6 @@ class DecoderWithPicture(nn.Module):
         self_attention = DynamicCache()
         self_attention.layers = [layer for n, layer in layers if n not in self.cross_layers]
         return self_attention
-
-    def _present(self, cache: DynamicCache) -> list[Tensor]:
-        """Return the keys and values of the self-attention layers."""
-        layers = cast(list[DynamicLayer], self._own(cache).layers)
-        pairs = [(layer.keys, layer.values) for layer in layers]
-        return [cast(Tensor, tensor) for pair in pairs for tensor in pair]
 
     def hidden_states(
         self,

@@ -18,7 +18,7 @@ from transformers.models.mllama.image_processing_pil_mllama import get_all_suppo
 
 from helpers.errors import CheckpointError
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
-from helpers.graphs.parts import Part, decoder_example, past_names, present_names
+from helpers.graphs.parts import Part, cache_names, decoder_example
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import Features
 from helpers.models.families import Family, Original, SmallTokenizer
@@ -134,26 +134,26 @@ class Mllama(VisionLanguageModel[MllamaProcessor]):
         example = decoder_example(text.hidden_size, [(heads, head_size)] * layers)
         batch, new = example["inputs_embeds"].shape[:2]
         keys = torch.zeros(batch, heads, 2 * tiles * self.image_encoder.num_patches, head_size)
-        past, present = past_names(layers), present_names(layers)
+        names = cache_names(layers)
         return Part(
             LANGUAGE_MODEL,
             DecoderWithPicture(self.language_model, self.image_encoder.num_patches),
             {
-                **{name: value for name, value in example.items() if name not in past},
+                **{name: value for name, value in example.items() if name not in names},
                 "cross_attention_mask": torch.ones(batch, new, 2, tiles, dtype=torch.int64),
                 "has_picture": torch.ones(1),
                 **dict.fromkeys(cross_names(cross_count), keys),
-                **{name: example[name] for name in past},
+                **{name: example[name] for name in names},
             },
-            outputs=("logits", *present),
+            outputs=("logits", *names.values()),
             fixed={
                 "inputs_embeds": (2,),
                 "cross_attention_mask": (3,),
                 "has_picture": (0,),
                 **dict.fromkeys(cross_names(cross_count), (1, 3)),
-                **dict.fromkeys(past, (1, 3)),
+                **dict.fromkeys(names, (1, 3)),
             },
-            cache=dict(zip(past, present, strict=True)),
+            cache=names,
         )
 
 

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLPreTrainedModel, Qwen3VLTextModel
 
-from helpers.graphs.parts import DecoderWithCache, cache_of
+from helpers.graphs.parts import DecoderWithCache, cache_of, cache_tensors
 from helpers.models.prompt_input import WithPromptInput
 from helpers.upstream.transformers import cache_argument
 
@@ -102,4 +102,4 @@ class Qwen3VLDecoder(DecoderWithCache):
             **cache_argument(language_model.model.forward, cache_of(past)),
         )
         logits = language_model.lm_head(output.last_hidden_state[:, -1:])
-        return logits, *self.present(output.past_key_values)
+        return logits, *cache_tensors(output.past_key_values.layers)

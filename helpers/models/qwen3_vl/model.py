@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from helpers.graphs.part_names import LANGUAGE_MODEL
-from helpers.graphs.parts import Part, decoder_example, past_names, present_names
+from helpers.graphs.parts import Part, cache_names, decoder_example
 from helpers.models.families import Family
 from helpers.models.qwen3_vl.exported import DeepStackTokens
 from helpers.models.qwen3_vl.language_model import Qwen3VLDecoder, Qwen3VLLanguageModel
@@ -53,7 +53,7 @@ class Qwen3VL(QwenVisionLanguageModel[Qwen3VLProcessor]):
         cache = [(heads, text.head_dim)] * text.num_hidden_layers
         example = decoder_example(text.hidden_size, cache)
         batch, new = example["inputs_embeds"].shape[:2]
-        past, present = past_names(len(cache)), present_names(len(cache))
+        names = cache_names(len(cache))
         layers = self.processor.deepstack_layers
         is_picture = torch.zeros(batch, new, dtype=torch.bool)
         is_picture[:, 1:3] = True
@@ -66,16 +66,16 @@ class Qwen3VL(QwenVisionLanguageModel[Qwen3VLProcessor]):
                 "position_ids": example["position_ids"].expand(3, -1, -1),
                 "visual_pos_masks": is_picture,
                 "deepstack_visual_embeds": torch.zeros(layers, 2 * batch, text.hidden_size),
-                **{name: example[name] for name in past},
+                **{name: example[name] for name in names},
             },
-            outputs=("logits", *present),
+            outputs=("logits", *names.values()),
             fixed={
                 "inputs_embeds": (2,),
                 "position_ids": (0,),
                 "deepstack_visual_embeds": (0, 2),
-                **dict.fromkeys(past, (1, 3)),
+                **dict.fromkeys(names, (1, 3)),
             },
-            cache=dict(zip(past, present, strict=True)),
+            cache=names,
         )
 
 
