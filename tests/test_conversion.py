@@ -17,8 +17,9 @@ import pytest
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from helpers.convert import conversion, manifests
-from helpers.convert.conversion import convert, expected_bytes
+from helpers.convert import conversion, estimates, manifests
+from helpers.convert.conversion import convert
+from helpers.convert.estimates import expected_bytes
 from helpers.convert.folders import clean, folder_bytes, read_manifest, verify, written_aside
 from helpers.convert.manifests import FORMAT, MANIFEST, UNFINISHED_MANIFEST, bit_widths_of
 from helpers.convert.origins import describe_source
@@ -137,10 +138,10 @@ def test_the_memory_that_looking_at_samples_takes(checkpoint):
     weights = sum(weight.numel() for weight in model.language_model.parameters())
     plain = find_preset("int4")
     memory = {
-        name: conversion.expected_memory(model, find_preset("int4", **{name: True}))
+        name: estimates.expected_memory(model, find_preset("int4", **{name: True}))
         for name in ("awq", "scale_estimation")
     }
-    least = conversion.expected_memory(model, plain)
+    least = estimates.expected_memory(model, plain)
     # Beside the result, at most a copy of a small model.
     embeddings = model.token_embeddings.weight.numel()  # counted with the language model, too
     copy = 2 * (sum(weight.numel() for weight in model.parameters()) + embeddings)
@@ -152,15 +153,15 @@ def test_the_memory_that_looking_at_samples_takes(checkpoint):
     head = model.language_model.lm_head.weight.numel()
     smaller = expected_bytes(model, plain) - expected_bytes(model, everywhere)
     assert smaller > 0  # its last layer has 4 bits too
-    assert conversion.expected_memory(model, everywhere) + smaller - memory["awq"] == 48 * head
+    assert estimates.expected_memory(model, everywhere) + smaller - memory["awq"] == 48 * head
     encoder = replace(plain, image_encoder=Quantization())
-    assert conversion.expected_memory(model, encoder) > memory["awq"]
+    assert estimates.expected_memory(model, encoder) > memory["awq"]
 
 
 def test_the_memory_that_a_large_model_takes():
     model = without_weights(find_original("internvl2-1b").config)
-    expected = expected_bytes(model, FP16) + conversion.BESIDE_THE_RESULT
-    assert conversion.expected_memory(model, FP16) == pytest.approx(expected)
+    expected = expected_bytes(model, FP16) + estimates.BESIDE_THE_RESULT
+    assert estimates.expected_memory(model, FP16) == pytest.approx(expected)
 
 
 def test_parts_that_are_compressed_already_are_written_as_they_are(
@@ -177,7 +178,7 @@ def test_parts_that_are_compressed_already_are_written_as_they_are(
 
 
 def test_a_full_disk_is_found_before_the_work(checkpoint, tmp_path, monkeypatch, quick_parts):
-    monkeypatch.setattr("helpers.convert.conversion.free_disk", lambda folder: 1000)
+    monkeypatch.setattr("helpers.convert.estimates.free_disk", lambda folder: 1000)
     with pytest.raises(OutputError, match="but only 0.0 MB are free"):
         convert(checkpoint, tmp_path / "made", FP16)
     assert quick_parts == [] and list(tmp_path.iterdir()) == []
@@ -335,7 +336,7 @@ def test_a_disk_that_is_full_at_any_stage(
     small_disk, checkpoint, converted, monkeypatch, quick_parts, repetitions
 ):
     monkeypatch.setattr(
-        "helpers.convert.conversion.free_disk", lambda folder: 10**12
+        "helpers.convert.estimates.free_disk", lambda folder: 10**12
     )  # let it begin
     size = sum(path.stat().st_size for path in converted.iterdir())
     number = repetitions("disks that were full", 6, 40)

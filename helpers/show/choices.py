@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from helpers.convert.conversion import memory_to_convert
+from helpers.convert.estimates import memory_to_convert
 from helpers.errors import SettingsError
 from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
 from helpers.models.families import Family, families, find_checkpoint, find_family_by_name
