@@ -13,12 +13,12 @@ import pytest
 from helpers.__main__ import main
 from helpers.errors import ContextError, OutputError, SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
+from helpers.run.replies import Counts
 from helpers.serve import rows as rows_module
 from helpers.serve.addresses import Pictures
 from helpers.serve.answerers import answerer_for
 from helpers.serve.batch import run_job
 from helpers.serve.columns import RowAnswer, columns_of, key_of
-from helpers.serve.completions import Usage
 from helpers.serve.local import Local
 from helpers.serve.protocol import parse_request
 from helpers.serve.requests import body_of
@@ -278,9 +278,9 @@ def test_columns_of_ours_are_kept_through_several_jobs():
     """The second job's answer goes beside the first one's, and a thought is kept as well."""
     columns = {"question": "What?"}
     for number in range(3):
-        usage = Usage(1, 1, 0)
+        counts = Counts(1, answer=1)
         answer = RowAnswer(
-            f"answer {number}", "stop", usage, 1.0, f"thought {number}" * (number < 2)
+            f"answer {number}", "stop", counts, 1.0, f"thought {number}" * (number < 2)
         )
         columns = columns_of(Row("row", 0, columns), answer)
     assert columns["answer"] == "answer 2" and columns.get("reasoning_content") is None

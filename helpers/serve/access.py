@@ -23,10 +23,10 @@ from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.completions import model_body
 from helpers.serve.protocol import Json, Refusal
 from helpers.serve.service import Service
+from helpers.upstream.proxies import LOOPBACK
 
 RETRY = "5"  # seconds after which a client should come again
 _BEARER = re.compile(r"^\s*bearer(\s+|$)", re.IGNORECASE)  # in any letters (RFC 7235)
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass

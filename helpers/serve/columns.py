@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.serve.completions import THOUGHT, Completion, Usage
+from helpers.run.replies import Counts
+from helpers.serve.completions import THOUGHT, Completion
 from helpers.serve.results import ERROR, JOB, ROW
 from helpers.serve.rows import CUSTOM_ID, IMAGE, Columns, Row
 
@@ -26,7 +27,7 @@ class RowAnswer:
 
     text: str
     finish: str
-    usage: Usage
+    counts: Counts
     seconds: float
     thought: str = ""
 
@@ -47,7 +48,7 @@ def columns_of(row: Row, answer: RowAnswer | None, error: str = "") -> Columns:
         columns |= {
             "answer": answer.text,
             "finish_reason": answer.finish,
-            "tokens": answer.usage.answer,
+            "tokens": answer.counts.answer,
             "seconds": round(answer.seconds, 3),
         }
         columns |= {THOUGHT: answer.thought} if answer.thought else {}
@@ -65,7 +66,9 @@ def _kept_name(name: str, columns: Columns) -> str:
 
 def _body(row: Row, answer: RowAnswer) -> Columns:
     model = str(row.columns["body"].get("model", ""))
-    return Completion(model).whole(answer.text, answer.finish, answer.usage, thought=answer.thought)
+    return Completion(model).whole(
+        answer.text, answer.finish, answer.counts, thought=answer.thought
+    )
 
 
 def sentence_of(error: Exception, row: Row) -> str:

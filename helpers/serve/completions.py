@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from helpers.run.replies import LENGTH, AnswerPiece, Reply
+from helpers.run.replies import LENGTH, STOP, AnswerPiece, Counts, Reply
 from helpers.serve.protocol import ChatRequest, Json, Refusal
 
 THOUGHT = "reasoning_content"  # the field of a thought, as DeepSeek, vLLM and SGLang write it
@@ -21,27 +21,15 @@ def new_id(prefix: str = "chatcmpl") -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Tokens that an answer took; `cached` of those of the prompt were not computed anew.
-
-    `thought` of those of the answer stand before it.
-    """
-
-    prompt: int
-    answer: int
-    cached: int
-    thought: int = 0
-
-    def body(self) -> Json:
-        """Return the counts as OpenAI's clients read them."""
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.answer,
-            "total_tokens": self.prompt + self.answer,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
-            "completion_tokens_details": {"reasoning_tokens": self.thought},
-        }
+def usage_of(counts: Counts) -> Json:
+    """Return the tokens that an answer took as OpenAI's clients read them."""
+    return {
+        "prompt_tokens": counts.prompt,
+        "completion_tokens": counts.answer,
+        "total_tokens": counts.prompt + counts.answer,
+        "prompt_tokens_details": {"cached_tokens": counts.cached},
+        "completion_tokens_details": {"reasoning_tokens": counts.thought},
+    }
 
 
 @dataclass(frozen=True)
@@ -52,31 +40,31 @@ class Completion:
     id: str = field(default_factory=new_id)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def _body(self, kind: str, choices: list[Json], usage: Usage | None) -> Json:
+    def _body(self, kind: str, choices: list[Json], counts: Counts | None) -> Json:
         return {
             "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.model,
             "choices": choices,
-            "usage": usage and usage.body(),
+            "usage": counts and usage_of(counts),
         }
 
-    def whole(self, text: str, finish: str, usage: Usage, *, thought: str = "") -> Json:
+    def whole(self, text: str, finish: str, counts: Counts, *, thought: str = "") -> Json:
         """Return an answer in one piece, with the thought before it, if there is one."""
         message = {"role": "assistant", "content": text, "refusal": None}
         message |= {THOUGHT: thought} if thought else {}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-        return self._body("chat.completion", [choice], usage)
+        return self._body("chat.completion", [choice], counts)
 
     def chunk(self, delta: Json, finish: str | None = None) -> Json:
         """Return a piece of a streamed answer."""
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         return self._body("chat.completion.chunk", [choice], None)
 
-    def usage_chunk(self, usage: Usage) -> Json:
+    def usage_chunk(self, counts: Counts) -> Json:
         """Return the last piece of a streamed answer for a client that asked for the counts."""
-        return self._body("chat.completion.chunk", [], usage)
+        return self._body("chat.completion.chunk", [], counts)
 
 
 def model_body(name: str, created: int, fingerprint: str | None) -> Json:
@@ -113,15 +101,9 @@ def event(data: Json, name: str | None = None) -> str:
     return f"{first}data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def usage_of(reply: Reply) -> Usage:
-    """Return the tokens that a finished answer took."""
-    counts = reply.counts
-    return Usage(counts.prompt, counts.answer, counts.cached, counts.thought)
-
-
 def finish_of(reply: Reply) -> str:
     """Return why an answer ended in OpenAI's words; one that was cancelled is not whole."""
-    return "stop" if reply.finish == "stop" else LENGTH
+    return STOP if reply.finish == STOP else LENGTH
 
 
 class ChatWriter:
@@ -143,7 +125,7 @@ class ChatWriter:
         """Give why the answer ended, the counts where they are asked for, and the last mark."""
         yield event(self.completion.chunk({}, finish_of(reply)))
         if self.request.with_usage:
-            yield event(self.completion.usage_chunk(usage_of(reply)))
+            yield event(self.completion.usage_chunk(reply.counts))
         yield "data: [DONE]\n\n"
 
     def failure(self, refusal: Refusal) -> Iterator[str]:
@@ -153,5 +135,5 @@ class ChatWriter:
 
     def whole(self, reply: Reply) -> Json:
         """Return the chat completion."""
-        usage = usage_of(reply)
-        return self.completion.whole(reply.text, finish_of(reply), usage, thought=reply.thought)
+        finish = finish_of(reply)
+        return self.completion.whole(reply.text, finish, reply.counts, thought=reply.thought)

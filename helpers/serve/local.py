@@ -16,7 +16,7 @@ from helpers.run.replies import Reply
 from helpers.run.worker import Task
 from helpers.serve.addresses import Pictures
 from helpers.serve.columns import RowAnswer, columns_of, key_of, sentence_of
-from helpers.serve.completions import finish_of, usage_of
+from helpers.serve.completions import finish_of
 from helpers.serve.protocol import Refusal, parse_request
 from helpers.serve.results import Answers
 from helpers.serve.rows import Row
@@ -140,4 +140,4 @@ class Local:
 
 def _answer_of(reply: Reply, started: float) -> RowAnswer:
     seconds = time.monotonic() - started
-    return RowAnswer(reply.text, finish_of(reply), usage_of(reply), seconds, reply.thought)
+    return RowAnswer(reply.text, finish_of(reply), reply.counts, seconds, reply.thought)

@@ -19,9 +19,10 @@ from PIL import Image
 
 from helpers.errors import SettingsError
 from helpers.inputs.images import name_of, open_picture, reading
+from helpers.run.replies import Counts
 from helpers.serve.addresses import FORMATS, LARGEST
 from helpers.serve.columns import RowAnswer
-from helpers.serve.completions import THOUGHT, Usage
+from helpers.serve.completions import THOUGHT
 from helpers.serve.protocol import Json, Refusal
 from helpers.serve.rows import Row
 from helpers.upstream.proxies import proxy_for, without_password, without_proxies
@@ -238,7 +239,7 @@ def _smaller(picture: Image.Image, kind: str) -> tuple[str, bytes]:
 
 def _answer_in(lines: Iterator[str], started: float) -> RowAnswer:
     """Return what a stream of events says; raises `httpx.ReadError` where its end is missing."""
-    text, thought, finish, usage, is_whole = "", "", "", Usage(0, 0, 0), False
+    text, thought, finish, counts, is_whole = "", "", "", Counts(0), False
     for line in lines:
         data = line.removeprefix("data: ")
         if data == END:
@@ -251,16 +252,17 @@ def _answer_in(lines: Iterator[str], started: float) -> RowAnswer:
                 text += choice["delta"].get("content") or ""
                 thought += choice["delta"].get(THOUGHT) or ""
                 finish = choice["finish_reason"] or finish
-            if counts := event.get("usage"):
-                cached = counts["prompt_tokens_details"]["cached_tokens"]
-                of_thought = counts["completion_tokens_details"]["reasoning_tokens"]
-                usage = Usage(
-                    counts["prompt_tokens"], counts["completion_tokens"], cached, of_thought
+            if usage := event.get("usage"):
+                counts = Counts(
+                    usage["prompt_tokens"],
+                    usage["prompt_tokens_details"]["cached_tokens"],
+                    usage["completion_tokens"],
+                    usage["completion_tokens_details"]["reasoning_tokens"],
                 )
     if not is_whole:
         raise httpx.ReadError("the answer has no end")
     seconds = time.monotonic() - started
-    return RowAnswer(text.strip(), finish, usage, seconds, thought.strip())
+    return RowAnswer(text.strip(), finish, counts, seconds, thought.strip())
 
 
 def _message(content: bytes) -> str:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from helpers.run.replies import AnswerPiece, Reply
-from helpers.serve.completions import event, new_id, usage_of
+from helpers.run.replies import STOP, AnswerPiece, Reply
+from helpers.serve.completions import event, new_id
 from helpers.serve.protocol import (
     ChatRequest,
     Json,
@@ -229,18 +229,18 @@ class ResponseWriter:
         return self._finished(reply)
 
     def _finished(self, reply: Reply) -> Json:
-        is_whole = reply.finish == "stop"
+        is_whole = reply.finish == STOP
         status = "completed" if is_whole else "incomplete"
-        usage = usage_of(reply)
+        counts = reply.counts
         return self._response(
             status,
             output=[self._thought_item("completed")] * self.place + [self._item(status)],
             incomplete_details=None if is_whole else {"reason": "max_output_tokens"},
             usage={
-                "input_tokens": usage.prompt,
-                "input_tokens_details": {"cached_tokens": usage.cached},
-                "output_tokens": usage.answer,
-                "output_tokens_details": {"reasoning_tokens": usage.thought},
-                "total_tokens": usage.prompt + usage.answer,
+                "input_tokens": counts.prompt,
+                "input_tokens_details": {"cached_tokens": counts.cached},
+                "output_tokens": counts.answer,
+                "output_tokens_details": {"reasoning_tokens": counts.thought},
+                "total_tokens": counts.prompt + counts.answer,
             },
         )
