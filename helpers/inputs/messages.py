@@ -151,9 +151,14 @@ def message_of(
         )
     if not text.strip():
         raise QuestionError(EMPTY)
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_halves(text):
         raise QuestionError("The question has halves of characters; paste its text again.")
     return message
+
+
+def has_halves(text: str) -> bool:
+    """Return whether a text has halves of characters (surrogates), which no tokenizer takes."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_list(messages: Sequence[Message]) -> None:

@@ -4,11 +4,12 @@ What this module does not know: where questions come from, and how a page shows 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from helpers.convert.folders import Report
 from helpers.errors import PictureError, QuestionError, SettingsError
 from helpers.inputs.messages import message_of
 from helpers.inputs.questions import PictureQuestion, Question
@@ -46,7 +47,7 @@ def outcomes_of(
     questions: Questions,
     *,
     max_new_tokens: int = 64,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
 ) -> tuple[list[Outcome], list[str]]:
     """Return what one model or two answer greedily, and sentences on what could not be asked.
 

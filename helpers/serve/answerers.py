@@ -3,11 +3,12 @@
 What this module does not know: which rows there are, and how they are answered.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.resources import freeze_objects
 from helpers.run.sampling import Sampling
@@ -19,7 +20,7 @@ from helpers.serve.results import check_place, fingerprint_of, kept_size
 
 def answerer_for(
     options: Mapping[str, Any],
-    report: Callable[[str], None],
+    report: Report,
     *,
     folder: Path | None = None,
     device: str | None = None,

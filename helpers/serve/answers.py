@@ -17,6 +17,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
+from helpers.convert.folders import Report
 from helpers.errors import UserError
 from helpers.run.replies import AnswerPiece, Reply
 from helpers.serve.access import RETRY, Models, defect, place_of, refusal_of
@@ -35,7 +36,6 @@ LOOK = 0.1  # seconds between looks whether a client is still there
 
 Parse = Callable[[object, OpenPicture], ChatRequest]
 MakeWriter = Callable[[ChatRequest, str], Writer]
-Report = Callable[[str], None]
 
 
 class Responder:

@@ -4,17 +4,16 @@ What this module does not know: where rows come from, who answers, and how a fil
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from helpers.convert.folders import Report
 from helpers.serve.results import ERROR, Answers, job_of, results_in
 from helpers.serve.rows import Row, batches
 
 EVERY = 2.0  # seconds between two lines about progress
-
-Report = Callable[[str], None]
 
 
 class Answerer(Protocol):

@@ -12,12 +12,13 @@ import pickle
 import platform
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from helpers.convert.folders import Report
 from helpers.errors import OutputError, SettingsError, UserError, reason_of
 from helpers.resources import freeze_objects
 from helpers.serve.local import BATCH, Local
@@ -26,8 +27,6 @@ from helpers.serve.rows import Row
 
 QUIET = 120.0  # seconds without a row after which it is said
 ROWS, ANSWERS = "rows", "answers"  # columns of Ray's tables
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ for each browser window. What its user can set is data: a sequence of `Slider`, 
 """
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
 from PIL import Image
 
+from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.inputs.messages import EMPTY
 from helpers.inputs.questions import Question
@@ -282,9 +283,7 @@ def _picture_budget(processor: Processor) -> list[Control]:
 ATTEMPTS = 5  # two pages that are opened at once may find the same port free
 
 
-def open_page(
-    page: gr.Blocks, *, port: int | None = None, report: Callable[[str], None] = print
-) -> str:
+def open_page(page: gr.Blocks, *, port: int | None = None, report: Report = print) -> str:
     """Serve the page on this computer, until it is closed, and return its address.
 
     `report` is told how to reach it where the browser may be on another computer. Raises

@@ -13,7 +13,7 @@ from typing import Any, cast
 from PIL import Image
 
 from helpers.errors import is_whole, shortened
-from helpers.inputs.messages import SYSTEM_ROLE, Message
+from helpers.inputs.messages import SYSTEM_ROLE, Message, has_halves
 from helpers.run.sampling import HIGHEST_SEED, INTEGERS, LONGEST_ANSWER, RANGES, is_within
 
 Json = dict[str, Any]
@@ -317,8 +317,8 @@ def _address(part: Json, place: str) -> tuple[str, str]:
 
 
 def _characters(text: str, name: str) -> str:
-    """Return a text; halves of characters are refused, which no tokenizer takes."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    """Return a text; one that no tokenizer takes is refused."""
+    if has_halves(text):
         raise _wrong(name, "a text of whole characters")
     return text
 

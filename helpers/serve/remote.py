@@ -8,10 +8,11 @@ What this module does not know: which rows there are, and where answers go.
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from helpers.convert.folders import Report
 from helpers.errors import OutputError, SettingsError, UserError, reason_of
 from helpers.serve.columns import RowAnswer, columns_of, key_of, sentence_of
 from helpers.serve.protocol import Refusal
@@ -24,8 +25,6 @@ MOST_LOSSES = 3  # servers that may end while they answer a row, which then gets
 PATIENCE = 60.0  # seconds that a job waits while no server answers
 LOOK = 0.5  # seconds between two looks whether all is over
 AGAIN = 2.0  # seconds between two questions whether a server is there again
-
-Report = Callable[[str], None]
 
 
 class Servers:

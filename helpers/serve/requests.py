@@ -10,13 +10,14 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 from PIL import Image
 
+from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.inputs.images import name_of, open_picture, reading
 from helpers.run.replies import Counts
@@ -74,7 +75,7 @@ class RemoteServer:
         self.place = f"{self.address} through the proxy {without_password(proxy)}"
         self.place = self.place if proxy else self.address
 
-    def find(self, model: str | None, report: Callable[[str], None]) -> str:
+    def find(self, model: str | None, report: Report) -> str:
         """Return the fingerprint of a server's model, the only one unless it is named.
 
         Waits for one that is loaded. Raises `LostError` for a server that does not answer,

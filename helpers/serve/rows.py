@@ -7,13 +7,14 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.inputs.images import SUFFIXES, UNREADABLE_SUFFIXES, is_picture_file
 
@@ -45,7 +46,7 @@ class Row:
 
 
 def read_rows(
-    source: Path, questions: Sequence[str], report: Callable[[str], None] = lambda line: None
+    source: Path, questions: Sequence[str], report: Report = lambda line: None
 ) -> list[Row]:
     """Return the rows of a folder or of a JSONL file, in their order.
 

@@ -29,14 +29,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as StarletteMessage
 
 from helpers import ends
-from helpers.convert.folders import read_manifest
+from helpers.convert.folders import Report, read_manifest
 from helpers.errors import SettingsError
 from helpers.resources import freeze_objects
 from helpers.run.devices import check_device
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.access import Access, Models, defect, ending, place_of
 from helpers.serve.addresses import Pictures
-from helpers.serve.answers import EVENTS, Report, Responder
+from helpers.serve.answers import EVENTS, Responder
 from helpers.serve.completions import ChatWriter, event
 from helpers.serve.pages import build_pages, mount_pages
 from helpers.serve.protocol import (
