@@ -206,7 +206,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
         How large pieces are follows the time that the last ones took (`PieceSizes`). The one
         that is being computed then is left to the background.
         """
-        batch, new = inputs["position_ids"].shape
+        new = inputs["position_ids"].shape[1]
         past = inputs["attention_mask"].shape[1] - new
         start = 0
         if new > 1:  # what others left computes first anyway, and is no time of this prompt
@@ -216,30 +216,59 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
                 cache.length = past + start - len(cache.holes)  # so that `return_to` cuts it
                 raise Stopped
             end = min(start + self._positions_at_once(cache, past + start, new - start), new)
-            rows = apart(torch.from_numpy(inputs["inputs_embeds"][:, start:end]), self.row_shapes)
-            part = {
-                **{name: np.ascontiguousarray(value) for name, value in rows.items()},
-                "attention_mask": np.ascontiguousarray(inputs["attention_mask"][:, : past + end]),
-                "position_ids": np.ascontiguousarray(inputs["position_ids"][:, start:end]),
-                BEAM_INPUT: inputs[BEAM_INPUT] if start == 0 else np.arange(batch, dtype=np.int32),
-            }
-            if pictures is not None:
-                places = torch.arange(past + start, past + end) - len(cache.holes)
-                part |= {
-                    name: np.ascontiguousarray(value)
-                    for name, value in pictures.at(places, batch).items()
-                }
-            feed = {name: value for name, value in part.items() if name in self.input_names}
+            length = past + end - len(cache.holes)
+            feed = self._feed(inputs, pictures, start, end, length=length)
             started = time.perf_counter()
-            try:
-                # `infer` computes in this thread instead, in which a token took 0.3 to 5 ms longer.
-                cache.request.start_async(feed, share_inputs=True)
-                while not cache.request.wait_for(LOOK):
-                    if end - start >= LEAST and cache.stop is not None and cache.stop.is_set():
-                        cache.leave(feed, past + end - len(cache.holes))
-                        raise Stopped
-            except RuntimeError as error:
-                raise cannot_compute(error) from error
+            self._infer(cache, feed, length=length, can_be_left=end - start >= LEAST)
             if new > 1:
                 self.pieces.note(past + start, end - start, time.perf_counter() - started)
             start = end
+
+    def _feed(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        pictures: PictureInputs | None,
+        start: int,
+        end: int,
+        *,
+        length: int,
+    ) -> dict[str, np.ndarray]:
+        """Return what is run of the new positions from `start` to `end`.
+
+        There are `length` positions with them, without places that hold what was rejected.
+        """
+        batch, new = inputs["position_ids"].shape
+        total = inputs["attention_mask"].shape[1] - new + end
+        rows = apart(torch.from_numpy(inputs["inputs_embeds"][:, start:end]), self.row_shapes)
+        part = {
+            **{name: value.numpy() for name, value in rows.items()},
+            "attention_mask": inputs["attention_mask"][:, :total],
+            "position_ids": inputs["position_ids"][:, start:end],
+            BEAM_INPUT: inputs[BEAM_INPUT] if start == 0 else np.arange(batch, dtype=np.int32),
+        }
+        if pictures is not None:
+            places = torch.arange(length - (end - start), length)
+            part |= {name: value.numpy() for name, value in pictures.at(places, batch).items()}
+        return {
+            name: np.ascontiguousarray(value)
+            for name, value in part.items()
+            if name in self.input_names
+        }
+
+    @staticmethod
+    def _infer(
+        cache: StateCache, feed: Mapping[str, np.ndarray], *, length: int, can_be_left: bool
+    ) -> None:
+        """Run the cache's request, after which it has `length` positions.
+
+        Where it `can_be_left`, it is left to the background at a set stop event.
+        """
+        try:
+            # `infer` computes in this thread instead, in which a token took 0.3 to 5 ms longer.
+            cache.request.start_async(feed, share_inputs=True)
+            while not cache.request.wait_for(LOOK):
+                if can_be_left and cache.stop is not None and cache.stop.is_set():
+                    cache.leave(feed, length)
+                    raise Stopped
+        except RuntimeError as error:
+            raise cannot_compute(error) from error
