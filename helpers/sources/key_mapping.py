@@ -78,10 +78,39 @@ def load_tensors(
     transformers. Missing, unexpected and mis-shaped tensors raise one `CheckpointError` that lists
     them.
     """
-    ignore = tuple(ignore)
+    expected = {name: tensor.shape for name, tensor in module.state_dict(keep_vars=True).items()}
+    native, problems = _native_tensors(tensors, rules, expected, tuple(ignore), dtype)
+    ties = list(_ties(module))
+    tied = {target for _, target, _ in ties}
+    problems += [f"missing {name}" for name in expected if name not in native and name not in tied]
+    if problems:
+        more = f"; and {len(problems) - 12} more" if problems[12:] else ""
+        raise CheckpointError(
+            f"The checkpoint does not fit its config.json ({'; '.join(problems[:12])}{more}); take "
+            "both from one place."
+        )
+    for part, target, source in ties:
+        has_both = target in native and source in native
+        if has_both and not torch.equal(native[target], native[source]):
+            part.config.tie_word_embeddings = False  # a head that was trained apart
+    module.load_state_dict(native, strict=False, assign=True)
+    for submodule in module.modules():
+        if hasattr(submodule, "tie_weights"):
+            cast(Any, submodule).tie_weights()
+    _rebuild_buffers(module)
+    module.requires_grad_(False).eval()
+
+
+def _native_tensors(
+    tensors: Mapping[str, Tensor],
+    rules: Sequence[Rule],
+    expected: Mapping[str, torch.Size],
+    ignore: Sequence[str],
+    dtype: torch.dtype | None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a checkpoint's tensors by native names, and what is wrong with some of them."""
     native: dict[str, Tensor] = {}
     problems: list[str] = []
-    expected = {name: tensor.shape for name, tensor in module.state_dict(keep_vars=True).items()}
     for name, tensor in tensors.items():
         if any(_match(pattern, name) is not None for pattern in ignore):
             continue
@@ -102,27 +131,7 @@ def load_tensors(
             # 64 bits, which nothing here computes in, become 32.
             usable = torch.float32 if part.dtype == torch.float64 else part.dtype
             native[target] = part.to(dtype or usable)
-    ties = list(_ties(module))
-    tied = {target for _, target, _ in ties}
-    problems += [f"missing {name}" for name in expected if name not in native and name not in tied]
-    if problems:
-        first_problems = "; ".join(problems[:12]) + (
-            f"; and {len(problems) - 12} more" if problems[12:] else ""
-        )
-        raise CheckpointError(
-            f"The checkpoint does not fit its config.json ({first_problems}); take both from one "
-            "place."
-        )
-    for part, target, source in ties:
-        has_both = target in native and source in native
-        if has_both and not torch.equal(native[target], native[source]):
-            part.config.tie_word_embeddings = False  # a head that was trained apart
-    module.load_state_dict(native, strict=False, assign=True)
-    for submodule in module.modules():
-        if hasattr(submodule, "tie_weights"):
-            cast(Any, submodule).tie_weights()
-    _rebuild_buffers(module)
-    module.requires_grad_(False).eval()
+    return native, problems
 
 
 def _ties(module: nn.Module) -> Iterator[tuple[Any, str, str]]:
