@@ -78,10 +78,6 @@ def _large_place() -> str | None:
 
 def tune(options: argparse.Namespace) -> int:
     """Keep the settings that are fastest for a folder on this computer, and print all trials."""
-    from helpers.convert.folders import read_manifest
-    from helpers.graphs.core import core
-    from helpers.graphs.part_names import IMAGE_ENCODER
-    from helpers.graphs.presets import faster_image_encoder, faster_preset
     from helpers.measure.tune import tune as find
     from helpers.run.tuning import (
         check_writable,
@@ -112,16 +108,26 @@ def tune(options: argparse.Namespace) -> int:
         for part, properties in tuning.properties.items()
     }
     lines = [f"{part}: {settings.get(part, '')}{why}" for part, why in tuning.reasons.items()]
-    manifest = read_manifest(options.folder)
-    encoder = core().read_model(options.folder / manifest["parts"][IMAGE_ENCODER])
-    faster = {
-        "--precision": faster_preset(manifest["preset"]),
-        "--image-encoder": faster_image_encoder(manifest["preset"], encoder),
-    }
-    choices = " ".join(f"{option} {name}" for option, name in faster.items() if name)
+    choices = _faster_choices(options.folder)
     if choices:
         lines.append(f"`vlm convert {choices}` makes a folder that is faster here")
     data = dataclasses.asdict(tuning) | {"faster": choices or None}
     data |= {"trials": [dataclasses.asdict(t) for t in trials]}
     result = Result(data | {"file": str(path)}, lines, rows)
     return show(result, options)
+
+
+def _faster_choices(folder: Path) -> str:
+    """Return options of `vlm convert` that make a folder which is faster here; "" for none."""
+    from helpers.convert.folders import read_manifest
+    from helpers.graphs.core import core
+    from helpers.graphs.part_names import IMAGE_ENCODER
+    from helpers.graphs.presets import faster_image_encoder, faster_preset
+
+    manifest = read_manifest(folder)
+    encoder = core().read_model(folder / manifest["parts"][IMAGE_ENCODER])
+    faster = {
+        "--precision": faster_preset(manifest["preset"]),
+        "--image-encoder": faster_image_encoder(manifest["preset"], encoder),
+    }
+    return " ".join(f"{option} {name}" for option, name in faster.items() if name)
