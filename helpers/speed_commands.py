@@ -34,9 +34,9 @@ def benchmark(options: argparse.Namespace) -> int:
 
 def _comparison(folder: Path, against: list[str]) -> Result:
     """Measure a converted folder beside other engines."""
-    from helpers.measure.peers.comparison import compare, lines_of, rows_of
+    from helpers.measure.peers.comparison import compare_engines, lines_of, rows_of
 
-    comparison = compare(folder, against, report=report)
+    comparison = compare_engines(folder, against, report=report)
     return Result(dataclasses.asdict(comparison), lines_of(comparison), rows_of(comparison))
 
 

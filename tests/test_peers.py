@@ -9,7 +9,7 @@ from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.measure.peers import comparison, here, llama_build, runners
-from helpers.measure.peers.comparison import EngineFigures, compare, lines_of, rows_of
+from helpers.measure.peers.comparison import EngineFigures, compare_engines, lines_of, rows_of
 from helpers.measure.peers.jobs import Clock
 from helpers.measure.peers.layouts import gguf_layout
 from helpers.measure.peers.runners import HERE, EngineRound, Runner
@@ -83,7 +83,7 @@ class Steps:
 
 def test_a_peer_that_ends_in_a_later_round_is_left_out(converted, not_installed, monkeypatch):
     monkeypatch.setattr(comparison, "Runner", Steps)
-    result = compare(converted, ["pytorch"])
+    result = compare_engines(converted, ["pytorch"])
     assert list(result.engines) == ["vlm"] and len(result.engines["vlm"].rounds) == 2
     (words,) = result.left_out
     assert words.startswith("PyTorch") and words.endswith("is left out: it was killed")
@@ -181,7 +181,7 @@ def test_all_engines_in_one_run(request, bundled_folder):
     if not request.config.getoption("integration"):
         pytest.skip("in `make integration`")
     assert ".venv-genai" in INSTALLED, "make genai"
-    result = compare(bundled_folder("internvl2", "int8"), ["genai", "llama.cpp"])
+    result = compare_engines(bundled_folder("internvl2", "int8"), ["genai", "llama.cpp"])
     assert {"vlm", "GenAI"} <= result.engines.keys()
     assert ("llama.cpp Q4_0" in result.engines) == (".venv-llama" in INSTALLED), result.left_out
     for figures in result.engines.values():

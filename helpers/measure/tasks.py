@@ -26,7 +26,7 @@ from helpers.errors import SettingsError, UserError
 from helpers.graphs.presets import find_preset
 from helpers.inputs.images import draw_lake
 from helpers.inputs.messages import user_message
-from helpers.measure.evaluation import Model
+from helpers.measure.evaluation import Model, question_inputs
 from helpers.measure.figures import from_json
 from helpers.measure.speed import measure as measure_speed
 from helpers.models import load_model
@@ -145,9 +145,7 @@ def read_prompt(
 
     Return what makes a decode step, always of the same token, and the cache that it writes to.
     """
-    inputs = pipeline.image_inputs([draw_lake(*picture)])
-    ids = pipeline.processor.input_ids([user_message(QUESTION, 1)], inputs)
-    prepared = pipeline.prepare(ids, pipeline.encode_images(**inputs))
+    prepared = question_inputs(pipeline, draw_lake(*picture), QUESTION)
     model, pictures = pipeline.language_model, prepared.get("pictures")
     cache = model.new_cache()
     model(**prepared, past_key_values=cache)

@@ -89,7 +89,7 @@ def is_unclear(trials: Sequence[Trial]) -> bool:
     return any(NOISY in words or NOT_ALWAYS in words for words in verdicts) or not verdicts
 
 
-def reason_of(part: str, trials: Sequence[Trial], gain: float, untried: int) -> str:
+def part_reason(part: str, trials: Sequence[Trial], gain: float, untried: int) -> str:
     """Return in a sentence what came of a part's trials, which took `gain` of the default's time.
 
     For so many candidates that were `untried` there was no time.
@@ -97,7 +97,7 @@ def reason_of(part: str, trials: Sequence[Trial], gain: float, untried: int) -> 
     verdicts = [trial.verdict for trial in trials]
     unclear = [words for words in verdicts if NOISY in words or NOT_ALWAYS in words]
     too_far = [words for words in verdicts if TOO_FAR in words]
-    measured = [trial for trial in trials if trial.seconds is not None]
+    number = sum(trial.seconds is not None for trial in trials)
     is_second = part == NEXT_TOKENS
     default = "one language model" if is_second else "the defaults"
     if gain < 1:
@@ -106,8 +106,8 @@ def reason_of(part: str, trials: Sequence[Trial], gain: float, untried: int) -> 
         reason = f"keeps {default}: {unclear[0]}; try again while nothing else computes"
     elif too_far:
         reason = f"keeps {default}: {too_far[0]}"
-    elif measured:
-        reason = f"keeps {default}, of {len(measured) + 1} settings the fastest"
+    elif number:
+        reason = f"keeps {default}, of {number + 1} settings the fastest"
     elif NO_ROOM in verdicts:
         reason = f"keeps {default}: {NO_ROOM}"
     elif trials:

@@ -37,7 +37,7 @@ from helpers.measure.trials import (
     Trial,
     is_unclear,
     measured,
-    reason_of,
+    part_reason,
     trial_of,
 )
 from helpers.models.exported import Features, ImageInputs
@@ -125,7 +125,7 @@ class _Clocked:
         self.calls.append(self.measure(self.pipeline))
         return sum(self.calls[-1])
 
-    def compare(self, champion: "_Clocked", rounds: int) -> None:
+    def note_ratios(self, champion: "_Clocked", rounds: int) -> None:
         """Note `of_default`, by the last `rounds` calls of both, the slowest of which counts."""
         calls = zip(self.calls[-rounds:], champion.calls[-rounds:], strict=True)
         ratios = [[new / old for new, old in zip(*call, strict=True)] for call in calls]
@@ -268,7 +268,7 @@ class _Tuner:
                 self.pipeline, self.chosen[part], champion = winner.pipeline, trial[part], winner
                 gain, needed = gain * ratio, needed * ratio
         trials = [trial for trial in self.trials if trial.part == part]
-        self.reasons[part] = reason_of(part, trials, gain, untried)
+        self.reasons[part] = part_reason(part, trials, gain, untried)
         if gain == 1 and (trials or untried) and is_unclear(trials):
             self.unclear.append(part)
 
@@ -298,7 +298,7 @@ class _Tuner:
             return champion, 1.0
         self._note(trial_of(part, trial, result, divergence, bound))
         if not result.is_too_noisy:
-            challenger.compare(champion, len(result.ratios))
+            challenger.note_ratios(champion, len(result.ratios))
             self.steps.append((trial[part], challenger.of_default))
         is_taken = divergence is not None and divergence <= bound
         return (challenger if is_taken else champion), median(result.ratios)

@@ -5,7 +5,7 @@ computer does meets all of them alike. What this module does not know: other dev
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +88,57 @@ def check_peers(names: Sequence[str]) -> None:
             )
 
 
-def compare(
+class _Engines:
+    """The engines of one run, which are measured in turn, and sentences on those left out."""
+
+    def __init__(self, stack: ExitStack, settings: Settings, report: Report) -> None:
+        self.stack, self.settings, self.report = stack, settings, report
+        self.runners: dict[str, Runner] = {}
+        self.rounds: dict[str, list[EngineRound]] = {}
+        self.left_out: list[str] = []
+
+    def add(self, engine: Engine) -> int:
+        """Start an engine, measure a round that does not count; return the prompt's length."""
+        settings = self.settings | engine.settings
+        runner = self.stack.enter_context(Runner(engine.environment, engine.runner, settings))
+        first = runner.measure()
+        self.report(f"{engine.name} {runner.version}: ready")
+        self.runners[engine.name], self.rounds[engine.name] = runner, []
+        return first.prompt_tokens
+
+    def add_peer(self, name: str, folder: Path) -> None:
+        """Start the engines of a peer; one that cannot run the folder is left out."""
+        try:
+            for engine in _engines(name, folder):
+                self.add(engine)
+        except SettingsError as error:
+            self._leave_out(name, error)
+
+    def measure(self, ours: Container[str]) -> None:
+        """Measure a round; an engine that fails is left out, unless it is one of `ours`."""
+        for name, runner in list(self.runners.items()):
+            try:
+                self.rounds[name].append(runner.measure())
+            except SettingsError as error:
+                if name in ours:
+                    raise
+                self._leave_out(name, error)
+                del self.runners[name]
+
+    def _leave_out(self, name: str, error: SettingsError) -> None:
+        self.left_out.append(f"{name} is left out: {error}")
+        self.report(self.left_out[-1])
+
+    @property
+    def figures(self) -> dict[str, EngineFigures]:
+        """What was measured so far, by engine."""
+        return {
+            name: EngineFigures(runner.version, self.rounds[name], *runner.memory)
+            for name, runner in self.runners.items()
+        }
+
+
+def compare_engines(
     folder: Path, against: Sequence[str], *, report: Report = lambda line: None
 ) -> PeerComparison:
     """Measure a folder here and in the engines `against`; what cannot run it is left out and told.
@@ -103,50 +153,20 @@ def compare(
     picture, threads = (originals[0].picture if originals else PICTURE), processors()
     common: Settings = {"folder": folder, "picture": picture, "threads": threads}
     common |= {"question": QUESTION, "tokens": TOKENS}
-    left_out: list[str] = []
-    runners: dict[str, Runner] = {}
-    rounds: dict[str, list[EngineRound]] = {}
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         common |= {"place": place, "picture_file": place / "picture.npy"}
         np.save(common["picture_file"], np.asarray(draw_lake(*picture)))
-
-        def add(engine: Engine) -> int:
-            """Start an engine, measure a round that does not count; return the prompt's length."""
-            settings = common | engine.settings
-            runner = stack.enter_context(Runner(engine.environment, engine.runner, settings))
-            first = runner.measure()
-            report(f"{engine.name} {runner.version}: ready")
-            runners[engine.name], rounds[engine.name] = runner, []
-            return first.prompt_tokens
-
-        def leave_out(name: str, error: SettingsError) -> None:
-            left_out.append(f"{name} is left out: {error}")
-            report(left_out[-1])
-
+        engines = _Engines(stack, common, report)
         ours = {engine.name: engine for engine in _ours(folder)}
         for engine in ours.values():
-            common["prompt_tokens"] = add(engine)
+            engines.settings["prompt_tokens"] = engines.add(engine)
         for name in against:
-            try:
-                for engine in _engines(name, folder):
-                    add(engine)
-            except SettingsError as error:
-                leave_out(name, error)
+            engines.add_peer(name, folder)
         for number in range(1, ROUNDS + 1):
-            for name, runner in list(runners.items()):
-                try:
-                    rounds[name].append(runner.measure())
-                except SettingsError as error:
-                    if name in ours:
-                        raise
-                    leave_out(name, error)
-                    del runners[name]
+            engines.measure(ours)
             report(f"round {number} of {ROUNDS}")
-        figures = {
-            name: EngineFigures(runner.version, rounds[name], *runner.memory)
-            for name, runner in runners.items()
-        }
+        figures = engines.figures  # while they run, as their memory is told
     return PeerComparison(
         folder=folder.name,
         preset=name_of(preset),
@@ -156,7 +176,7 @@ def compare(
         picture=picture,
         tokens=TOKENS,
         engines=figures,
-        left_out=left_out,
+        left_out=engines.left_out,
     )
 
 
