@@ -84,7 +84,10 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype | None = None) -> Self:
-        """Read a checkpoint in its authors' layout; `dtype` None keeps the files' own type."""
+        """Read a checkpoint in its authors' layout; `dtype` None keeps the files' own type.
+
+        Raises `CheckpointError` where the files cannot be used, or do not fit each other.
+        """
         folder = Path(folder)
         config = read_config(folder)
         with describing_a_model(folder), torch.device("meta"):

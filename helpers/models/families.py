@@ -199,7 +199,7 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> VisionLa
     """Read an original checkpoint, memory-mapped; `dtype` None keeps the files' own type.
 
     Where files have several, the language model gets the type that most of its numbers have, and
-    all else jointly that of most of theirs.
+    all else jointly that of most of theirs. Raises `CheckpointError` for what cannot be read here.
     """
     model = family_of(folder).model.load(folder, dtype)
     model.compute_in_one_type()
@@ -207,7 +207,10 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> VisionLa
 
 
 def load_processor(folder: str | Path) -> Processor:
-    """Return what turns pictures and messages into inputs, without any weights."""
+    """Return what turns pictures and messages into inputs, without any weights.
+
+    Raises `CheckpointError` for a folder that cannot be read here.
+    """
     config, processor_class = read_config(folder), family_of(folder).model.processor_class
     with describing_a_model(Path(folder)):
         return processor_class(folder, config)
@@ -223,7 +226,8 @@ def on_meta_device(folder: str | Path) -> VisionLanguageModel[Any]:
 def without_weights(config: Config) -> VisionLanguageModel[Any]:
     """Return the model that `config` describes on the meta device, which takes no memory.
 
-    It has weights of 16 bits, as all originals have.
+    It has weights of 16 bits, as all originals have. Raises `CheckpointError` for a model type that
+    no family has.
     """
     family = find_family(config["model_type"])
     if family is None:

@@ -49,7 +49,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_config(folder: str | Path) -> Config:
-    """Read a checkpoint's `config.json`, and check the numbers that size a model."""
+    """Read a checkpoint's `config.json`, and check the numbers that size a model.
+
+    Raises `CheckpointError` for what is no folder of a checkpoint, or of one that is not read here.
+    """
     if not isinstance(folder, str | os.PathLike):
         raise CheckpointError(f"{folder!r} is no folder; give the path of a checkpoint's.")
     folder = Path(folder)

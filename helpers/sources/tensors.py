@@ -19,7 +19,8 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     """Map all tensors of a checkpoint into memory, in the type that the files have.
 
     Reads `*.safetensors` or `pytorch_model*.bin`, in one file or in the shards that an index
-    names. Nothing but tensors is unpickled.
+    names. Nothing but tensors is unpickled. Raises `CheckpointError` for files that are missing or
+    damaged, and for weights that are quantised already or an adapter's.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(Path(folder)):

@@ -45,8 +45,7 @@ class Recipe:
     begins with parts of the bundled models of the families in `begins_with`, each with what becomes
     of them here, and with `first_tensors` of the new model's config. It has `stages`, in which the
     model learns `kinds` of question, and `clips` too, in conversations of at most so many `turns`.
-    `int4` is how its notebook stores the
-    language model in 4 bits.
+    `int4` is how its notebook stores the language model in 4 bits.
     """
 
     bundled: str

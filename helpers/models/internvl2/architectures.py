@@ -45,16 +45,8 @@ def _text_fields(llm: Config) -> Config:
     return fields | {"tie_word_embeddings": False}
 
 
-def _qwen2_config(llm: Config) -> Qwen2Config:
-    return Qwen2Config(**_text_fields(llm))
-
-
-def _qwen3_config(llm: Config) -> Qwen3Config:
-    return Qwen3Config(**_text_fields(llm))
-
-
-def _llama_config(llm: Config) -> LlamaConfig:
-    return LlamaConfig(**_text_fields(llm))
+def _config_of(kind: type[PreTrainedConfig]) -> Callable[[Config], PreTrainedConfig]:
+    return lambda llm: kind(**_text_fields(llm))
 
 
 def _internlm2_config(llm: Config) -> LlamaConfig:
@@ -95,13 +87,13 @@ class Architecture:
 
 ARCHITECTURES = {
     "Qwen2ForCausalLM": Architecture(
-        _qwen2_config, Qwen2ForCausalLM, Qwen2Tokenizer.from_pretrained
+        _config_of(Qwen2Config), Qwen2ForCausalLM, Qwen2Tokenizer.from_pretrained
     ),
     "Qwen3ForCausalLM": Architecture(
-        _qwen3_config, Qwen3ForCausalLM, Qwen2Tokenizer.from_pretrained
+        _config_of(Qwen3Config), Qwen3ForCausalLM, Qwen2Tokenizer.from_pretrained
     ),
     "LlamaForCausalLM": Architecture(
-        _llama_config, LlamaForCausalLM, PreTrainedTokenizerFast.from_pretrained
+        _config_of(LlamaConfig), LlamaForCausalLM, PreTrainedTokenizerFast.from_pretrained
     ),
     "InternLM2ForCausalLM": Architecture(_internlm2_config, LlamaForCausalLM, internlm2_tokenizer),
     "Phi3ForCausalLM": Architecture(_phi3_config, LongPhi3, _phi3_tokenizer),

@@ -125,10 +125,9 @@ class InternVL2Processor(Processor):
     @property
     def runtime(self) -> Runtime:
         """How a tile is prepared; GenAI cuts up to 12 tiles, whatever the config says."""
-        side = self.config["vision_config"]["image_size"]
         settings = {
-            "size": {"shortest_edge": side},
-            "crop_size": {"height": side, "width": side},
+            "size": {"shortest_edge": self.side},
+            "crop_size": {"height": self.side, "width": self.side},
             **self._pixels,
         }
         return Runtime(image_text=IMAGE_MARKS[2], pictures=settings)
@@ -154,11 +153,16 @@ class InternVL2Processor(Processor):
         return cast(int, self.config["llm_config"]["max_position_embeddings"])
 
     @property
+    def side(self) -> int:
+        """The side of a tile in pixels."""
+        side = self.config.get("force_image_size") or self.config["vision_config"]["image_size"]
+        return cast(int, side)
+
+    @property
     def tokens_per_tile(self) -> int:
         """How many rows of features the image encoder gives for one tile."""
-        vision = self.config["vision_config"]
-        side = self.config.get("force_image_size") or vision["image_size"]
-        return int((side // vision["patch_size"] * self.config["downsample_ratio"]) ** 2)
+        patches = self.side // self.config["vision_config"]["patch_size"]
+        return int((patches * self.config["downsample_ratio"]) ** 2)
 
     @property
     def pieces(self) -> PicturePieces:
@@ -175,10 +179,9 @@ class InternVL2Processor(Processor):
     @property
     def image_processor(self) -> GotOcr2ImageProcessorPil:
         """transformers' processor that cuts tiles as InternVL2's `dynamic_preprocess` does."""
-        side = self.config.get("force_image_size") or self.config["vision_config"]["image_size"]
         tiles = self.pieces.within(self.picture_tokens)
         return GotOcr2ImageProcessorPil(
-            size={"height": side, "width": side},
+            size={"height": self.side, "width": self.side},
             **self._pixels,
             crop_to_patches=self.config["dynamic_image_size"],
             min_patches=min(self.config["min_dynamic_patch"], tiles),
@@ -217,7 +220,7 @@ class InternVL2Processor(Processor):
 
 
 class InternVL2(VisionLanguageModel[InternVL2Processor]):
-    """InternViT, pixel shuffle and MLP, and Qwen2, InternLM2 (as Llama) or Phi-3."""
+    """InternViT, pixel shuffle and MLP, and one of the `ARCHITECTURES` of language models."""
 
     processor_class = InternVL2Processor
     image_encoder: InternVLVisionModel

@@ -19,7 +19,7 @@ from helpers.models.exported import (
     PictureInputs,
     RunPart,
 )
-from helpers.models.qwen_vision.places import Grid, rotation_angles, table_places
+from helpers.models.qwen_vision.places import Grid, rotation_angles, single_frames, table_places
 
 if TYPE_CHECKING:
     from helpers.models.qwen_vision.processor import QwenVisionProcessor
@@ -75,7 +75,7 @@ class QwenVisionExported(ExportedParts):
 
         One picture a call: a mask over all of them would take the square of all their patches.
         """
-        grids = self.processor.single_grids(image_inputs["image_grid_thw"])
+        grids = single_frames(image_inputs["image_grid_thw"])
         lengths = [rows * columns for _, rows, columns in grids]
         pictures = torch.split(image_inputs["pixel_values"], lengths)
         return [

@@ -16,7 +16,7 @@ from helpers.models.base import VisionLanguageModel
 from helpers.models.embeddings import is_tied
 from helpers.models.qwen_vision.encoder import EncoderLayers, ImageEncoder
 from helpers.models.qwen_vision.exported import PictureTokens
-from helpers.models.qwen_vision.places import Grid
+from helpers.models.qwen_vision.places import Grid, single_frames
 from helpers.models.qwen_vision.processor import QwenVisionProcessor
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
@@ -65,7 +65,7 @@ class QwenVisionLanguageModel(VisionLanguageModel[P]):
 
         They carry their grid. `times` are for the prompt.
         """
-        grids = self.processor.single_grids(image_grid_thw)
+        grids = single_frames(image_grid_thw)
         patches = sum(rows * columns for _, rows, columns in grids)
         if patches != len(pixel_values):
             raise CheckpointError(

@@ -140,19 +140,15 @@ class QwenVisionProcessor(Processor):
 
     # Positions
 
-    def single_grids(self, grids: Tensor) -> list[Grid]:
-        """Return the grid of each picture and of each step of a video."""
-        return single_frames(grids)
-
     def token_grid(self, image_inputs: ImageInputs) -> tuple[int, int]:
         """Return in how many rows and columns the tokens of one picture lie."""
-        ((_, rows, columns),) = self.single_grids(image_inputs["image_grid_thw"])
+        ((_, rows, columns),) = single_frames(image_inputs["image_grid_thw"])
         merge = self.vision.spatial_merge_size
         return rows // merge, columns // merge
 
     def position_ids(self, input_ids: Tensor, image_inputs: ImageInputs | None = None) -> Tensor:
         """Return the positions (3, batch, length) of a prompt's tokens."""
-        grids = self.single_grids(image_inputs["image_grid_thw"]) if image_inputs else []
+        grids = single_frames(image_inputs["image_grid_thw"]) if image_inputs else []
         return self.positions_around(input_ids, grids)
 
     def positions_around(self, input_ids: Tensor, grids: Sequence[Grid]) -> Tensor:
