@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.errors import PictureError, SettingsError, reason_of
-from helpers.graphs.core import compile_model, feed_of, run_model
+from helpers.graphs.core import ACCURACY, compile_model, feed_of, run_model
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.presets import Preset, Quantization
 from helpers.graphs.stateful import BEAM_INPUT
@@ -30,7 +30,6 @@ from helpers.resources import path_of
 
 PROMPT = "What is in the picture?"
 HELD_OUT = 4  # pictures that calibration does not look at, on which the error is measured
-_ACCURATE = {"EXECUTION_MODE_HINT": "ACCURACY"}
 _TRAINING = "train"  # the split of a data set that samples come from, never the one for testing
 
 Inputs = dict[str, NDArray[Any]]  # of one call of a part, by name
@@ -147,7 +146,7 @@ class _SampleInputs:
     def __init__(self, parts: Mapping[str, ov.Model], processor: Processor) -> None:
         self.processor = processor
         self.requests = {
-            name: compile_model(part, "CPU", **_ACCURATE).create_infer_request()
+            name: compile_model(part, "CPU", **ACCURACY).create_infer_request()
             for name, part in parts.items()
             if name != LANGUAGE_MODEL
         }

@@ -16,7 +16,7 @@ from helpers.convert.calibration import HELD_OUT, PROMPT, Inputs, encoder_inputs
 from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.graphs.compression import compress
-from helpers.graphs.core import compile_model, has_one_size
+from helpers.graphs.core import ACCURACY, compile_model, has_one_size
 from helpers.graphs.part_names import IMAGE_ENCODER
 from helpers.graphs.presets import INT8, Quantization
 from helpers.inputs.questions import Sample
@@ -119,7 +119,7 @@ def check_one_size(part: ov.Model) -> None:
 
 def _features(part: ov.Model, calls: Sequence[Inputs]) -> Tensor:
     """Return all that an image encoder gives for these calls, behind one another."""
-    request = compile_model(part, "CPU", EXECUTION_MODE_HINT="ACCURACY").create_infer_request()
+    request = compile_model(part, "CPU", **ACCURACY).create_infer_request()
     outputs = [values for call in calls for values in request.infer(call).to_tuple()]
     return torch.cat([torch.from_numpy(values).float().flatten() for values in outputs])
 

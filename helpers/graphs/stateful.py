@@ -22,6 +22,7 @@ from openvino.op.util import Variable, VariableInfo
 from helpers.errors import SettingsError
 
 BEAM_INPUT = "beam_idx"
+EMBEDDINGS = "inputs_embeds"
 FIXED_SIZE = "_state"  # the end of the names of states that do not grow
 
 
@@ -36,7 +37,7 @@ def is_fixed_size(name: str) -> bool:
 
 
 def make_stateful(
-    model: ov.Model, cache: Mapping[str, str], *, batch_input: str = "inputs_embeds"
+    model: ov.Model, cache: Mapping[str, str], *, batch_input: str = EMBEDDINGS
 ) -> None:
     """Turn the `cache` inputs, each given with the output that replaces it, into state, in place.
 
@@ -65,22 +66,19 @@ def make_stateful(
     model.validate_nodes_and_infer_types()
 
 
-def keep_inputs(
-    model: ov.Model, names: Sequence[str], *, batch_input: str = "inputs_embeds"
-) -> None:
+def keep_inputs(model: ov.Model, names: Sequence[str]) -> None:
     """Turn inputs that stay the same for many calls into state, in place.
 
     Their values are set once, through the request's `query_state`, and are kept in the type that
     the device computes in; as inputs they would be converted in every call. Until then they are
-    empty. They need the form of a KV cache, of which `batch_input` is the same as for
-    `make_stateful`.
+    empty. They need the form of a KV cache.
     """
     for name in names:
         port, shape = model.input(name), model.input(name).get_partial_shape()
         info = VariableInfo()
         info.data_shape, info.data_type, info.variable_id = shape, port.get_element_type(), name
         variable = Variable(info)
-        read = ops.read_value(_empty(model, shape, port.get_element_type(), batch_input), variable)
+        read = ops.read_value(_empty(model, shape, port.get_element_type(), EMBEDDINGS), variable)
         for consumer in port.get_target_inputs():
             consumer.replace_source_output(read.output(0))
         model.remove_parameter(port.get_node())

@@ -28,7 +28,7 @@ from helpers.errors import (
     is_whole,
 )
 from helpers.graphs.attention_masks import add_masks
-from helpers.graphs.core import Stoppable, Stopped, compile_model, core, run_model
+from helpers.graphs.core import ACCURACY, Stoppable, Stopped, compile_model, core, run_model
 from helpers.graphs.last_logits import return_last_logits
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS, TEXT_EMBEDDINGS
 from helpers.graphs.single_token import expect_single_token
@@ -116,7 +116,7 @@ class VisionLanguagePipeline:
         is_tuned = tuned and not accuracy and self.device == "CPU"
         self.tuning = read_tuning(folder) if is_tuned else None
         of_parts = self.tuning.properties if self.tuning else {}
-        mode = {"EXECUTION_MODE_HINT": "ACCURACY"} if accuracy else {}
+        mode = ACCURACY if accuracy else {}
         if not is_whole(answers_at_once) or answers_at_once < 1:
             raise SettingsError(
                 f"answers_at_once is {answers_at_once!r}; it should be a whole number from 1 on."

@@ -119,7 +119,7 @@ class Local:
         if entry.reply is not None:
             try:
                 entry.reply.wait()
-            except Exception:
+            except Exception:  # of any of those that were computed together
                 error = self._try_alone(entry)
         if entry.reply is not None and not error:
             entry.answer = self.finished[entry.key] = _answer_of(entry.reply, entry.started)
@@ -133,7 +133,7 @@ class Local:
             entry.reply.wait()
         except (UserError, Refusal) as error:
             return sentence_of(error, entry.row)
-        except Exception as error:
+        except Exception as error:  # the other rows of a job of days go on
             return f"The answer cannot be computed ({reason_of(error)})."
         return ""
 

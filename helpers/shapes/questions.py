@@ -145,10 +145,10 @@ def sample_questions(
 
 
 def draw_questions(
-    number: int, *, seed: int, split: str = "test", kinds: Sequence[str] = tuple(KINDS)
+    number: int, *, seed: int, kinds: Sequence[str] = tuple(KINDS)
 ) -> list[PictureQuestion]:
-    """Return pictures of the bundled world, each with one question; the `kinds` take turns."""
-    pairs = sample_questions(number, seed=seed, split=split, kinds=kinds)
+    """Return pictures of the test split, each with one question; the `kinds` take turns."""
+    pairs = sample_questions(number, seed=seed, kinds=kinds)
     return [(draw(scene), question) for scene, question in pairs]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from helpers.errors import SettingsError
 from helpers.graphs.bit_widths import bit_widths, stored_bytes
 from helpers.graphs.compression import compress
-from helpers.graphs.core import compile_model
+from helpers.graphs.core import ACCURACY, compile_model
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.presets import INT8, Preset, Weights
 from helpers.inputs.questions import VisualQuestion
@@ -111,7 +111,7 @@ def in_both(module: nn.Module, *inputs: Tensor) -> Tensor:
     with converter.quiet():
         example = tuple(value.clone() for value in inputs)
         graph = ov.convert_model(module, example_input=example)
-    compiled = compile_model(graph, "CPU", EXECUTION_MODE_HINT="ACCURACY")
+    compiled = compile_model(graph, "CPU", **ACCURACY)
     actual = torch.from_numpy(compiled([value.numpy() for value in inputs])[0])
     error = (actual - expected).abs().max() / expected.abs().max()
     print("in OpenVINO as in PyTorch:", bool(error < 1e-4))

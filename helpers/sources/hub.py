@@ -4,7 +4,7 @@ What this module does not know: other hubs, and older revisions of a checkpoint.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
@@ -32,16 +32,10 @@ _BIN = "pytorch_model*.bin*"
 _UNNEEDED = ("*.py", "*.onnx", "*.gguf", "original/*", "*training_args*", "*optimizer*")
 
 
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # where the bar is too; stdout may be read as JSON
-
-
-def download(
-    hub_id: str, *, files: Sequence[str] = _FILES, report: Callable[[str], None] = _tell
-) -> Path:
+def download(hub_id: str, *, files: Sequence[str] = _FILES) -> Path:
     """Download a checkpoint's `files`, given as patterns, and return their folder.
 
-    `report` is told the size first; a bar shows the progress. Of weights in two formats, the one
+    The size is told first, and a bar shows the progress. Of weights in two formats, the one
     that is read is downloaded. Files that are there already are kept, and one whose connection
     breaks continues where it stopped. HF_HUB_OFFLINE=1 uses what was downloaded before. Raises
     `CheckpointError` with what to do, also where the disk is too small.
@@ -58,7 +52,8 @@ def download(
             sizes = f"{hub_id} is {in_words(size)} to download; {in_words(free)} of disk are free"
             if size > free:
                 raise CheckpointError(f"{sizes}: make room, or set HF_HOME to a larger disk.")
-            report(f"{sizes}.")
+            # Where the bar is too; standard output may be read as JSON.
+            print(f"{sizes}.", file=sys.stderr, flush=True)
         return Path(huggingface_hub.snapshot_download(hub_id, **patterns))
     except CheckpointError:
         raise
