@@ -120,6 +120,15 @@ def time_in_words(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1000:.3g} ms"
 
 
+def duration_in_words(seconds: float) -> str:
+    """Return how long something still takes, in whole seconds: `45 s`, `2 min 5 s`, `3 h 4 min`."""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def path_of(text: str) -> Path:
     """Return a path as people write it where no shell reads it: `~` is a person's home."""
     with suppress(RuntimeError):  # there is no such person, or no home

@@ -14,6 +14,7 @@ from helpers.errors import SettingsError
 from helpers.measure.data_sets import DATA_SETS, LETTER, SHORT, Sample, read_data_set
 from helpers.measure.outcomes import Outcome, Score, agreement, most_different, scores
 from helpers.measure.web_page import paragraph, picture, table, web_page
+from helpers.resources import duration_in_words
 from tests.tiny import picture as tiny_picture
 from tests.tiny import questions
 from tests.web_pages import assert_can_be_sent
@@ -60,6 +61,14 @@ def test_progress_and_time_left_are_told(capsys, converted, data):
     main([str(word) for word in words])
     _, messages = capsys.readouterr()
     assert re.search(r"3 of 3 questions done, about 0 s left", messages)
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.4, "0 s"), (59.9, "59 s"), (125, "2 min 5 s"), (11_040, "3 h 4 min")],
+)
+def test_time_left_in_words(seconds, words):
+    assert duration_in_words(seconds) == words
 
 
 def test_questions_that_cannot_be_asked_are_left_out(capsys, converted, data):

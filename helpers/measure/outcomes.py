@@ -23,6 +23,7 @@ from helpers.measure.evaluation import (
 )
 from helpers.measure.metrics import METRICS, similarity
 from helpers.measure.shares import Share
+from helpers.resources import duration_in_words
 
 BATCH = 4  # questions that are answered together: more take little less time and more memory
 CHUNK = 24  # questions whose pictures are in memory at once
@@ -79,7 +80,7 @@ def outcomes_of(
             outcomes += _joined([sample for sample, _ in pairs], list(answers.values()))
         done = start + len(chunk)
         left = (time.monotonic() - started) / done * (len(samples) - done)
-        report(f"{done} of {len(samples)} questions done, about {_words(left)} left")
+        report(f"{done} of {len(samples)} questions done, about {duration_in_words(left)} left")
     return outcomes, left_out
 
 
@@ -107,10 +108,6 @@ def _joined(samples: Sequence[Sample], answers: Sequence[Answers]) -> list[Outco
     likenesses = map(similarity, first.texts, last.texts)
     texts = zip(*(model_answers.texts for model_answers in answers), strict=True)
     return [Outcome(*row) for row in zip(samples, texts, moved, likenesses, strict=True)]
-
-
-def _words(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 # Scores

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from helpers.convert.folders import Report
+from helpers.resources import duration_in_words
 from helpers.serve.results import ERROR, Answers, job_of, results_in
 from helpers.serve.rows import Row, batches
 
@@ -45,17 +46,11 @@ class BatchProgress:
         if now - self.last_report >= EVERY or self.done == self.total:
             self.last_report = now
             rate = self.new / max(now - self.started, 1e-9)
-            left = (self.total - self.done) / max(rate, 1e-9)
+            left = duration_in_words((self.total - self.done) / max(rate, 1e-9))
             self.report(
-                f"{self.done} of {self.total} rows, {rate:.2f} a second, {_duration(left)} left"
+                f"{self.done} of {self.total} rows, {rate:.2f} a second, {left} left"
                 + (f", {self.failed} failed" if self.failed else "")
             )
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def run_job(
