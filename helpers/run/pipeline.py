@@ -62,8 +62,20 @@ def _closed() -> DeviceError:
     return DeviceError("This pipeline is closed; load the folder anew to ask.")
 
 
-def _is_properties(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+def _check(folder: object, properties: object, answers_at_once: Any) -> None:
+    """Raise an error, before anything is read, for arguments that are none."""
+    if not isinstance(folder, str | os.PathLike):
+        raise OutputError(f"{folder!r} is no folder; give the path of one that was converted.")
+    is_dict = isinstance(properties, Mapping) and all(isinstance(key, str) for key in properties)
+    if properties is not None and not is_dict:
+        raise SettingsError(
+            f"properties is {properties!r}; it should be a dict of OpenVINO's properties, such "
+            'as {"INFERENCE_NUM_THREADS": 2}.'
+        )
+    if not is_whole(answers_at_once) or answers_at_once < 1:
+        raise SettingsError(
+            f"answers_at_once is {answers_at_once!r}; it should be a whole number from 1 on."
+        )
 
 
 class VisionLanguagePipeline:
@@ -99,13 +111,7 @@ class VisionLanguagePipeline:
         answers_at_once: int = 1,
         next_tokens_apart: bool = True,
     ) -> None:
-        if not isinstance(folder, str | os.PathLike):
-            raise OutputError(f"{folder!r} is no folder; give the path of one that was converted.")
-        if properties is not None and not _is_properties(properties):
-            raise SettingsError(
-                f"properties is {properties!r}; it should be a dict of OpenVINO's properties, such "
-                'as {"INFERENCE_NUM_THREADS": 2}.'
-            )
+        _check(folder, properties, answers_at_once)
         folder = Path(folder)
         self.name = read_manifest(folder)["source"]["name"]
         self.folder, self.device = folder, check_device(device)
@@ -117,10 +123,6 @@ class VisionLanguagePipeline:
         self.tuning = read_tuning(folder) if is_tuned else None
         of_parts = self.tuning.properties if self.tuning else {}
         mode = ACCURACY if accuracy else {}
-        if not is_whole(answers_at_once) or answers_at_once < 1:
-            raise SettingsError(
-                f"answers_at_once is {answers_at_once!r}; it should be a whole number from 1 on."
-            )
         self.answers_at_once = int(answers_at_once)
         beside = []
         if NEXT_TOKENS in of_parts and next_tokens_apart and fits_twice(folder):
