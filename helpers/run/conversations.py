@@ -43,7 +43,7 @@ from helpers.run.replies import (
     Request,
 )
 from helpers.run.sampling import Sampling
-from helpers.run.thoughts import BehindThought
+from helpers.run.thoughts import BehindThought, Thought
 from helpers.run.worker import Stop, Task
 
 if TYPE_CHECKING:
@@ -233,25 +233,17 @@ class Conversation:
         prepared = pipeline.prepare(ids, features, past=cache.length)
         stop_ids = pipeline.processor.stop_token_ids
         if sampling.num_beams > 1:
-            best = search(
-                pipeline.language_model, prepared, cache, sampling, stop=stop, stop_ids=stop_ids
-            )
+            model = pipeline.language_model
+            best = search(model, prepared, cache, sampling, stop=stop, stop_ids=stop_ids)
             answer.times.first_token = time.perf_counter() - request.started  # with all the others
             streamer.add(best)
             self.cache = None  # it holds the beams in their last order
             return best
-        schema = None
-        if sampling.schema is not None:
-            grammar = pipeline.grammars.follow(sampling.schema)
-            schema = BehindThought(streamer.thought, grammar, stop_ids)
-        chooser = Chooser(sampling, schema)
-        words = request.processor.words
-        if words.answer_start:
-            self._forward(prepared, cache, end=request.kept_tokens)
-            self.fork = cache.mark()
-        logits = self._forward(prepared, cache, end=len(request.prompt_ids))
-        if not words.answer_start:
-            self.fork = cache.mark()
+        chooser = self._chooser(sampling, streamer.thought)
+        logits = self._forward(prepared, cache, end=request.kept_tokens)
+        self.fork = cache.mark()
+        if request.kept_tokens < len(request.prompt_ids):
+            logits = self._forward(prepared, cache, end=len(request.prompt_ids))
         tokens: list[int] = []
 
         def take(logits: Tensor) -> int:
@@ -277,6 +269,14 @@ class Conversation:
         finally:
             pipeline.batch.leave(cache)
             cache.close_holes()
+
+    def _chooser(self, sampling: Sampling, thought: Thought) -> Chooser:
+        """Return what chooses an answer's tokens; a schema counts behind the thought."""
+        if sampling.schema is None:
+            return Chooser(sampling)
+        grammar = self.pipeline.grammars.follow(sampling.schema)
+        stop_ids = self.pipeline.processor.stop_token_ids
+        return Chooser(sampling, BehindThought(thought, grammar, stop_ids))
 
     def _forward(self, prepared: dict[str, Any], cache: StateCache, *, end: int) -> Tensor:
         """Compute a prompt up to a place; return the logits (1, vocabulary) of its last token."""
