@@ -98,7 +98,7 @@ def _evaluate_data(options: argparse.Namespace) -> int:
     data["scores"] = _plain(tables)
     rows, lines = outcomes.score_rows(tables), []
     if options.against:
-        shares = outcomes.agreement(results)
+        shares = outcomes.agreement_scores(results)
         data["agreement"] = _plain(shares)
         agreement_rows = outcomes.agreement_rows(shares)
         lines = [f"{row['agreement']}: {row['value']}" for row in agreement_rows]

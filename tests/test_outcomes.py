@@ -12,7 +12,7 @@ import pytest
 from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.measure.data_sets import DATA_SETS, LETTER, SHORT, Sample, read_data_set
-from helpers.measure.outcomes import Outcome, Score, agreement, most_different, scores
+from helpers.measure.outcomes import Outcome, Score, agreement_scores, most_different, scores
 from helpers.measure.web_page import paragraph, picture, table, web_page
 from helpers.resources import duration_in_words
 from tests.tiny import picture as tiny_picture
@@ -310,7 +310,7 @@ def test_scores_and_agreement_by_hand():
     outcomes = [outcome("a", "a", 0.0, 1.0), outcome("a", "b", 0.4), outcome("c", "d", 0.2)]
     assert scores(outcomes, ["exact"])["all"]["exact"].value == pytest.approx(2 / 3)
     assert scores(outcomes, ["exact"], 1)["all"]["exact"].value == pytest.approx(1 / 3)
-    shares = agreement(outcomes)
+    shares = agreement_scores(outcomes)
     assert shares["equal answers"].value == pytest.approx(1 / 3)
     assert shares["KL of the first token"].value == pytest.approx(0.2)
     assert [row.texts[1] for row in most_different(outcomes, 2)] == ["b", "d"]

@@ -43,11 +43,11 @@ _REFUSALS = (
 )
 _SENSITIVITIES = {metric.value: metric for metric in nncf.SensitivityMetric}
 
-Inputs = Iterable[Mapping[str, np.ndarray]]  # a model's inputs by name, for each sample
+Samples = Iterable[Mapping[str, np.ndarray]]  # a model's inputs by name, for each
 
 
 def compress(
-    model: ov.Model, weights: Weights | Quantization, samples: Inputs | None = None
+    model: ov.Model, weights: Weights | Quantization, samples: Samples | None = None
 ) -> ov.Model:
     """Return `model` with its weights stored as `weights` says; fp16 leaves it as it is.
 
@@ -142,7 +142,7 @@ def repaired_nncf() -> Iterator[None]:
         yield
 
 
-def _options_of_4_bits(weights: Weights, samples: Inputs | None) -> dict[str, Any]:
+def _options_of_4_bits(weights: Weights, samples: Samples | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "group_size": weights.group_size,
         "ratio": weights.ratio,
@@ -163,7 +163,7 @@ def _options_of_4_bits(weights: Weights, samples: Inputs | None) -> dict[str, An
     }
 
 
-def quantize(model: ov.Model, setting: Quantization, samples: Inputs | None) -> ov.Model:
+def quantize(model: ov.Model, setting: Quantization, samples: Samples | None) -> ov.Model:
     """Return `model`, a transformer, with weights and activations in 8 bits.
 
     `samples` are as for `compress`. Raises `SettingsError` where there are none.
@@ -201,7 +201,7 @@ def _widen(model: ov.Model) -> None:
                 consumer.replace_source_output(wide.output(0))
 
 
-def _dataset(weights: Weights | Quantization, samples: Inputs | None) -> nncf.Dataset:
+def _dataset(weights: Weights | Quantization, samples: Samples | None) -> nncf.Dataset:
     if samples is None or next(iter(samples), None) is None:
         raise SettingsError(
             f"{weights} needs sample inputs to look at; give some, or choose what needs none."

@@ -174,7 +174,7 @@ def score_rows(tables: Mapping[str, Mapping[str, Mapping[str, Score]]]) -> list[
 # Agreement
 
 
-def agreement(outcomes: Sequence[Outcome]) -> dict[str, Score]:
+def agreement_scores(outcomes: Sequence[Outcome]) -> dict[str, Score]:
     """Return how far two models agree, with or without right answers.
 
     `equal answers` and `similarity of texts` are shares, `KL of the first token` is in nats: the
@@ -192,7 +192,7 @@ KL = "KL of the first token"
 
 
 def agreement_rows(shares: Mapping[str, Score]) -> list[dict[str, str]]:
-    """Return a row for each measure of `agreement`; a divergence in thousandths of a nat."""
+    """Return a row for each measure of `agreement_scores`; a divergence in thousandths of a nat."""
     rows = []
     for name, score in shares.items():
         words = str(score)

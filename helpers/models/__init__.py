@@ -1,4 +1,4 @@
-"""What is special to each family of models, one file a family, behind one contract.
+"""What is special to each family of models, in a file or folder each, behind one contract.
 
 Knows how a checkpoint's config becomes transformers' own modules, how its tensors are called, which
 parts are exported, and how its pictures and prompts are prepared. Does not know how a part becomes
