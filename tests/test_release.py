@@ -6,8 +6,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import __version__
 from helpers.workshop import release
+from helpers.workshop.release import version
 
 
 def write_notebook(folder, source: str):
@@ -21,7 +21,7 @@ def write_notebook(folder, source: str):
 def test_the_archive_has_every_file_and_the_executed_notebooks(tmp_path):
     notebook = write_notebook(tmp_path, "print('a red', 'star')")
     archive = release.build(tmp_path / "release", [notebook])
-    assert archive.name == f"vlm-notebooks-{__version__}.zip"
+    assert archive.name == f"vlm-notebooks-{version()}.zip"
     with zipfile.ZipFile(archive) as content:
         top = archive.stem
         names = set(content.namelist())
@@ -37,9 +37,9 @@ def test_a_notebook_that_fails_is_no_release(tmp_path):
 
 
 def test_the_tag_is_that_of_the_version(capsys, tmp_path):
-    release.check_tag(f"v{__version__}")
+    release.check_tag(f"v{version()}")
     assert release.main(["--tag", "v9.9", "--output", str(tmp_path)]) == 1
-    expected = f"error: The tag is v9.9, but helpers/__init__.py says {__version__}.\n"
+    expected = f"error: The tag is v9.9, but helpers/__init__.py says {version()}.\n"
     assert capsys.readouterr().err == expected
 
 

@@ -6,6 +6,7 @@ What this module does not know: where archives are published; a workflow does th
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,17 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from helpers import __version__
 from helpers.errors import UserError, writing
 from helpers.workshop import notebooks
 from helpers.workshop.notebooks import FOLDER, ROOT
 
-CHANGELOG = ROOT / "CHANGELOG.md"
+CHANGELOG, SOURCE = ROOT / "CHANGELOG.md", ROOT / "helpers" / "__init__.py"
+
+
+def version() -> str:
+    """Return the version that stands in `helpers/__init__.py`."""
+    (number,) = re.findall(r'^__version__ = "(.+)"$', SOURCE.read_text("utf-8"), flags=re.MULTILINE)
+    return str(number)
 
 
 class ReleaseError(UserError):
@@ -27,10 +33,10 @@ class ReleaseError(UserError):
 
 def check_tag(tag: str) -> None:
     """Raise `ReleaseError` unless a tag is that of this version and the changelog tells of it."""
-    if tag != f"v{__version__}":
-        raise ReleaseError(f"The tag is {tag}, but helpers/__init__.py says {__version__}.")
-    if f"\n## {__version__} (" not in CHANGELOG.read_text(encoding="utf-8"):
-        raise ReleaseError(f"CHANGELOG.md has no section of {__version__}.")
+    if tag != f"v{version()}":
+        raise ReleaseError(f"The tag is {tag}, but helpers/__init__.py says {version()}.")
+    if f"\n## {version()} (" not in CHANGELOG.read_text(encoding="utf-8"):
+        raise ReleaseError(f"CHANGELOG.md has no section of {version()}.")
 
 
 def files() -> list[Path]:
@@ -60,7 +66,7 @@ def build(folder: Path, paths: Sequence[Path]) -> Path:
     """
     with writing(folder, "folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    name = f"vlm-notebooks-{__version__}"
+    name = f"vlm-notebooks-{version()}"
     archive = folder / f"{name}.zip"
     with tempfile.TemporaryDirectory() as place:
         pages = execute(paths, Path(place))
