@@ -15,6 +15,7 @@ from typing import Any
 
 from helpers import ends
 from helpers.errors import OutputError, writing
+from helpers.files import write_whole
 
 PATIENCE = 2  # seconds that a person waits without a word
 SOME_FAILED = 3  # the exit code where rows have errors, or a proof failed
@@ -91,26 +92,20 @@ def check_output(path: Path) -> None:
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n" * is_new)  # an empty file is made also on a full disk
     finally:
-        _remove(path, is_new)
-
-
-def _remove(path: Path, is_new: bool) -> None:
-    if is_new:
-        with contextlib.suppress(OSError):  # it was never made
-            path.unlink()
+        if is_new:
+            with contextlib.suppress(OSError):  # it was never made
+                path.unlink()
 
 
 def write_output(path: Path, text: str, result: Result, options: argparse.Namespace) -> None:
     """Write a file that a command leaves.
 
-    Where that fails, the result of the long work is shown before the `OutputError`.
+    Where that fails, the file is as it was, and the result of the long work is shown before the
+    `OutputError`.
     """
-    is_new = False
     try:
         with writing(path):
-            is_new = not path.exists()
-            path.write_text(text, encoding="utf-8")
+            write_whole(path, text)
     except OutputError:
-        _remove(path, is_new)
         show(result, options)
         raise

@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_before_errors_are_tried_again(tmp_path):
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before and not list(tmp_path.glob("*.new"))
+    assert path.read_bytes() == before and not list(tmp_path.glob(".vlm*"))
     with results_in(path, "job", retry_errors=True) as results:
         assert results.done == set("1234")
 

@@ -147,7 +147,17 @@ def test_a_disk_that_filled_during_the_work_loses_no_result(full_disk, capsys, a
     with pytest.raises(OutputError, match=r"page.html cannot be written \(No space left"):
         write_output(path, "<p>" * 100_000, result, options)
     assert capsys.readouterr().out == ('{"right": 7}\n' if as_json else "7 are right\n")
-    assert not path.exists()
+    assert [path.name for path in full_disk.iterdir()] == ["filling"]
+
+
+def test_a_full_disk_keeps_what_a_file_held_before(full_disk):
+    (full_disk / "filling").unlink()
+    path = full_disk / "page.html"
+    path.write_text("the page of last week")
+    with pytest.raises(OutputError, match="No space left"):
+        write_output(path, "<p>" * 100_000, Result({}), argparse.Namespace(json=True))
+    assert path.read_text() == "the page of last week"
+    assert list(full_disk.iterdir()) == [path]
 
 
 def test_a_benchmark_s_file_is_tried_before_the_work(tmp_path, capsys):

@@ -19,6 +19,7 @@ from typing import Any
 from helpers.convert.folders import read_manifest, weight_bytes
 from helpers.convert.manifests import part_files
 from helpers.errors import CheckpointError, OutputError
+from helpers.files import write_whole
 from helpers.graphs.core import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
 from helpers.resources import available_memory, in_words, instruction_sets, path_of, processors
@@ -183,12 +184,7 @@ def write_tuning(tuning: Tuning) -> Path:
     """Keep what was chosen, and return the file; an `OutputError` where that cannot be written."""
     path = _path(tuning.key)
     with _writing(path):
-        new = path.with_suffix(f".{os.getpid()}")
-        try:
-            new.write_text(json.dumps(asdict(tuning), indent=1) + "\n", encoding="utf-8")
-            new.replace(path)
-        finally:  # half a file, of a disk that is full
-            new.unlink(missing_ok=True)
+        write_whole(path, json.dumps(asdict(tuning), indent=1) + "\n")
     return path
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from helpers.convert.folders import read_manifest
 from helpers.errors import OutputError, writing
+from helpers.files import write_whole
 
 JOB, ROW, ERROR = "job", "row", "error"
 
@@ -147,7 +148,7 @@ def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[
                 raise OutputError(f"{path} cannot be read ({reason}); give another file.") from None
             with _writing_answers(path):
                 if retry_errors:
-                    _replace(path, lines)
+                    write_whole(path, b"".join(lines))
                 else:
                     os.truncate(path, length)
         yield results
@@ -175,16 +176,6 @@ def _read(results: Results, *, retry_errors: bool) -> tuple[int, list[bytes]]:
             if is_failed:
                 results.failed.add(identity)
     return length, lines
-
-
-def _replace(path: Path, lines: Sequence[bytes]) -> None:
-    """Let a file have these lines; it is as it was where they cannot be written."""
-    new = path.with_name(f"{path.name}.new")
-    try:
-        new.write_bytes(b"".join(lines))
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _may_be_torn(line: bytes) -> bool:

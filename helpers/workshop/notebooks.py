@@ -12,7 +12,6 @@ network), and cells that wait for input.
 
 import argparse
 import base64
-import contextlib
 import mimetypes
 import re
 import shutil
@@ -30,6 +29,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from helpers.errors import UserError, writing
+from helpers.files import write_whole
 
 ROOT = Path(__file__).parent.parent.parent  # of the collection
 FOLDER = ROOT / "notebooks"
@@ -227,16 +227,10 @@ def notebook_text(notebook: NotebookNode) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file aside and put it in its place, so that it is whole or not there."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(text, encoding="utf-8", newline="\n")
-            aside.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # it is in its place, or was never there
-            aside.unlink()
+    """Write a file, and the folders above it, so that it is whole or as it was."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
 
 
 def execute(source: Path) -> NotebookNode:

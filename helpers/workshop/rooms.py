@@ -37,7 +37,7 @@ ABOVE = (
     "command_options",
     "command_output",
 )
-BELOW = ("resources", "errors", "interrupts", "ends")
+BELOW = ("resources", "errors", "files", "interrupts", "ends")
 
 
 @dataclass(frozen=True)
