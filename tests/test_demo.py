@@ -172,6 +172,40 @@ def test_no_upload_outlives_the_page(pipeline, tmp_path):
     assert not uploads[0].exists()
 
 
+@pytest.mark.parametrize("size", [1000, 200_000])
+def test_an_upload_on_a_full_disk_is_refused_in_a_sentence(page, full_disk, monkeypatch, size, caplog):
+    """Also a small one, whose bytes are written when its file is closed."""
+    monkeypatch.setattr(page.blocks.app, "uploaded_file_dir", str(full_disk))
+    files = {"files": ("left.png", bytes(size))}
+    response = httpx.post(f"{page.address}gradio_api/upload", files=files)
+    sentence = "The upload cannot be kept (No space left on device)."
+    assert (response.status_code, response.text) == (400, sentence)
+    assert [path.name for path in full_disk.iterdir()] == ["filling"]
+    assert not caplog.records
+
+
+def test_an_upload_whose_window_is_closed_leaves_nothing(page, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(page.blocks.app, "uploaded_file_dir", str(tmp_path))
+    place = urlsplit(page.address)
+    head = (
+        "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    with socket.create_connection((place.hostname, place.port)) as connection:
+        connection.sendall(head.encode() + bytes(100_000))
+        wait_until(lambda: list(tmp_path.iterdir()))
+    wait_until(lambda: not list(tmp_path.iterdir()))
+    assert not caplog.records
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert condition()
+
+
 def test_a_question_that_waits_shows_its_place(page, pipeline, slowly):
     slowly.seconds = 0.2
     visitors = [Visitor(page.address) for _ in range(3)]

@@ -1,13 +1,16 @@
-"""Gradio 6.31: proxies, its folder for uploads, and the address below another server.
+"""Gradio 6.31: proxies, its folder for uploads, uploads that fail, the address below a server.
 
 - It asks for its own page through a proxy of the environment (see `proxies`).
 - All programs of all users keep uploads in one folder, which is the first user's, so a second user
   has no page (https://github.com/gradio-app/gradio/issues/5109), and equal uploads of two programs
   are one file. It reads `GRADIO_TEMP_DIR` when it is imported and again for each page.
+- An upload that a full disk ends, or a window that is closed, is a traceback in the log, and what
+  there is of it stays on the disk.
 - Below another server, jupyter-server-proxy for one, it believes to be at the root, unless a header
   of its own names the whole address; mounted by an application, it forgets where, too.
 
-Each may go when a page works without it; `tests/test_neighbours.py` has a case for each.
+Each may go when a page works without it; `tests/test_neighbours.py` has a case for each, and
+`tests/test_demo.py` for uploads.
 """
 
 import atexit
@@ -19,7 +22,9 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import Headers
+from starlette.datastructures import FormData, Headers
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 
 from helpers.errors import SettingsError
 from helpers.upstream.proxies import without_proxies
@@ -47,7 +52,25 @@ def _own_folder() -> Path:
 FOLDER = _own_folder()
 os.environ[_VARIABLE] = str(FOLDER)
 with without_proxies():
-    import gradio  # noqa: F401
+    from gradio.route_utils import GradioMultiPartParser
+_parse = GradioMultiPartParser.parse
+
+
+async def _parse_or_refuse(self: GradioMultiPartParser) -> FormData:
+    """Read an upload; one that cannot be kept is removed, and refused as one too large is."""
+    try:
+        return await _parse(self)
+    except (OSError, ClientDisconnect) as error:
+        for file in self._files_to_close_on_error:
+            with contextlib.suppress(OSError):  # what it has not written yet has no room either
+                file.close()
+            with contextlib.suppress(OSError):
+                Path(file.name).unlink()
+        reason = getattr(error, "strerror", None) or "the window was closed"
+        raise MultiPartException(f"The upload cannot be kept ({reason}).") from None
+
+
+GradioMultiPartParser.parse = _parse_or_refuse  # type: ignore[method-assign]
 
 
 def new_folder() -> Path:
