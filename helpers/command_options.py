@@ -5,7 +5,7 @@ What this module does not know: what a command does.
 
 import argparse
 
-from helpers.graphs.presets import ALL_PRESETS, FASTEST
+from helpers.graphs.presets import ALL_PRESETS, AUTO, FASTEST, PRECISIONS
 from helpers.resources import path_of
 
 
@@ -58,7 +58,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     """Add the options of `convert`."""
     parser.add_argument("checkpoint", help=f"{_bundled_names()}; a folder; or a hub id")
     presets = "; ".join(f"{name}: {preset.why}" for name, preset in ALL_PRESETS.items())
-    presets += f"; auto: the fastest of them, {FASTEST}"
+    presets += f"; {AUTO}: the fastest of them, {FASTEST}"
     parser.add_argument("--precision", default="int4", help=f"{presets} (default: int4)")
     parser.add_argument(
         "--image-encoder", help="another of these for the image encoder, such as int8-activations"
@@ -174,7 +174,7 @@ def add_prove(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="fp16,int4",
-        help=f"one or several of {','.join(ALL_PRESETS)} (default: fp16,int4)",
+        help=f"one or several of {','.join(PRECISIONS)} (default: fp16,int4)",
     )
     parser.add_argument(
         "--output", type=path_of, required=True, help="the HTML page to write, which can be sent"
@@ -203,7 +203,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="int4",
-        help=f"one or several of {','.join(ALL_PRESETS)} (default: int4)",
+        help=f"one or several of {','.join(PRECISIONS)} (default: int4)",
     )
     parser.add_argument(
         "--against",

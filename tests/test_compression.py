@@ -379,8 +379,15 @@ def test_a_group_size_that_cannot_be(size):
 
 
 def test_a_preset_that_does_not_exist():
-    with pytest.raises(SettingsError, match="'int5' does not exist; use fp16, int8, int4, int4-"):
+    names = "fp16, int8, int4, int4-sym, int8-activations"
+    with pytest.raises(SettingsError, match=f"'int5' does not exist; use {names}, auto, or see "):
         find_preset("int5")
+    with pytest.raises(SettingsError, match=f"'auto' does not exist; use {names}, or see "):
+        find_preset("int4", image_encoder="auto")
+
+
+def test_a_precision_that_is_the_fastest():
+    assert find_preset("auto") is find_preset("int4-sym")
 
 
 def test_the_page_on_presets_of_one_s_own_exists():

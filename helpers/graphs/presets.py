@@ -4,7 +4,7 @@ What this module does not know: how weights are rounded, which `compression` has
 folder can be run, and a choice shown, without NNCF.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -262,7 +262,8 @@ def name_of(settings: Mapping[str, Any]) -> str:
 # 0.69 of the time for a token with AVX2 alone, where weights are unpacked to 32 bits at every step.
 # With AVX-512 and VNNI it is 0.82 to 0.87, and nearly 1 once int4 is tuned. In 8 bits some models
 # are as fast, and twice as large.
-FASTEST = "int4-sym"
+FASTEST, AUTO = "int4-sym", "auto"
+PRECISIONS = (*ALL_PRESETS, AUTO)
 
 
 def faster_preset(settings: Mapping[str, Any]) -> str:
@@ -286,15 +287,18 @@ _ONLY_IN_4_BITS = {"group_size", "ratio"}
 
 
 def find_preset(name: str, *, image_encoder: str | None = None, **changes: Any) -> Preset:
-    """Return a preset by name; `changes` replace fields of its language model's weights.
+    """Return the preset of a precision; `changes` replace fields of its language model's weights.
 
     Its image encoder is stored as the preset called `image_encoder` has it, if that is given.
 
-    Raises `SettingsError` for a name that `ALL_PRESETS` does not have.
+    Raises `SettingsError` for a name that `PRECISIONS`, or for the image encoder `ALL_PRESETS`,
+    does not have.
     """
-    preset = _named(name)
+    preset = _named(FASTEST if name == AUTO else name, PRECISIONS)
     if image_encoder is not None:
-        preset = replace(preset, image_encoder=_named(image_encoder).weights_of(IMAGE_ENCODER))
+        preset = replace(
+            preset, image_encoder=_named(image_encoder, ALL_PRESETS).weights_of(IMAGE_ENCODER)
+        )
     changes = {field: value for field, value in changes.items() if value is not None}
     if not changes:
         return preset
@@ -304,10 +308,10 @@ def find_preset(name: str, *, image_encoder: str | None = None, **changes: Any) 
     return replace(preset, language_model=replace(preset.language_model, **changes))
 
 
-def _named(name: str) -> Preset:
+def _named(name: str, names: Collection[str]) -> Preset:
     if name not in ALL_PRESETS:
         raise SettingsError(
-            f"The precision {name!r} does not exist; use {', '.join(ALL_PRESETS)}, or see "
+            f"The precision {name!r} does not exist; use {', '.join(names)}, or see "
             "docs/next-steps.md for one of your own."
         )
     return ALL_PRESETS[name]
