@@ -173,7 +173,7 @@ def test_no_upload_outlives_the_page(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("size", [1000, 200_000])
-def test_an_upload_on_a_full_disk_is_refused_in_a_sentence(page, full_disk, monkeypatch, size, caplog):
+def test_an_upload_on_a_full_disk_is_refused(page, full_disk, monkeypatch, size, caplog):
     """Also a small one, whose bytes are written when its file is closed."""
     monkeypatch.setattr(page.blocks.app, "uploaded_file_dir", str(full_disk))
     files = {"files": ("left.png", bytes(size))}

@@ -127,6 +127,17 @@ def test_chatting(converted, photo, monkeypatch, capsys, tmp_path):
     assert "Traceback" not in output.err
 
 
+def test_a_command_that_a_chat_does_not_have(converted, photo, monkeypatch, capsys):
+    lines = ["/hepl", f"/pictuer {photo}", f"/image\t{photo}", f"{photo} is what?", "/quit now"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(converted), "--max-new-tokens", "2"]) == 0
+    output = capsys.readouterr()
+    for name in ("/hepl", "/pictuer"):
+        sentence = f"error: There is no command {name}; /image PATH adds a picture, /clear begins "
+        assert sentence in output.err
+    assert output.err.count("error: ") == 2 and output.out.count("\n") == 1
+
+
 def test_a_chat_that_begins_anew_has_no_pictures(converted, photo, monkeypatch, capsys):
     """More than fit, which no question can be asked about."""
     lines = [*[f"/image {photo}"] * 60, "What?", "/clear", "What?"]

@@ -32,6 +32,7 @@ ABOVE = (
     "__init__",
     "__main__",
     "commands",
+    "answer_commands",
     "accuracy_commands",
     "speed_commands",
     "command_options",
