@@ -110,6 +110,20 @@ def test_a_runner_that_fails_is_told_in_its_last_words(tmp_path):
         Runner(HERE, "here", {})
 
 
+def test_a_runner_that_was_killed_is_told(converted, monkeypatch):
+    """What it said before is no reason."""
+
+    class Killed(Runner):
+        def measure(self):
+            self._process.kill()
+            return super().measure()
+
+    monkeypatch.setattr(comparison, "Runner", Killed)
+    sentence = "vlm cannot be measured: its process was killed, as systems do without memory; free"
+    with pytest.raises(SettingsError, match=sentence):
+        compare(converted, [])
+
+
 def test_the_table_has_each_engine_s_median_and_its_ratio(monkeypatch):
     engines = {
         "vlm": EngineFigures(

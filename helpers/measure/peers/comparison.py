@@ -5,7 +5,7 @@ computer does meets all of them alike. What this module does not know: other dev
 """
 
 import tempfile
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,7 @@ class _Engines:
         self.runners: dict[str, Runner] = {}
         self.rounds: dict[str, list[EngineRound]] = {}
         self.left_out: list[str] = []
+        self.ours: set[str] = set()  # names
 
     def add(self, engine: Engine) -> int:
         """Start an engine, measure a round that does not count; return the prompt's length."""
@@ -106,6 +107,14 @@ class _Engines:
         self.runners[engine.name], self.rounds[engine.name] = runner, []
         return first.prompt_tokens
 
+    def add_ours(self, engine: Engine) -> None:
+        """Start an engine of ours, whose prompt's length is the one of all; it must run."""
+        self.ours.add(engine.name)
+        try:
+            self.settings["prompt_tokens"] = self.add(engine)
+        except SettingsError as error:
+            self._leave_out(engine.name, error)
+
     def add_peer(self, name: str, folder: Path) -> None:
         """Start the engines of a peer; one that cannot run the folder is left out."""
         try:
@@ -114,18 +123,19 @@ class _Engines:
         except SettingsError as error:
             self._leave_out(name, error)
 
-    def measure(self, ours: Container[str]) -> None:
-        """Measure a round; an engine that fails is left out, unless it is one of `ours`."""
+    def measure(self) -> None:
+        """Measure a round; a peer that fails is left out."""
         for name, runner in list(self.runners.items()):
             try:
                 self.rounds[name].append(runner.measure())
             except SettingsError as error:
-                if name in ours:
-                    raise
                 self._leave_out(name, error)
                 del self.runners[name]
 
     def _leave_out(self, name: str, error: SettingsError) -> None:
+        """Go on without a peer; without ours there is nothing to compare."""
+        if name in self.ours:
+            raise SettingsError(f"{name} cannot be measured: {error}.") from None
         self.left_out.append(f"{name} is left out: {error}")
         self.report(self.left_out[-1])
 
@@ -158,13 +168,12 @@ def compare_engines(
         common |= {"place": place, "picture_file": place / "picture.npy"}
         np.save(common["picture_file"], np.asarray(draw_lake(*picture)))
         engines = _Engines(stack, common, report)
-        ours = {engine.name: engine for engine in _ours(folder)}
-        for engine in ours.values():
-            engines.settings["prompt_tokens"] = engines.add(engine)
+        for engine in _ours(folder):
+            engines.add_ours(engine)
         for name in against:
             engines.add_peer(name, folder)
         for number in range(1, ROUNDS + 1):
-            engines.measure(ours)
+            engines.measure()
             report(f"round {number} of {ROUNDS}")
         figures = engines.figures  # while they run, as their memory is told
     return PeerComparison(

@@ -3,6 +3,7 @@
 What this module does not know: what a runner computes.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,11 +15,13 @@ from typing import Any, Self
 
 import psutil
 
+from helpers.ends import PATIENCE
 from helpers.errors import SettingsError
 from helpers.measure.peers.jobs import Settings
 from helpers.resources import anonymous_memory
 
 ROOT = Path(__file__).parents[3]  # where the environments are, and `helpers` for those without it
+KILLED = -9  # the exit code of a process that Linux and macOS killed
 HERE = ""  # the environment that this process runs in
 
 
@@ -73,11 +76,18 @@ class Runner:
             print(json.dumps(message, default=str), file=self._process.stdin, flush=True)
             answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         except (OSError, ValueError):  # it has ended
-            self._errors.seek(0)
-            lines = self._errors.read().split("\n")
-            words = [line.strip() for line in lines if line.strip()]
-            raise SettingsError(words[-1] if words else "it ended without a word") from None
+            raise SettingsError(self._last_words()) from None
         return answer
+
+    def _last_words(self) -> str:
+        """Return why the process has ended; what it said last is no reason where it was killed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process.wait(PATIENCE) == KILLED:
+                return "its process was killed, as systems do without memory; free some"
+        self._errors.seek(0)
+        lines = self._errors.read().split("\n")
+        words = [line.strip() for line in lines if line.strip()]
+        return words[-1] if words else "it ended without a word"
 
     @property
     def memory(self) -> tuple[int, int]:
