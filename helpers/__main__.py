@@ -18,7 +18,7 @@ from pathlib import Path
 
 import helpers
 from helpers import ends, interrupts
-from helpers.errors import UserError
+from helpers.errors import MORE_ROOM, UserError, ran_out, reason_of
 
 EXAMPLES = {
     "convert": "vlm convert internvl2 --output models/internvl2\n"
@@ -92,8 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return interrupts.stop(ends.exit_code())
-    except (OSError, RuntimeError) as error:
-        if not (isinstance(error, OSError) and _is_of_output(error)) and not _is_of_account(error):
+    except (MemoryError, OSError, RuntimeError) as error:
+        is_told = (isinstance(error, OSError) and _is_of_output(error)) or _is_of_limits(error)
+        if not is_told and not _is_of_account(error):
             raise
         if "--debug" in arguments:
             _show_traceback(error)
@@ -175,9 +176,18 @@ def _is_of_output(error: OSError) -> bool:
     return True
 
 
-def _is_of_account(error: OSError | RuntimeError) -> bool:
+def _is_of_limits(error: Exception) -> bool:
+    """Return whether memory or threads ran out, and say so."""
+    if not ran_out(error):
+        return False
+    sentence = f"Memory or threads ran out ({reason_of(error)}); {MORE_ROOM}."
+    print(f"error: {sentence}", file=sys.stderr)
+    return True
+
+
+def _is_of_account(error: MemoryError | OSError | RuntimeError) -> bool:
     """Return whether libraries lack a home directory or a temporary folder here, and say so."""
-    if isinstance(error, RuntimeError):
+    if not isinstance(error, OSError):
         if "home directory" not in str(error):
             return False
         sentence = "This account has no home directory, which libraries ask for; set HOME to one."

@@ -6,6 +6,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+# What libraries say where memory runs out, PyTorch on Windows last; and where threads do.
+NO_ROOM = ("bad_alloc", "annot allocate memory", "can't allocate memory", "not enough memory")
+NO_ROOM += ("can't start new thread", "Resource temporarily unavailable")
+MORE_ROOM = "end other programs, raise limits (`ulimit -a`), or take a smaller model"
 LONGEST = 1200  # characters of a message; a damaged file may hold names of any length
 
 
@@ -77,6 +81,11 @@ def reason_of(error: Exception) -> str:
 def problem_of(error: UserError) -> str:
     """Return what is wrong, of a sentence that also says what to do about it."""
     return str(error).rpartition("; ")[0] or str(error).removesuffix(".")
+
+
+def ran_out(error: Exception) -> bool:
+    """Return whether an error says, in whatever words, that there is no memory or thread left."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_ROOM)
 
 
 @contextlib.contextmanager

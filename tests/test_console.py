@@ -1,20 +1,23 @@
 """What the command line writes and where: any encoding, files that cannot be written, options."""
 
 import argparse
+import errno
 import getpass
 import json
 import os
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
 from helpers.__main__ import main
 from helpers.command_output import Result, check_output, report, write_output
-from helpers.errors import OutputError, SettingsError
+from helpers.errors import MORE_ROOM, DeviceError, OutputError, SettingsError
 from helpers.graphs.presets import find_preset
 from helpers.models.families import find_checkpoint
+from helpers.run.pipeline import VisionLanguagePipeline
 from tests.hub_server import Hub
 
 
@@ -116,6 +119,32 @@ def test_an_account_without_a_home_is_told(tmp_path, monkeypatch):
         "error: This account has no home directory, which libraries ask for; set HOME to one.\n"
     )
     assert run_program(command) == (1, sentence)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_memory_that_runs_out_is_told(converted, monkeypatch, capsys, error):
+    monkeypatch.setattr("helpers.convert.folders.verify", Mock(side_effect=error))
+    assert main(["verify", str(converted)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: Memory or threads ran out ({type(error).__name__}")
+    assert told.endswith("); " + MORE_ROOM + ".\n") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["read_model", "compile_model"])
+def test_memory_that_runs_out_while_a_model_is_loaded_is_told(converted, monkeypatch, name):
+    """Which says nothing about the file, nor about the device."""
+    error = RuntimeError("Exception from src/core.cpp:1:\nstd::bad_alloc\n")
+    monkeypatch.setattr(f"openvino.Core.{name}", Mock(side_effect=error))
+    with pytest.raises(DeviceError, match=r"CPU cannot run .*xml \(std::bad_alloc\); end other "):
+        VisionLanguagePipeline(converted)
 
 
 def test_a_file_that_cannot_be_looked_at_is_told(capsys):

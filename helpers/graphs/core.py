@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import openvino as ov
 from numpy.typing import NDArray
 
-from helpers.errors import DeviceError, SettingsError, is_whole
+from helpers.errors import MORE_ROOM, DeviceError, SettingsError, is_whole, ran_out
 from helpers.graphs.bit_widths import bit_widths
 from helpers.resources import instruction_sets, processors
 
@@ -107,7 +107,15 @@ def has_one_size(encoder: ov.Model) -> bool:
 
 def cannot_compute(error: RuntimeError) -> DeviceError:
     """Return what a user is told when a device fails while it computes."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return DeviceError(
-        f"The device could not compute the answer ({lines[-1]}); ask again, or on another device."
-    )
+    advice = MORE_ROOM if ran_out(error) else "ask again, or on another device"
+    return DeviceError(f"The device could not compute the answer ({_reason(error)}); {advice}.")
+
+
+def cannot_run(device: str, name: str, error: RuntimeError, advice: str = "") -> DeviceError:
+    """Return what a user is told when a device fails to compile the model of that name."""
+    usual = MORE_ROOM if ran_out(error) else "choose another device or other properties"
+    return DeviceError(f"{device} cannot run {name} ({_reason(error)}); {advice or usual}.")
+
+
+def _reason(error: RuntimeError) -> str:
+    return (str(error).strip().splitlines() or ["OpenVINO does not say why"])[-1]

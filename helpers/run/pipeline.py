@@ -26,9 +26,18 @@ from helpers.errors import (
     QuestionError,
     SettingsError,
     is_whole,
+    ran_out,
 )
 from helpers.graphs.attention_masks import add_masks
-from helpers.graphs.core import ACCURACY, Stoppable, Stopped, compile_model, core, run_model
+from helpers.graphs.core import (
+    ACCURACY,
+    Stoppable,
+    Stopped,
+    cannot_run,
+    compile_model,
+    core,
+    run_model,
+)
 from helpers.graphs.last_logits import return_last_logits
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS, TEXT_EMBEDDINGS
 from helpers.graphs.single_token import expect_single_token
@@ -225,7 +234,9 @@ class VisionLanguagePipeline:
         try:
             model = core().read_model(path)
             names = {name for port in (*model.inputs, *model.outputs) for name in port.names}
-        except RuntimeError:
+        except RuntimeError as error:
+            if ran_out(error):  # which says nothing about the file
+                raise cannot_run(self.device, path.name, error) from None
             names = set()
         if not names or not ALWAYS.get(path.name, set()) <= names:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.")
@@ -242,13 +253,10 @@ class VisionLanguagePipeline:
                 expect_single_token(model)
             return compile_model(model, self.device, **options)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or ["OpenVINO does not say why"])[-1]
-            advice = "choose another device or other properties"
+            advice = ""
             if self.tuning and self.tuning.properties.get(name):
                 advice = "`vlm tune` chose its settings, so tune again or compute --untuned"
-            raise DeviceError(
-                f"{self.device} cannot run {path.name} ({reason}); {advice}."
-            ) from None
+            raise cannot_run(self.device, path.name, error, advice) from None
 
     # The calls that a PyTorch model has too
 
