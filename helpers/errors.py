@@ -6,9 +6,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-# What libraries say where memory runs out, PyTorch on Windows last; and where threads do.
-NO_ROOM = ("bad_alloc", "annot allocate memory", "can't allocate memory", "not enough memory")
-NO_ROOM += ("can't start new thread", "Resource temporarily unavailable")
+NO_ROOM = (  # what libraries say where memory runs out, PyTorch on Windows last, or threads do
+    "bad_alloc",
+    "annot allocate memory",
+    "can't allocate memory",
+    "not enough memory",
+    "can't start new thread",
+    "Resource temporarily unavailable",
+)
 MORE_ROOM = "end other programs, raise limits (`ulimit -a`), or take a smaller model"
 LONGEST = 1200  # characters of a message; a damaged file may hold names of any length
 
