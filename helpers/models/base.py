@@ -81,6 +81,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         self.config = config
         self.processor = processor
         self.build(config)
+        self._refuse_rotations()
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype | None = None) -> Self:
@@ -96,6 +97,16 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         tensors = model.original_tensors(folder)
         load_tensors(model, tensors, model.rules(), ignore=cls.left_out, dtype=dtype)
         return model
+
+    def _refuse_rotations(self) -> None:
+        """Raise a `CheckpointError` for LongRoPE unless keys are computed anew where it changes."""
+        rotations = getattr(self.language_model.config, "rope_parameters", None) or {}
+        is_long = rotations.get("rope_type") == "longrope"
+        if is_long and self.processor.exported.prefill_again_beyond is None:
+            raise CheckpointError(
+                "config.json asks for longrope, with which rotations change beyond a length, and "
+                "this language model is not read with it; use a checkpoint of the published kind."
+            )
 
     def compute_in_one_type(self) -> None:
         """Give the language model the type that most of its numbers have, and all others theirs.

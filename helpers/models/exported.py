@@ -59,6 +59,10 @@ class PictureInputs:
             inputs[name] = rows.repeat_interleave(batch // len(rows), dim=0)
         return inputs
 
+    def reach(self, places: Tensor) -> int:
+        """Return how long a sequence is by the positions at consecutive `places`, its last."""
+        return int(places[-1]) + 1
+
     @classmethod
     def joined(cls, prompts: "Sequence[PictureInputs]", length: int) -> Self:
         """Return what prompts of one batch take, padded on the left to `length`.

@@ -54,8 +54,11 @@ class LongPhi3(Phi3ForCausalLM):
             self.model.rotary_emb = LongRotaryEmbedding(config)
 
 
-def length_of_short_frequencies(config: Phi3Config) -> int | None:
-    """Return up to which length of a sequence the short set counts; None where there is one set."""
+def length_of_short_frequencies(config: Any) -> int | None:
+    """Return up to which length of a sequence the short set counts; None where there is one set.
+
+    `config` is that of a language model.
+    """
     settings = cast(dict[str, Any], config.rope_parameters)
     if settings["rope_type"] != "longrope":
         return None

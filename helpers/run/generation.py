@@ -142,7 +142,7 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
             attention_mask = cache.mask(batch, new)
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         inputs_embeds = self._embeddings_to_compute(
-            cache, inputs_embeds, length=int(positions.max()) + 1
+            cache, inputs_embeds, pictures, length=int(positions.max()) + 1
         )
         positions = positions[:, -inputs_embeds.shape[1] :]
         self._choose_request(cache, is_single=positions.numel() == 1 and not has_drafts)
@@ -184,8 +184,10 @@ class StatefulLanguageModel(PreTrainedModel, GenerationMixin):
                 cache.request.set_tensor(name, tensor)
             cache.pictures[name] = value  # kept, since a request's tensor shares its memory
 
-    def _embeddings_to_compute(self, cache: StateCache, new: Tensor, *, length: int) -> Tensor:
-        """Return the embeddings to run for a sequence that has `length` positions with them."""
+    def _embeddings_to_compute(
+        self, cache: StateCache, new: Tensor, pictures: PictureInputs | None, *, length: int
+    ) -> Tensor:
+        """Return the embeddings to run for a sequence that has `length` tokens with them."""
         return new
 
     def _positions_at_once(self, cache: StateCache, past: int, new: int) -> int:

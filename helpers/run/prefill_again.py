@@ -1,7 +1,8 @@
 """A language model that computes its whole cache anew once a sequence outgrows a length.
 
-Phi-3's LongRoPE (arXiv:2402.13753) rotates all keys otherwise beyond the length that the model was
-first trained with, so those in the cache count no more.
+LongRoPE (arXiv:2402.13753) rotates all keys otherwise beyond the length that the model was first
+trained with, so those in the cache count no more. A length is one of positions, of which pictures
+may have fewer than tokens.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from helpers.models.exported import ExportedParts
+from helpers.models.exported import ExportedParts, PictureInputs
 from helpers.run.caches import Mark, StateCache
 from helpers.run.generation import StatefulLanguageModel
 
@@ -21,8 +22,11 @@ from helpers.run.generation import StatefulLanguageModel
 class RewindableCache(StateCache):
     """A cache that can be computed anew: it keeps each step's embeddings.
 
-    `steps` pairs them with the rows of the batch that they continued from.
+    `steps` pairs them with the rows of the batch that they continued from, while the sequence
+    `crosses` no limit; it does in the step that reaches beyond it.
     """
+
+    crosses = False
 
     def __init__(self, request: ov.InferRequest) -> None:
         super().__init__(request)
@@ -64,17 +68,23 @@ class PrefillAgainLanguageModel(StatefulLanguageModel):
         """Return an empty cache in `request`, or in a request of its own."""
         return RewindableCache(request or self.language_model.create_infer_request())
 
-    def _embeddings_to_compute(self, cache: StateCache, new: Tensor, *, length: int) -> Tensor:
+    def _embeddings_to_compute(
+        self, cache: StateCache, new: Tensor, pictures: PictureInputs | None, *, length: int
+    ) -> Tensor:
         assert isinstance(cache, RewindableCache)
-        if length > self.limit and not cache.steps:  # it was beyond the limit before
+        cache.crosses = False
+        if cache.length and not cache.steps:  # it was beyond the limit before
             return new
         cache.steps.append((new, cache.rows))
-        return cache.rewind() if length > self.limit else new
+        places = torch.arange(length - new.shape[1], length)
+        reach = length if pictures is None else pictures.reach(places)
+        cache.crosses = reach > self.limit
+        return cache.rewind() if cache.crosses else new
 
     def _positions_at_once(self, cache: StateCache, past: int, new: int) -> int:
         # What is beyond the limit decides how all before it is computed, so both go together.
-        crosses = past <= self.limit < past + new
-        return new if crosses else super()._positions_at_once(cache, past, new)
+        assert isinstance(cache, RewindableCache)
+        return new if cache.crosses else super()._positions_at_once(cache, past, new)
 
 
 def language_model_of(

@@ -12,6 +12,7 @@ from helpers.graphs.part_names import (
     WINDOW_MERGER,
 )
 from helpers.models.exported import ExportedParts, Features, ImageInputs, RunPart
+from helpers.models.longrope import length_of_short_frequencies
 from helpers.models.minicpm_v4_6.patches import (
     FEW,
     in_order,
@@ -32,6 +33,11 @@ class MiniCPMV4_6Exported(ExportedParts):
 
     processor: "MiniCPMV4_6Processor"
     files = FILES_OF_MERGING_ENCODER
+
+    @property
+    def prefill_again_beyond(self) -> int | None:
+        """Up to which position LongRoPE's short frequencies count, if the config names them."""
+        return length_of_short_frequencies(self.processor.settings.text_config)
 
     def encode_images(self, run: RunPart, image_inputs: ImageInputs) -> list[Tensor]:
         """Return (tokens, hidden) for each overview and slice."""

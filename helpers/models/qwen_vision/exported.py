@@ -19,6 +19,7 @@ from helpers.models.exported import (
     PictureInputs,
     RunPart,
 )
+from helpers.models.longrope import length_of_short_frequencies
 from helpers.models.qwen_vision.places import Grid, rotation_angles, single_frames, table_places
 
 if TYPE_CHECKING:
@@ -63,12 +64,22 @@ class PositionInputs(PictureInputs):
         position_ids = inputs["position_ids"].permute(2, 0, 1) + self.behind(places)
         return inputs | {"position_ids": position_ids}
 
+    def reach(self, places: Tensor) -> int:
+        """Return how long a sequence is by the positions at consecutive `places`, its last."""
+        position_ids = self.at(places, len(self.along["position_ids"]))["position_ids"]
+        return int(position_ids[-3:].max()) + 1  # a row before those counts tokens
+
 
 class QwenVisionExported(ExportedParts):
     """The exported parts, of which three make the features of a picture."""
 
     processor: "QwenVisionProcessor"
     files = FILES_OF_THREE_PART_ENCODER
+
+    @property
+    def prefill_again_beyond(self) -> int | None:
+        """Up to which position LongRoPE's short frequencies count, if the config names them."""
+        return length_of_short_frequencies(self.processor.settings.text_config)
 
     def encode_images(self, run: RunPart, image_inputs: ImageInputs) -> Features:
         """Return the features of each picture, and of each step of a video.
