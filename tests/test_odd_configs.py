@@ -329,6 +329,7 @@ def test_fewer_shapes_than_pictures_get_are_refused(tmp_path):
 REFUSED = {
     "num_channels": ("minicpm_v4_6", "vision_config", 1, "is 1, and pictures have three colours"),
     "in_channels": ("qwen3_vl", "vision_config", 4, "is 4, and pictures have three colours"),
+    "temporal_patch_size": ("qwen3_5", "vision_config", 3, "is 3, and only 2 is read here"),
     "window_kernel_size": ("minicpm_v4_6", "vision_config", [4, 4], "only .2, 2. is read here"),
     "merge_kernel_size": ("minicpm_v4_6", None, [1, 4], "only .2, 2. is read here"),
     "merger_times": ("minicpm_v4_6", None, 0, "is 0, and only 1 to 9 is read here"),

@@ -34,6 +34,7 @@ SHIPPED: Config = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
+FRAMES_OF_A_STEP = 2  # of a video, which become one frame of tokens
 LONGEST_RATIO = 200  # of a picture's sides (smart_resize of transformers' Qwen2VL processor)
 # ChatML, the words of the published chat template
 CHATML = Template(
@@ -63,8 +64,14 @@ class QwenVisionProcessor(Processor):
 
     @cached_property
     def settings(self) -> Any:
-        """The config as transformers reads it."""
-        return self.settings_class(**self.config)
+        """The config as transformers reads it; a `CheckpointError` for steps of other lengths."""
+        settings: Any = self.settings_class(**self.config)
+        if (frames := settings.vision_config.temporal_patch_size) != FRAMES_OF_A_STEP:
+            raise CheckpointError(
+                f"temporal_patch_size in {self.folder / 'config.json'} is {frames}, and only "
+                f"{FRAMES_OF_A_STEP} is read here; use a checkpoint of the published kind."
+            )
+        return settings
 
     @property
     def vision(self) -> Any:
