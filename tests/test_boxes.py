@@ -2,9 +2,10 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from helpers.inputs.box_drawing import COLOURS, draw_boxes
 from helpers.inputs.boxes import Box, boxes_in, intersection_over_union, same_boxes
@@ -27,6 +28,13 @@ BOX = Box(0.1, 0.2, 0.3, 0.4, "red star")
 )
 def test_the_box_of_an_answer(answer):
     assert boxes_in(answer) == [BOX]
+
+
+@pytest.mark.parametrize("label", ["a star\\", "a\tstar"])
+def test_a_label_that_is_no_json_is_read_as_it_stands(label):
+    written = label.replace("\\", "\\q")
+    (box,) = boxes_in(f'{{"bbox_2d": [100, 200, 300, 400], "label": "{written}"}}')
+    assert box.label == written
 
 
 def test_an_answer_without_boxes():
@@ -70,6 +78,12 @@ def test_the_agreement_of_two_boxes(seed):
     assert intersection_over_union(first, half) == pytest.approx(0.5)
 
 
+def test_two_equal_points_agree():
+    point, other = Box(0.5, 0.5, 0.5, 0.5), Box(0.5, 0.6, 0.5, 0.6)
+    assert intersection_over_union(point, point) == 1
+    assert intersection_over_union(point, other) == 0
+
+
 def test_boxes_beyond_the_picture_end_at_its_edge():
     assert boxes_in('{"bbox_2d": [-5, 0, 2000, 500.5]}') == [Box(0, 0, 1, 0.5005)]
 
@@ -79,6 +93,17 @@ def test_a_box_is_drawn_where_it_is():
     edge = tuple(int(COLOURS[0][place : place + 2], 16) for place in (1, 3, 5))
     assert [picture.getpixel(place) for place in ((50, 50), (150, 90))] == [edge, edge]
     assert picture.getpixel((100, 70)) == (0, 0, 0)
+
+
+def test_a_label_stands_in_the_upper_left_corner_of_its_box():
+    box = Box(0.25, 0.5, 0.75, 0.9)
+    plain, labelled = (
+        draw_boxes(Image.new("RGB", (200, 100)), [replace(box, label=label)])
+        for label in ("", "a star")
+    )
+    left, top, right, bottom = ImageChops.difference(plain, labelled).getbbox()
+    assert (left, top) == pytest.approx((50, 50), abs=5)
+    assert right < 150 and bottom < 75
 
 
 def answer_with(*boxes: tuple[list[int], str]) -> str:

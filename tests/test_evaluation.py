@@ -76,6 +76,13 @@ def test_an_interval_as_a_library_computes_it():
     assert Share(49, 50).interval == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
+def test_an_interval_has_no_share_below_0_or_above_1():
+    """What is rounded would be told as -0 %."""
+    totals = range(50, 100)
+    assert min(Share(0, total).interval[0] for total in totals) == 0
+    assert max(Share(total, total).interval[1] for total in totals) == 1
+
+
 def test_intervals_of_means_and_of_ratios_as_a_library_computes_them():
     """Both draw at random: measured, 0.5 % apart."""
     generator = torch.Generator().manual_seed(3)

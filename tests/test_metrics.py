@@ -58,6 +58,12 @@ def test_no_letter_is_no_choice():
     assert choice("Blue", ["B"]) == choice("", ["A"]) == 0
 
 
+def test_no_number_is_written_as_none():
+    """So says VQA's evaluation; its golden answers here have no such word."""
+    people = ["0"] * 10
+    assert METRICS["VQA accuracy"]("None", people) == METRICS["VQA accuracy"]("zero", people) == 1
+
+
 def test_similarity_counts_letters():
     assert similarity("kitten", "sitting") == pytest.approx(1 - 3 / 7)
     assert similarity("", "") == 1 and similarity("", "abc") == 0

@@ -3,14 +3,17 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.__main__ import main
 from helpers.errors import SettingsError
+from helpers.measure import outcomes
 from helpers.measure.data_sets import DATA_SETS, LETTER, SHORT, Sample, read_data_set
 from helpers.measure.outcomes import Outcome, Score, agreement_scores, most_different, scores
 from helpers.measure.web_page import paragraph, picture, table, web_page
@@ -56,11 +59,15 @@ def test_a_readers_own_questions(capsys, converted, data):
         assert all(score["low"] <= score["value"] <= score["high"] for score in row.values())
 
 
-def test_progress_and_time_left_are_told(capsys, converted, data):
+def test_progress_and_time_left_are_told(capsys, converted, data, monkeypatch):
+    clock = itertools.count(0, 100)  # each question takes 100 s
+    monkeypatch.setattr(outcomes, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(outcomes, "CHUNK", 1)
     words = ["evaluate", converted, "--data", data, "--questions", 3, "--max-new-tokens", 2]
     main([str(word) for word in words])
     _, messages = capsys.readouterr()
-    assert re.search(r"3 of 3 questions done, about 0 s left", messages)
+    left = re.findall(r"(\d) of 3 questions done, about (.*) left", messages)
+    assert left == [("1", "3 min 20 s"), ("2", "1 min 40 s"), ("3", "0 s")]
 
 
 @pytest.mark.parametrize(
@@ -240,8 +247,8 @@ def test_a_question_may_be_a_number_but_not_nothing(tmp_path):
 
 def test_ocrbenchs_formulas_are_compared_without_spaces(tmp_path):
     read = read_data_set(write_set("OCRBench", tmp_path))
-    outcomes = [Outcome(sample, ("It is x^2 at the CENTRE",), 0.0, 1.0) for sample in read.samples]
-    table = scores(outcomes, read.metrics)
+    rows = [Outcome(sample, ("It is x^2 at the CENTRE",), 0.0, 1.0) for sample in read.samples]
+    table = scores(rows, read.metrics)
     assert table["all"]["contains"].value == 1 and len(table) == 3
 
 
@@ -249,12 +256,14 @@ def test_mmbench(tmp_path):
     """Two questions about one picture, which is in the first row alone."""
     path = tmp_path / "mmbench.tsv"
     columns = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
-    image = base64.b64encode(picture_bytes(0)).decode()
+    photograph = picture_bytes(0) + bytes(100_000)  # a field longer than the csv module allows
+    image = base64.b64encode(photograph).decode()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(columns)
-        writer.writerow([1, "What?", "Look.", "a cat", "a dog", "", "", "B", "animals", image])
-        writer.writerow([2, 'Why "so"?', "", "yes", "no", "", "", "A", "reasons", "1"])
+        writer.writerow([241, "What?", "Look.", "a cat", "a dog", "", "", "B", "animals", image])
+        number = 1_000_241  # as MMBench calls the same question with its options in another order
+        writer.writerow([number, 'Why "so"?', "", "yes", "no", "", "", "A", "reasons", "241"])
     read = read_data_set(path)
     first, second = read.samples
     assert first.text == "Look.\nWhat?\nA. a cat\nB. a dog"
@@ -307,18 +316,20 @@ def outcome(first: str, second: str, moved: float = 0.0, likeness: float = 0.0) 
 
 
 def test_scores_and_agreement_by_hand():
-    outcomes = [outcome("a", "a", 0.0, 1.0), outcome("a", "b", 0.4), outcome("c", "d", 0.2)]
-    assert scores(outcomes, ["exact"])["all"]["exact"].value == pytest.approx(2 / 3)
-    assert scores(outcomes, ["exact"], 1)["all"]["exact"].value == pytest.approx(1 / 3)
-    shares = agreement_scores(outcomes)
+    rows = [outcome("a", "a", 0.0, 1.0), outcome("a", "b", 0.4), outcome("c", "d", 0.2)]
+    assert scores(rows, ["exact"])["all"]["exact"].value == pytest.approx(2 / 3)
+    assert scores(rows, ["exact"], 1)["all"]["exact"].value == pytest.approx(1 / 3)
+    shares = agreement_scores(rows)
     assert shares["equal answers"].value == pytest.approx(1 / 3)
     assert shares["KL of the first token"].value == pytest.approx(0.2)
-    assert [row.texts[1] for row in most_different(outcomes, 2)] == ["b", "d"]
+    assert [row.texts[1] for row in most_different(rows, 2)] == ["b", "d"]
 
 
 def test_a_score_of_shares_has_the_interval_of_a_share():
     score = Score.of([1.0] * 12 + [0.0])
     assert (score.low, score.high) == pytest.approx((0.667, 0.986), abs=1e-3)  # Wilson's
+    score = Score.of([1.0] * 12)
+    assert (score.low, score.high) == pytest.approx((0.757, 1), abs=1e-3)
     half = Score.of([0.5] * 20)
     assert (half.low, half.value, half.high) == (0.5, 0.5, 0.5)
 

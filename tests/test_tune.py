@@ -80,6 +80,8 @@ def test_what_is_clear_takes_three_rounds(ratios, rounds, is_won):
 def test_what_is_much_slower_is_given_up():
     result = outcome([1] * 3, [1.3] * 3)
     assert result.is_given_up and not result.is_won and len(result.ratios) == 2
+    result = outcome([1] * 3, [1, 1.3, 3])  # however its times vary
+    assert result.is_given_up and not result.is_too_noisy
 
 
 def test_times_that_vary_decide_nothing():
@@ -354,6 +356,20 @@ def test_what_changes_nothing_here_is_not_tried(monkeypatch, sets, precisions, e
     names = {"groups": groups, "both": f32 | groups, "f32": f32}
     offers = candidates.candidates_of(10**15, 64)
     assert [name for name, candidate in names.items() if candidate in offers] == expected
+
+
+@pytest.mark.parametrize(
+    "weights, cores, expected", [(10**9, 2, True), (10**9, 1, False), (10**9 + 1, 2, False)]
+)
+def test_16_bits_are_tried_where_several_threads_and_memory_allow_it(
+    monkeypatch, weights, cores, expected
+):
+    """With one thread they can end the process, and weights are kept decompressed for them."""
+    capabilities = SimpleNamespace(get_property=lambda *_: ["BF16", "FP32"])
+    monkeypatch.setattr(candidates, "core", lambda: capabilities)
+    monkeypatch.setattr(candidates, "processors", lambda: cores)
+    monkeypatch.setattr(candidates, "available_memory", lambda: 8 * 10**9 + 1)
+    assert ({candidates.PRECISION: "f16"} in candidates.candidates_of(weights, 64)) is expected
 
 
 @pytest.mark.parametrize("cores, expected", [(2, []), (4, [2]), (7, [3])])

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from helpers.errors import CheckpointError, PictureError, QuestionError
+from helpers.inputs import coded_video
 from helpers.inputs.messages import message_of, pictures_of, with_open_videos
 from helpers.inputs.video import Video, open_video, spread
 from helpers.models import load_processor
@@ -142,6 +143,87 @@ def test_a_video_that_was_cut_off_gives_what_there_is(tmp_path):
     video = open_video(tmp_path / "half.mkv", everything)
     assert 10 < len(video) < 100
     assert len(levels(video)) == len(video)
+
+
+def copied(source, target, change, **options: str) -> None:
+    """Write the packets of a coded video anew, each as `change` of its number returns it."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(old.streams.video[0]) if packet.size]
+        for number, packet in enumerate(packets):
+            changed = change(number, packet)
+            changed.stream = stream
+            new.mux(changed)
+
+
+def test_the_last_frame_stays_where_one_cannot_be_decoded(tmp_path):
+    def without_its_frame(number: int, packet: av.Packet) -> av.Packet:
+        if number < 19:
+            return packet
+        filler = av.Packet(b"\0\0\0\2\x0c\x80")  # which H.264 has for rates that are constant
+        filler.pts, filler.dts, filler.time_base = packet.pts, packet.dts, packet.time_base
+        return filler
+
+    write_coded(tmp_path / "whole.mp4", 20)
+    copied(tmp_path / "whole.mp4", tmp_path / "a.mp4", without_its_frame)
+    video = open_video(tmp_path / "a.mp4", everything)
+    assert len(video) == len(levels(video)) == 20
+    assert levels(video)[-1] == levels(video)[-2]
+
+
+def test_what_an_editor_cut_off_in_front_is_no_frame(tmp_path):
+    """It leaves the packets that later ones need, and marks them."""
+
+    def earlier(number: int, packet: av.Packet) -> av.Packet:
+        shift = int(0.2 / packet.time_base)
+        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+        return packet
+
+    write_coded(tmp_path / "whole.mp4", 20)
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    copied(tmp_path / "whole.mp4", tmp_path / "a.mp4", earlier, **options)
+    video = open_video(tmp_path / "a.mp4", everything)
+    assert len(video) == 15
+    assert levels(video) == pytest.approx([2 * number for number in range(5, 20)], abs=4)
+    assert video.times == pytest.approx([number / 25 for number in range(15)], abs=1e-6)
+
+
+def test_a_telephones_video_is_the_right_way_up(tmp_path):
+    """How it was held stands beside the pixels: here its right side was down."""
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        picture = grey(0)
+        picture.paste(grey(250), (32, 0))
+        container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    content = (tmp_path / "a.mp4").read_bytes()
+    place = content.index(matrix(1, 0, 0, 1), content.index(b"tkhd"))
+    turned = content[:place] + matrix(0, 1, -1, 0) + content[place + 36 :]
+    (tmp_path / "a.mp4").write_bytes(turned)
+    (frame,) = open_video(tmp_path / "a.mp4", everything).frames
+    assert frame.size == (48, 64)
+    assert [frame.getpixel((24, y))[0] for y in (10, 54)] == pytest.approx([0, 250], abs=5)
+
+
+def matrix(a: int, b: int, c: int, d: int) -> bytes:
+    """Return how MP4 has a rotation (ISO 14496-12, 6.2.2)."""
+    numbers = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    return b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+
+
+def test_what_is_between_two_frames_is_skipped(tmp_path, monkeypatch):
+    """Of a long video few frames are decoded: from the key frame before each on."""
+    write_coded(tmp_path / "a.mp4", 100)
+    video, decoded = open_video(tmp_path / "a.mp4", lambda count, rate: [2, 55, 92]), []
+
+    def noted(frames, default):
+        decoded.append(next(frames, default))
+        return decoded[-1]
+
+    monkeypatch.setattr(coded_video, "next", noted, raising=False)
+    assert levels(video) == pytest.approx([4, 110, 184], abs=4)
+    assert len(decoded) <= 3 * 10
 
 
 def test_few_frames_are_in_memory(tmp_path, monkeypatch):
