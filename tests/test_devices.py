@@ -85,6 +85,10 @@ def test_a_device_that_is_offered_is_written_as_openvino_does(name):
     assert check_device(name, COMPUTERS["two GPUs"]) == name.upper()
 
 
+def test_spaces_in_a_device_do_not_matter():
+    assert check_device(" auto: GPU.1, CPU ", COMPUTERS["two GPUs"]) == "AUTO:GPU.1,CPU"
+
+
 @pytest.mark.parametrize(
     ("computer", "device", "message"),
     [

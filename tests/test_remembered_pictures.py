@@ -44,9 +44,21 @@ def test_the_ones_used_last_stay():
 
 def test_features_that_are_too_large_are_not_kept():
     pictures, computed = RememberedPictures(most_bytes=100), []
+    pictures.find(inputs(1), lambda: [torch.ones(10)])
     for _ in range(2):
         pictures.find(inputs(), lambda: computed.append(1) or [torch.ones(100)])
-    assert computed == [1, 1] and pictures.bytes == 0
+    assert computed == [1, 1] and pictures.bytes == 40
+    assert pictures.find(inputs(1), list) != []  # and push nothing else out
+
+
+def test_what_two_compute_at_once_is_counted_once():
+    pictures, features = RememberedPictures(), [torch.ones(10)]
+
+    def compute_while_another_does() -> list[torch.Tensor]:
+        return pictures.find(inputs(), lambda: features)
+
+    assert pictures.find(inputs(), compute_while_another_does)[0] is features[0]
+    assert pictures.bytes == 40
 
 
 def test_what_features_carry_is_counted():

@@ -38,18 +38,27 @@ def test_numbers_of_every_kind(options, expected):
         {"temperature": math.inf},
         {"temperature": "1"},
         {"temperature": True},
+        {"temperature": 5.1},
         {"top_p": 0},
+        {"top_p": 1.01},
         {"top_k": 1.5},
+        {"top_k": 100_001},
         {"top_k": math.nan},
         {"max_new_tokens": None},
         {"max_new_tokens": math.inf},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": 100_001},
         {"num_beams": 0},
+        {"num_beams": 17},
         {"num_beams": None},
         {"repetition_penalty": None},
+        {"repetition_penalty": 10.1},
         {"seed": -1},
         {"seed": 2**63},
         {"do_sample": "yes"},
         {"do_sample": None},
+        {"thinking": "yes"},
+        {"prompt_lookup": 1},
         {"top": 1},
     ],
 )
@@ -57,6 +66,15 @@ def test_what_is_no_setting_is_told_in_a_sentence(options):
     with pytest.raises(SettingsError) as caught:
         Sampling.of(**options)
     assert "\n" not in str(caught.value) and next(iter(options)) in str(caught.value)
+
+
+def test_the_limits_of_a_setting_are_named():
+    with pytest.raises(
+        SettingsError, match=r"num_beams is 17; it .* a whole number from 1 to 16\."
+    ):
+        Sampling.of(num_beams=17)
+    with pytest.raises(SettingsError, match=r"top_p is 1\.5; it should be from 0\.01 to 1\.0\."):
+        Sampling.of(top_p=1.5)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.0])

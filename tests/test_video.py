@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from helpers.errors import CheckpointError, PictureError, QuestionError
-from helpers.inputs import coded_video
+from helpers.inputs import coded_video, images
 from helpers.inputs.messages import message_of, pictures_of, with_open_videos
 from helpers.inputs.video import Video, open_video, spread
 from helpers.models import load_processor
@@ -305,6 +305,10 @@ def test_an_animation_that_is_too_large(tmp_path, monkeypatch):
     grey(1).save(tmp_path / "a.gif")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
     with pytest.raises(PictureError, match=r"a\.gif is too large; reduce it first\."):
+        open_video(tmp_path / "a.gif", everything)
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "MAXIMUM_PIXELS", 64)  # told before any frame is asked for
+    with pytest.raises(PictureError, match=r"a\.gif is too large \(64 x 48 pixels\)"):
         open_video(tmp_path / "a.gif", everything)
 
 

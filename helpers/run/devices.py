@@ -95,5 +95,5 @@ def check_device(name: str, available: Mapping[str, str] | None = None) -> str:
 def _find(name: str, devices: Mapping[str, Device]) -> Device | None:
     """Return a device by its name; `GPU` is the first of several, and `GPU.0` the only one."""
     offered = {name for name, device in devices.items() if device.offered}
-    other = OTHER_NAMES.get(name)
-    return devices.get(other if other in offered and name not in offered else name)
+    other = OTHER_NAMES.get(name)  # no computer has both
+    return devices.get(other if other in offered else name)

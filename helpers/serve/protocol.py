@@ -109,7 +109,7 @@ def parse_request(body: object, open_picture: OpenPicture) -> ChatRequest:
         messages=messages,
         options=_options(body),
         is_streamed=is_streamed,
-        with_usage=is_streamed and bool(with_usage),
+        with_usage=bool(with_usage),
         detail=detail_of(details),
         ignored=sorted(set(body) - FIELDS),
     )
@@ -336,8 +336,7 @@ def value_of(body: Json, name: str, kind: Any, *, place: str = "") -> Any:
     Raises `Refusal` where it has another type.
     """
     value = body.get(name)
-    is_wrong_bool = isinstance(value, bool) and kind is not bool
-    if value is not None and (is_wrong_bool or not isinstance(value, kind)):
+    if value is not None and not isinstance(value, kind):
         names = {bool: "true or false", str: "a text", dict: "an object", list: "a list"}
         raise _wrong(place + name, names[kind])
     return value
