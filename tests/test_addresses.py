@@ -1,13 +1,16 @@
 """Addresses of pictures that clients send: what is opened, and that nothing else is fetched."""
 
 import base64
+import contextlib
 import http.client
 import http.server
 import io
 import ipaddress
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -69,7 +72,7 @@ def listener() -> Iterator[list[str]]:
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     requests.append(str(server.server_port))
     yield requests
     server.shutdown()
@@ -238,3 +241,68 @@ def test_a_host_is_looked_up_once_and_that_address_is_connected_to(monkeypatch):
     with pytest.raises(Refusal, match="gave no picture"):
         Pictures([HOST]).open(f"https://{HOST}/a.png")
     assert (looked_up, connected) == ([HOST], [("93.184.216.34", 443)])
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """A host of pictures; what else is asked of it is to be refused."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        kind = self.path.removeprefix("/")
+        self.send_response({"moved": 302, "partial": 206, "gone": 404}.get(kind, 200))
+        if kind == "moved":
+            self.send_header("Location", "/a.png")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # whoever has enough closes the connection
+            for _ in range(20 if kind == "slow" else 1):
+                self.wfile.write(PICTURE)
+                time.sleep(0.05 * (kind == "slow"))
+
+    def log_message(self, *_: object) -> None:
+        """Write no log."""
+
+
+PICTURE = base64.b64decode(encoded())
+
+
+@pytest.fixture
+def picture_host(monkeypatch):
+    """Let what is fetched come from a server of this computer, without encryption."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def connect_plainly(connection: http.client.HTTPSConnection) -> None:
+        connection.sock = socket.socket()
+        connection.sock.settimeout(connection.timeout)
+        connection.sock.connect(server.server_address)
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_, **__: answers("93.184.216.34"))
+    monkeypatch.setattr(addresses._Connection, "connect", connect_plainly)
+    Host.asked.clear()
+    yield Pictures([HOST])
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_picture_of_an_allowed_host_is_fetched_up_to_a_size(picture_host, monkeypatch):
+    monkeypatch.setattr(addresses, "LARGEST", len(PICTURE))
+    assert picture_host.open(f"https://{HOST}/a.png").size == (8, 6)
+    monkeypatch.setattr(addresses, "LARGEST", len(PICTURE) - 1)
+    with pytest.raises(Refusal, match="has more than 0 MB") as refusal:
+        picture_host.open(f"https://{HOST}/a.png")
+    assert refusal.value.status == 413
+
+
+@pytest.mark.parametrize(("kind", "status"), [("moved", 302), ("partial", 206), ("gone", 404)])
+def test_whatever_is_no_picture_of_its_own_is_refused(picture_host, kind, status):
+    with pytest.raises(Refusal, match=f"answered {status} instead of a picture"):
+        picture_host.open(f"https://{HOST}/{kind}")
+    assert Host.asked == [f"/{kind}"]
+
+
+def test_a_host_that_never_ends_is_refused(picture_host, monkeypatch):
+    monkeypatch.setattr(addresses, "LONGEST", 0.2)
+    with pytest.raises(Refusal, match="gave no picture in 0 seconds"):
+        picture_host.open(f"https://{HOST}/slow")

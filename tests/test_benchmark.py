@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from helpers.models import families as register
 from helpers.models import load_model, minicpm_v2_vision
 from helpers.models.families import families, family_of, family_of_original, find_original
 from helpers.resources import Growth, anonymous_memory, in_words
+from helpers.sources.checkpoints import BUNDLED
 from helpers.sources.saving import save_tensors
 from helpers.workshop import history as history_module
 from helpers.workshop import image_encoders
@@ -256,6 +258,16 @@ def test_what_notebooks_say_of_fewer_bits_is_so():
     assert ends == pytest.approx([1 / 2, 5 / 6, 6 / 7, 4 / 3], abs=0.03)
 
 
+@pytest.mark.parametrize(
+    "models", [("internvl2-1b", "internvl2-8b"), ("internvl2-8b", "internvl2-1b")]
+)
+def test_small_models_come_first_whatever_their_files_are_called(tmp_path, monkeypatch, models):
+    for name, model in zip("ab", models, strict=True):
+        shutil.copyfile(full_size.FOLDER / f"{model}.jsonl", tmp_path / f"{name}.jsonl")
+    monkeypatch.setattr(full_size, "FOLDER", tmp_path)
+    assert [lines[0].model for lines in full_size.histories()] == sorted(models)
+
+
 def test_another_kind_of_processor_has_a_history_of_its_own(measurement, tmp_path):
     path = tmp_path / "model.jsonl"
     computer = replace(measurement.figures.computer, instruction_sets=["AVX2"])
@@ -296,16 +308,23 @@ def test_a_task_that_ends_without_a_sentence_is_told(tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_left_out(monkeypatch, tmp_path):
+    """There is memory for the weights in 16 bits and not in 32."""
     lines = []
-    monkeypatch.setattr(benchmark.psutil, "virtual_memory", lambda: _Memory)
+    number = sum(benchmark.count_parameters(load_model(BUNDLED / "internvl2")).values())
+    monkeypatch.setattr(benchmark, "available_memory", lambda: 2 * number)
+    monkeypatch.setattr(benchmark, "measure", lambda *_, dtype, **__: dtype)
     figures = benchmark.benchmark(
-        "internvl2-1b", tmp_path, precisions=(), against=["float32"], report=lines.append
+        "internvl2-1b",
+        tmp_path,
+        precisions=(),
+        against=["float32", "bfloat16"],
+        report=lines.append,
     )
-    assert not figures.runs and "PyTorch float32 is left out" in lines[-1]
-
-
-class _Memory:
-    available = total = 1000
+    assert list(figures.runs) == ["PyTorch bfloat16"]
+    (line,) = lines
+    assert line.startswith(
+        f"PyTorch float32 is left out: it takes {in_words(4 * number)} of memory"
+    )
 
 
 @pytest.mark.parametrize(

@@ -327,15 +327,6 @@ def test_a_choice_that_is_none_is_told():
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(None, "empty"), (0.9, "0.9"), (8.1, "8.1"), ("3", "'3'")]
-)
-def test_a_number_beyond_its_slider_is_told(value, words):
-    sentence = f"Number of beams is {words}; it should be from 1 to 8."
-    with pytest.raises(SettingsError, match=re.escape(sentence)):
-        controls.options_of(CONTROLS, ("beams", value, 0.8))
-
-
-@pytest.mark.parametrize(
     ("page_controls", "values", "sliders"),
     [
         (controls.SAMPLING, (False, 0.7, 0.9), (False, False)),

@@ -21,6 +21,7 @@ from helpers.errors import SettingsError
 from helpers.serve import controls, reach
 from helpers.serve.demo import build_page, open_page
 from helpers.serve.pages import mount_pages
+from helpers.serve.ports import free_port
 from helpers.upstream.gradio import BelowAnotherServer
 from tests.tiny import picture
 from tests.workers import WORKER
@@ -203,6 +204,12 @@ def test_a_port_that_is_taken(pipeline):
         port = listener.getsockname()[1]
         with pytest.raises(SettingsError, match=f"The port {port} is taken; give another, or none"):
             open_page(build_page(pipeline, title="x"), port=port)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "1:2:3"])
+def test_a_host_that_is_not_this_computer(host):
+    with pytest.raises(SettingsError, match=f"^{host} is no address of this computer; give --host"):
+        free_port(8000, host)
 
 
 def test_a_server_s_port_that_is_taken(converted, capsys):

@@ -16,7 +16,7 @@ from helpers.errors import SettingsError
 from helpers.measure import outcomes
 from helpers.measure.data_sets import DATA_SETS, LETTER, SHORT, Sample, read_data_set
 from helpers.measure.outcomes import Outcome, Score, agreement_scores, most_different, scores
-from helpers.measure.web_page import paragraph, picture, table, web_page
+from helpers.measure.web_page import paragraph, picture, section, table, web_page
 from helpers.resources import duration_in_words
 from tests.tiny import picture as tiny_picture
 from tests.tiny import questions
@@ -336,7 +336,7 @@ def test_a_score_of_shares_has_the_interval_of_a_share():
 
 def test_nothing_on_a_page_is_markup_that_another_wrote():
     words = '"><script>alert(1)</script> and a <img src=http://x.org>'
-    parts = [paragraph(words), table([{words: words}]), picture(tiny_picture(0), words)]
-    text = web_page(words, *parts)
+    parts = [section(words), paragraph(words), table([{words: words}])]
+    text = web_page(words, *parts, picture(tiny_picture(0), words))
     assert_can_be_sent(text, 1)
-    assert text.count("&lt;script&gt;") == 6
+    assert text.count("&lt;script&gt;") == 7
