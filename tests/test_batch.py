@@ -14,6 +14,7 @@ from helpers.__main__ import main
 from helpers.errors import ContextError, OutputError, SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Counts
+from helpers.serve import answerers, batch
 from helpers.serve import rows as rows_module
 from helpers.serve.addresses import Pictures
 from helpers.serve.answerers import answerer_for
@@ -233,6 +234,34 @@ def test_an_input_that_asks_nothing_is_told(tmp_path, pictures):
         read_rows(tmp_path, ("What?",))
 
 
+def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch):
+    """Of a job that goes on, only what is new says how fast it is."""
+    seconds, lines = iter([100.0, 101.0, 102.0, 102.5]), []
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    progress = batch.BatchProgress(22_000, 4_000, lines.append, started=90.0)
+    progress.add(10, failed=0)
+    progress.add(10, failed=1)
+    progress.add(10, failed=0)
+    progress.add(17_970, failed=0)
+    assert lines == [
+        "4010 of 22000 rows, 1.00 a second, 4 h 59 min left",
+        "4030 of 22000 rows, 2.50 a second, 1 h 59 min left, 1 failed",
+        "22000 of 22000 rows, 1440.00 a second, 0 min 0 s left, 1 failed",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 8])
+def test_next_tokens_are_apart_where_one_row_is_computed_at_a_time(monkeypatch, folder, size):
+    loaded: list[dict] = []
+    monkeypatch.setattr(
+        "helpers.run.pipeline.VisionLanguagePipeline", lambda *_, **options: loaded.append(options)
+    )
+    monkeypatch.setattr(answerers, "Local", lambda *_: None)
+    answerer_for({}, print, folder=folder, batch_size=size)
+    assert (loaded[0]["answers_at_once"], loaded[0]["next_tokens_apart"]) == (size, size == 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["--model", "--key-file"])
 @pytest.mark.parametrize("where", [(), ("--ray", "auto")])
@@ -272,6 +301,13 @@ def test_a_line_in_another_encoding_is_not_asked_with_wrong_letters(tmp_path):
     assert right.question == "Wie groß?" and not right.error
     assert wrong.error.startswith("The line is no JSON object in UTF-8: ") and not wrong.question
     assert wrong.columns == {"line": line.replace("ß", "\ufffd")}
+
+
+def test_seconds_and_tokens_of_an_answer():
+    answer = RowAnswer("Red.", "stop", Usage(prompt=5, answer=4, cached=2, thought=1), 1.23456)
+    columns = columns_of(Row("a", 0, {}), answer)
+    assert (columns["seconds"], columns["tokens"]) == (1.235, 4)
+    assert answer.usage.body()["total_tokens"] == 9
 
 
 def test_columns_of_ours_are_kept_through_several_jobs():

@@ -89,6 +89,12 @@ def test_spaces_in_a_device_do_not_matter():
     assert check_device(" auto: GPU.1, CPU ", COMPUTERS["two GPUs"]) == "AUTO:GPU.1,CPU"
 
 
+def test_what_is_not_offered_may_be_left_out_of_auto():
+    assert check_device("AUTO:-NPU", COMPUTERS["an NPU"]) == "AUTO:-NPU"
+    with pytest.raises(DeviceError, match="'AUTO:NPU' cannot be used"):
+        check_device("AUTO:NPU", COMPUTERS["an NPU"])
+
+
 @pytest.mark.parametrize(
     ("computer", "device", "message"),
     [

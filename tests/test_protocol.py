@@ -1,10 +1,14 @@
 """OpenAI's protocol as plain dictionaries: what a request asks for, and what is refused."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
+from helpers.run.replies import AnswerPiece, Counts
 from helpers.serve.protocol import Refusal, parse_request
-from helpers.serve.responses import parse_response_request
+from helpers.serve.responses import ResponseWriter, parse_response_request
 
 RED = Image.new("RGB", (4, 4), "red")
 
@@ -215,3 +219,32 @@ def test_a_response_is_the_same_question():
     assert request.ignored == ["store"]
     with pytest.raises(Refusal, match="previous_response_id"):
         parse_response_request(body | {"previous_response_id": "resp_1"}, opened)
+
+
+def test_thoughts_of_earlier_answers_are_not_read_again():
+    thought = {"type": "reasoning", "id": "rs_1", "summary": []}
+    question = {"role": "user", "content": "What?"}
+    request = parse_response_request({"input": [thought, question]}, opened)
+    assert [message["role"] for message in request.messages] == ["user"]
+
+
+@pytest.mark.parametrize("thought", ["", "Hm."])
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_the_events_of_a_response(thought, finish):
+    reply = SimpleNamespace(counts=Counts(5, cached=2, answer=4, thought=1), finish=finish)
+    writer = ResponseWriter(parsed(), "model")
+    pieces = [AnswerPiece(thought, is_thought=True)] * bool(thought) + [AnswerPiece("Red.")]
+    events = [*writer.beginning(), *map(writer.piece, pieces), *writer.end(reply)]
+    lines = [line for text in events for line in text.splitlines() if line.startswith("data: ")]
+    bodies = [json.loads(line.removeprefix("data: ")) for line in lines]
+    places = {body["item_id"]: body["output_index"] for body in bodies if "item_id" in body}
+    assert places == {writer.thought_id: 0, writer.item_id: 1} if thought else {writer.item_id: 0}
+    response = bodies[-1]["response"]
+    kinds = ["reasoning"] * bool(thought) + ["message"]
+    assert [item["type"] for item in response["output"]] == kinds
+    is_whole = finish == "stop"
+    assert response["status"] == ("completed" if is_whole else "incomplete")
+    reason = None if is_whole else {"reason": "max_output_tokens"}
+    assert response["incomplete_details"] == reason
+    assert response["usage"]["total_tokens"] == 9
+    assert response["usage"]["input_tokens_details"] == {"cached_tokens": 2}

@@ -20,13 +20,14 @@ from gradio_client import Client, handle_file
 from openai._streaming import SSEDecoder
 from pydantic import BaseModel, Field
 
+from helpers.__main__ import main
 from helpers.errors import SettingsError
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import AnswerPiece
 from helpers.serve import protocol
 from helpers.serve import server as server_module
 from helpers.serve import service as service_module
-from helpers.serve.access import Access, Models, read_key
+from helpers.serve.access import Access, Models, key_for, read_key
 from helpers.serve.addresses import Pictures
 from helpers.serve.answers import Responder
 from helpers.serve.completions import ChatWriter
@@ -786,6 +787,26 @@ def test_a_key_that_clients_cannot_send_is_told(key, monkeypatch, tmp_path):
         with pytest.raises(SettingsError, match="has characters that no client can send") as error:
             read_key(place)
         assert key not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "host", [None, "", "evil.example", "127.0.0.1.evil.example:80", "192.168.0.7:8000", "[::2]:80"]
+)
+def test_without_a_key_this_computer_alone_is_answered(host):
+    with pytest.raises(Refusal, match=r"answers requests to 127\.0\.0\.1 only") as refusal:
+        Access().check({} if host is None else {"host": host}, "/v1/models")
+    assert (refusal.value.status, refusal.value.code) == (403, "wrong_host")
+    for own in ("127.0.0.1:8000", "LocalHost", "[::1]:8000"):
+        Access().check({"host": own}, "/v1/models")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "::"])
+def test_other_computers_need_a_key(host, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("VLM_KEY", raising=False)
+    assert main(["serve", str(tmp_path), "--host", host]) == 1
+    assert capsys.readouterr().err.startswith(f"error: Serving {host} needs a key, which everybody")
+    monkeypatch.setenv("VLM_KEY", "secret")
+    assert key_for(host, None) == "secret"
 
 
 # What Open WebUI 0.6 sends: the list of models, a streamed answer to a conversation that is sent

@@ -433,6 +433,36 @@ def test_settings_that_compute_alike_are_measured_once(converted):
     assert default == same != other
 
 
+@pytest.mark.parametrize(
+    "mode, size, expected",
+    [("int4-sym", 32, 32), ("int4-asym", 128, 64), ("int4-asym", -1, 64), ("int8", 32, 64)],
+)
+def test_activations_have_no_larger_groups_than_weights(
+    converted, monkeypatch, mode, size, expected
+):
+    """One that is larger switches off what is tried."""
+    groups = []
+
+    class Tuner(SimpleNamespace):
+        def __init__(self, *_) -> None:
+            super().__init__(chosen={}, reasons={}, unclear=[], trials=[])
+
+        def tune_encoder(self, offers) -> None:
+            groups.append(offers)
+
+        tune_language_model = tune_encoder
+
+        def tune_next_tokens(self) -> None:
+            pass
+
+    weights = {"mode": mode, "group_size": size}
+    monkeypatch.setattr(tune, "_Tuner", Tuner)
+    monkeypatch.setattr(tune, "read_manifest", lambda _: {"preset": {"language_model": weights}})
+    monkeypatch.setattr(tune, "candidates_of", lambda _, group: [group])
+    tune.tune(converted, [])
+    assert [offers[0] for offers in groups] == [64, expected]
+
+
 # Where the result is kept
 
 
