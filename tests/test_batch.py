@@ -360,7 +360,8 @@ def test_a_line_is_computed_here_as_by_a_server(detail, limit):
     local, served = Pipeline(), Pipeline()
     asking = message("What?", draw_questions(1, seed=9)[0][0])
     asking["content"][0]["image_url"]["detail"] = detail
-    row = Row("a", 0, {"body": {"messages": [asking], "max_tokens": limit}}, is_openai=True)
+    body = {"messages": [asking], "max_tokens": limit, "reasoning_effort": "low"}
+    row = Row("a", 0, {"body": body}, is_openai=True)
     Local(local, "a model", {"max_new_tokens": 16})._reply(row)
     request = parse_request(body_of(row, {"max_new_tokens": 16}), Pictures().opener())
     service = Service(served, longest_queue=1)

@@ -143,6 +143,7 @@ def test_inputs_of_the_parts(converted, parts, tmp_path):
 def test_inputs_can_be_gone_through_again(parts, converted):
     inputs = inputs_by_part(parts, load_processor(converted), questions.draw_samples(1))
     first, second = (next(iter(inputs[LANGUAGE_MODEL])) for _ in range(2))
+    assert first.keys() == second.keys() and "inputs_embeds" in first
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 

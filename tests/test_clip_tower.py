@@ -314,12 +314,16 @@ def test_a_damaged_tower(copy):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"mm_vision_select_feature": "cls_patch"}, {"mm_vision_select_layer": "last"}],
+    ("changes", "message"),
+    [
+        ({"mm_vision_select_feature": "cls_patch"}, "'cls_patch', and only 'patch' can be read"),
+        ({"mm_vision_select_layer": "last"}, "config.json does not describe a model"),
+    ],
 )
-def test_configs_that_cannot_be_read(tmp_path, changes):
-    with pytest.raises(CheckpointError):
-        load_model(copy_of("llava_mpt", tmp_path, **changes))
+def test_configs_that_cannot_be_read(tmp_path, changes, message):
+    folder = copy_of("llava_mpt", tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
 
 
 @torch.inference_mode()
