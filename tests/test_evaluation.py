@@ -277,3 +277,17 @@ def test_probabilities_of_an_answer_begin_with_that_of_its_first_token(samples, 
     assert others[0] == pytest.approx(first.log_softmax(-1)[second].item(), abs=1e-5)
     assert len(log_probabilities) == 2
     assert log_probabilities[1] != others[1]  # the second depends on the first
+
+
+def test_probabilities_within_a_budget_are_those_of_the_smaller_picture(
+    samples, torch_model, monkeypatch
+):
+    (image, question), *_ = samples
+    budget = torch_model.processor.pieces.tokens
+    usual = evaluation.log_probability(torch_model, image, question.text, [5])
+    within = evaluation.log_probability(
+        torch_model, image, question.text, [5], picture_tokens=budget
+    )
+    monkeypatch.setattr(torch_model, "processor", torch_model.processor.within(budget))
+    assert within == evaluation.log_probability(torch_model, image, question.text, [5])
+    assert within != usual

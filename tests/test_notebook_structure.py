@@ -165,6 +165,11 @@ def new_times(text: str):
     return change
 
 
+def meanings(*sources: str):
+    """Return a change that ends with cells of these sources."""
+    return lambda cells: cells.extend(map(new_code_cell, sources))
+
+
 FIRST, ASK, COMPARE = 2, 14, 16  # code cells
 BAD = [
     (structure.sections_in_order, lambda cells: cells.pop(3)),
@@ -216,6 +221,7 @@ BAD = [
     (structure.nothing_forbidden, new_source(FIRST, "load(name, trust_remote_code=False)")),
     (structure.nothing_forbidden, new_source(FIRST, "# NBVAL_SKIP\nprint(1)")),
     (structure.nothing_forbidden, new_source(FIRST, "page.launch(share=True)")),
+    (structure.nothing_forbidden, new_source(FIRST, "setattr(encoder, 'layers', [0])")),
     (structure.nothing_forbidden, new_outputs(FIRST, tags=["raises-exception"])),
     (
         structure.short_cells,
@@ -240,6 +246,8 @@ BAD = [
     (structure.standard_steps, lambda cells: cells.insert(-2, cells.pop())),
     (structure.plain_code, new_source(FIRST, "print([[a for a in row] for row in [[1]]])")),
     (structure.plain_code, new_source(FIRST, "for cell.value in (1, 2):\n    print(cell)")),
+    (structure.one_meaning, meanings("rows = [1]", "print(rows)", "rows = {}")),
+    (structure.one_meaning, meanings("a = 1", "def add(b):\n    return a + b", "a = 2")),
     (structure.believable_times, new_times(TIMES.replace("6.1 ms", "161.0 ms"))),
     (structure.believable_times, new_times("no table")),
 ]

@@ -307,14 +307,21 @@ def agreement(reference: Answers, other: Answers) -> Agreement:
 
 @torch.inference_mode()
 def log_probability(
-    model: VisionLanguageModel[Any], picture: Image.Image, text: str, token_ids: Sequence[int]
+    model: VisionLanguageModel[Any],
+    picture: Image.Image,
+    text: str,
+    token_ids: Sequence[int],
+    *,
+    picture_tokens: int | None = None,
 ) -> list[float]:
     """Return the natural logarithm of each answer token's probability, as a PyTorch model has it.
 
-    Each is that of the token at temperature 1 after the question and the tokens before it.
+    Each is that of the token at temperature 1 after the question and the tokens before it. The
+    picture has at most `picture_tokens`; None: as many as usual.
     """
-    inputs = model.image_inputs([picture])
-    prompt = model.processor.input_ids([user_message(text, 1)], inputs)
+    processor = model.processor.within(picture_tokens)
+    inputs = processor.image_inputs([picture])
+    prompt = processor.input_ids([user_message(text, 1)], inputs)
     answer_ids = torch.tensor([list(token_ids)])
     prepared = model.prepare(torch.cat([prompt, answer_ids], 1), model.encode_images(**inputs))
     logits = model(**prepared).logits[0].float()
