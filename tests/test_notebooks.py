@@ -80,6 +80,17 @@ def test_long_lines_of_the_page_are_scrolled(new_page, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_diagram_is_scrolled_on_a_telephone(new_page, tmp_path):
+    (tmp_path / "box.svg").write_text(BOX, encoding="utf-8")
+    notebook = new_notebook(cells=[new_markdown_cell("![a box](box.svg)")])
+    page = new_page()
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.set_content(html_copy(notebook, tmp_path / "diagram.ipynb"))
+    assert page.locator("img").bounding_box()["width"] >= 500
+    assert page.evaluate("() => document.body.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.slow
 def test_in_place_gives_the_same_file_every_time(write, tmp_path):
     notebook = write(tagged_cell("print('a red star')"))
     main([str(notebook), "--in-place"])

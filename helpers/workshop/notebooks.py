@@ -41,12 +41,17 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 # nbconvert's page without the scripts that it would load from the network, with the description of
-# a picture that stands in its cell's metadata, and with long lines as they are, to be scrolled.
+# a picture that stands in its cell's metadata, and with long lines as they are, to be scrolled;
+# so are diagrams, whose words nobody could read at the width of a telephone.
 PAGE = """\
 {%- extends 'index.html.j2' -%}
 {%- block html_head_css -%}
 {{ super() }}
-<style>.jp-OutputArea-output pre { white-space: pre; overflow-x: auto; }</style>
+<style>
+.jp-OutputArea-output pre { white-space: pre; overflow-x: auto; }
+.jp-RenderedMarkdown p:has(img) { overflow-x: auto; }
+.jp-RenderedMarkdown img { min-width: 40rem; }
+</style>
 {%- endblock -%}
 {%- macro picture(kind, data, cell) -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
