@@ -22,12 +22,13 @@ EXERCISES = {
     "01-2": Exercise(
         NUMBER,
         truth=truths.cache_bytes,
-        hint="A key and a value in every layer, each of the model's width, 2 bytes a number.",
+        hint="One token has a key and a value in every layer, each of the model's width, 2 bytes a "
+        "number.",
         mistakes=lambda truth, part: {
             truth // 2: "Half of it is missing: is there a key and a value, in 2 bytes?",
             2 * truth: "16 bits are 2 bytes, not 4.",
             8 * truth: "Those are bits; a byte has 8 of them.",
-            2 * truth // len(part.cache): "That is one layer.",
+            2 * truth // len(part.cache): "That is one layer, or one head in all of them.",
         },
     ),
     "01-3": Exercise(
