@@ -177,6 +177,11 @@ def test_a_scene_that_cannot_be_drawn_is_told_in_a_sentence(scene, line):
     assert line in EXERCISES["06-4"].response(scene, None)
 
 
+def test_a_word_for_a_scene_that_was_not_drawn_yet_is_told_so():
+    sign = Scene((2, 2), (Item("star", "red"), None, None, None), word="KEY")
+    assert "exercise 4" in EXERCISES["03-5"].response(sign, None, None)
+
+
 def test_a_module_is_traced_with_what_was_computed_in_inference_mode(capsys):
     with torch.inference_mode():
         grid = torch.rand(8, 8, 8) + 1

@@ -72,7 +72,9 @@ def read_by_model(
         return "no word"
     if len(word) != LETTERS or not (word.isalpha() and word.isupper()):
         return "other letters"
-    if scene_before is None or scene.items != scene_before.items:
+    if scene_before is None:
+        return "no scene"
+    if scene.items != scene_before.items:
         return "other shapes"
     text = pipeline.ask("What word is written?", [draw(scene)]).text
     print(f"printed {word}; the model reads {text}")

@@ -51,6 +51,7 @@ EXERCISES = {
         mistakes={
             "no word": "The scene has no word yet: replace its field word.",
             "other letters": "The word should be three capital letters.",
+            "no scene": "my_scene is still None: answer exercise 4 first.",
             "other shapes": "The shapes are not those of my_scene: start from it, and replace the "
             "word only.",
         },
