@@ -256,6 +256,8 @@ def test_what_notebooks_say_of_fewer_bits_is_so():
     assert len(eight_by_sixteen) > 5 and len(four_by_eight) > 5
     ends = [end(ratios) for ratios in (eight_by_sixteen, four_by_eight) for end in (min, max)]
     assert ends == pytest.approx([1 / 2, 5 / 6, 6 / 7, 4 / 3], abs=0.03)
+    questions = (ROOT / "docs" / "workshop.md").read_text(encoding="utf-8")
+    assert "INT8 takes half to five sixths of the time" in questions
 
 
 @pytest.mark.parametrize(

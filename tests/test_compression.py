@@ -426,6 +426,19 @@ def test_the_first_value_of_the_choice(monkeypatch):
     monkeypatch.setenv("VLM_PRECISION", "int2")
     with pytest.raises(SettingsError, match="VLM_PRECISION asks for 'int2'; this offers fp16"):
         choices.choose_precision()
+    monkeypatch.delenv("VLM_PRECISION")
+    with pytest.raises(SettingsError, match="The default asks for 'int2'; this offers fp16"):
+        choices.choose_precision("int2")
+
+
+def test_a_cell_chooses_without_the_widget():
+    choice = choices.choose_precision()
+    choice.value = "INT8"
+    assert choice.value == "int8" and choice.text.value.startswith("Precision: int8")
+    for value in ("int2", None, 8):
+        with pytest.raises(SettingsError, match=f"The cell asks for {value!r}; this offers fp16"):
+            choice.value = value
+    assert choice.value == "int8"
 
 
 def test_presets_of_a_notebook_are_offered():

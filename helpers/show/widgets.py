@@ -32,7 +32,8 @@ class Option:
 class Choice:
     """A labelled dropdown of options whose first choice an environment variable can set.
 
-    Raises `SettingsError` when the variable asks for a value that is not offered.
+    A cell chooses by `value`, where no widget is shown. Raises `SettingsError` for a value that is
+    not offered, whoever asks for it.
     """
 
     def __init__(
@@ -41,14 +42,10 @@ class Choice:
         self.label = label
         self.options = {option.value: option for option in options}
         offered = [option for option in options if option.offered]
-        name = os.environ.get(variable) or default
-        value = next((option.value for option in offered if option.is_called(name)), None)
-        if value is None:
-            values = ", ".join(option.value for option in offered)
-            raise SettingsError(f"{variable} asks for {name!r}; this offers {values}.")
+        name = os.environ.get(variable)
         self.dropdown = ipywidgets.Dropdown(
             options=[(option.label, option.value) for option in offered],
-            value=value,
+            value=self._offered(name or default, variable if name else "The default"),
             description=f"{label}:",
             layout={"width": "min(100%, 48em)"},
             style={"description_width": "7em"},
@@ -63,11 +60,24 @@ class Choice:
         value: str = self.dropdown.value
         return value
 
+    @value.setter
+    def value(self, name: str) -> None:
+        self.dropdown.value = self._offered(name, "The cell")
+
     @property
     def line(self) -> str:
         """What is chosen, in words."""
         option = self.options[self.value]
         return f"{self.label}: {option.value} ({option.line})" if option.line else option.value
+
+    def _offered(self, name: str, source: str) -> str:
+        """Return the value of the offered option that is called so; `source` asks for it."""
+        offered = [option for option in self.options.values() if option.offered]
+        for option in offered:
+            if option.is_called(str(name)):
+                return option.value
+        values = ", ".join(option.value for option in offered)
+        raise SettingsError(f"{source} asks for {name!r}; this offers {values}.")
 
     def _update(self) -> None:
         self.text.value = self.line
