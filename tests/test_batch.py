@@ -304,7 +304,7 @@ def test_a_line_in_another_encoding_is_not_asked_with_wrong_letters(tmp_path):
 
 
 def test_seconds_and_tokens_of_an_answer():
-    answer = RowAnswer("Red.", "stop", Usage(prompt=5, answer=4, cached=2, thought=1), 1.23456)
+    answer = RowAnswer("Red.", "stop", Counts(prompt=5, answer=4, cached=2, thought=1), 1.23456)
     columns = columns_of(Row("a", 0, {}), answer)
     assert (columns["seconds"], columns["tokens"]) == (1.235, 4)
     assert answer.usage.body()["total_tokens"] == 9

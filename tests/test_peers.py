@@ -121,7 +121,7 @@ def test_a_runner_that_was_killed_is_told(converted, monkeypatch):
     monkeypatch.setattr(comparison, "Runner", Killed)
     sentence = "vlm cannot be measured: its process was killed, as systems do without memory; free"
     with pytest.raises(SettingsError, match=sentence):
-        compare(converted, [])
+        compare_engines(converted, [])
 
 
 def test_the_table_has_each_engine_s_median_and_its_ratio(monkeypatch):

@@ -6,7 +6,7 @@ What this module does not know: MULTI and HETERO, which spread a model over devi
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helpers.errors import DeviceError
+from helpers.errors import DeviceError, SettingsError
 from helpers.graphs.core import core
 from helpers.resources import processor_model
 
@@ -97,3 +97,13 @@ def _find(name: str, devices: Mapping[str, Device]) -> Device | None:
     offered = {name for name, device in devices.items() if device.offered}
     other = OTHER_NAMES.get(name)  # no computer has both
     return devices.get(other if other in offered else name)
+
+
+def check_properties(properties: object) -> None:
+    """Raise a `SettingsError` unless these are a dict of OpenVINO's properties, or None."""
+    is_dict = isinstance(properties, Mapping) and all(isinstance(key, str) for key in properties)
+    if properties is not None and not is_dict:
+        raise SettingsError(
+            f"properties is {properties!r}; it should be a dict of OpenVINO's properties, such "
+            'as {"INFERENCE_NUM_THREADS": 2}.'
+        )

@@ -48,7 +48,7 @@ from helpers.resources import return_freed_memory
 from helpers.run import background
 from helpers.run.batches import Batch
 from helpers.run.conversations import Conversation
-from helpers.run.devices import check_device
+from helpers.run.devices import check_device, check_properties
 from helpers.run.generation import StatefulLanguageModel
 from helpers.run.prefill_again import language_model_of
 from helpers.run.prompt_lookup import LONGEST
@@ -75,12 +75,7 @@ def _check(folder: object, properties: object, answers_at_once: Any) -> None:
     """Raise an error, before anything is read, for arguments that are none."""
     if not isinstance(folder, str | os.PathLike):
         raise OutputError(f"{folder!r} is no folder; give the path of one that was converted.")
-    is_dict = isinstance(properties, Mapping) and all(isinstance(key, str) for key in properties)
-    if properties is not None and not is_dict:
-        raise SettingsError(
-            f"properties is {properties!r}; it should be a dict of OpenVINO's properties, such "
-            'as {"INFERENCE_NUM_THREADS": 2}.'
-        )
+    check_properties(properties)
     if not is_whole(answers_at_once) or answers_at_once < 1:
         raise SettingsError(
             f"answers_at_once is {answers_at_once!r}; it should be a whole number from 1 on."
