@@ -302,6 +302,13 @@ def test_whatever_is_no_picture_of_its_own_is_refused(picture_host, kind, status
     assert Host.asked == [f"/{kind}"]
 
 
+@pytest.mark.parametrize("place", [f"user@{HOST}", f"user:word@{HOST}", f"{HOST}:8443"])
+def test_a_host_is_asked_without_a_user_and_at_its_usual_port(picture_host, place):
+    with pytest.raises(Refusal):
+        picture_host.open(f"https://{place}/a.png")
+    assert Host.asked == []
+
+
 def test_a_host_that_never_ends_is_refused(picture_host, monkeypatch):
     monkeypatch.setattr(addresses, "LONGEST", 0.2)
     with pytest.raises(Refusal, match="gave no picture in 0 seconds"):

@@ -261,9 +261,8 @@ def test_mmbench(tmp_path):
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(columns)
-        writer.writerow([241, "What?", "Look.", "a cat", "a dog", "", "", "B", "animals", image])
-        number = 1_000_241  # as MMBench calls the same question with its options in another order
-        writer.writerow([number, 'Why "so"?', "", "yes", "no", "", "", "A", "reasons", "241"])
+        writer.writerow([100241, "What?", "Look.", "a cat", "a dog", "", "", "B", "animals", image])
+        writer.writerow([2, 'Why "so"?', "", "yes", "no", "", "", "A", "reasons", "100241"])
     read = read_data_set(path)
     first, second = read.samples
     assert first.text == "Look.\nWhat?\nA. a cat\nB. a dog"
