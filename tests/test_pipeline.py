@@ -643,7 +643,7 @@ def test_a_number_of_threads_that_cannot_be(converted, threads):
 @pytest.mark.parametrize("number", [0, -1, 1.5, "2", None, True, float("inf")])
 def test_a_number_of_answers_at_once_that_cannot_be(converted, number):
     """Nobody would compute any."""
-    sentence = re.escape(f"answers_at_once is {number!r}; it should be a whole number from 1 on.")
+    sentence = re.escape(f"answers_at_once is {number!r}; give a whole number from 1.")
     with pytest.raises(SettingsError, match=sentence):
         VisionLanguagePipeline(converted, answers_at_once=number)
 

@@ -77,9 +77,7 @@ def _check(folder: object, properties: object, answers_at_once: Any) -> None:
         raise OutputError(f"{folder!r} is no folder; give the path of one that was converted.")
     check_properties(properties)
     if not is_whole(answers_at_once) or answers_at_once < 1:
-        raise SettingsError(
-            f"answers_at_once is {answers_at_once!r}; it should be a whole number from 1 on."
-        )
+        raise SettingsError(f"answers_at_once is {answers_at_once!r}; give a whole number from 1.")
 
 
 class VisionLanguagePipeline:
