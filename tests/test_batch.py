@@ -246,7 +246,7 @@ def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch):
     assert lines == [
         "4010 of 22000 rows, 1.00 a second, 4 h 59 min left",
         "4030 of 22000 rows, 2.50 a second, 1 h 59 min left, 1 failed",
-        "22000 of 22000 rows, 1440.00 a second, 0 min 0 s left, 1 failed",
+        "22000 of 22000 rows, 1440.00 a second, 0 s left, 1 failed",
     ]
 
 
@@ -307,7 +307,6 @@ def test_seconds_and_tokens_of_an_answer():
     answer = RowAnswer("Red.", "stop", Counts(prompt=5, answer=4, cached=2, thought=1), 1.23456)
     columns = columns_of(Row("a", 0, {}), answer)
     assert (columns["seconds"], columns["tokens"]) == (1.235, 4)
-    assert answer.usage.body()["total_tokens"] == 9
 
 
 def test_columns_of_ours_are_kept_through_several_jobs():

@@ -179,7 +179,7 @@ def test_qwen3_5_begins_with_the_image_encoder_of_qwen3_vl(new_model):
         load_model(beginnings.BUNDLED / "qwen3_vl", torch.float32),
     )
     inputs = trained.image_inputs([world.draw(world.random_scene(random.Random(0)))])
-    (actual,), (expected,) = (each.encode_images(**inputs) for each in (model, trained))
+    (actual,), (expected,) = (encoder.encode_images(**inputs) for encoder in (model, trained))
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
@@ -206,12 +206,12 @@ def test_layers_with_keys_of_their_own_compute_what_those_of_internvl2_do(new_mo
     """Measured: 0.9."""
     model, trained = new_model("gemma4"), load_model(beginnings.BUNDLED / "internvl2")
     states = []
-    for each in (model, trained):
-        ids = beginnings.vocabulary_of(each)
+    for part in (model, trained):
+        ids = beginnings.vocabulary_of(part)
         words = [word.replace(" ", "\u2581") for word in TEXT]
         text = torch.tensor([[ids.get(word, ids.get("\u2581" + word)) for word in words]])
-        prepared = each.prepare(text)
-        output = each.language_model(**prepared, output_hidden_states=True)
+        prepared = part.prepare(text)
+        output = part.language_model(**prepared, output_hidden_states=True)
         states.append(output.hidden_states[3][0])
     similar = torch.cosine_similarity(*states, dim=-1)
     assert similar.min() > 0.5, similar

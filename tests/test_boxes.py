@@ -10,19 +10,19 @@ from PIL import Image, ImageChops
 from helpers.inputs.box_drawing import COLOURS, draw_boxes
 from helpers.inputs.boxes import Box, boxes_in, intersection_over_union, same_boxes
 
-ONE = '{"bbox_2d": [100, 200, 300, 400], "label": "red star"}'
+RED_STAR = '{"bbox_2d": [100, 200, 300, 400], "label": "red star"}'
 BOX = Box(0.1, 0.2, 0.3, 0.4, "red star")
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        f"[{ONE}]",
-        f"```json\n[\n\t{ONE}\n]\n```",
-        f"Here it is: {ONE}, I think.",
+        f"[{RED_STAR}]",
+        f"```json\n[\n\t{RED_STAR}\n]\n```",
+        f"Here it is: {RED_STAR}, I think.",
         '[{"label": "red star", "bbox_2d": [100, 200, 300, 400]}]',
-        f'[{ONE}, {{"bbox_2d": [5, 6, 7',
-        f'[{ONE}, {{"label": "blue sta',
+        f'[{RED_STAR}, {{"bbox_2d": [5, 6, 7',
+        f'[{RED_STAR}, {{"label": "blue sta',
         '{"bbox_2d": [300, 400, 100, 200], "label": "red star"',
     ],
 )
@@ -32,9 +32,9 @@ def test_the_box_of_an_answer(answer):
 
 @pytest.mark.parametrize("label", ["a star\\", "a\tstar"])
 def test_a_label_that_is_no_json_is_read_as_it_stands(label):
-    written = label.replace("\\", "\\q")
-    (box,) = boxes_in(f'{{"bbox_2d": [100, 200, 300, 400], "label": "{written}"}}')
-    assert box.label == written
+    escaped = label.replace("\\", "\\q")
+    (box,) = boxes_in(f'{{"bbox_2d": [100, 200, 300, 400], "label": "{escaped}"}}')
+    assert box.label == escaped
 
 
 def test_an_answer_without_boxes():

@@ -133,9 +133,9 @@ def test_an_account_without_a_home_is_told(tmp_path, monkeypatch):
 def test_memory_that_runs_out_is_told(converted, monkeypatch, capsys, error):
     monkeypatch.setattr("helpers.convert.folders.verify", Mock(side_effect=error))
     assert main(["verify", str(converted)]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: Memory or threads ran out ({type(error).__name__}")
-    assert told.endswith("); " + MORE_ROOM + ".\n") and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: Memory or threads ran out ({type(error).__name__}")
+    assert message.endswith("); " + MORE_ROOM + ".\n") and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["read_model", "compile_model"])

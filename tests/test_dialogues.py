@@ -114,7 +114,7 @@ def authors_ids(name: str, processor, replies, inputs) -> list[int]:
 
 def talk(pipeline, **options):
     """Ask all questions in one conversation; return it, its replies and the pictures."""
-    conversation, replies, shown = pipeline.conversation(), [], []
+    conversation, replies, pictures = pipeline.conversation(), [], []
     for turn, (question, number) in enumerate(TURNS):
         images = [
             world.draw(scene, cell=40) for scene, _ in questions(10)[2 * turn : 2 * turn + number]
@@ -124,8 +124,8 @@ def talk(pipeline, **options):
         reply = conversation.ask(question, images, max_new_tokens=24, **options)
         reply.wait()
         replies.append(reply)
-        shown += images
-    return conversation, replies, shown
+        pictures += images
+    return conversation, replies, pictures
 
 
 def answer_of(reply, processor) -> list[int]:
@@ -161,8 +161,8 @@ def test_five_turns_have_the_prompt_of_the_authors(model, options):
     """Odd answers, sampled when nearly all tokens are alike, seldom tokenise back to themselves."""
     name, pipeline = model.name, model.pipeline
     processor, tokenizer = pipeline.processor, pipeline.processor.tokenizer
-    _, replies, shown = talk(pipeline, **options)
-    ids = authors_ids(name, processor, replies, pipeline.image_inputs(shown))
+    _, replies, pictures = talk(pipeline, **options)
+    ids = authors_ids(name, processor, replies, pipeline.image_inputs(pictures))
     pieces, place = around(replies, processor), 0
     for turn, piece in enumerate(pieces):
         assert ids[place : place + len(piece)] == piece
@@ -186,8 +186,8 @@ def test_messages_have_the_prompt_of_the_authors(model):
     """The same talk, kept elsewhere and handed over whole."""
     name, pipeline = model.name, model.pipeline
     processor = pipeline.processor
-    conversation, replies, shown = talk(pipeline)
-    inputs = pipeline.image_inputs(shown)
+    conversation, replies, pictures = talk(pipeline)
+    inputs = pipeline.image_inputs(pictures)
     ids = processor.input_ids(conversation.messages[:-1], inputs)[0].tolist()
     assert ids == authors_ids(name, processor, replies, inputs)
     again = pipeline.chat(conversation.messages[:-1], max_new_tokens=24)

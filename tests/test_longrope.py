@@ -58,13 +58,13 @@ def tokens_without_cache(models, reply, pictures) -> list[int]:
 
 @pytest.mark.parametrize("pictures, tokens", [(1, 4), (0, 60)], ids=["question", "answer"])
 def test_a_conversation_that_outgrows_the_first_length(models, pictures, tokens):
-    conversation, shown, lengths = models.pipeline.conversation(), [], []
+    conversation, all_pictures, lengths = models.pipeline.conversation(), [], []
     for turn in range(3):
         new = [noise(400, 300, turn)] * pictures
-        shown += new
+        all_pictures += new
         reply = conversation.ask("What is it?", new, max_new_tokens=tokens)
-        assert reply.token_ids == tokens_without_cache(models, reply, shown)
-        images = models.model.image_inputs(shown) if shown else None
+        assert reply.token_ids == tokens_without_cache(models, reply, all_pictures)
+        images = models.model.image_inputs(all_pictures) if all_pictures else None
         ids = torch.tensor([reply.prompt_ids])
         lengths.append(int(models.model.processor.position_ids(ids, images)[-3:].max()) + 1)
     assert lengths[0] < LIMIT < lengths[-1]

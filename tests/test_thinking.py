@@ -263,15 +263,15 @@ def asked(pipeline, ask, **service) -> object:
 @pytest.mark.parametrize("options", ASKING, ids=["template", "effort"])
 def test_the_server_sends_both(model, options):
     async def ask(client):
-        whole = await client.chat.completions.create(**QUESTION, **options)
+        reply = await client.chat.completions.create(**QUESTION, **options)
         stream = await client.chat.completions.create(**QUESTION, **options, stream=True)
-        return whole, [chunk.choices[0].delta async for chunk in stream]
+        return reply, [chunk.choices[0].delta async for chunk in stream]
 
     with writing(model.script):
-        whole, deltas = asked(model.pipeline, ask)
-    message = whole.choices[0].message
+        reply, deltas = asked(model.pipeline, ask)
+    message = reply.choices[0].message
     assert (message.reasoning_content, message.content) == (THOUGHT, ANSWER)
-    assert whole.usage.completion_tokens_details.reasoning_tokens == len(model.thought)
+    assert reply.usage.completion_tokens_details.reasoning_tokens == len(model.thought)
     thoughts = [getattr(delta, "reasoning_content", None) for delta in deltas]
     assert "".join(filter(None, thoughts)).strip() == THOUGHT
     assert "".join(delta.content or "" for delta in deltas) == ANSWER
@@ -302,15 +302,15 @@ def test_a_response_has_the_thought_as_an_item(model):
     options = {"model": "model", "input": "Why?", "reasoning": {"effort": "low"}}
 
     async def ask(client):
-        whole = await client.responses.create(**options)
+        reply = await client.responses.create(**options)
         stream = await client.responses.create(**options, stream=True)
-        return whole, [event async for event in stream]
+        return reply, [event async for event in stream]
 
     with writing(model.script):
-        whole, events = asked(model.pipeline, ask)
-    assert [item.type for item in whole.output] == ["reasoning", "message"]
-    assert whole.output[0].content[0].text == THOUGHT and whole.output_text == ANSWER
-    assert whole.usage.output_tokens_details.reasoning_tokens == len(model.thought)
+        reply, events = asked(model.pipeline, ask)
+    assert [item.type for item in reply.output] == ["reasoning", "message"]
+    assert reply.output[0].content[0].text == THOUGHT and reply.output_text == ANSWER
+    assert reply.usage.output_tokens_details.reasoning_tokens == len(model.thought)
     text = {
         kind: "".join(event.delta for event in events if event.type == f"response.{kind}.delta")
         for kind in ("reasoning_text", "output_text")
