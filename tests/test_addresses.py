@@ -246,10 +246,10 @@ def test_a_host_is_looked_up_once_and_that_address_is_connected_to(monkeypatch):
 class Host(http.server.BaseHTTPRequestHandler):
     """A host of pictures; what else is asked of it is to be refused."""
 
-    asked: ClassVar[list[str]] = []
+    requests: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         kind = self.path.removeprefix("/")
         self.send_response({"moved": 302, "partial": 206, "gone": 404}.get(kind, 200))
         if kind == "moved":
@@ -280,7 +280,7 @@ def picture_host(monkeypatch):
 
     monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_, **__: answers("93.184.216.34"))
     monkeypatch.setattr(addresses._Connection, "connect", connect_plainly)
-    Host.asked.clear()
+    Host.requests.clear()
     yield Pictures([HOST])
     server.shutdown()
     server.server_close()
@@ -299,14 +299,14 @@ def test_a_picture_of_an_allowed_host_is_fetched_up_to_a_size(picture_host, monk
 def test_whatever_is_no_picture_of_its_own_is_refused(picture_host, kind, status):
     with pytest.raises(Refusal, match=f"answered {status} instead of a picture"):
         picture_host.open(f"https://{HOST}/{kind}")
-    assert Host.asked == [f"/{kind}"]
+    assert Host.requests == [f"/{kind}"]
 
 
 @pytest.mark.parametrize("place", [f"user@{HOST}", f"user:word@{HOST}", f"{HOST}:8443"])
 def test_a_host_is_asked_without_a_user_and_at_its_usual_port(picture_host, place):
     with pytest.raises(Refusal):
         picture_host.open(f"https://{place}/a.png")
-    assert Host.asked == []
+    assert Host.requests == []
 
 
 def test_a_host_that_never_ends_is_refused(picture_host, monkeypatch):

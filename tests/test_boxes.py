@@ -32,9 +32,9 @@ def test_the_box_of_an_answer(answer):
 
 @pytest.mark.parametrize("label", ["a star\\", "a\tstar"])
 def test_a_label_that_is_no_json_is_read_as_it_stands(label):
-    escaped = label.replace("\\", "\\q")
-    (box,) = boxes_in(f'{{"bbox_2d": [100, 200, 300, 400], "label": "{escaped}"}}')
-    assert box.label == escaped
+    text = label.replace("\\", "\\q")
+    (box,) = boxes_in(f'{{"bbox_2d": [100, 200, 300, 400], "label": "{text}"}}')
+    assert box.label == text
 
 
 def test_an_answer_without_boxes():
@@ -97,11 +97,11 @@ def test_a_box_is_drawn_where_it_is():
 
 def test_a_label_stands_in_the_upper_left_corner_of_its_box():
     box = Box(0.1, 0.5, 0.75, 0.9)
-    plain, labelled = (
+    plain, picture = (
         draw_boxes(Image.new("RGB", (200, 100)), [replace(box, label=label)])
         for label in ("", "a star")
     )
-    left, top, right, bottom = ImageChops.difference(plain, labelled).getbbox()
+    left, top, right, bottom = ImageChops.difference(plain, picture).getbbox()
     assert (left, top) == pytest.approx((20, 50), abs=5)
     assert right < 150 and bottom < 75
 

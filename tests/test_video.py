@@ -145,15 +145,15 @@ def test_a_video_that_was_cut_off_gives_what_there_is(tmp_path):
     assert len(levels(video)) == len(video)
 
 
-def copied(source, target, change, **options: str) -> None:
+def copy_packets(source, target, change, **options: str) -> None:
     """Write the packets of a coded video anew, each as `change` of its number returns it."""
     with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         packets = [packet for packet in old.demux(old.streams.video[0]) if packet.size]
         for number, packet in enumerate(packets):
-            changed = change(number, packet)
-            changed.stream = stream
-            new.mux(changed)
+            copy = change(number, packet)
+            copy.stream = stream
+            new.mux(copy)
 
 
 def test_the_last_frame_stays_where_one_cannot_be_decoded(tmp_path):
@@ -165,7 +165,7 @@ def test_the_last_frame_stays_where_one_cannot_be_decoded(tmp_path):
         return filler
 
     write_coded(tmp_path / "whole.mp4", 20)
-    copied(tmp_path / "whole.mp4", tmp_path / "a.mp4", without_its_frame)
+    copy_packets(tmp_path / "whole.mp4", tmp_path / "a.mp4", without_its_frame)
     video = open_video(tmp_path / "a.mp4", everything)
     assert len(video) == len(levels(video)) == 20
     assert levels(video)[-1] == levels(video)[-2]
@@ -181,7 +181,7 @@ def test_what_an_editor_cut_off_in_front_is_no_frame(tmp_path):
 
     write_coded(tmp_path / "whole.mp4", 20)
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
-    copied(tmp_path / "whole.mp4", tmp_path / "a.mp4", earlier, **options)
+    copy_packets(tmp_path / "whole.mp4", tmp_path / "a.mp4", earlier, **options)
     video = open_video(tmp_path / "a.mp4", everything)
     assert len(video) == 15
     assert levels(video) == pytest.approx([2 * number for number in range(5, 20)], abs=4)
@@ -199,8 +199,8 @@ def test_a_telephones_video_is_the_right_way_up(tmp_path):
         container.mux(stream.encode())
     content = (tmp_path / "a.mp4").read_bytes()
     place = content.index(matrix(1, 0, 0, 1), content.index(b"tkhd"))
-    turned = content[:place] + matrix(0, 1, -1, 0) + content[place + 36 :]
-    (tmp_path / "a.mp4").write_bytes(turned)
+    content = content[:place] + matrix(0, 1, -1, 0) + content[place + 36 :]
+    (tmp_path / "a.mp4").write_bytes(content)
     (frame,) = open_video(tmp_path / "a.mp4", everything).frames
     assert frame.size == (48, 64)
     assert [frame.getpixel((24, y))[0] for y in (10, 54)] == pytest.approx([0, 250], abs=5)
@@ -215,15 +215,15 @@ def matrix(a: int, b: int, c: int, d: int) -> bytes:
 def test_what_is_between_two_frames_is_skipped(tmp_path, monkeypatch):
     """Of a long video few frames are decoded: from the key frame before each on."""
     write_coded(tmp_path / "a.mp4", 100)
-    video, decoded = open_video(tmp_path / "a.mp4", lambda count, rate: [2, 55, 92]), []
+    video, frames_read = open_video(tmp_path / "a.mp4", lambda count, rate: [2, 55, 92]), []
 
-    def noted(frames, default):
-        decoded.append(next(frames, default))
-        return decoded[-1]
+    def count(frames, default):
+        frames_read.append(next(frames, default))
+        return frames_read[-1]
 
-    monkeypatch.setattr(coded_video, "next", noted, raising=False)
+    monkeypatch.setattr(coded_video, "next", count, raising=False)
     assert levels(video) == pytest.approx([4, 110, 184], abs=4)
-    assert len(decoded) <= 3 * 10
+    assert len(frames_read) <= 3 * 10
 
 
 def test_few_frames_are_in_memory(tmp_path, monkeypatch):
