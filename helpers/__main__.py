@@ -18,7 +18,7 @@ from pathlib import Path
 
 import helpers
 from helpers import ends, interrupts
-from helpers.errors import MORE_ROOM, UserError, ran_out, reason_of
+from helpers.errors import ResourcesError, UserError, ran_out
 
 EXAMPLES = {
     "convert": "vlm convert internvl2 --output models/internvl2\n"
@@ -180,8 +180,7 @@ def _is_of_limits(error: Exception) -> bool:
     """Return whether memory or threads ran out, and say so."""
     if not ran_out(error):
         return False
-    sentence = f"Memory or threads ran out ({reason_of(error)}); {MORE_ROOM}."
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {ResourcesError(error)}", file=sys.stderr)
     return True
 
 

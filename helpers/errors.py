@@ -1,20 +1,22 @@
 """The errors that a user can cause: one sentence that says what is wrong and what to do."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-NO_ROOM = (  # what libraries say where memory runs out, PyTorch on Windows last, or threads do
+# What libraries say where memory runs out, PyTorch on Windows the fourth, or threads do.
+WORDS_OF_LIMITS = (
     "bad_alloc",
     "annot allocate memory",
     "can't allocate memory",
-    "not enough memory",
+    "ot enough memory",
     "can't start new thread",
     "Resource temporarily unavailable",
 )
-MORE_ROOM = "end other programs, raise limits (`ulimit -a`), or take a smaller model"
+OF_WINDOWS = (8, 14, 1455)  # its errors for memory that it has not, and for a paging file too small
 LONGEST = 1200  # characters of a message; a damaged file may hold names of any length
 
 
@@ -60,6 +62,16 @@ class DeviceError(UserError):
     """A device does not exist here or cannot run the model."""
 
 
+class ResourcesError(DeviceError):
+    """Memory or threads ran out, by the `error` of a library."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(
+            f"Memory or threads ran out ({reason_of(error)}); end other programs, raise limits "
+            "(`ulimit -a`), or take a smaller model."
+        )
+
+
 class OutputError(UserError):
     """A folder cannot be written, or does not hold a finished conversion."""
 
@@ -79,8 +91,10 @@ def is_whole(value: Any) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the type and the first line of an error from a library."""
-    return " ".join(f"{type(error).__name__}: {error}".split("\n")[0].split()).rstrip(":")
+    """Return the type of an error from a library, and its first line, or OpenVINO's last."""
+    lines = str(error).strip().splitlines() or [""]
+    line = lines[-1] if lines[0].startswith("Exception from ") else lines[0]
+    return " ".join(f"{type(error).__name__}: {line}".split()).rstrip(":")
 
 
 def problem_of(error: UserError) -> str:
@@ -90,7 +104,20 @@ def problem_of(error: UserError) -> str:
 
 def ran_out(error: Exception) -> bool:
     """Return whether an error says, in whatever words, that there is no memory or thread left."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_ROOM)
+    text = str(error)
+    if isinstance(error, OSError):  # whose path may say anything
+        text = error.strerror or ""
+        if error.errno == errno.ENOMEM or getattr(error, "winerror", None) in OF_WINDOWS:
+            return True
+    return isinstance(error, MemoryError) or any(words in text for words in WORDS_OF_LIMITS)
+
+
+def check_resources(error: Exception) -> None:
+    """Raise a `ResourcesError` where that is what an error says: it is not of what was read."""
+    if isinstance(error, ResourcesError):
+        raise error
+    if ran_out(error):
+        raise ResourcesError(error) from None
 
 
 @contextlib.contextmanager

@@ -11,10 +11,13 @@ import sys
 from unittest.mock import Mock
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from helpers.__main__ import main
 from helpers.command_output import Result, check_output, report, write_output
-from helpers.errors import MORE_ROOM, DeviceError, OutputError, SettingsError
+from helpers.errors import OutputError, ResourcesError, SettingsError, ran_out
 from helpers.graphs.presets import find_preset
 from helpers.models.families import find_checkpoint
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -127,6 +130,9 @@ def test_an_account_without_a_home_is_told(tmp_path, monkeypatch):
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        OSError(errno.ENOMEM, "what another system says"),
+        BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)),  # of a process that cannot begin
+        RuntimeError("Exception from src/core.cpp:1:\nException from src/x.cpp:2:\nstd::bad_alloc"),
         RuntimeError("can't start new thread"),
     ],
 )
@@ -135,7 +141,7 @@ def test_memory_that_runs_out_is_told(converted, monkeypatch, capsys, error):
     assert main(["verify", str(converted)]) == 1
     message = capsys.readouterr().err
     assert message.startswith(f"error: Memory or threads ran out ({type(error).__name__}")
-    assert message.endswith("); " + MORE_ROOM + ".\n") and message.count("\n") == 1
+    assert message.endswith("), or take a smaller model.\n") and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["read_model", "compile_model"])
@@ -143,8 +149,47 @@ def test_memory_that_runs_out_while_a_model_is_loaded_is_told(converted, monkeyp
     """Which says nothing about the file, nor about the device."""
     error = RuntimeError("Exception from src/core.cpp:1:\nstd::bad_alloc\n")
     monkeypatch.setattr(f"openvino.Core.{name}", Mock(side_effect=error))
-    with pytest.raises(DeviceError, match=r"CPU cannot run .*xml \(std::bad_alloc\); end other "):
+    with pytest.raises(ResourcesError, match=r"ran out \(RuntimeError: std::bad_alloc\); end "):
         VisionLanguagePipeline(converted)
+
+
+READING = """
+import resource, sys
+import psutil, torch
+from PIL import Image
+from helpers.errors import UserError
+from helpers.inputs.images import open_picture
+from helpers.sources.tensors import open_tensors
+
+Image.init()
+size = psutil.Process().memory_info().vms + 2**24
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+for read in (open_tensors, lambda folder: open_picture(folder + "/picture.png")):
+    try:
+        read(sys.argv[1])
+    except UserError as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_files_are_not_damaged_where_memory_runs_out(tmp_path, fork):
+    save_file({"weight": torch.zeros(2**24)}, tmp_path / "model.safetensors")
+    Image.new("RGB", (4000, 4000)).save(tmp_path / "picture.png")
+    result = fork.run("-c", READING, tmp_path)
+    assert (result.stdout, result.stderr) == ("ResourcesError\n" * 2, "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "not enough memory.png"),
+        BlockingIOError(errno.EAGAIN, "write could not complete without blocking", 0),
+        RuntimeError("Exception from src/core.cpp:1:\nthe model has no inputs\n"),
+    ],
+)
+def test_other_errors_say_nothing_of_memory(error):
+    assert not ran_out(error)
 
 
 def test_a_file_that_cannot_be_looked_at_is_told(capsys):

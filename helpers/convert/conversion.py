@@ -30,7 +30,14 @@ from helpers.convert.origins import made_of
 from helpers.convert.places import COPIED, LEFT_OUT, holds_conversion
 from helpers.convert.quantizing import quantized_encoder
 from helpers.convert.runtime_files import write_runtime_files
-from helpers.errors import CheckpointError, OutputError, SettingsError, UserError, reason_of
+from helpers.errors import (
+    CheckpointError,
+    OutputError,
+    SettingsError,
+    UserError,
+    check_resources,
+    reason_of,
+)
 from helpers.graphs.bit_widths import BitWidth, bit_widths
 from helpers.graphs.compression import compress
 from helpers.graphs.finite_weights import WeightsError, not_finite
@@ -160,6 +167,7 @@ def _converted(model: VisionLanguageModel[Any], part: Part | Table, checkpoint: 
     except UserError:
         raise
     except Exception as error:  # what a trace raises has nothing in common
+        check_resources(error)
         raise CheckpointError(
             f"The {part.name} of {checkpoint} cannot be converted ({reason_of(error)}); is its "
             "config.json the authors'?"

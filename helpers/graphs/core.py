@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import openvino as ov
 from numpy.typing import NDArray
 
-from helpers.errors import MORE_ROOM, DeviceError, SettingsError, is_whole, ran_out
+from helpers.errors import DeviceError, ResourcesError, SettingsError, is_whole, ran_out
 from helpers.graphs.bit_widths import bit_widths
 from helpers.resources import instruction_sets, processors
 
@@ -107,14 +107,24 @@ def has_one_size(encoder: ov.Model) -> bool:
 
 def cannot_compute(error: RuntimeError) -> DeviceError:
     """Return what a user is told when a device fails while it computes."""
-    advice = MORE_ROOM if ran_out(error) else "ask again, or on another device"
-    return DeviceError(f"The device could not compute the answer ({_reason(error)}); {advice}.")
+    if ran_out(error):
+        return ResourcesError(error)
+    return DeviceError(
+        f"The device could not compute the answer ({_reason(error)}); ask again, or on another "
+        "device."
+    )
 
 
-def cannot_run(device: str, name: str, error: RuntimeError, advice: str = "") -> DeviceError:
+def cannot_run(
+    device: str,
+    name: str,
+    error: RuntimeError,
+    advice: str = "choose another device or other properties",
+) -> DeviceError:
     """Return what a user is told when a device fails to compile the model of that name."""
-    usual = MORE_ROOM if ran_out(error) else "choose another device or other properties"
-    return DeviceError(f"{device} cannot run {name} ({_reason(error)}); {advice or usual}.")
+    if ran_out(error):
+        return ResourcesError(error)
+    return DeviceError(f"{device} cannot run {name} ({_reason(error)}); {advice}.")
 
 
 def _reason(error: RuntimeError) -> str:

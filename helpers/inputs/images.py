@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
-from helpers.errors import PictureError, PictureSizeError, reason_of
+from helpers.errors import PictureError, PictureSizeError, check_resources, reason_of
 
 Picture = str | Path | IO[bytes] | Image.Image  # where it is, an open file, or the picture itself
 
@@ -105,6 +105,7 @@ def reading(name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise PictureSizeError(f"{name} is too large; reduce it first.") from None
     except Exception as error:
+        check_resources(error)
         reason = reason_of(error)[:LONGEST_NAME]
         raise PictureError(
             f"{name} cannot be read as a picture ({reason}); save or copy it anew."

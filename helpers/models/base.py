@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from helpers.errors import CheckpointError, UserError, reason_of
+from helpers.errors import CheckpointError, UserError, check_resources, reason_of
 from helpers.graphs.part_names import TEXT_EMBEDDINGS
 from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.graphs.tables import Table
@@ -56,6 +56,7 @@ def describing_a_model(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # what transformers raises for bad values has nothing in common
+        check_resources(error)
         raise CheckpointError(
             f"{folder / 'config.json'} does not describe a model that can be built "
             f"({reason_of(error)}); download it again."

@@ -6,7 +6,7 @@ Checked before long work is done. What this module does not know: weights, and a
 from collections.abc import Callable
 from typing import TypeVar
 
-from helpers.errors import CheckpointError, reason_of
+from helpers.errors import CheckpointError, check_resources, reason_of
 from helpers.inputs.messages import user_message
 from helpers.models.processors import SMALL_PICTURE, Processor
 
@@ -46,6 +46,7 @@ def _attempt(processor: Processor, files: str, step: Callable[[], T]) -> T:
     except CheckpointError:
         raise
     except Exception as error:  # what libraries raise for bad files has nothing in common
+        check_resources(error)
         raise CheckpointError(
             f"{files} in {processor.folder} cannot be used ({reason_of(error)}); "
             "download the checkpoint again."

@@ -25,8 +25,8 @@ from helpers.errors import (
     OutputError,
     QuestionError,
     SettingsError,
+    check_resources,
     is_whole,
-    ran_out,
 )
 from helpers.graphs.attention_masks import add_masks
 from helpers.graphs.core import (
@@ -228,8 +228,7 @@ class VisionLanguagePipeline:
             model = core().read_model(path)
             names = {name for port in (*model.inputs, *model.outputs) for name in port.names}
         except RuntimeError as error:
-            if ran_out(error):  # which says nothing about the file
-                raise cannot_run(self.device, path.name, error) from None
+            check_resources(error)
             names = set()
         if not names or not ALWAYS.get(path.name, set()) <= names:
             raise OutputError(f"{path} is damaged; convert the checkpoint again.")
@@ -246,10 +245,10 @@ class VisionLanguagePipeline:
                 expect_single_token(model)
             return compile_model(model, self.device, **options)
         except RuntimeError as error:
-            advice = ""
+            advice = []
             if self.tuning and self.tuning.properties.get(name):
-                advice = "`vlm tune` chose its settings, so tune again or compute --untuned"
-            raise cannot_run(self.device, path.name, error, advice) from None
+                advice = ["`vlm tune` chose its settings, so tune again or compute --untuned"]
+            raise cannot_run(self.device, path.name, error, *advice) from None
 
     # The calls that a PyTorch model has too
 

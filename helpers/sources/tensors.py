@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from helpers.errors import CheckpointError, reason_of
+from helpers.errors import CheckpointError, check_resources, reason_of
 from helpers.sources.checkpoints import read_json
 from helpers.sources.other_forms import refuse_parts_of_adapters, refuse_quantised_tensors
 
@@ -69,6 +69,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # a header may ask for anything, and for types that torch lacks
+        check_resources(error)
         raise CheckpointError(
             f"{path} is damaged ({reason_of(error)}); download it again."
         ) from None
@@ -79,6 +80,7 @@ def _open_bin(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged or unsafe pickle
+        check_resources(error)
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors ({reason_of(error)}); download it again."
         ) from None
