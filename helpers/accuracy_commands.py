@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.command_output import SOME_FAILED, Result, check_output, report, show, write_output
 from helpers.errors import SettingsError
-from helpers.graphs.presets import find_preset
+from helpers.graphs.presets import find_preset, precisions_in
 from helpers.resources import path_of
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def prove(options: argparse.Namespace) -> int:
     check_output(options.output)
     if not 1 <= options.questions <= proof.NUMBER:
         raise SettingsError(f"Ask at least one question, and at most {proof.NUMBER}.")
-    precisions = options.precision.split(",")
+    precisions = precisions_in(options.precision)
     for name in precisions:  # before anything is downloaded
         find_preset(name)
     Sampling.of(max_new_tokens=options.max_new_tokens)

@@ -8,6 +8,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def _stream(reply: "Reply") -> None:
 
 
 END_OF_INPUT = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
-COMMAND = r"/[\w-]+"  # unlike a path, with which a question may begin: `/home/x.png is what?`
+COMMANDS = ("/image", "/clear", "/quit")
 CHAT_HELP = (
     f"/image PATH adds a picture, /clear begins anew, /quit or {END_OF_INPUT} ends; Ctrl-C stops"
 )
@@ -108,7 +109,7 @@ def chat(options: argparse.Namespace) -> int:
             elif command == "/clear":
                 conversation.clear()
                 pictures, video = [], ()
-            elif re.fullmatch(COMMAND, command):
+            elif _is_mistyped(command, argument):
                 raise SettingsError(f"There is no command {command}; {CHAT_HELP}.")
             else:
                 _answer(conversation.ask(line, pictures, video=video, **_sampling(options)))
@@ -116,6 +117,12 @@ def chat(options: argparse.Namespace) -> int:
         except UserError as error:
             report(f"error: {error}")
     return 0
+
+
+def _is_mistyped(command: str, argument: str) -> bool:
+    """Return whether a line is meant as a command, not as a question that begins with a path."""
+    is_word = re.fullmatch(r"/[\w-]+", command) is not None
+    return is_word and (len(argument.split()) <= 1 or bool(get_close_matches(command, COMMANDS)))
 
 
 def _answer(reply: "Reply") -> None:

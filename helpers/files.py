@@ -14,23 +14,28 @@ from pathlib import Path
 # user's folder, and a file that was mounted by itself.
 _ONLY_IN_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 
+_STREAMS = ("/dev", "/proc")  # what they name may be a shell's file, which others write to as well
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file beside `path` and let it take that name; text is UTF-8, with its line ends.
 
     A full disk, or the end of the process, leaves what was there. A link stays one, and a file
-    keeps its mode. What is no file, such as a pipe, is written to. Raises `OSError`.
+    keeps its mode. What is no file, such as a pipe, or stands where none can be made beside it, is
+    written to as it is. Raises `OSError`.
     """
     content = content.encode() if isinstance(content, str) else content
-    if path.exists() and not path.is_file():
+    is_stream = any(path.is_relative_to(place) for place in _STREAMS)
+    if is_stream or (path.exists() and not path.is_file()):
         path.write_bytes(content)
         return
     path = Path(os.path.realpath(path))
     aside = path.with_name(f".vlm-{uuid.uuid4().hex}.part")
     try:
-        aside.write_bytes(content)
+        aside.touch()
         if path.exists():
-            shutil.copymode(path, aside)
+            shutil.copymode(path, aside)  # before there is something to read in it
+        aside.write_bytes(content)
         aside.replace(path)
     except OSError as error:
         if error.errno not in _ONLY_IN_PLACE or not path.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from helpers.command_output import Result, check_output, report, show, write_output
 from helpers.errors import OutputError, SettingsError
+from helpers.graphs.presets import precisions_in
 from helpers.resources import path_of
 
 LASTING = "/var/tmp"
@@ -60,7 +61,7 @@ def _figures(options: argparse.Namespace, against: list[str]) -> Result:
             options.model,
             folder,
             full_size=options.full_size,
-            precisions=options.precision.split(","),
+            precisions=precisions_in(options.precision),
             against=("bfloat16", "float32") if against else (),
             report=report,
         )

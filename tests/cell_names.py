@@ -4,20 +4,42 @@ import ast
 
 
 class CellNames(ast.NodeVisitor):
-    """The names that code sets (`stores`) and those that it reads from elsewhere (`reads`)."""
+    """The names that code sets (`stores`) and those that it reads from elsewhere (`reads`).
+
+    A name that is made of its own earlier value, as in `number += 1`, is among both.
+    """
 
     def __init__(self, source: str = "") -> None:
         self.stores: set[str] = set()
         self.loads: set[str] = set()
+        self.earlier_values: set[str] = set()
         self.visit(ast.parse(source))
 
     @property
     def reads(self) -> set[str]:
-        """The names that are read and nowhere set."""
-        return self.loads - self.stores
+        """The names that are read and nowhere set, or not before."""
+        return (self.loads - self.stores) | self.earlier_values
 
     def visit_Name(self, node: ast.Name) -> None:
         (self.loads if isinstance(node.ctx, ast.Load) else self.stores).add(node.id)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self._visit_assignment(node, [node.target])
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self._visit_assignment(node, node.targets)
+
+    def _visit_assignment(self, node: ast.Assign | ast.AugAssign, targets: list[ast.expr]) -> None:
+        values = CellNames()
+        values.visit(node.value)
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        of_itself = names if isinstance(node, ast.AugAssign) else names & values.reads
+        self.earlier_values |= of_itself - self.stores
+        self.generic_visit(node)
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
+        self.stores |= {node.name} if node.name else set()
+        self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> None:
         self.stores.add(node.arg)

@@ -395,8 +395,8 @@ def one_meaning(notebook: Notebook) -> list[str]:
         earlier = set().union(*(other.stores for other in names[:place]))
         later = set().union(*(other.stores for other in names[place + 1 :]))
         problems += [
-            f"Code cell {place + 1} reads {name!r}, which a later cell uses for something else."
-            for name in sorted((cell.reads & earlier & later) - exempt)
+            f"Code cell {place + 1} reads {name!r}, which is something else from it on."
+            for name in sorted((cell.reads & earlier & (later | cell.stores)) - exempt)
         ]
     return problems
 

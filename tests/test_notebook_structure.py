@@ -247,6 +247,8 @@ BAD = [
     (structure.plain_code, new_source(FIRST, "print([[a for a in row] for row in [[1]]])")),
     (structure.plain_code, new_source(FIRST, "for cell.value in (1, 2):\n    print(cell)")),
     (structure.one_meaning, meanings("rows = [1]", "print(rows)", "rows = {}")),
+    (structure.one_meaning, meanings("a = 1", "a = a + 1")),
+    (structure.one_meaning, meanings("a = 1", "print(a)\na += 1")),
     (structure.one_meaning, meanings("a = 1", "def add(b):\n    return a + b", "a = 2")),
     (structure.believable_times, new_times(TIMES.replace("6.1 ms", "161.0 ms"))),
     (structure.believable_times, new_times("no table")),

@@ -238,7 +238,8 @@ def test_the_events_of_a_response(thought, finish):
     lines = [line for text in events for line in text.splitlines() if line.startswith("data: ")]
     bodies = [json.loads(line.removeprefix("data: ")) for line in lines]
     places = {body["item_id"]: body["output_index"] for body in bodies if "item_id" in body}
-    assert places == {writer.thought_id: 0, writer.item_id: 1} if thought else {writer.item_id: 0}
+    items = [writer.thought_id] * bool(thought) + [writer.item_id]
+    assert places == {item: place for place, item in enumerate(items)}
     response = bodies[-1]["response"]
     kinds = ["reasoning"] * bool(thought) + ["message"]
     assert [item["type"] for item in response["output"]] == kinds

@@ -128,14 +128,16 @@ def test_chatting(converted, photo, monkeypatch, capsys, tmp_path):
 
 
 def test_a_command_that_a_chat_does_not_have(converted, photo, monkeypatch, capsys):
-    lines = ["/hepl", f"/pictuer {photo}", f"/image\t{photo}", f"{photo} is what?", "/quit now"]
+    mistyped = ["/hepl", f"/pictuer {photo}", "/imgae a picture.png"]
+    questions = [f"{photo} is what?", "/tmp has which pictures?"]
+    lines = [*mistyped, f"/image\t{photo}", *questions, "/quit now"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     assert main(["chat", str(converted), "--max-new-tokens", "2"]) == 0
     output = capsys.readouterr()
-    for name in ("/hepl", "/pictuer"):
+    for name in ("/hepl", "/pictuer", "/imgae"):
         sentence = f"error: There is no command {name}; /image PATH adds a picture, /clear begins "
         assert sentence in output.err
-    assert output.err.count("error: ") == 2 and output.out.count("\n") == 1
+    assert output.err.count("error: ") == 3 and output.out.count("\n") == 2
 
 
 def test_a_chat_that_begins_anew_has_no_pictures(converted, photo, monkeypatch, capsys):

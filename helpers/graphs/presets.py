@@ -286,6 +286,12 @@ def faster_image_encoder(settings: Mapping[str, Any], encoder: ov.Model) -> str:
 _ONLY_IN_4_BITS = {"group_size", "ratio"}
 
 
+def precisions_in(names: str) -> list[str]:
+    """Return the precisions of a list with commas, each once; the fastest by its own name."""
+    precisions = [FASTEST if name == AUTO else name for name in map(str.strip, names.split(","))]
+    return list(dict.fromkeys(precisions))
+
+
 def find_preset(name: str, *, image_encoder: str | None = None, **changes: Any) -> Preset:
     """Return the preset of a precision; `changes` replace fields of its language model's weights.
 

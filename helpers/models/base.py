@@ -102,7 +102,8 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     def _refuse_rotations(self) -> None:
         """Raise a `CheckpointError` for LongRoPE unless keys are computed anew where it changes."""
         rotations = getattr(self.language_model.config, "rope_parameters", None) or {}
-        is_long = rotations.get("rope_type") == "longrope"
+        of_layers = [value for value in rotations.values() if isinstance(value, dict)]
+        is_long = any(group.get("rope_type") == "longrope" for group in (rotations, *of_layers))
         if is_long and self.processor.exported.prefill_again_beyond is None:
             raise CheckpointError(
                 "config.json asks for longrope, with which rotations change beyond a length, and "

@@ -117,7 +117,7 @@ class ExportedParts:
 
     @property
     def prefill_again_beyond(self) -> int | None:
-        """The length after which cached keys count no more, because all are computed otherwise."""
+        """After how many positions cached keys count no more, as all are computed otherwise."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""Phi-3 whose rotary position embedding is chosen inside the graph.
+"""LongRoPE: up to which length its first rotations count; a Phi-3 that chooses in the graph.
 
 LongRoPE (arXiv:2402.13753) has two sets of frequencies: one for sequences up to the length that the
 model was first trained with, one for longer ones. transformers' own module writes the chosen set

@@ -22,11 +22,11 @@ from helpers.run.generation import StatefulLanguageModel
 class RewindableCache(StateCache):
     """A cache that can be computed anew: it keeps each step's embeddings.
 
-    `steps` pairs them with the rows of the batch that they continued from, while the sequence
-    `crosses` no limit; it does in the step that reaches beyond it.
+    `steps` pairs them with the rows of the batch that they continued from, until the sequence
+    outgrows the limit. `is_crossing` in the step in which it does.
     """
 
-    crosses = False
+    is_crossing = False
 
     def __init__(self, request: ov.InferRequest) -> None:
         super().__init__(request)
@@ -72,19 +72,19 @@ class PrefillAgainLanguageModel(StatefulLanguageModel):
         self, cache: StateCache, new: Tensor, pictures: PictureInputs | None, *, length: int
     ) -> Tensor:
         assert isinstance(cache, RewindableCache)
-        cache.crosses = False
+        cache.is_crossing = False
         if cache.length and not cache.steps:  # it was beyond the limit before
             return new
         cache.steps.append((new, cache.rows))
         places = torch.arange(length - new.shape[1], length)
         reach = length if pictures is None else pictures.reach(places)
-        cache.crosses = reach > self.limit
-        return cache.rewind() if cache.crosses else new
+        cache.is_crossing = reach > self.limit
+        return cache.rewind() if cache.is_crossing else new
 
     def _positions_at_once(self, cache: StateCache, past: int, new: int) -> int:
         # What is beyond the limit decides how all before it is computed, so both go together.
         assert isinstance(cache, RewindableCache)
-        return new if cache.crosses else super()._positions_at_once(cache, past, new)
+        return new if cache.is_crossing else super()._positions_at_once(cache, past, new)
 
 
 def language_model_of(

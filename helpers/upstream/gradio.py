@@ -61,12 +61,15 @@ async def _parse_or_refuse(self: GradioMultiPartParser) -> FormData:
     try:
         return await _parse(self)
     except (OSError, ClientDisconnect) as error:
+        if self.upload_progress is not None and self.upload_id is not None:
+            self.upload_progress.set_done(self.upload_id)  # or a window asks for it for ever
         for file in self._files_to_close_on_error:
             with contextlib.suppress(OSError):  # what it has not written yet has no room either
                 file.close()
             with contextlib.suppress(OSError):
                 Path(file.name).unlink()
-        reason = getattr(error, "strerror", None) or "the window was closed"
+        is_closed = isinstance(error, ClientDisconnect)
+        reason = "the window was closed" if is_closed else error.strerror or error
         raise MultiPartException(f"The upload cannot be kept ({reason}).") from None
 
 

@@ -135,7 +135,7 @@ class _Engines:
     def _leave_out(self, name: str, error: SettingsError) -> None:
         """Go on without a peer; without ours there is nothing to compare."""
         if name in self.ours:
-            raise SettingsError(f"{name} cannot be measured: {error}.") from None
+            raise SettingsError(f"{name} cannot be measured: {str(error).rstrip('.')}.") from None
         self.left_out.append(f"{name} is left out: {error}")
         self.report(self.left_out[-1])
 
