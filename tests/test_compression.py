@@ -267,7 +267,7 @@ def test_looking_at_samples_brings_their_logits_closer(language_model, inputs):
     assert errors[1].mean() < errors[0].mean()
 
 
-def logits_of(model: ov.Model, feeds: compression.Inputs) -> np.ndarray:
+def logits_of(model: ov.Model, feeds: compression.Samples) -> np.ndarray:
     """Return the logits (samples, vocabulary) of prompts, each from an empty cache."""
     language_model = core.compile_model(model, "CPU", EXECUTION_MODE_HINT="ACCURACY")
     return np.stack(
