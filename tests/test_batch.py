@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from helpers.serve.columns import RowAnswer, columns_of, key_of
 from helpers.serve.local import Local
 from helpers.serve.protocol import parse_request
 from helpers.serve.requests import body_of
-from helpers.serve.results import ERROR, JOB, ROW, results_in
+from helpers.serve.results import ERROR, JOB, ROW, fingerprint_of, results_in
 from helpers.serve.rows import Row, batches, read_rows
 from helpers.serve.service import Service
 from helpers.shapes.questions import draw_questions
@@ -279,6 +280,24 @@ def test_a_cluster_has_what_was_tuned_unless_that_is_left_out(folder):
         assert cluster.model.tuned is not untuned and cluster.model.device == "CPU"
 
 
+@pytest.mark.slow
+def test_another_device_or_budget_is_another_job(monkeypatch, folder):
+    """A file that was begun so does not go on otherwise, here or on a cluster."""
+    monkeypatch.setattr("helpers.run.pipeline.VisionLanguagePipeline", lambda *_, **__: None)
+    monkeypatch.setattr(answerers, "Local", lambda _, name, *__: SimpleNamespace(fingerprint=name))
+    here, there = (
+        [
+            answerer_for(
+                {}, print, folder=folder, device=device, picture_tokens=number, ray=ray
+            ).fingerprint
+            for device, number in (("CPU", None), ("CPU", 64), ("AUTO", None))
+        ]
+        for ray in (None, "auto")
+    )
+    assert len(set(here)) == 3 and here == there
+    assert fingerprint_of(folder, "cpu", None) == here[0]  # as a server may be told
+
+
 def test_files_as_other_programs_write_them(tmp_path):
     """Windows' line ends and its mark at the beginning are no part of a line."""
     source = tmp_path / "rows.jsonl"
@@ -350,6 +369,13 @@ class Pipeline:
         self.options.append(options)
         if options["max_new_tokens"] > 1000:
             raise ContextError("There is no room.", room=50)
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(2047, True), (2048, False)])
+def test_an_answer_leaves_room_for_its_question(limit, fits):
+    expectation = nullcontext() if fits else pytest.raises(SettingsError, match="have no room")
+    with expectation:
+        Local(Pipeline(), "a model", {"max_new_tokens": limit})
 
 
 @pytest.mark.parametrize("detail", ["auto", "low", "high"])

@@ -367,6 +367,30 @@ def test_closing_stops_what_runs_and_drops_what_waits():
     assert worker.wait(late) and results == ["stopped"]
 
 
+def test_a_task_is_withdrawn_though_its_event_is_set_for_a_moment_only():
+    class Pulse(threading.Event):
+        def is_set(self) -> bool:
+            is_set = super().is_set()
+            self.clear()
+            return is_set
+
+    worker, end, pulse, calls = Worker(), threading.Event(), Pulse(), []
+
+    def until_end() -> None:
+        end.wait()
+
+    waiting = Task(
+        lambda: calls.append("work"), Stop(pulse), at_withdrawal=lambda: calls.append("withdrawal")
+    )
+    running = Task(until_end, Stop())
+    worker.submit(running, waiting)
+    assert not worker.wait(running, 0.1) and not worker.wait(waiting, 0.1)
+    pulse.set()
+    assert worker.wait(waiting, 5) and calls == ["withdrawal"]
+    end.set()
+    worker.close()
+
+
 def test_an_error_does_not_end_the_worker():
     worker = Worker()
     failing = Task(lambda: 1 / 0, Stop())
