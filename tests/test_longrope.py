@@ -1,6 +1,7 @@
 """Rotations that change beyond a length (LongRoPE), beside transformers' own without a cache."""
 
 import shutil
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers.sources.checkpoints import read_json, write_json
 from tests import random_minicpm_v4_6, random_qwen3_5, random_qwen3_vl
 from tests.golden_checks import GOLDEN
 from tests.random_models import noise, random_models
+from tests.tiny import equal_pieces
 
 FAMILIES = {
     "qwen3_vl": random_qwen3_vl.write_random,
@@ -68,6 +70,19 @@ def test_a_conversation_that_outgrows_the_first_length(models, pictures, tokens)
         ids = torch.tensor([reply.prompt_ids])
         lengths.append(int(models.model.processor.position_ids(ids, images)[-3:].max()) + 1)
     assert lengths[0] < LIMIT < lengths[-1]
+
+
+def test_a_conversation_that_was_stopped_within_a_prompt(models, monkeypatch):
+    stop, pieces = threading.Event(), equal_pieces(16)
+    monkeypatch.setattr(pieces, "note", lambda *_: stop.set())
+    monkeypatch.setattr(models.pipeline.language_model, "pieces", pieces)
+    conversation = models.pipeline.conversation()
+    first = conversation.ask("What is it? " * 8, stop=stop)
+    assert (first.token_ids, first.finish) == ([], "cancelled")
+    monkeypatch.undo()
+    second = conversation.ask("What is it?", max_new_tokens=60)
+    assert len(first.prompt_ids) < LIMIT < len(second.prompt_ids) + 60
+    assert second.token_ids == tokens_without_cache(models, second, [])
 
 
 # Where the settings of the language model are, in checkpoints whose cached keys would stay

@@ -26,6 +26,7 @@ from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.models import exported, load_model, load_processor
 from helpers.run import pipeline as pipeline_module
+from helpers.run.choosing import Chooser
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.remembered_pictures import RememberedPictures
 from helpers.run.replies import Counts
@@ -393,7 +394,7 @@ def test_stop_ends_the_answer_and_the_conversation_goes_on(pipeline, torch_model
     for number, _ in enumerate(reply):
         if number == 2:
             stop.set()
-    assert 3 <= len(reply.token_ids) < 200
+    assert 3 <= len(reply.token_ids) < 200 and reply.finish == "cancelled"
     second = ask(conversation, SECOND)
     start, end = len(reply.prompt_ids), len(reply.prompt_ids) + len(reply.token_ids)
     assert second.prompt_ids[start:end] == reply.token_ids
@@ -517,6 +518,24 @@ def test_an_error_in_the_thread_reaches_whoever_reads(pipeline, monkeypatch, err
     # The question that failed was never asked.
     assert ask(conversation, SECOND).prompt_ids[: len(first.prompt_ids)] == first.prompt_ids
     assert len(conversation.messages) == 4
+
+
+def test_an_error_within_an_answer_leaves_nothing_of_it(pipeline, torch_model, monkeypatch):
+    choose, calls = Chooser.choose, itertools.count()
+
+    def fail(chooser, *arguments):
+        if next(calls) == 3:
+            raise ValueError("a defect")
+        return choose(chooser, *arguments)
+
+    conversation = pipeline.conversation()
+    ask(conversation)
+    monkeypatch.setattr(Chooser, "choose", fail)
+    with pytest.raises(ValueError, match="a defect"):
+        list(conversation.ask("What is there?"))
+    monkeypatch.undo()
+    reply = ask(conversation, SECOND)
+    assert reply.token_ids == reference_tokens(torch_model, reply.prompt_ids)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", None])

@@ -36,7 +36,7 @@ def write(path: Path, text: str = "mine") -> Path:
 
 def test_clean_leaves_what_has_not_our_mark(tmp_path):
     write(tmp_path / ".novel.unfinished" / "chapter.txt")
-    write(tmp_path / ".app.unfinished" / "manifest.json", '{"name": "a web app"}')
+    write(tmp_path / ".app.unfinished" / "manifest.json", '{"files": {}, "name": "an app"}')
     write(tmp_path / ".deep.unfinished" / HOLDER, "process 1 on host").parent.joinpath("d").mkdir()
     write(tmp_path / ".old.replaced" / "letter.txt")
     write(tmp_path / ".package.lock", "of another program")

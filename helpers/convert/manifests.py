@@ -39,7 +39,7 @@ def is_sound(manifest: Config) -> bool:
     return (
         all(isinstance(text, str) for text in (source.get("name"), *versions.values()))
         and all(_is_stored(preset.get(name)) for name in ("language_model", "others"))
-        and all(isinstance(file, str) and _is_name(file) for file in parts.values())
+        and all(isinstance(file, str) for file in parts.values())
         and widths.keys() <= parts.keys()
         and all(map(_has_widths, widths.values()))
         and all(_is_file(*file) for file in files.items())
@@ -65,13 +65,9 @@ def _is_width(width: object) -> bool:
 
 def _is_file(name: str, file: object) -> bool:
     """Return whether a name is one of a file in the folder itself, and is described."""
-    if not _is_name(name) or not isinstance(file, dict):
+    if Path(name).name != name or not name.isprintable() or not isinstance(file, dict):
         return False
     return _is_count(file.get("bytes")) and isinstance(file.get("sha256"), str)
-
-
-def _is_name(name: str) -> bool:
-    return Path(name).name == name and "\\" not in name and name.isprintable()
 
 
 def _is_count(value: object) -> bool:
