@@ -234,6 +234,7 @@ WRONG_ANSWERS = {
         (
             'Weights("int4-asym", group_size=128)',
             'Weights("int4-asym", ratio=0.5)',
+            'Weights("int4-asym", group_size=1)',
             'Weights("int8")',
         ),
     ),
@@ -318,6 +319,7 @@ WRONG_ANSWERS = {
         (
             'Weights("int4-asym", group_size=128)',
             'Weights("int4-asym", ratio=0.5)',
+            'Weights("int4-asym", group_size=1)',
             'Weights("int8")',
         ),
     ),

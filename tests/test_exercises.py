@@ -331,6 +331,39 @@ def test_gates_that_a_function_closes_are_open_afterwards(closing, line):
     assert len(gates) == 4 and all(gate.item() > 0.4 for gate in gates.values())
 
 
+def remove(number, name):
+    """Return a function that takes a weight away from a layer."""
+    return lambda language: delattr(language["layers"][number], name)
+
+
+def replace_by_numbers(number, name):
+    """Return a function that puts more numbers where a layer has one."""
+    numbers = torch.nn.Parameter(torch.zeros(2))
+    return lambda language: setattr(language["layers"][number], name, numbers)
+
+
+@pytest.mark.parametrize("change", [remove, replace_by_numbers])
+def test_weights_that_a_function_takes_away_are_back_for_the_next_answer(change):
+    model = layers_with_gates()
+    response = EXERCISES["05-3"].response
+    assert "Not right yet." in response(change(0, "one_gate"), model, [])
+    assert response(close(0, "one_gate", "other_gate"), model, []) == "Right."
+    assert model.language_model["layers"][0].one_gate.item() == 0.5
+
+
+def pad_in_front(prompts, change):
+    """Return prompts of 3 and 5 tokens padded in front, the longer one changed, and their mask."""
+    shorter, longer = prompts
+    embeddings = np.stack([np.pad(shorter, ((2, 0), (0, 0))), change(longer)])
+    return embeddings, np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+
+def test_both_padded_prompts_keep_their_tokens():
+    response = EXERCISES["07-4"].response
+    assert response(lambda prompts: pad_in_front(prompts, np.copy)) == "Right."
+    assert "own tokens" in response(lambda prompts: pad_in_front(prompts, np.zeros_like))
+
+
 def cut_by(across, down):
     """Return a function that takes a box's numbers as thousandths of these sides of a picture."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from helpers.inputs.questions import VisualQuestion
 from helpers.measure.evaluation import accuracy, answer
 from helpers.show.trials import outcome_of, result_of
+from helpers.show.weight_trials import put_back
 
 Array = NDArray[np.floating[Any]]
 LATER = 100  # tokens behind a value, after which it is looked for
@@ -74,20 +75,16 @@ def memory_of(change: Callable[[Any], object], model: Any, pairs: Sequence[Visua
 
     It is handed the language model; the model is as before afterwards.
     """
-    language_model = model.language_model
-    before = copy.deepcopy(language_model.state_dict())
-    names = [name for name in before if name.endswith(".A_log")]
-    try:
-        change(language_model)
-        after = copy.deepcopy(language_model.state_dict())
+    with put_back(model) as before:
+        names = [name for name in before if name.endswith(".A_log")]
+        change(model.language_model)
+        after = copy.deepcopy(model.language_model.state_dict())
         shares = [_left_over(after, name) for name in names]
         shares_before = [_left_over(before, name) for name in names]
         print(f"of a value, {LATER} tokens later, in the mean of all heads:")
         print(f"{_mean(shares_before):.0%} is left before, {_mean(shares):.0%} after")
         if pairs:
             print("right:", accuracy(answer(model, pairs), pairs)["all"].count)
-    finally:
-        language_model.load_state_dict(before)
     changed = [name for name, weight in after.items() if not torch.equal(weight, before[name])]
     if not changed:
         return "as before"
@@ -128,7 +125,8 @@ def padded(pad: Callable[[list[Array]], tuple[Array, NDArray[np.int64]]]) -> str
     for side, places in sides.items():
         expected = np.zeros(5)
         expected[places] = 1
-        if np.array_equal(embeddings[0, places], prompts[0]):
+        own = (embeddings[0, places], embeddings[1])
+        if all(map(np.array_equal, own, prompts)):
             masks = np.stack([expected, np.ones(5)])
             return side if np.array_equal(mask, masks) else "another mask"
     return "not the prompts"

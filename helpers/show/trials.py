@@ -6,9 +6,8 @@ What this module does not know: which result is right, and what to say to anothe
 """
 
 import contextlib
-import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import openvino as ov
@@ -22,8 +21,6 @@ from helpers.graphs.compression import compress
 from helpers.graphs.core import ACCURACY, compile_model
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.graphs.presets import INT8, Preset, Weights
-from helpers.inputs.questions import VisualQuestion
-from helpers.measure.evaluation import accuracy, answer
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.upstream import converter
@@ -217,45 +214,6 @@ def depth_scale(flow: Callable[[Tensor, list[tuple[Tensor, Tensor]], float], Ten
     if len(outcomes) == 1:
         return outcomes.pop()
     return "at times" if "scaled" in outcomes else "something else"
-
-
-@torch.no_grad()
-def closed_gates(
-    close: Callable[[Any], object],
-    model: Any,
-    pairs: Sequence[VisualQuestion],
-    *,
-    gate: str = "_gate",
-) -> str:
-    """Return which gates a function closes; tell how many answers are right then.
-
-    Gates are the weights with such a name, closed at 0. All weights are as before afterwards.
-    """
-    before = copy.deepcopy(model.language_model.state_dict())  # a wrong answer may change anything
-    gates = list(gates_of(model, gate))
-    try:
-        close(model.language_model)
-        closed = [name for name, weight in gates_of(model, gate).items() if not weight.any()]
-        if closed and pairs:
-            print("closed:", ", ".join(closed))
-            print("right:", accuracy(answer(model, pairs), pairs)["all"].count)
-    finally:
-        model.language_model.load_state_dict(before)
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in gates)
-    first = [name for name in gates if name.startswith(f"{next(iter(layers))}.")]
-    outcomes = {"nothing": [], "all layers": gates, "first layer": first}
-    for outcome, names in outcomes.items():
-        if closed == names:
-            return outcome
-    if set(closed) < set(first):
-        return "half"
-    return "another layer" if len(closed) <= len(first) else "some layers"
-
-
-def gates_of(model: Any, gate: str) -> dict[str, nn.Parameter]:
-    """Return the weights of a language model with such a name, those of the first layers first."""
-    parameters = model.language_model.named_parameters()
-    return {name: weight for name, weight in parameters if name.endswith(gate)}
 
 
 # Tables, windows and budgets

@@ -14,5 +14,6 @@ PICTURE = instance(Image.Image, "a picture, Image.new(...)")
 
 OTHER_SIZES = {  # of `trials.size_between`
     "too small": "The scales and zero points have to become more: make the groups smaller.",
-    "too large": "That is 8 bits or more: use a mode of 4 bits.",
+    "too large": "That takes 8 bits a weight or more: use a mode of 4 bits, larger groups or a "
+    "larger ratio.",
 }

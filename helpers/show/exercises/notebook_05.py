@@ -1,6 +1,6 @@
 """The exercises of notebook 05."""
 
-from helpers.show import trials, truths
+from helpers.show import trials, truths, weight_trials
 from helpers.show.answers import NUMBER, Exercise, function
 from helpers.show.exercises.forms import MODULE
 
@@ -46,7 +46,7 @@ EXERCISES = {
             "another layer": "That is another layer's; the first has the smallest number.",
             "half": "The layer has two gates, of its attention and of its feed-forward network.",
         },
-        trial=trials.closed_gates,
+        trial=weight_trials.closed_gates,
     ),
     "05-4": Exercise(
         NUMBER,

@@ -47,7 +47,7 @@ EXERCISES = {
             "behind": "That comes between the prompt and its answer: pad in front.",
             "another mask": "The mask is 1 where a prompt's token stands and 0 at padding.",
             "another shape": "Return the embeddings (2, longest, size) and the mask (2, longest).",
-            "not the prompts": "The shorter prompt's own tokens have to stay as they are.",
+            "not the prompts": "The prompts' own tokens have to stay as they are, of both.",
         },
         trial=state_trials.padded,
     ),

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from helpers.show import trials
+from helpers.show import trials, weight_trials
 from helpers.show.answers import Exercise, function
 from helpers.show.exercises.forms import OTHER_SIZES, PICTURE, WEIGHTS
 
@@ -53,6 +53,6 @@ EXERCISES = {
             "another layer": "That is one layer; the others still get theirs.",
             "some layers": "Some layers still get their pieces.",
         },
-        trial=partial(trials.closed_gates, gate="per_layer_projection.weight"),
+        trial=partial(weight_trials.closed_gates, gate="per_layer_projection.weight"),
     ),
 }
