@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.command_output import SOME_FAILED, Result, check_output, report, show, write_output
+from helpers.command_pipelines import open_pipeline
 from helpers.errors import SettingsError
 from helpers.graphs.presets import find_preset, precisions_in
 from helpers.resources import path_of
@@ -31,7 +32,6 @@ def evaluate(options: argparse.Namespace) -> int:
     unused = [name for name in sorted(of_data) if getattr(options, name)]
     if unused:
         raise SettingsError(f"--{unused[0]} is for questions of a file; give --data too.")
-    from helpers.commands import open_pipeline
     from helpers.measure import evaluation
     from helpers.shapes.questions import draw_questions
 
@@ -63,7 +63,6 @@ def _number(options: argparse.Namespace, usual: int) -> int:
 
 
 def _evaluate_data(options: argparse.Namespace) -> int:
-    from helpers.commands import open_pipeline
     from helpers.measure import outcomes
     from helpers.measure.different_answers import page_of
 
@@ -175,8 +174,6 @@ def _reference(options: argparse.Namespace) -> "Model":
 
     folder = path_of(options.against)
     if holds_conversion(folder):
-        from helpers.commands import open_pipeline
-
         return open_pipeline(
             argparse.Namespace(**vars(options) | {"folder": folder}), accuracy=True
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers import ends
 from helpers.command_output import Result, report, show, thoughts
+from helpers.command_pipelines import open_pipeline
 from helpers.errors import SettingsError, UserError
 from helpers.resources import path_of
 
@@ -38,7 +39,6 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
 
 def ask(options: argparse.Namespace) -> int:
     """Stream the answer to one question."""
-    from helpers.commands import open_pipeline
     from helpers.inputs.images import open_picture
 
     question = (_read_question() if options.question == "-" else options.question).strip()
@@ -92,7 +92,6 @@ CHAT_HELP = (
 
 def chat(options: argparse.Namespace) -> int:
     """Answer one question after another; errors are told, and the conversation goes on."""
-    from helpers.commands import open_pipeline
     from helpers.inputs.images import open_picture
 
     pictures, video = [open_picture(path_of(path)) for path in options.image], _video(options)

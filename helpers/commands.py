@@ -10,15 +10,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers import accuracy_commands, answer_commands, command_options, speed_commands
-from helpers.command_output import SOME_FAILED, Result, report, show, waiting
+from helpers.command_output import SOME_FAILED, Result, report, show
+from helpers.command_pipelines import advise, open_pipeline
 from helpers.graphs.presets import find_preset, name_of
-from helpers.resources import freeze_objects
-
-if TYPE_CHECKING:
-    from helpers.run.pipeline import VisionLanguagePipeline
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -42,40 +39,6 @@ def convert(options: argparse.Namespace) -> int:
         "bit_widths": {part: [*map(dataclasses.asdict, widths[part])] for part in widths},
     }
     return show(Result(data, rows=bit_width_rows(widths)), options)
-
-
-def open_pipeline(
-    options: argparse.Namespace, *, accuracy: bool = False, next_tokens_apart: bool = True
-) -> "VisionLanguagePipeline":
-    """Return the pipeline of the folder and the device that were named, with its notice told."""
-    from helpers.run.pipeline import VisionLanguagePipeline
-
-    with waiting(f"loading {options.folder} ..."):
-        pipeline = VisionLanguagePipeline(
-            options.folder,
-            options.device,
-            picture_tokens=options.picture_tokens,
-            accuracy=accuracy,
-            tuned=not options.untuned,
-            next_tokens_apart=next_tokens_apart,
-        )
-    freeze_objects()
-    if pipeline.notice:
-        report(f"note: {pipeline.notice}")
-    if not accuracy:  # which is never tuned
-        advise(options, options.folder)
-    return pipeline
-
-
-def advise(options: argparse.Namespace, *folders: Path) -> None:
-    """Say which folders are worth tuning, unless that is not wanted or not for this device."""
-    from helpers.run.tuning import advice
-
-    if options.untuned or (options.device or "CPU").upper() != "CPU":
-        return
-    for folder in folders:
-        if text := advice(folder):
-            report(f"note: {text}")
 
 
 def demo(options: argparse.Namespace) -> int:

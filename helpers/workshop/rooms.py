@@ -35,6 +35,7 @@ ABOVE = (
     "answer_commands",
     "accuracy_commands",
     "speed_commands",
+    "command_pipelines",
     "command_options",
     "command_output",
 )
