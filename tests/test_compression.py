@@ -462,3 +462,18 @@ def test_the_type_of_each_layer_by_its_module(stored):
     assert len(types) == DECODER + HEAD
     assert types["decoder.lm_head"] == "u8"
     assert types["decoder.model.layers.0.self_attn.q_proj"] == "u4"
+
+
+@pytest.mark.parametrize(("text", "number"), [("7", 7), ("", 140), (None, 140)])
+def test_the_variable_says_how_many_questions_are_asked(monkeypatch, text, number):
+    monkeypatch.delenv("VLM_QUESTIONS", raising=False)
+    if text is not None:
+        monkeypatch.setenv("VLM_QUESTIONS", text)
+    assert choices.question_number(140) == number
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "many", "2.5"])
+def test_a_number_of_questions_that_none_can_be_is_told_in_a_sentence(monkeypatch, text):
+    monkeypatch.setenv("VLM_QUESTIONS", text)
+    with pytest.raises(SettingsError, match=f"VLM_QUESTIONS is '{text}'; it should be a whole"):
+        choices.question_number(140)

@@ -1,4 +1,4 @@
-"""The choices of every notebook: checkpoint, precision, image encoder, device.
+"""The choices of every notebook: checkpoint, precision, image encoder, device, number of questions.
 
 An environment variable sets each first choice. What this module does not know: what becomes of a
 choice.
@@ -139,3 +139,14 @@ def device_rows(devices: Sequence[Device]) -> list[dict[str, str]]:
         }
         for device in devices
     ]
+
+
+def question_number(usual: int) -> int:
+    """Return how many questions a comparison asks: VLM_QUESTIONS, or else the `usual` number.
+
+    Raises `SettingsError` for what is no whole number from 1 on.
+    """
+    text = os.environ.get("VLM_QUESTIONS") or str(usual)
+    if not text.isdecimal() or int(text) == 0:
+        raise SettingsError(f"VLM_QUESTIONS is {text!r}; it should be a whole number from 1 on.")
+    return int(text)
