@@ -36,6 +36,14 @@ def test_titles_wider_than_their_pictures_are_wrapped():
     assert axis.get_title() == "wide\n200 x 40"
 
 
+@pytest.mark.parametrize("size", [(10, 400), (400, 10)])
+@pytest.mark.filterwarnings("error")
+def test_a_strip_has_room_for_its_title_on_a_figure_that_a_page_holds(size):
+    figure = plots.show_pictures([Image.new("RGB", size)], ["ask about this picture"], height=2.8)
+    width, _ = figure.get_size_inches()
+    assert 0.5 < width < 25
+
+
 def test_a_mosaic_lays_pieces_out_row_by_row():
     colours = ("red", "green", "blue", "black")
     mosaic = plots.mosaic([Image.new("RGB", (3, 2), colour) for colour in colours], 2)

@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 GAP = 6  # pixels between the pieces of a mosaic
 _LETTERS = 14  # of a title, in an inch
+_LEAST_RATIO, _LARGEST_RATIO = 1 / 4, 8  # of a panel, width to height
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 80,
     "font.size": 10,
@@ -54,7 +55,10 @@ def show_pictures(
     """
     tallest = max(picture.height for picture in pictures)
     heights = [tallest if to_scale else picture.height for picture in pictures]
-    ratios = [picture.width / rows for picture, rows in zip(pictures, heights, strict=True)]
+    ratios = []
+    for picture, rows in zip(pictures, heights, strict=True):
+        # A strip would leave no room for its title, or make the figure some metres wide.
+        ratios.append(min(max(picture.width / rows, _LEAST_RATIO), _LARGEST_RATIO))
     wrapped = []
     for title, ratio in zip(titles, ratios, strict=True):
         width = max(int(_LETTERS * height * ratio), 10)
