@@ -8,6 +8,7 @@ import torch
 
 from helpers.graphs.core import Stopped
 from helpers.run import background
+from helpers.run.caches import StateCache
 from helpers.run.pieces import GROWTH, LEAST, LONGEST, PieceSizes
 
 
@@ -62,6 +63,17 @@ class Busy:
     def wait_for(self, milliseconds):
         time.sleep(milliseconds / 1000)
         return time.monotonic() > self.end
+
+
+def test_a_new_cache_waits_until_its_request_is_idle():
+    class Request(Busy):
+        def reset_state(self):
+            self.was_idle = time.monotonic() > self.end
+
+    request = Request()
+    background.keep(request)
+    StateCache(request)
+    assert request.was_idle
 
 
 @torch.inference_mode()

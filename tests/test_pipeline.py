@@ -106,6 +106,7 @@ def test_times(pipeline):
 def test_beams_answer_once(pipeline):
     reply = pipeline.ask(QUESTION, [picture()], max_new_tokens=NEW_TOKENS, num_beams=3)
     assert list(reply) == [reply.text] and reply.text
+    assert reply.times.first_token > reply.times.image_encoder > 0
 
 
 def test_a_seed_decides_a_sampled_answer(pipeline):

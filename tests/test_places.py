@@ -165,6 +165,12 @@ def test_a_mount_point_is_written_on_its_own_disk(checkpoint, volume, quick_part
     assert made and all(path.is_relative_to(volume) for path in made)
 
 
+def test_killed_before_it_took_its_place(checkpoint, converted, tmp_path, quick_parts):
+    shutil.copytree(converted, tmp_path / ".made.unfinished")
+    convert(checkpoint, tmp_path / "made", FP16)
+    assert quick_parts == [] and contents(tmp_path / "made") == contents(converted)
+
+
 def test_killed_while_it_was_moved_in(checkpoint, converted, tmp_path, quick_parts):
     output = tmp_path / "made"
     inside = Path(shutil.copytree(converted, output / ".unfinished"))
