@@ -545,7 +545,7 @@ def touch(path: Path) -> None:
     os.utime(path, (1, 1))
 
 
-@pytest.mark.parametrize("change", ["source", "precision", "part", "manifest"])
+@pytest.mark.parametrize("change", ["source", "precision", "part", "manifest", "files"])
 def test_what_changed_is_not_used_again(
     interrupted_output, quick_parts, checkpoint, tmp_path_factory, change
 ):
@@ -562,10 +562,14 @@ def test_what_changed_is_not_used_again(
         (aside / UNFINISHED_MANIFEST).write_text(
             f'{{"format": {FORMAT}, "source": 3}}', encoding="utf-8"
         )
+    if change == "files":
+        manifest = json.loads((aside / UNFINISHED_MANIFEST).read_text(encoding="utf-8"))
+        (aside / UNFINISHED_MANIFEST).write_text(json.dumps(manifest | {"files": {}}))
     (aside / "stray.txt").write_text("of another checkpoint", encoding="utf-8")
     convert(source, interrupted_output, find_preset("int8") if change == "precision" else FP16)
     reused = [TEXT_EMBEDDINGS] if change == "part" else []
     assert quick_parts == [name for name in FILES if name not in reused]
+    assert list(read_manifest(interrupted_output)["bit_widths"]) == list(FILES)
     assert not (interrupted_output / "stray.txt").exists()
 
 

@@ -6,6 +6,7 @@ GenAI itself runs in an environment of its own (`test_genai.py`).
 import json
 import os
 import sys
+import weakref
 from types import SimpleNamespace
 
 import openvino as ov
@@ -141,6 +142,24 @@ def test_a_table_is_looked_up(weights, most, kind, monkeypatch):
     assert most == 0 or not torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize(
+    ("weights", "step"),
+    [
+        (INT8, 12 / 255),
+        (Weights("int4-asym", group_size=-1), 12 / 15),
+        (Weights("int4-sym", group_size=-1), 12 / 16),
+    ],
+    ids=str,
+)
+def test_rows_of_one_sign_of_zeros_and_of_both_ends(weights, step, monkeypatch):
+    monkeypatch.setattr("helpers.graphs.rounding._BLOCK", 20)  # less than a row
+    ends = torch.tensor([[5.0, 6.0], [-5.0, -6.0], [0.0, 0.0], [-6.0, 6.0]])
+    rows = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * torch.linspace(0, 1, 32)
+    model = compress(table_model(Table("rows", rows, (32,), "out")), weights)
+    actual = looked_up(model, torch.arange(len(rows))[None])[0]
+    assert (actual - rows).abs().max() <= step * 1.01
+
+
 def test_a_table_as_nncf_rounds_it():
     """In 8 bits it has the same numbers as if NNCF had rounded it, but for the last one of 16."""
     rows = torch.randn(40, 64, generator=torch.Generator().manual_seed(SEED))
@@ -155,11 +174,22 @@ def test_a_table_as_nncf_rounds_it():
 
 def test_a_table_that_cannot_be():
     rows = torch.zeros(4, 48)
-    with pytest.raises(SettingsError, match="does not divide the width of every row"):
-        compress(table_model(Table("rows", rows, (48,), "out")), Weights("int4-asym"))
+    for size in (32, 128):
+        weights = Weights("int4-asym", group_size=size)
+        with pytest.raises(SettingsError, match="does not divide the width of every row"):
+            compress(table_model(Table("rows", rows, (48,), "out")), weights)
     rows[2, 3] = float("nan")
     with pytest.raises(WeightsError, match="NaN or infinite"):
         table_model(Table("rows", rows, (48,), "out"))
+
+
+def test_a_table_lives_as_long_as_its_model():
+    rows = torch.zeros(4, 48)
+    reference, model = weakref.ref(rows), table_model(Table("rows", rows, (48,), "out"))
+    del rows
+    assert reference() is not None
+    del model
+    assert reference() is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mapped files are told apart on Linux")

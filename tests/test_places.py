@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.convert.conversion import convert
-from helpers.convert.folders import clean, read_manifest
+from helpers.convert.folders import clean, read_manifest, written_aside
 from helpers.convert.manifests import MANIFEST, UNFINISHED_MANIFEST
 from helpers.convert.places import HOLDER, HOLDS, Place
 from helpers.errors import CheckpointError, OutputError
@@ -171,15 +171,27 @@ def test_killed_before_it_took_its_place(checkpoint, converted, tmp_path, quick_
     assert quick_parts == [] and contents(tmp_path / "made") == contents(converted)
 
 
-def test_killed_while_it_was_moved_in(checkpoint, converted, tmp_path, quick_parts):
+@pytest.fixture
+def half_moved(converted, tmp_path) -> Path:
+    """Return the output of a process that was killed while it moved the files of a whole one in."""
     output = tmp_path / "made"
     inside = Path(shutil.copytree(converted, output / ".unfinished"))
     for path in sorted(inside.iterdir())[:5]:
         if path.name != MANIFEST:
             path.replace(output / path.name)
-    convert(checkpoint, output, FP16)
-    assert quick_parts == [] and contents(output) == contents(converted)
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    return output
+
+
+def test_killed_while_it_was_moved_in(checkpoint, converted, half_moved, quick_parts):
+    convert(checkpoint, half_moved, FP16)
+    assert quick_parts == [] and contents(half_moved) == contents(converted)
+    assert [path.name for path in half_moved.parent.iterdir()] == ["made"]
+
+
+def test_killed_while_it_was_moved_in_and_other_parts_are_written(converted, half_moved):
+    with suppress(KeyboardInterrupt), written_aside(half_moved, {"source": {}}):
+        raise KeyboardInterrupt
+    assert contents(half_moved) == contents(converted)
 
 
 @pytest.mark.parametrize("moves", [0, 1, 12, 22, 23, 24, 26])
