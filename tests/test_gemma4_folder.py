@@ -17,7 +17,7 @@ from helpers.convert import conversion
 from helpers.errors import SettingsError
 from helpers.graphs.compression import compress
 from helpers.graphs.core import core
-from helpers.graphs.finite_weights import WeightsError
+from helpers.graphs.finite_weights import WeightsError, check_numbers
 from helpers.graphs.part_names import FILES_WITH_PER_LAYER_EMBEDDINGS, PER_LAYER_EMBEDDINGS
 from helpers.graphs.presets import FP16, INT8, Weights, find_preset
 from helpers.graphs.tables import Table, table_model
@@ -122,6 +122,7 @@ def looked_up(model: ov.Model, ids: torch.Tensor) -> torch.Tensor:
         (Weights("int4-sym", group_size=32), 1 / 15),
         (Weights("int4-asym", group_size=-1), 1 / 15),
         (Weights("int4-sym", group_size=-1), 1 / 15),
+        (Weights("int4-asym", ratio=0.0), 1 / 255),
     ],
     ids=str,
 )
@@ -178,9 +179,18 @@ def test_a_table_that_cannot_be():
         weights = Weights("int4-asym", group_size=size)
         with pytest.raises(SettingsError, match="does not divide the width of every row"):
             compress(table_model(Table("rows", rows, (48,), "out")), weights)
-    rows[2, 3] = float("nan")
-    with pytest.raises(WeightsError, match="NaN or infinite"):
-        table_model(Table("rows", rows, (48,), "out"))
+    for number in ("nan", "inf", "-inf"):
+        rows[2, 3] = float(number)
+        with pytest.raises(WeightsError, match="NaN or infinite"):
+            table_model(Table("rows", rows, (48,), "out"))
+
+
+def test_several_tensors_with_infinite_numbers_are_counted():
+    module = torch.nn.Linear(2, 2)
+    for tensor in module.parameters():
+        tensor.data.fill_(float("inf"))
+    with pytest.raises(WeightsError, match=r"^weight \(and 1 more\) of the checkpoint holds"):
+        check_numbers(module, "the checkpoint")
 
 
 def test_a_table_lives_as_long_as_its_model():

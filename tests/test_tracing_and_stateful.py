@@ -344,6 +344,13 @@ def test_a_cache_of_another_form_is_refused(shape):
         make_stateful(small_model(shape), {"past": "present"})
 
 
+@pytest.mark.parametrize("names", [("past_state", "present"), ("past", "present_state")])
+def test_a_cache_whose_names_say_different_things_is_refused(names):
+    shape = (-1, 2, 5, 8) if names[0].endswith("_state") else (-1, 2, -1, 8)
+    with pytest.raises(SettingsError, match="be called, as its output"):
+        make_stateful(small_model(shape, names=names), dict([names]))
+
+
 def test_a_cache_without_heads_is_refused():
     flat = ops.parameter([-1, 16], ov.Type.f32, name="inputs_embeds")
     flat.output(0).get_tensor().set_names({"inputs_embeds"})

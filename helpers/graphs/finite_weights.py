@@ -16,7 +16,7 @@ class WeightsError(CheckpointError):
 
     def __init__(self, names: list[str], place: object) -> None:
         self.names = names
-        more = f" and {len(names) - 1} more tensors" if names[1:] else ""
+        more = f" (and {len(names) - 1} more)" if names[1:] else ""
         super().__init__(
             f"{names[0]}{more} of {place} holds values that are NaN or infinite, so the model "
             "would answer nothing that makes sense; download it again, or take an earlier state of "
