@@ -109,9 +109,11 @@ def test_beams_answer_once(pipeline):
     assert reply.times.first_token > reply.times.image_encoder > 0
 
 
-def test_a_seed_decides_a_sampled_answer(pipeline):
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_seed_decides_a_sampled_answer(pipeline, beams):
     first, same, other = (
-        ask(pipeline.conversation(), do_sample=True, seed=seed).token_ids for seed in (1, 1, 2)
+        ask(pipeline.conversation(), do_sample=True, num_beams=beams, seed=seed).token_ids
+        for seed in (1, 1, 2)
     )
     assert first == same != other
 
@@ -442,6 +444,20 @@ def test_whoever_waits_may_be_stopped(pipeline, slowly):
     assert second.text == "" and first.is_running
     assert repr(first) == "Reply(running; its .text waits for the answer)"
     assert first.text and repr(first) == f"Reply({first.text!r}, finish='length')"
+
+
+def test_stopped_beams_answer_with_the_best_so_far(pipeline, monkeypatch):
+    model, calls, stop = pipeline.language_model, itertools.count(1), threading.Event()
+    step = model.step
+
+    def step_and_stop(*arguments):
+        step(*arguments)
+        if next(calls) == 5:
+            stop.set()
+
+    monkeypatch.setattr(model, "step", step_and_stop)
+    reply = pipeline.ask(QUESTION, max_new_tokens=200, num_beams=2, stop=stop)
+    assert (len(reply.token_ids), reply.finish) == (5, "cancelled")
 
 
 def test_the_pieces_of_stopped_beams_end_with_their_answer(pipeline, slowly):
