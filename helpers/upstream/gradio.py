@@ -68,8 +68,9 @@ async def _parse_or_refuse(self: GradioMultiPartParser) -> FormData:
                 file.close()
             with contextlib.suppress(OSError):
                 Path(file.name).unlink()
-        is_closed = isinstance(error, ClientDisconnect)
-        reason = "the window was closed" if is_closed else error.strerror or error
+        reason: object = "the window was closed"
+        if isinstance(error, OSError):
+            reason = error.strerror or error
         raise MultiPartException(f"The upload cannot be kept ({reason}).") from None
 
 
