@@ -251,14 +251,15 @@ def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 8])
-def test_next_tokens_are_apart_where_one_row_is_computed_at_a_time(monkeypatch, tmp_path, size):
+def test_next_tokens_are_apart_where_one_row_is_computed_at_a_time(monkeypatch, folder, size):
     calls: list[dict] = []
     monkeypatch.setattr(
         "helpers.run.pipeline.VisionLanguagePipeline", lambda *_, **options: calls.append(options)
     )
     monkeypatch.setattr(answerers, "Local", lambda *_: None)
-    answerer_for({}, print, folder=tmp_path, batch_size=size)
+    answerer_for({}, print, folder=folder, batch_size=size)
     assert (calls[0]["answers_at_once"], calls[0]["next_tokens_apart"]) == (size, size == 1)
 
 

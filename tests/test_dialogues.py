@@ -51,7 +51,7 @@ def model(request, bundled_folder):
     return SimpleNamespace(name=request.param, pipeline=pipeline)
 
 
-def writing_chooser(token: int, sampling, schema) -> Chooser:
+def writing_chooser(token: int, sampling, schema=None) -> Chooser:
     """Return what chooses the tokens of an answer, its second one `token`."""
     chooser = Chooser(sampling, schema)
     chooser.processors.append(Writing(token))

@@ -156,9 +156,10 @@ def copy_packets(source, target, change, **options: str) -> None:
             new.mux(copy)
 
 
-def test_the_last_frame_stays_where_one_cannot_be_decoded(tmp_path):
+@pytest.mark.parametrize("lost", [10, 19])
+def test_a_frame_stays_where_the_next_cannot_be_decoded(tmp_path, lost):
     def without_its_frame(number: int, packet: av.Packet) -> av.Packet:
-        if number < 19:
+        if number != lost:
             return packet
         filler = av.Packet(b"\0\0\0\2\x0c\x80")  # which H.264 has for rates that are constant
         filler.pts, filler.dts, filler.time_base = packet.pts, packet.dts, packet.time_base
@@ -168,7 +169,7 @@ def test_the_last_frame_stays_where_one_cannot_be_decoded(tmp_path):
     copy_packets(tmp_path / "whole.mp4", tmp_path / "a.mp4", without_its_frame)
     video = open_video(tmp_path / "a.mp4", everything)
     assert len(video) == len(levels(video)) == 20
-    assert levels(video)[-1] == levels(video)[-2]
+    assert levels(video)[lost] == levels(video)[lost - 1]
 
 
 def test_what_an_editor_cut_off_in_front_is_no_frame(tmp_path):

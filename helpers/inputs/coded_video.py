@@ -42,15 +42,15 @@ class CodedFrames(Frames):
     def read(self, numbers: Sequence[int]) -> Iterator[Image.Image]:
         """Yield the frames of these numbers, which do not fall; those between are decoded only."""
         with _stream(self.path) as (container, stream):
-            frames, frame, picture = iter(container.decode(stream)), None, None
+            frames, frame, picture = _decoded(container, stream), None, None
             for stamp in (self._stamps[number] for number in numbers):
                 start = self._start_before(stamp)
                 if start is not None and (frame is None or frame.pts < start):
                     container.seek(start, stream=stream)  # it costs less than what is between
-                    frames = iter(container.decode(stream))
+                    frames = _decoded(container, stream)
                 while frame is None or frame.pts < stamp:
                     following = next(frames, None)
-                    if following is None:  # a file that was cut off; its last frame stays
+                    if following is None:  # what is left cannot be decoded; the last frame stays
                         break
                     if following.pts is not None:
                         frame, picture = following, None
@@ -63,6 +63,21 @@ class CodedFrames(Frames):
         """Return where decoding can begin so that it reaches a frame soonest."""
         place = bisect_right(self._starts, stamp)
         return self._starts[place - 1] if place else None
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the frames from where a file stands, but for those that cannot be decoded.
+
+    Several threads decode, so it depends on their times behind which packet an error is told.
+    """
+    import av
+
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:  # a file that was cut off, or is damaged in one place
+            continue
+        yield from frames
 
 
 def _upright(frame: Any) -> Image.Image:

@@ -24,7 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 GAP = 6  # pixels between the pieces of a mosaic
 _LETTERS = 14  # of a title, in an inch
-_LEAST_RATIO, _LARGEST_RATIO = 1 / 4, 8  # of a panel, width to height
+_LEAST_RATIO, _LARGEST_RATIO = 1 / 5, 8  # of a panel, width to height
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 80,
     "font.size": 10,
