@@ -17,9 +17,13 @@ def stop(exit_code: int = EXIT_CODE) -> int:
 
 
 def is_cause(error: BaseException | None) -> bool:
-    """Return whether an error says that Ctrl-C is its cause, as compiled packages do at import."""
+    """Return whether an error comes from Ctrl-C, as those of compiled packages do at import.
+
+    It names its cause, or was raised while another error was handled, as packages of theirs do.
+    """
     while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__
+        context = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or context
     return error is not None
 
 

@@ -144,6 +144,20 @@ def test_memory_that_runs_out_is_told(converted, monkeypatch, capsys, error):
     assert message.endswith("), or take a smaller model.\n") and message.count("\n") == 1
 
 
+def test_an_import_that_ctrl_c_ended_is_ctrl_c(converted, monkeypatch, capsys):
+    """As OpenVINO has it: the part that is compiled tells its cause, and the package does not."""
+
+    def verify(folder, **options):
+        try:
+            raise ImportError("initialization failed") from KeyboardInterrupt()
+        except ImportError as error:
+            raise ImportError(f"The frontend is not available. {error}")  # noqa: B904
+
+    monkeypatch.setattr("helpers.convert.folders.verify", verify)
+    assert main(["verify", str(converted)]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 @pytest.mark.parametrize("name", ["read_model", "compile_model"])
 def test_memory_that_runs_out_while_a_model_is_loaded_is_told(converted, monkeypatch, name):
     """Which says nothing about the file, nor about the device."""
