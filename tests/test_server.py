@@ -796,8 +796,8 @@ def test_without_a_key_this_computer_alone_is_answered(host):
     with pytest.raises(Refusal, match=r"answers requests to 127\.0\.0\.1 only") as refusal:
         Access().check({} if host is None else {"host": host}, "/v1/models")
     assert (refusal.value.status, refusal.value.code) == (403, "wrong_host")
-    for own in ("127.0.0.1:8000", "LocalHost", "[::1]:8000"):
-        Access().check({"host": own}, "/v1/models")
+    for host in ("127.0.0.1:8000", "LocalHost", "[::1]:8000"):
+        Access().check({"host": host}, "/v1/models")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "::"])

@@ -125,8 +125,8 @@ def padded(pad: Callable[[list[Array]], tuple[Array, NDArray[np.int64]]]) -> str
     for side, places in sides.items():
         expected = np.zeros(5)
         expected[places] = 1
-        own = (embeddings[0, places], embeddings[1])
-        if all(map(np.array_equal, own, prompts)):
+        without_padding = (embeddings[0, places], embeddings[1])
+        if all(map(np.array_equal, without_padding, prompts)):
             masks = np.stack([expected, np.ones(5)])
             return side if np.array_equal(mask, masks) else "another mask"
     return "not the prompts"
