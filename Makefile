@@ -46,7 +46,7 @@ export PYTHONUTF8 = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run lab test check integration genai peers clients cluster shuffled torture soak browser screenshots full-size \
-	beside release handouts wheelhouse classroom lint format clean constraints
+	beside earlier release handouts wheelhouse classroom lint format clean constraints
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -134,6 +134,9 @@ beside: peers  ## Measure FOLDER, called as its original, beside other engines
 		--output $(OUTPUT)/peers.json
 	@$(BIN)/python -m helpers.workshop.history $(OUTPUT)/peers.json
 	@$(BIN)/python -m helpers.workshop.readme
+
+earlier: $(VENV)/.installed  ## Measure MODEL's shapes beside the first release, as docs/speed-measured.md has it
+	@$(BIN)/python -m helpers.workshop.earlier $(MODEL) $(OUTPUT)/earlier
 
 release: $(VENV)/.installed  ## Build the archive of a release, with all notebooks executed
 	@$(BIN)/python -m helpers.workshop.release $(if $(TAG),--tag $(TAG)) \

@@ -68,7 +68,11 @@ class Runner:
 
     def measure(self) -> EngineRound:
         """Return the figures of one round."""
-        return EngineRound(**self._answer("round"))
+        return EngineRound(**self.round())
+
+    def round(self) -> dict[str, Any]:
+        """Return what the runner says of one round."""
+        return self._answer("round")
 
     def _answer(self, message: object) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
