@@ -20,8 +20,32 @@ from tests.programs import Fork
 INTERNVL2, MINICPM = "OpenGVLab/InternVL2-1B", "openbmb/MiniCPM-V-2"
 MOBILEVLM, MOBILEVLM_V2 = "mtgv/MobileVLM-1.7B", "mtgv/MobileVLM_V2-1.7B"
 CLIP = "openai/clip-vit-large-patch14-336"
+NOT_HERE = "mtgv/MobileVLM-9B"
 LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
 LLAVA = "liuhaotian/LLaVA-Lightning-MPT-7B-preview"
+NOT_READ = {  # what is not read here, by its config, and what is said of it
+    "Qwen/Qwen3-VL-30B-A3B-Instruct-FP8": (
+        {"model_type": "qwen3_vl_moe", "quantization_config": {"quant_method": "fp8"}},
+        "holds a mixture of experts (qwen3_vl_moe)",
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct-FP8": (
+        {"model_type": "qwen3_vl", "quantization_config": {"quant_method": "fp8"}},
+        "quantised already (fp8)",
+    ),
+    "google/gemma-4-31B-it": (
+        {
+            "model_type": "gemma4",
+            "text_config": {"use_bidirectional_attention": "vision"},
+            "vision_config": {"num_hidden_layers": 1},
+        },
+        "as in the larger Gemma 4 models",
+    ),
+    "openbmb/MiniCPM-V-4_5": (
+        {"model_type": "minicpmv", "version": 4.5, "slice_config": {}},
+        "holds MiniCPM-V 4.5",
+    ),
+    "Qwen/Qwen2.5-VL-3B-Instruct": ({"model_type": "qwen2_5_vl"}, "holds a 'qwen2_5_vl' model"),
+}
 SHARD = "model-00002-of-00002.safetensors"
 LARGE = 24 * 2**20  # bytes; the client keeps 10 MiB at a time of what it has received
 # What repositories also have and nobody here needs.
@@ -30,6 +54,7 @@ UNNEEDED = ("modeling_internvl_chat.py", "training_args.bin", "original/consolid
 # The same weights in another format, which is not read beside safetensors; and what is none.
 SECOND = ("pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json")
 BESIDE = "mm_projector.bin"
+ADAPTER = "adapter_config.json"  # which a merged model kept
 
 # The client reads its environment when it is imported, so it runs in a process of its own.
 CLIENT = """
@@ -95,10 +120,16 @@ def repositories(root: Path) -> dict[str, Path]:
             (folders[hub_id] / file).parent.mkdir(exist_ok=True)
             (folders[hub_id] / file).write_text("not needed", encoding="utf-8")
     for hub_id in (INTERNVL2, MINICPM):
-        for file in (*SECOND, BESIDE):
+        for file in (*SECOND, BESIDE, ADAPTER):
             (folders[hub_id] / file).write_text("{}", encoding="utf-8")
     (folders[MINICPM] / SHARD).write_bytes(bytes(LARGE))
-    change_config(folders[MOBILEVLM], mm_vision_tower=CLIP)
+    for hub_id in (MOBILEVLM, MOBILEVLM_V2, LLAVA):
+        change_config(folders[hub_id], mm_vision_tower=CLIP)
+    for hub_id, (config, _) in NOT_READ.items():
+        folders[hub_id] = root / hub_id
+        folders[hub_id].mkdir(parents=True)
+        (folders[hub_id] / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folders[hub_id] / "model.safetensors").write_bytes(bytes(100))
     folders[CLIP] = shutil.copytree(GOLDEN / "mobilevlm" / "clip", root / CLIP)
     return folders
 
@@ -123,7 +154,7 @@ def client(hub, tmp_path_factory, fork_without_hub) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def answers(client) -> dict[str, dict[str, str]]:
     """Return what a first visit gives, without a token."""
-    return client.find([INTERNVL2, MINICPM, MOBILEVLM_V2, LLAMA, LLAVA, "mtgv/MobileVLM-9B"])
+    return client.find([INTERNVL2, MINICPM, MOBILEVLM_V2, LLAMA, LLAVA, NOT_HERE])
 
 
 def assert_one_sentence(error: str) -> None:
@@ -177,8 +208,18 @@ def test_a_disk_that_is_too_small(hub, answers):
     assert not any(method == "GET" and f"large/{LLAVA}" in path for method, path, _ in hub.requests)
 
 
+def test_what_is_not_read_is_told_before_its_weights_are_downloaded(hub, client):
+    for hub_id, answer in client.find([*NOT_READ]).items():
+        assert "\n" not in answer["error"]
+        assert NOT_READ[hub_id][1] in answer["error"]
+    assert "to download" not in client.output
+    contents = [path for method, path, _ in hub.requests if method == "GET"]
+    contents = [path for path in contents if any(name in path for name in NOT_READ)]
+    assert contents and not any("model.safetensors" in path for path in contents)
+
+
 def test_an_unknown_id(answers):
-    error = answers["mtgv/MobileVLM-9B"]["error"]
+    error = answers[NOT_HERE]["error"]
     assert_one_sentence(error)
     assert "The hub has no mtgv/MobileVLM-9B" in error
 
@@ -187,25 +228,25 @@ def test_tokens(client, answers):
     error = client.find([MOBILEVLM], HF_TOKEN="hf_wrong")[MOBILEVLM]["error"]
     assert_one_sentence(error)
     assert "does not know your access token" in error
-    other_answers = client.find([LLAMA, "mtgv/MobileVLM-9B"], HF_TOKEN="hf_other")
+    other_answers = client.find([LLAMA, NOT_HERE], HF_TOKEN="hf_other")
     assert "accept its licence" in other_answers[LLAMA]["error"]
-    assert "The hub has no" in other_answers["mtgv/MobileVLM-9B"]["error"]
+    assert "The hub has no" in other_answers[NOT_HERE]["error"]
     assert "folder" in client.find([LLAMA], HF_TOKEN="hf_valid")[LLAMA]
 
 
 def test_offline(hub, client, answers):
     number = len(hub.requests)
-    offline_answers = client.find([INTERNVL2, CLIP], HF_HUB_OFFLINE="1")
+    offline_answers = client.find([INTERNVL2, NOT_HERE], HF_HUB_OFFLINE="1")
     assert offline_answers[INTERNVL2] == answers[INTERNVL2]
-    assert_one_sentence(offline_answers[CLIP]["error"])
-    assert "unset HF_HUB_OFFLINE" in offline_answers[CLIP]["error"]
+    assert_one_sentence(offline_answers[NOT_HERE]["error"])
+    assert "unset HF_HUB_OFFLINE" in offline_answers[NOT_HERE]["error"]
     assert len(hub.requests) == number
 
 
 def test_a_hub_that_cannot_be_reached(client, answers):
-    offline_answers = client.find([INTERNVL2, CLIP], HF_ENDPOINT="http://127.0.0.1:9")
+    offline_answers = client.find([INTERNVL2, NOT_HERE], HF_ENDPOINT="http://127.0.0.1:9")
     assert offline_answers[INTERNVL2] == answers[INTERNVL2]
-    assert "the hub cannot be reached" in offline_answers[CLIP]["error"]
+    assert "the hub cannot be reached" in offline_answers[NOT_HERE]["error"]
 
 
 def test_a_second_visit_downloads_nothing(hub, client, answers):

@@ -23,7 +23,7 @@ from helpers.models.processors import Processor
 from helpers.resources import path_of
 from helpers.sources.checkpoints import BUNDLED, CARD, Config, read_config, read_json
 from helpers.sources.hub import download
-from helpers.sources.other_forms import refuse_experts, refuse_files
+from helpers.sources.other_forms import refuse_files
 
 GROUP = "vlm.families"  # of entry points
 # Modules of this package that hold an entry, in the order of their notebooks.
@@ -188,7 +188,6 @@ def family_of(folder: str | Path) -> Family:
     model_type, folder = read_config(folder).get("model_type"), Path(folder)
     family = find_family(model_type)
     if family is None:
-        refuse_experts(folder, model_type)
         supported = ", ".join(name for family in families() for name in family.model_types)
         sentence = f"{folder} holds a {model_type!r} model; this reads {supported}."
         raise CheckpointError(" ".join([sentence, *broken_entry_points()]))
@@ -217,9 +216,12 @@ def load_processor(folder: str | Path) -> Processor:
 
 
 def on_meta_device(folder: str | Path) -> VisionLanguageModel[Any]:
-    """Return the model of a checkpoint's or a converted folder, without memory for weights."""
+    """Return the model of a checkpoint's or a converted folder, without memory for weights.
+
+    Raises `CheckpointError` for a folder that cannot be read here.
+    """
     model, config = family_of(folder).model, read_config(folder)
-    with torch.device("meta"):
+    with describing_a_model(Path(folder)), torch.device("meta"):
         return model(config, model.processor_class(folder, config))
 
 
@@ -261,7 +263,8 @@ def find_checkpoint(name: str) -> Path:
     """Return the folder of a checkpoint: a bundled name, a folder, or a hub id, downloaded.
 
     An original's own name, such as internvl2-1b, means its hub id. Raises `CheckpointError` for a
-    name that is none of these and for a download that fails.
+    name that is none of these, for a download that fails, and before the weights of a model are
+    downloaded that is not read here.
     """
     for family in families():
         if family.checkpoint is not None and family.is_called(name):
@@ -273,9 +276,9 @@ def find_checkpoint(name: str) -> Path:
     originals = [original for family in families() for original in family.originals]
     for original in originals:
         if _plain(name) == _plain(original.name):
-            return download(original.hub_id)
+            return download(original.hub_id, check=on_meta_device)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return download(name)
+        return download(name, check=on_meta_device)
     names = ", ".join(family.name for family in families() if family.checkpoint is not None)
     raise CheckpointError(
         f"{name[:80]} is neither a folder, nor a hub id such as OpenGVLab/InternVL2-1B, "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.errors import CheckpointError, is_whole
-from helpers.sources.other_forms import refuse_files, refuse_quantised
+from helpers.sources.other_forms import refuse_experts, refuse_files, refuse_quantised
 
 Config = dict[str, Any]  # what a JSON file such as config.json holds
 BUNDLED = Path(__file__).parent.parent / "shapes" / "checkpoints"
@@ -62,6 +62,7 @@ def read_config(folder: str | Path) -> Config:
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json; give a checkpoint's folder.")
     config = read_json(folder / "config.json")
+    refuse_experts(folder, config)  # first, since their originals are not read either
     refuse_quantised(folder, config)
     check_sizes(config, folder / "config.json")
     return config

@@ -4,7 +4,7 @@ What this module does not know: other hubs, and older revisions of a checkpoint.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
@@ -30,13 +30,21 @@ _FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.jinja", "LI
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _BIN = "pytorch_model*.bin*"
 _UNNEEDED = ("*.py", "*.onnx", "*.gguf", "original/*", "*training_args*", "*optimizer*")
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model")  # what says which kind of model it is
+_OF_WEIGHTS = ("*.index.json", "adapter*")  # which say nothing without those beside them
 
 
-def download(hub_id: str, *, files: Sequence[str] = _FILES) -> Path:
+def download(
+    hub_id: str,
+    *,
+    files: Sequence[str] = _FILES,
+    check: Callable[[Path], object] = lambda folder: None,
+) -> Path:
     """Download a checkpoint's `files`, given as patterns, and return their folder.
 
-    The size is told first, and a bar shows the progress. Of weights in two formats, the one
-    that is read is downloaded. Files that are there already are kept, and one whose connection
+    Before weights are, `check` gets a folder with the small files; what it raises ends the
+    download. The size is told first, and a bar shows the progress. Of weights in two formats, the
+    one that is read is downloaded. Files that are there already are kept, and one whose connection
     breaks continues where it stopped. HF_HUB_OFFLINE=1 uses what was downloaded before. Raises
     `CheckpointError` with what to do, also where the disk is too small.
     """
@@ -48,6 +56,7 @@ def download(hub_id: str, *, files: Sequence[str] = _FILES) -> Path:
             listing = [file for file in listing if not fnmatch(file.filename, _BIN)]
         size = sum(file.file_size or 0 for file in listing if file.will_download)
         if size:
+            _check_small_files(hub_id, listing, check)
             free = free_disk(Path(huggingface_hub.constants.HF_HUB_CACHE))
             sizes = f"{hub_id} is {in_words(size)} to download; {in_words(free)} of disk are free"
             if size > free:
@@ -59,6 +68,21 @@ def download(hub_id: str, *, files: Sequence[str] = _FILES) -> Path:
         raise
     except Exception as error:  # the client's, and those of the libraries that it connects with
         raise CheckpointError(_what_to_do(hub_id, error)) from None
+
+
+def _check_small_files(
+    hub_id: str, listing: Sequence[Any], check: Callable[[Path], object]
+) -> None:
+    """Let `check` look at what a checkpoint's small files say, if a config is among them."""
+    if not any(file.filename == "config.json" for file in listing):
+        return
+    folder = huggingface_hub.snapshot_download(
+        hub_id,
+        allow_patterns=list(_SMALL),
+        ignore_patterns=[*_UNNEEDED, *_OF_WEIGHTS],
+        tqdm_class=_SilentBar,
+    )
+    check(Path(folder))
 
 
 class _SilentBar(tqdm):

@@ -20,6 +20,7 @@ _ORIGINAL = (
 
 # Files of AutoAWQ, AutoGPTQ and ModelOpt, which did not always say it in config.json.
 _QUANTISERS = ("quant_config.json", "quantize_config.json", "hf_quant_config.json")
+_OF_TEXT = ("text_config", "llm_config")  # sections of a language model, the second InternVL's
 _FIELDS = ("quantization_config", "quantization", "compression_config")  # the second is MLX's
 
 
@@ -84,13 +85,15 @@ def refuse_parts_of_adapters(path: Path, names: Iterable[str]) -> None:
         )
 
 
-def refuse_experts(folder: Path, model_type: object) -> None:
-    """Raise a `CheckpointError` for a model type that is a mixture of experts."""
-    if isinstance(model_type, str) and "moe" in model_type.split("_"):
-        raise CheckpointError(
-            f"{folder} holds a mixture of experts ({model_type}), which is not read here; take a "
-            "dense model of the same family."
-        )
+def refuse_experts(folder: Path, config: dict[str, Any]) -> None:
+    """Raise a `CheckpointError` where a model, or its language model, is a mixture of experts."""
+    for section in (config, *(config.get(name) for name in _OF_TEXT)):
+        model_type = section.get("model_type") if isinstance(section, dict) else None
+        if isinstance(model_type, str) and "moe" in model_type.split("_"):
+            raise CheckpointError(
+                f"{folder} holds a mixture of experts ({model_type}), which is not read here; take "
+                "a dense model of the same family."
+            )
 
 
 def _has(folder: Path, pattern: str) -> bool:
