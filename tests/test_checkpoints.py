@@ -314,7 +314,9 @@ def test_the_first_rule_that_knows_a_name_counts():
     assert module["special"].weight.unique() == 1 and module["usual"].weight.unique() == 2
 
 
-def test_shards_without_their_index_are_told(tmp_path):
-    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is missing, which tells what the shards hold"):
+@pytest.mark.parametrize("stem", ["model", "model.safetensors"])  # the second Qwen3.5's
+def test_shards_without_their_index_are_told(stem, tmp_path):
+    (tmp_path / f"{stem}-00001-of-00002.safetensors").write_bytes(b"")
+    message = r"model\.safetensors\.index\.json is missing, which tells what the shards hold"
+    with pytest.raises(CheckpointError, match=f"/{message}"):
         open_tensors(tmp_path)

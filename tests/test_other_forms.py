@@ -9,6 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from helpers.errors import CheckpointError
 from helpers.models import load_model, load_processor
+from helpers.models.checks import check_processor
+from helpers.sources.checkpoints import BUNDLED
+from tests.test_files_of_others import FAMILIES
 
 ORIGINAL = r"give the folder of the original checkpoint, in 16 or 32 bits"
 
@@ -110,6 +113,43 @@ def test_a_mixture_of_experts(folder, model_type):
     set_in_config(folder, model_type=model_type)
     with pytest.raises(CheckpointError, match=rf"experts \({model_type}\).*take a dense model"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("is_quantised", [False, True])
+def test_a_language_model_of_experts(is_quantised, folder):
+    """It is told first, since the original of a quantised one is not read either."""
+    llm = json.loads((folder / "config.json").read_text("utf-8"))["llm_config"]
+    settings = {"quantization_config": {"quant_method": "fp8"}} if is_quantised else {}
+    set_in_config(folder, llm_config=llm | {"model_type": "qwen3_moe"} | settings)
+    with pytest.raises(CheckpointError, match=r"experts \(qwen3_moe\).*take a dense model"):
+        load_processor(folder)
+
+
+TEXT_ONLY = {  # templates of texts alone, which fine-tunes keep
+    "lists": "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}"
+    "{% endfor %}",
+    "texts": "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}",
+    "damaged": "{% for m in messages %}{{ m.",
+}
+
+
+@pytest.mark.parametrize("text", TEXT_ONLY.values(), ids=TEXT_ONLY)
+@pytest.mark.parametrize("family", ["qwen3_vl", "minicpm_v4_6"])
+def test_a_chat_template_without_pictures_is_told(family, text, tmp_path):
+    FAMILIES[family](tmp_path, 0)
+    (tmp_path / "chat_template.jinja").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"does not write a picture and .*; take that of the"):
+        check_processor(load_processor(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["mobilevlm", "qwen3_5"])
+def test_a_tokenizer_without_words_is_told(name, tmp_path):
+    """As transformers makes it where it knows the class and there are no files of it."""
+    folder = shutil.copytree(BUNDLED / name, tmp_path / "model")
+    for file in ("tokenizer.model", "tokenizer.json"):
+        (folder / file).unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="has no words, so its files are missing"):
+        check_processor(load_processor(folder))
 
 
 def test_the_command_line_tells_it_in_one_line(fork, folder, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from helpers.errors import CheckpointError, reason_of
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 
 _SWITCH = "enable_thinking"  # as the templates of Qwen and of Gemma call it
@@ -30,12 +31,19 @@ def template_of(
     What stands for a `frame` of a video is not in the template, nor are the marks of a `thought`,
     where the model may write one; the template's own `enable_thinking` says whether it does.
 
-    Raises `ValueError` for a template that does not write each text once.
+    Raises `CheckpointError` for a template that does not write the picture and each text once, as
+    one that is for texts only.
     """
-    usual, on, off = (
-        _words(tokenizer, image_token, frame, thought, switch)
-        for switch in ({}, {_SWITCH: True}, {_SWITCH: False})
-    )
+    try:
+        usual, on, off = (
+            _words(tokenizer, image_token, frame, thought, switch)
+            for switch in ({}, {_SWITCH: True}, {_SWITCH: False})
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The chat template of {tokenizer.name_or_path} does not write a picture and each text "
+            f"once ({reason_of(error)}); take that of the model which this was trained from."
+        ) from None
     if on == off:
         return usual
     is_usual = usual == on
@@ -190,5 +198,7 @@ def _render(
 
 
 def _split(text: str, mark: str) -> tuple[str, str]:
+    if text.count(mark) != 1:
+        raise ValueError(f"{mark if mark.isascii() else 'a text'} {text.count(mark)} times")
     before, after = text.split(mark)
     return before, after

@@ -21,6 +21,12 @@ def check_processor(processor: Processor) -> None:
     """
     words, config = "The tokenizer's files", "config.json"
     _attempt(processor, words, lambda: processor.stop_token_ids)
+    tokens = _attempt(processor, words, lambda: processor.tokenizer.tokenize("What is it?"))
+    if set(tokens) <= set(processor.tokenizer.all_special_tokens):  # made without any file
+        raise CheckpointError(
+            f"The tokenizer in {processor.folder} has no words, so its files are missing or of "
+            "another kind; take tokenizer.json or tokenizer.model of the same checkpoint."
+        )
     check_pictures(processor)
     files = "video_preprocessor_config.json or processor_config.json"
     _attempt(processor, files, lambda: processor.choose_frames(8, 1.0))

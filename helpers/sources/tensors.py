@@ -39,7 +39,8 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises `CheckpointError` where there are none, or an index names others.
     """
-    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+    kinds = (("model", "safetensors"), ("pytorch_model", "bin"))
+    for stem, ending in kinds:
         if (folder / f"{stem}.{ending}").exists():
             return [folder / f"{stem}.{ending}"]
         index = folder / f"{stem}.{ending}.index.json"
@@ -55,9 +56,12 @@ def weight_files(folder: Path) -> list[Path]:
                     "download the checkpoint again."
                 )
             return [folder / name for name in names]
-    for shard in sorted((*folder.glob("model-*.safetensors"), *folder.glob("pytorch_model-*.bin"))):
-        index = folder / f"{shard.name.partition('-')[0]}{shard.suffix}.index.json"
-        raise CheckpointError(f"{index} is missing, which tells what the shards hold; download it.")
+    for stem, ending in kinds:
+        if any(folder.glob(f"{stem}*-of-*.{ending}")):
+            index = folder / f"{stem}.{ending}.index.json"
+            raise CheckpointError(
+                f"{index} is missing, which tells what the shards hold; download it."
+            )
     raise CheckpointError(
         f"{folder} holds no model.safetensors and no pytorch_model.bin, whole or in shards; "
         "give the folder of an original checkpoint."
