@@ -92,6 +92,26 @@ def test_writing_without_spaces_comes_as_it_is_decoded(tokenizer, text):
     assert sum(bool(piece) for piece in pieces) >= len(text) // 2
 
 
+def test_spaces_before_marks_stay_where_a_checkpoint_asks_to_clean_them_up(tokenizer, monkeypatch):
+    """Words come as they are decoded then too, and nothing is taken away again."""
+    monkeypatch.setattr(tokenizer, "clean_up_tokenization_spaces", True)
+    name = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    monkeypatch.setattr(tokenizer, name, True)
+    text = "he 's , they 've . 图片里有一个"
+    pieces, answer = streamed(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert "".join(pieces) == answer == text and sum(map(bool, pieces)) > 15
+
+
+def test_an_answer_goes_on_behind_a_byte_that_is_no_character(tokenizer):
+    """Where bytes in a row are decoded together, it spoils the character before it."""
+    star, end = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a 😀", " red")
+    )
+    pieces, answer = streamed(tokenizer, [*star, star[-2], *end])
+    assert "".join(pieces) == answer
+    assert answer.startswith("a 😀\ufffd") and answer.endswith("\ufffd red")
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_an_answer_s_pieces(pipeline, beams):
     reply = pipeline.ask("What is in the picture?", max_new_tokens=60, num_beams=beams)

@@ -20,28 +20,19 @@ class Decoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        # " n't" becomes "n't" when it is complete, so the last word waits too.
-        self.is_by_words = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
         self.token_ids: list[int] = []
         self.text = ""
 
     def add(self, token_ids: list[int]) -> str:
         """Take tokens and return the text that they add."""
         self.token_ids += token_ids
-        text = self._complete_text()
-        return self._extended(text[: text.rfind(" ") + 1].rstrip() if self.is_by_words else text)
-
-    def end(self) -> str:
-        """Return the text that is left when no more tokens come."""
-        return self._extended(self._complete_text())
-
-    def _complete_text(self) -> str:
-        text = self.tokenizer.decode(self.token_ids, skip_special_tokens=True)
-        return str(text).rstrip(UNFINISHED)
-
-    def _extended(self, text: str) -> str:
-        # Bytes in a row are decoded together, so an unfinished one may spoil those before it.
-        piece = text[len(self.text) :] if text.startswith(self.text) else ""
+        # Clean-up would take spaces away again that are a part of what has become text.
+        text = self.tokenizer.decode(
+            self.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        # Bytes in a row are decoded together: one that is no character's spoils those before it,
+        # and as many marks stand there or more. So what is left of the text goes on behind it.
+        piece = str(text).rstrip(UNFINISHED)[len(self.text) :]
         self.text += piece
         return piece
 
@@ -51,5 +42,4 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
     decoder = Decoder(tokenizer)
     for token in token_ids:
         decoder.add([token])
-    decoder.end()
     return decoder.text.strip()

@@ -302,9 +302,7 @@ class AnswerStreamer:
 
     def end(self) -> None:
         """Pass on what is left, and note the whole texts."""
-        self.answer.pieces.put(AnswerPiece(self.thought_decoder.end(), is_thought=True))
-        last = self.stop_strings.add(self.decoder.end())
-        self._put(last + self.stop_strings.end())
+        self._put(self.stop_strings.end())
         self.answer.text = self.stop_strings.text.strip()
         self.answer.is_cut = self.stop_strings.is_set()
         self.answer.thought = self.thought_decoder.text.strip()
