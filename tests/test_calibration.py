@@ -9,12 +9,21 @@ import openvino as ov
 import pytest
 from PIL import Image
 
-from helpers.convert.calibration import PROMPT, find_samples, inputs_by_part
+from helpers.convert.calibration import (
+    HELD_OUT,
+    PROMPT,
+    find_samples,
+    inputs_by_part,
+    samples_for,
+)
+from helpers.convert.folders import read_manifest
 from helpers.errors import PictureError, SettingsError
-from helpers.graphs.core import compile_model
+from helpers.graphs.core import ACCURACY, compile_model
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER, LANGUAGE_MODEL
+from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.models import load_processor
+from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes import questions, world
 from tests.tiny import TOKENS_PER_TILE
 
@@ -67,11 +76,20 @@ def test_a_closed_folder(closed_folder):
         find_samples(str(closed_folder / "pictures"), 2)
 
 
-def test_a_source_that_does_not_exist():
+@pytest.mark.parametrize("source", ["photos", "./photos", "/photos", "~/photos", "a/b/photos"])
+def test_a_source_that_does_not_exist(source):
     with pytest.raises(
         SettingsError, match="photos is neither a folder of pictures nor a data set"
     ):
-        find_samples("photos", 2)
+        find_samples(source, 2)
+
+
+def test_the_error_is_measured_on_pictures_beyond_those_of_calibration(tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number}.png").touch()
+    preset = find_preset("int8-activations")
+    number = preset.image_encoder.samples + HELD_OUT
+    assert len(samples_for(preset, str(tmp_path))) == number == 36
 
 
 def data_set(monkeypatch, rows, error=None):
@@ -138,6 +156,22 @@ def test_inputs_of_the_parts(converted, parts, tmp_path):
         assert length > len(image["pixel_values"]) * TOKENS_PER_TILE
         assert np.array_equal(feed["position_ids"], np.arange(length)[None])
         assert np.isfinite(language_model(feed)[0]).all()
+
+
+@pytest.mark.parametrize("name", ["mllama", "qwen3_vl", "gemma4"])
+def test_a_prompt_s_inputs_are_those_of_the_pipeline(name, bundled_folder):
+    """Of families whose pictures, or tables of tokens, give the language model more of them."""
+    folder = bundled_folder(name, "int8")
+    pipeline = VisionLanguagePipeline(folder, accuracy=True)
+    read, files = ov.Core().read_model, read_manifest(folder)["parts"]
+    graphs = {part: read(folder / file) for part, file in files.items()}
+    samples = questions.draw_samples(3)
+    language_model = compile_model(graphs[LANGUAGE_MODEL], "CPU", **ACCURACY)
+    inputs = inputs_by_part(graphs, pipeline.processor, samples)[LANGUAGE_MODEL]
+    for feed, (picture, text) in zip(inputs, samples, strict=True):
+        assert feed.keys() == {name for port in language_model.inputs for name in port.get_names()}
+        logits = language_model.create_infer_request().infer(feed)["logits"]
+        assert logits.argmax() == pipeline.ask(text, [picture], max_new_tokens=1).token_ids[0]
 
 
 def test_inputs_can_be_gone_through_again(parts, converted):

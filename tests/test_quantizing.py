@@ -1,6 +1,7 @@
 """An image encoder with activations in 8 bits: one preset, calibrated on pictures of the reader."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import openvino as ov
 import pytest
@@ -105,8 +106,24 @@ def test_the_error_is_measured_on_pictures_of_the_reader_that_calibration_does_n
     assert quantizing.split(pictures[:10], 32) == (pictures[:8], pictures[8:10])
     samples, others = quantizing.split(pictures[:3], 32)
     assert samples == pictures[:3] and [picture.tobytes() for picture, _ in others] == drawings
-    number, others = map(len, quantizing.split([], 32))
-    assert (number, others) == (32, 4)
+    samples, others = quantizing.split([], 32)
+    assert len(samples) == 32 and [picture.tobytes() for picture, _ in others] == drawings
+
+
+def test_calibration_has_the_first_pictures_and_the_error_is_that_of_others(monkeypatch):
+    compressed, measured = [], []
+    monkeypatch.setattr(quantizing, "check_one_size", lambda part: None)
+    monkeypatch.setattr(quantizing, "encoder_inputs", lambda part, processor, samples: samples)
+    monkeypatch.setattr(quantizing, "compress", lambda *arguments: compressed.append(arguments))
+    monkeypatch.setattr(
+        quantizing, "_features", lambda part, calls: measured.append(calls) or torch.ones(1)
+    )
+    part = SimpleNamespace(clone=lambda: "a copy")
+    setting = find_preset("int8-activations").image_encoder
+    pictures = [(place, "?") for place in range(10)]
+    quantizing.quantized_encoder(part, setting, None, pictures, report=lambda line: None)
+    assert compressed == [("a copy", INT8), (part, setting, pictures[:8])]
+    assert measured == [pictures[8:]] * 3
 
 
 def test_samples_that_nothing_looks_at_are_refused(tmp_path, capsys):
@@ -119,6 +136,8 @@ def test_drawn_pictures_are_the_same_every_time_and_differ_in_size():
     first, again = (quantizing.varied_pictures(24) for _ in range(2))
     assert [picture.tobytes() for picture, _ in first] == [other.tobytes() for other, _ in again]
     assert len({picture.size for picture, _ in first}) >= 6
+    others = {picture.tobytes() for picture, _ in quantizing.varied_pictures(HELD_OUT, seed=1)}
+    assert not others & {picture.tobytes() for picture, _ in first}
 
 
 def test_a_preset_is_changed_in_its_image_encoder_alone():

@@ -1,13 +1,15 @@
 """Streamed pieces are the text, for every tokenizer and many kinds of text."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from helpers.models.families import families, load_processor
 from helpers.run.replies import Answer, AnswerStreamer, Counts
 from helpers.run.sampling import Sampling
-from helpers.run.thoughts import Thought
+from helpers.run.thoughts import BehindThought, Thought
 
 TEXTS = [
     "A red star.",
@@ -50,21 +52,26 @@ def tokenizer(request):
     return load_processor(FOLDERS[request.param]).tokenizer
 
 
-def streamed(tokenizer, ids: list[int]) -> tuple[list[str], str]:
-    """Return the pieces of an answer with these tokens, and its text."""
-    answer = Answer(Counts(0))
+def streamer_of(tokenizer, ids: list[int], thought: Thought) -> AnswerStreamer:
+    """Return what an answer with these tokens has gone through."""
     request = SimpleNamespace(
         started=0.0,
         sampling=Sampling(),
         processor=SimpleNamespace(tokenizer=tokenizer),
-        new_thought=lambda: Thought([], [], [], thinks=False),
+        new_thought=lambda: thought,
     )
-    streamer = AnswerStreamer(request, answer)
+    streamer = AnswerStreamer(request, Answer(Counts(0)))
     for number in ids:
         streamer.put(number)
     streamer.end()
-    pieces = [answer.pieces.get() for _ in range(answer.pieces.qsize())]
-    return [piece.text for piece in pieces], streamer.decoder.text
+    return streamer
+
+
+def streamed(tokenizer, ids: list[int]) -> tuple[list[str], str]:
+    """Return the pieces of an answer with these tokens, and its text."""
+    streamer = streamer_of(tokenizer, ids, Thought([], [], [], thinks=False))
+    pieces = streamer.answer.pieces
+    return [pieces.get().text for _ in range(pieces.qsize())], streamer.decoder.text
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -110,6 +117,43 @@ def test_an_answer_goes_on_behind_a_byte_that_is_no_character(tokenizer):
     pieces, answer = streamed(tokenizer, [*star, star[-2], *end])
     assert "".join(pieces) == answer
     assert answer.startswith("a 😀\ufffd") and answer.endswith("\ufffd red")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "letters", "end", "thought", "text"),
+    [
+        ("q", "<bhm>yes", ">", "hm", "yes"),
+        ("q<b", "hm>yes", ">", "hm", "yes"),
+        (">q<b", "hm>yes", ">", "hm", "yes"),  # the last mark of a prompt counts
+        ("<b>q", "hm>yes", ">", "", "hm>yes"),
+        ("q<b", "<bhm>yes", ">", "<bhm", "yes"),  # in a thought, the mark that begins one is text
+        ("q", "<hmb>yes", ">", "hmb", "yes"),
+        ("q", "yes<bhm>", ">", "", "yes<bhm>"),  # and behind the first token
+        ("q<b", "hm/>yes", "/>", "", "hm/>yes"),  # the tokenizer has no mark
+    ],
+)
+def test_which_tokens_are_a_thought_s(prompt, letters, end, thought, text):
+    """A thought that the model begins is one whether it should think or not."""
+    codes = [[ord(letter) for letter in part] for part in ("<b", end, prompt, letters)]
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(map(chr, ids)))
+    for thinks in (True,) if prompt.endswith("<b") else (True, False):
+        answer = streamer_of(tokenizer, codes[3], Thought(*codes[:3], thinks=thinks)).answer
+        assert (answer.thought, answer.text) == (thought, text)
+        assert answer.counts.thought == (letters.index(">") + 1 if thought else 0)
+
+
+def test_a_thought_may_begin_with_the_first_token_alone():
+    """It is free then, but for the end of the answer; behind it a grammar decides."""
+    stop, begin, end, word = range(4)
+    thought = Thought([begin], [end], [], thinks=True)
+    chooser = BehindThought(thought, lambda _, scores: torch.zeros_like(scores), [stop])
+    scores, no_ids = [], torch.zeros(1, 0, dtype=torch.int64)
+    for token in (begin, word, end):
+        scores += chooser(no_ids, torch.ones(1, 4)).tolist()
+        thought.takes(token)
+    scores += chooser(no_ids, torch.ones(1, 4)).tolist()
+    free = [-math.inf, 1, 1, 1]
+    assert scores == [[0, 1, 0, 0], free, free, [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("beams", [1, 2])
