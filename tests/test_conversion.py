@@ -81,6 +81,22 @@ def test_a_folder_has_what_its_processor_reads(converted, checkpoint):
     assert not list(converted.glob("*.safetensors*"))
 
 
+def test_files_that_say_of_weights_what_was_are_left_out(checkpoint, parts, tmp_path):
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    for name in ("model.safetensors.index.json", "adapter_config.json", "notes.txt"):
+        (source / name).write_text("{}", encoding="utf-8")
+    conversion.write(parts(), tmp_path / "made", checkpoint=source, preset=FP16, compressed=True)
+    added = {path.name for path in source.iterdir()} - {path.name for path in checkpoint.iterdir()}
+    assert {path.name for path in (tmp_path / "made").iterdir()} & added == {"notes.txt"}
+
+
+def test_a_part_s_file_is_the_same_whatever_was_converted_before(checkpoint, converted, tmp_path):
+    part = load_model(checkpoint).image_encoder_part()
+    path = conversion.save_part(conversion.convert_part(part), tmp_path, IMAGE_ENCODER)
+    for file in (path, path.with_suffix(".bin")):
+        assert file.read_bytes() == (converted / file.name).read_bytes()
+
+
 def test_the_manifest_describes_every_file(converted):
     manifest = read_manifest(converted)
     files = {path.name for path in converted.iterdir()} - {MANIFEST}
@@ -537,6 +553,9 @@ def test_finished_parts_are_used_again(interrupted_output, quick_parts, converte
     widths = convert(checkpoint, interrupted_output, FP16, report=lines.append)
     assert quick_parts == [LANGUAGE_MODEL] and list(widths) == list(FILES)
     assert f"{IMAGE_ENCODER}: finished before the interruption" in lines
+    weights = estimates.weights_by_part(load_model(checkpoint))
+    share = 1 - weights[LANGUAGE_MODEL] / sum(weights.values())
+    assert f"{LANGUAGE_MODEL}: converting ({share:.0%} done)" in lines
     assert contents(interrupted_output) == contents(converted)
     assert [path.name for path in interrupted_output.parent.iterdir()] == ["made"]
 

@@ -32,8 +32,9 @@ LIST = "Describe the picture. What is in the picture? How many shapes are there?
 
 def test_what_followed_the_longest_of_the_last_tokens_is_the_draft():
     assert draft([1, 2, 3, 9, 8, 7, 6, 5, 1, 2, 3], 4) == [9, 8, 7, 6]
+    assert draft([1, 2, 3, 4, 2, 3, 5, 1, 2, 3], 1) == [4]  # of three tokens, not of two
     assert draft([2, 3, 4, 1, 2, 3, 5, 2, 3], 1) == [5]  # where it stood last
-    assert draft([7, 3, 4, 9, 3], 4) == [4, 9, 3]  # one token, and what there is behind it
+    assert draft([3, 4, 9, 3], 4) == [4, 9, 3]  # one token, and what there is behind it
     assert draft([5, 5, 5], 4) == [5]
     assert draft([1, 2, 3], 4) == draft([1], 4) == draft([], 4) == []
 
@@ -44,8 +45,8 @@ def test_what_followed_the_longest_of_the_last_tokens_is_the_draft():
         (True, ([12, 13, 14, 15, 16], [17, 0, 0, 0, 0], [20]), [4, 4, 0, 4]),
         (
             False,
-            ([12, 13, 14], [15, 0, 0, 0, 0], [20], [21, 22], [23, 24, 25]),
-            [2, 4, 0, 1, 2, 4],
+            ([12, 13, 14], [0] * 5, [20], [21, 22], [23, 24, 25], [26, 27, 28, 29, 10]),
+            [2, 4, 0, 1, 2, 4, 4],
         ),
     ],
 )
@@ -64,6 +65,26 @@ def test_a_draft_is_as_long_as_pays(monkeypatch, has_vnni, steps, expected):
     for tokens in steps:
         lengths.append(len(answer.send(one_hot(torch.tensor(tokens), 99)).draft))
     assert lengths == expected
+
+
+def test_the_cache_keeps_an_answer_without_its_last_token(monkeypatch):
+    """Where a draft's last token is wrong, and where the answer ends within one."""
+    monkeypatch.setattr(prompt_lookup, "has_vnni", lambda: True)
+    tokens, lengths = [], []
+    answer = answer_tokens(
+        one_hot(torch.tensor([11]), 99),
+        SimpleNamespace(length=21, keep=lengths.append),
+        None,
+        lambda logits: tokens.append(int(logits.argmax())) or tokens[-1],
+        prompt=[*range(10, 30), 10],
+        is_over=lambda: len(tokens) == 8,
+    )
+    next(answer)
+    for following in ([12, 13, 14, 0, 0], [11]):
+        answer.send(one_hot(torch.tensor(following), 99))
+    with pytest.raises(StopIteration):
+        answer.send(one_hot(torch.tensor([12, 13, 14, 15, 16]), 99))
+    assert tokens == [11, 12, 13, 14, 0, 11, 12, 13] and lengths == [21, 25, 26, 28]
 
 
 # The logits of several positions

@@ -28,7 +28,7 @@ def draft(ids: Sequence[int], most: int) -> list[int]:
     The longest of the last tokens, up to `NGRAM`, that stand elsewhere count; if none do, it is
     empty.
     """
-    for length in range(min(NGRAM, len(ids) - 1), 0, -1):
+    for length in range(NGRAM, 0, -1):
         last = list(ids[-length:])
         for start in range(len(ids) - length - 1, -1, -1):
             if ids[start] == last[0] and list(ids[start : start + length]) == last:
