@@ -6,7 +6,7 @@ import ast
 class CellNames(ast.NodeVisitor):
     """The names that code sets (`stores`) and those that it reads from elsewhere (`reads`).
 
-    A name that is made of its own earlier value, as in `number += 1`, is among both.
+    A name that is made of its own earlier value, as in `number += 1`, or deleted is among both.
     """
 
     def __init__(self, source: str = "") -> None:
@@ -35,6 +35,11 @@ class CellNames(ast.NodeVisitor):
         names = {target.id for target in targets if isinstance(target, ast.Name)}
         of_itself = names if isinstance(node, ast.AugAssign) else names & values.reads
         self.earlier_values |= of_itself - self.stores
+        self.generic_visit(node)
+
+    def visit_Delete(self, node: ast.Delete) -> None:
+        names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        self.earlier_values |= names - self.stores
         self.generic_visit(node)
 
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:

@@ -8,6 +8,7 @@ notebook made to break it.
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -387,17 +388,18 @@ def plain_code(notebook: Notebook) -> list[str]:
 
 
 def one_meaning(notebook: Notebook) -> list[str]:
-    """Check that a cell that is run again, later, gets what it got from the cells before it."""
+    """Check that a cell gets the same from the cells before it, also where one is run again."""
     names = [CellNames(cell.source) for cell in notebook.code]
     exempt = OTHER_MEANINGS.get(notebook.path.stem, set())
-    problems = []
-    for place, cell in enumerate(names):
-        earlier = set().union(*(other.stores for other in names[:place]))
-        later = set().union(*(other.stores for other in names[place + 1 :]))
+    times = Counter(name for cell in names for name in cell.stores)
+    repeated = {name for name, number in times.items() if number > 1}
+    problems, earlier = [], set()
+    for place, cell in enumerate(names, 1):
         problems += [
-            f"Code cell {place + 1} reads {name!r}, which is something else from it on."
-            for name in sorted((cell.reads & earlier & (later | cell.stores)) - exempt)
+            f"Code cell {place} reads {name!r}, which more than one cell sets."
+            for name in sorted((cell.reads & earlier & repeated) - exempt)
         ]
+        earlier |= cell.stores
     return problems
 
 
