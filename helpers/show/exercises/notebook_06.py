@@ -9,11 +9,15 @@ EXERCISES = {
         NUMBER,
         truth=truths.banner_tokens,
         hint="A token covers 32 x 32 pixels.",
-        mistakes=lambda truth, processor: {
-            4 * truth: "Those are patches of 16 pixels; four of them become a token.",
-            22: "That is one row of them.",
-            700 * 90 // 32**2: "Its sides are rounded to whole tokens first.",
-        },
+        mistakes=lambda truth, processor: (
+            {
+                4 * truth: "Those are patches of 16 pixels; four of them become a token.",
+                22: "That is one row of them.",
+            }
+            | dict.fromkeys(  # cut off, as it is, and rounded
+                (61, 700 * 90 / 32**2, 62), "Its sides are rounded to whole tokens first."
+            )
+        ),
     ),
     "06-2": Exercise(
         NUMBER,
