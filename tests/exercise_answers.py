@@ -246,6 +246,7 @@ WRONG_ANSWERS = {
             "lambda picture, numbers: None",
             "lambda picture, numbers: numbers",
             "lambda picture, numbers: picture.crop(numbers)",
+            "lambda picture, numbers: picture.crop([number // 1000 for number in numbers])",
             CUT.format("picture.height", "picture.width"),
             CUT.format("picture.width", "picture.width"),
             CUT.format("picture.height", "picture.height"),

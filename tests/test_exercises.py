@@ -383,6 +383,7 @@ def cut_by(across, down):
         (lambda picture: picture.height, lambda picture: picture.height, "one side"),
         (lambda picture: 1000, lambda picture: 1000, "as pixels"),
         (lambda picture: 500, lambda picture: 500, "something else"),
+        (lambda picture: 0, lambda picture: 0, "no pixels"),
     ],
 )
 def test_by_which_sides_a_piece_is_cut_out(across, down, kind):

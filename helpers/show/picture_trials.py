@@ -134,6 +134,8 @@ def kind_of_cut(cut: Callable[[Image.Image, Sequence[int]], Image.Image]) -> str
         raise SettingsError(
             f"The function should return a picture, and returns {type(piece).__name__}."
         )
+    if not piece.width * piece.height:
+        return "no pixels"
     x, y, *_ = piece.convert("RGB").tobytes()
     corner = (x, y, x + piece.width, y + piece.height)
     kinds = {

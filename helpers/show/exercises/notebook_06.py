@@ -55,6 +55,7 @@ EXERCISES = {
             "as pixels": "The numbers count to 1000 along each side, and are no pixels yet.",
             "sides exchanged": "Left and right go by the width, top and bottom by the height.",
             "one side": "Each side counts to 1000 for itself: the picture is no square.",
+            "no pixels": "That piece has no pixels: divide by 1000 with / and not with //.",
         },
         trial=picture_trials.piece_of_picture,
     ),
