@@ -226,7 +226,7 @@ def _what_it_is(folder: Path) -> str:
     place, inside = Place.beside(folder.resolve()), Place.inside(folder.resolve())
     for unfinished in (place.folder / UNFINISHED_MANIFEST, inside.folder / UNFINISHED_MANIFEST):
         if exists(unfinished):
-            lacks = ", ".join(_missing_parts(unfinished))
+            lacks = ", ".join(_missing_parts(unfinished)) or "its last files"
             return (
                 f"The conversion to {folder} was interrupted and lacks {lacks}; {_AGAIN} to go on."
             )
