@@ -18,7 +18,7 @@ from pathlib import Path
 
 import helpers
 from helpers import ends, interrupts
-from helpers.errors import ResourcesError, UserError, ran_out
+from helpers.errors import ResourcesError, UserError, ran_out, system_reason
 
 EXAMPLES = {
     "convert": "vlm convert internvl2 --output models/internvl2\n"
@@ -106,10 +106,9 @@ def _check_working_folder() -> None:
     try:
         Path.cwd()
     except OSError as error:
-        reason = error.strerror or error
         raise UserError(
-            f"The folder that this program was started in is not there any more ({reason}); change "
-            "to another with cd."
+            "The folder that this program was started in is not there any more "
+            f"({system_reason(error)}); change to another with cd."
         ) from None
 
 
@@ -171,7 +170,7 @@ def _is_of_output(error: OSError) -> bool:
     if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
         return False
     if error.errno != errno.EPIPE:
-        print(f"error: The output cannot be written ({error.strerror}).", file=sys.stderr)
+        print(f"error: The output cannot be written ({system_reason(error)}).", file=sys.stderr)
     ends.silence(sys.stdout)
     return True
 
@@ -196,7 +195,7 @@ def _is_of_account(error: MemoryError | OSError | RuntimeError) -> bool:
             "that can."
         )
     elif Path(str(error.filename)).name.startswith(TORCH_FOLDER):
-        what = f"{error.filename} cannot be used ({error.strerror})"
+        what = f"{error.filename} cannot be used ({system_reason(error)})"
         sentence = f"{what}; set TMPDIR to a folder of your own."
     else:
         return False

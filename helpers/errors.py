@@ -90,6 +90,11 @@ def is_whole(value: Any) -> bool:
     return is_number(value) and bool(value % 1 == 0)
 
 
+def system_reason(error: Exception) -> str:
+    """Return what the system says of an error, without the path that a sentence names anyway."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def reason_of(error: Exception) -> str:
     """Return the type of an error from a library, and its first line, or OpenVINO's last."""
     lines = str(error).strip().splitlines() or [""]
@@ -126,5 +131,5 @@ def writing(path: Path, kind: str = "file") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
+        reason = system_reason(error)
         raise OutputError(f"{path} cannot be written ({reason}); give another {kind}.") from None

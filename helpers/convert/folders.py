@@ -29,7 +29,7 @@ from helpers.convert.manifests import (
     resized,
 )
 from helpers.convert.places import HOLDER, HOLDS, Place, check_free
-from helpers.errors import CheckpointError, OutputError, writing
+from helpers.errors import CheckpointError, OutputError, system_reason, writing
 from helpers.graphs.bit_widths import BitWidth
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
 from helpers.sources.checkpoints import Config, read_json
@@ -158,8 +158,9 @@ def written_aside(
             else:
                 shutil.rmtree(work.folder, ignore_errors=True)
             if isinstance(error, OSError):
+                reason = system_reason(error)
                 raise OutputError(
-                    f"{output} could not be written ({_reason(error)}); write to another place."
+                    f"{output} could not be written ({reason}); write to another place."
                 ) from None
             raise
 
@@ -174,17 +175,13 @@ def complete(output: Path) -> None:
                     place.move_in()
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
 def absolute(folder: Path) -> Path:
     """Return a folder's whole path; what can be none, as a name too long, is an `OutputError`."""
     try:
         folder = Path(folder).resolve()
         folder.exists()
     except (OSError, ValueError) as error:
-        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        reason = system_reason(error)
         raise OutputError(
             f"{str(folder)[:80]!r} is no path of a folder ({reason}); give another folder."
         ) from None
@@ -290,8 +287,9 @@ def clean(folder: Path) -> list[Path]:
             with contextlib.suppress(OutputError):  # another process writes there
                 removed += place.clean()
         except OSError as error:
+            reason = system_reason(error)
             raise OutputError(
-                f"{place.folder} cannot be removed ({_reason(error)}); remove it as its owner."
+                f"{place.folder} cannot be removed ({reason}); remove it as its owner."
             ) from None
     return removed
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from helpers.convert.manifests import file_hash
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, system_reason
 from helpers.graphs.presets import Preset
 from helpers.inputs.images import reading
 from helpers.inputs.questions import Sample
@@ -56,9 +56,9 @@ def describe_source(checkpoint: Path) -> Config:
         try:
             files |= {prefix + name: content for name, content in _contents(folder)}
         except OSError as error:  # also of a link in a cache to what was removed there
-            path, reason = error.filename or folder, error.strerror or error
             raise CheckpointError(
-                f"{path} cannot be read ({reason}); make it readable, or download it again."
+                f"{error.filename or folder} cannot be read ({system_reason(error)}); make it "
+                "readable, or download it again."
             ) from None
     name = checkpoint_name(checkpoint)
     return {"name": name, "files": files, "config_sha256": file_hash(config)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from helpers.errors import PictureError
+from helpers.errors import PictureError, system_reason
 from helpers.inputs.frames import Frames
 from helpers.inputs.images import open_picture
 
@@ -98,7 +98,7 @@ def _stream(path: Path) -> Iterator[tuple[Any, Any]]:
             stream.thread_type = "AUTO"
             yield container, stream
     except av.error.FFmpegError as error:
-        raise unreadable(path, str(error.strerror or error)) from None
+        raise unreadable(path, system_reason(error)) from None
 
 
 def unreadable(path: Path, reason: str) -> PictureError:

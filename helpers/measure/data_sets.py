@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from helpers.errors import SettingsError
+from helpers.errors import SettingsError, system_reason
 from helpers.inputs.images import open_picture
 from helpers.measure.metrics import Metric, contains_formula
 
@@ -174,7 +174,7 @@ def read_data_set(path: Path, pictures: Path | None = None) -> Questions:
         rows = _tab_separated(path) if path.suffix == ".tsv" else _json(path)
         first = rows[0] if rows else {}
     except OSError as error:
-        reason = error.strerror or error
+        reason = system_reason(error)
         raise SettingsError(f"{path} cannot be read ({reason}); give another file.") from None
     except (ValueError, RecursionError, csv.Error):
         rows, first = [], {}

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import LogitsProcessor
 
-from helpers.errors import SettingsError
+from helpers.errors import SettingsError, system_reason
 
 
 class Grammars:
@@ -80,7 +80,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     try:
         schema = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        reason = error.strerror or error
+        reason = system_reason(error)
         raise SettingsError(f"{path} cannot be read ({reason}); give another file.") from None
     except (ValueError, RecursionError):
         schema = None

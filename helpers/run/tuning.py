@@ -18,7 +18,7 @@ from typing import Any
 
 from helpers.convert.folders import read_manifest, weight_bytes
 from helpers.convert.manifests import part_files
-from helpers.errors import CheckpointError, OutputError
+from helpers.errors import CheckpointError, OutputError, system_reason
 from helpers.files import write_whole
 from helpers.graphs.core import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
@@ -202,8 +202,8 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); set VLM_CACHE to a folder "
-            "that can."
+            f"{path} cannot be written ({system_reason(error)}); set VLM_CACHE to a folder that "
+            "can."
         ) from None
 
 

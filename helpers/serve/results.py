@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from helpers.convert.folders import read_manifest
-from helpers.errors import OutputError, writing
+from helpers.errors import OutputError, system_reason, writing
 from helpers.files import write_whole
 
 JOB, ROW, ERROR = "job", "row", "error"
@@ -111,7 +111,7 @@ def _writing_answers(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
+        reason = system_reason(error)
         raise OutputError(
             f"{path} cannot be written ({reason}); the same command goes on from there."
         ) from None
@@ -144,7 +144,7 @@ def results_in(path: Path, job: str, *, retry_errors: bool = False) -> Iterator[
             try:
                 length, lines = _read(results, retry_errors=retry_errors)
             except OSError as error:
-                reason = error.strerror or error
+                reason = system_reason(error)
                 raise OutputError(f"{path} cannot be read ({reason}); give another file.") from None
             with _writing_answers(path):
                 if retry_errors:

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from helpers.convert.folders import Report
-from helpers.errors import SettingsError
+from helpers.errors import SettingsError, system_reason
 from helpers.inputs.images import SUFFIXES, UNREADABLE_SUFFIXES, is_picture_file
 
 Columns = dict[str, Any]
@@ -59,7 +59,7 @@ def read_rows(
     try:
         lines, base = _lines(source, questions)
     except OSError as error:
-        reason = error.strerror or error
+        reason = system_reason(error)
         raise SettingsError(f"{source} cannot be read ({reason}); give another.") from None
     if not lines:
         raise SettingsError(f"{source} has no picture and no line to ask about; give another.")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import CheckpointError, is_whole
+from helpers.errors import CheckpointError, is_whole, system_reason
 from helpers.sources.other_forms import refuse_experts, refuse_files, refuse_quantised
 
 Config = dict[str, Any]  # what a JSON file such as config.json holds
@@ -28,7 +28,7 @@ def read_json(path: Path, *, cure: str = "download it again") -> Config:
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}; {cure}.") from None
     except (OSError, RecursionError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error  # without the path once more
+        reason = system_reason(error)
         raise CheckpointError(f"{path} cannot be read as JSON ({reason}); {cure}.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} should hold a JSON object; {cure}.")

@@ -26,7 +26,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 
-from helpers.errors import SettingsError
+from helpers.errors import SettingsError, system_reason
 from helpers.upstream.proxies import without_proxies
 
 _VARIABLE = "GRADIO_TEMP_DIR"
@@ -42,7 +42,7 @@ def _own_folder() -> Path:
     except OSError as error:
         variable = _VARIABLE if place else "TMPDIR"
         raise SettingsError(
-            f"No folder for uploads can be made ({error.strerror or error}); set {variable} to a "
+            f"No folder for uploads can be made ({system_reason(error)}); set {variable} to a "
             "folder that you can write."
         ) from None
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -68,9 +68,8 @@ async def _parse_or_refuse(self: GradioMultiPartParser) -> FormData:
                 file.close()
             with contextlib.suppress(OSError):
                 Path(file.name).unlink()
-        reason: object = "the window was closed"
-        if isinstance(error, OSError):
-            reason = error.strerror or error
+        is_disk = isinstance(error, OSError)
+        reason = system_reason(error) if is_disk else "the window was closed"
         raise MultiPartException(f"The upload cannot be kept ({reason}).") from None
 
 
