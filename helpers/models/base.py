@@ -193,6 +193,10 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         """
         return visible
 
+    def squares(self, features: Features) -> Tensor:
+        """Return the features of pictures that are a square, (pictures, side * side, hidden)."""
+        return torch.stack(list(features))
+
     def image_inputs(self, pictures: Sequence[Image.Image | str | Path | Video]) -> ImageInputs:
         """Turn PIL pictures into the inputs of `encode_images`."""
         return self.processor.image_inputs(pictures)

@@ -5,7 +5,7 @@ What this module does not know: pictures that are not one square on the image en
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,9 @@ def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: T
 
     The unit is the variance of those sums. Letters count once more among themselves, and so do
     shapes: beside what all words have in common, their differences are hardly learned. `features`
-    holds one tile's tokens for each picture, which lie on a square.
+    are those of pictures whose tokens lie on a square.
     """
-    tokens = squares(features).float()
+    tokens = model.squares(features).float()
     side, points = math.isqrt(tokens.shape[1]), word_ids.shape[1]
     nearest = (torch.arange(side, device=word_ids.device) * 2 + 1) * points // (2 * side)
     ids = word_ids[:, nearest][:, :, nearest].flatten(1, 2)
@@ -86,24 +86,3 @@ def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: T
         if len(names) > 1 and (unit := names.var(0).mean()):
             loss = loss + nn.functional.mse_loss(tokens[group], names) / unit
     return loss
-
-
-def squares(features: Features) -> Tensor:
-    """Return the features of pictures that are a square, (pictures, side * side, hidden).
-
-    Those of a picture are either rows, or the states of tiles (tiles, 1 + patches, hidden) with one
-    for the whole tile in front, which is left out; `features.tiles` says how many tiles are in use.
-    """
-    if features[0].dim() == 2:
-        return torch.stack(list(features))
-    tiles: Sequence[int] = cast(Any, features).tiles
-    return torch.stack(
-        [_join_tiles(states[:number, 1:]) for states, number in zip(features, tiles, strict=True)]
-    )
-
-
-def _join_tiles(tiles: Tensor) -> Tensor:
-    """Return the patches of tiles (tiles, patches, hidden) that make a square, row by row."""
-    rows, side = math.isqrt(tiles.shape[0]), math.isqrt(tiles.shape[1])
-    square = torch.unflatten(torch.unflatten(tiles, 1, (side, side)), 0, (rows, rows))
-    return square.transpose(1, 2).flatten(0, 3)

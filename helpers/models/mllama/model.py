@@ -1,5 +1,6 @@
 """Llama-3.2-Vision's PyTorch modules: transformers' own, with the layers' indices corrected."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -94,6 +95,15 @@ class Mllama(VisionLanguageModel[MllamaProcessor]):
         states = self.image_encoder(pixel_values, aspect_ratio_ids, aspect_ratio_mask)
         states = self.projector(states.last_hidden_state).flatten(0, 1)
         return PictureStates(states, aspect_ratio_mask.sum(-1).flatten().tolist())
+
+    def squares(self, features: Features) -> Tensor:
+        """Return the patches of tiles that make a square, row by row, (pictures, patches, hidden).
+
+        The state of the whole tile, which is in front of its patches, is left out.
+        """
+        tiles = cast(PictureStates, features).tiles
+        pairs = zip(features, tiles, strict=True)
+        return torch.stack([_join_tiles(states[:number, 1:]) for states, number in pairs])
 
     def prepare(
         self,
@@ -203,6 +213,13 @@ def text_config(fields: Config) -> MllamaTextConfig:
     """Return the language model's configuration."""
     with upstream.no_rope_warnings():
         return MllamaTextConfig(**fields)
+
+
+def _join_tiles(tiles: Tensor) -> Tensor:
+    """Return the patches of tiles (tiles, patches, hidden) that make a square, row by row."""
+    rows, side = math.isqrt(tiles.shape[0]), math.isqrt(tiles.shape[1])
+    square = torch.unflatten(torch.unflatten(tiles, 1, (side, side)), 0, (rows, rows))
+    return square.transpose(1, 2).flatten(0, 3)
 
 
 def _check_shapes(vision: MllamaVisionConfig) -> None:
