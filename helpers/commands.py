@@ -62,13 +62,13 @@ def demo(options: argparse.Namespace) -> int:
 def serve(options: argparse.Namespace) -> int:
     """Answer programs in OpenAI's protocols until the process is told to end."""
     from helpers.serve import server
-    from helpers.serve.access import Access, key_for
+    from helpers.serve.access import Access, folders_by_name, key_for
     from helpers.serve.ports import free_port
 
     access = Access(
         key_for(options.host, options.key_file), options.allow_origin, options.allow_picture_host
     )
-    folders = server.named(options.folders, options.name)
+    folders = folders_by_name(options.folders, options.name)
     settings = server.Settings(
         options.host,
         free_port(options.port, options.host, advice="give another with --port"),
@@ -106,10 +106,10 @@ def batch(options: argparse.Namespace) -> int:
     names_of_servers = ("server", "model", "key_file")
     settings = {name: getattr(options, name) for name in (*names, *names_of_servers)}
     answerer = answerer_for(answer, report, source=options.input, **settings)
-    asked = answer | ({"questions": options.question} if options.question else {})
+    job = answer | ({"questions": options.question} if options.question else {})
     retry = options.retry_errors
     try:
-        progress = run_job(answerer, rows, options.output, asked, retry_errors=retry, report=report)
+        progress = run_job(answerer, rows, options.output, job, retry_errors=retry, report=report)
     except KeyboardInterrupt:
         report("the same command goes on from there")
         raise

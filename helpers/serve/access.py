@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.convert.folders import read_manifest
 from helpers.errors import (
     ContextError,
     PictureError,
@@ -79,6 +80,19 @@ class Models:
                 headers={"Retry-After": RETRY},
             )
         return name, service
+
+
+def folders_by_name(folders: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
+    """Return converted folders by what clients call them: by these names, or by their own.
+
+    Raises `SettingsError` for names that are not one for each, `OutputError` for another folder.
+    """
+    names = names or [folder.resolve().name for folder in folders]
+    if len(set(names)) != len(folders) or len(names) != len(folders):
+        raise SettingsError("Give each folder a --name of its own, in their order.")
+    for folder in folders:
+        read_manifest(folder)  # or it is an error before the server begins
+    return dict(zip(names, folders, strict=True))
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,20 @@ def answerer_for(
         return Cluster(
             ray, folder, device, picture_tokens, options, report, tuned=tuned, rows_together=size
         )
+    return _local(folder, device, picture_tokens, untuned, size, output, options, report)
+
+
+def _local(
+    folder: Path,
+    device: str,
+    picture_tokens: int | None,
+    untuned: bool,
+    size: int,
+    output: Path | None,
+    options: Mapping[str, Any],
+    report: Report,
+) -> Answerer:
+    """Return the model in a folder, loaded here; a batch `size` of 0 is measured."""
     from helpers.measure.batch_size import SIZES, fastest_batch_size
     from helpers.run.pipeline import VisionLanguagePipeline
 

@@ -13,11 +13,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -29,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as StarletteMessage
 
 from helpers import ends
-from helpers.convert.folders import Report, read_manifest
+from helpers.convert.folders import Report
 from helpers.errors import SettingsError
 from helpers.resources import freeze_objects
 from helpers.run.devices import check_device
@@ -39,11 +40,7 @@ from helpers.serve.addresses import Pictures
 from helpers.serve.answers import EVENTS, Responder
 from helpers.serve.completions import ChatWriter, event
 from helpers.serve.pages import build_pages, mount_pages
-from helpers.serve.protocol import (
-    Json,
-    Refusal,
-    parse_request,
-)
+from helpers.serve.protocol import Json, Refusal, parse_request
 from helpers.serve.responses import ResponseWriter, parse_response_request
 from helpers.serve.results import fingerprint_of
 from helpers.serve.service import Service
@@ -207,6 +204,18 @@ class Server(uvicorn.Server):
         self.loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
+    def complete(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do some work where requests are answered; False where the server ends before that."""
+        if self.should_exit:
+            work.close()
+            return False
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        while not (self.should_exit or future.done()):
+            wait([future], LOOK)
+        if not self.should_exit:
+            future.result()  # or its error
+        return not self.should_exit
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, and wait for those that there are."""
         end = self.loop.call_later(GRACE, self._end_requests)
@@ -271,17 +280,22 @@ class Settings:
         return f"http://{host}:{self.port}/v1"
 
 
-def named(folders: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
-    """Return converted folders by what clients call them: by these names, or by their own.
-
-    Raises `SettingsError` for names that are not one for each, `OutputError` for another folder.
-    """
-    names = names or [folder.resolve().name for folder in folders]
-    if len(set(names)) != len(folders) or len(names) != len(folders):
-        raise SettingsError("Give each folder a --name of its own, in their order.")
-    for folder in folders:
-        read_manifest(folder)  # or it is an error before the server begins
-    return dict(zip(names, folders, strict=True))
+def load_service(folder: Path, settings: Settings) -> Service:
+    """Load a converted folder, and return the service that it is."""
+    pipeline = VisionLanguagePipeline(
+        folder,
+        settings.device,
+        picture_tokens=settings.picture_tokens,
+        tuned=settings.tuned,
+        answers_at_once=ANSWERS_AT_ONCE,
+    )
+    fingerprint = fingerprint_of(folder, settings.device, settings.picture_tokens)
+    return Service(
+        pipeline,
+        longest_queue=settings.longest_queue,
+        fingerprint=fingerprint,
+        thinking=settings.thinking,
+    )
 
 
 def serve(
@@ -302,32 +316,12 @@ def serve(
             for name, folder in folders.items():
                 if server.should_exit:
                     return
-                pipeline = VisionLanguagePipeline(
-                    folder,
-                    settings.device,
-                    picture_tokens=settings.picture_tokens,
-                    tuned=settings.tuned,
-                    answers_at_once=ANSWERS_AT_ONCE,
-                )
-                models.services[name] = Service(
-                    pipeline,
-                    longest_queue=settings.longest_queue,
-                    fingerprint=fingerprint_of(folder, settings.device, settings.picture_tokens),
-                    thinking=settings.thinking,
-                )
+                models.services[name] = load_service(folder, settings)
                 report(f"{name} is loaded")
             pages = build_pages(models.pipelines)
-            if server.should_exit:
-                return
-            mounting = mount_pages(app.app, pages, access.key)
-            future = asyncio.run_coroutine_threadsafe(mounting, server.loop)
-            while not (server.should_exit or future.done()):
-                wait([future], LOOK)
-            if server.should_exit:
-                return
-            future.result()  # or its error
-            freeze_objects()
-            report("its page is there")
+            if server.complete(mount_pages(app.app, pages, access.key)):
+                freeze_objects()
+                report("its page is there")
         except Exception as error:  # raised below, in the main thread
             if not server.should_exit:  # the loop has ended with the server
                 errors.append(error)
