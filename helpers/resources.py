@@ -106,8 +106,8 @@ def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
 
 def free_disk(folder: Path) -> int:
     """Return the free bytes where `folder` is or will be."""
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    return shutil.disk_usage(existing).free
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    return shutil.disk_usage(place).free
 
 
 def in_words(size: float) -> str:

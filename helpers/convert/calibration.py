@@ -176,9 +176,9 @@ class _SampleInputs:
         if inputs is not None:
             features = self.processor.exported.encode_images(self._run, inputs)
         prepared = self.processor.exported.prepare(ids, self._embed, features)
-        pictured = prepared.pop("pictures", None)
-        if pictured is not None:
-            prepared |= pictured.fixed | pictured.at(torch.arange(ids.shape[1]), 1)
+        picture_inputs = prepared.pop("pictures", None)
+        if picture_inputs is not None:
+            prepared |= picture_inputs.fixed | picture_inputs.at(torch.arange(ids.shape[1]), 1)
         assert self.language_model is not None, "the language model's own samples are asked for"
         shapes = row_shapes(self.language_model, self.processor.exported.token_parts.values())
         prepared |= apart(prepared["inputs_embeds"], shapes)

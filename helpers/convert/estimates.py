@@ -43,15 +43,15 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
 
 
 def expected_memory(model: VisionLanguageModel[Any], preset: Preset) -> int:
-    """Return about how many bytes of memory a conversion takes, looking at samples included."""
-    looking = [
+    """Return about how many bytes of memory a conversion takes, sizes at samples included."""
+    sizes = [
         _memory_of_looking(modules, preset.weights_of(part))
         for part, modules in _modules_by_part(model).items()
     ]
     weights = 2 * sum(weights_by_part(model).values())  # bytes in 16 bits
     # Of a small model there is at most a copy in memory, and what libraries take to work on it.
     beside = min(BESIDE_THE_RESULT, weights + _AT_WORK)
-    return int(expected_bytes(model, preset) + beside + max(looking))
+    return int(expected_bytes(model, preset) + beside + max(sizes))
 
 
 def memory_to_convert(parameters: float) -> float:

@@ -143,9 +143,9 @@ def written_aside(
     with writing(output, "folder"):
         check_free(output)
         place = Place.made(output)
-        held = contextlib.ExitStack()
-        held.enter_context(place.held())
-    with held:
+        lock = contextlib.ExitStack()
+        lock.enter_context(place.held())
+    with lock:
         work = Unfinished(place.folder, made_of)
         try:
             work.start(resume=resume)

@@ -217,8 +217,8 @@ def is_ours(folder: Path) -> bool:
     entries = list(folder.iterdir())
     if any(entry.is_dir() for entry in entries):
         return False
-    marked = is_manifest(folder / UNFINISHED_MANIFEST) or _names_holder(folder / HOLDER)
-    return not entries or marked or holds_conversion(folder)
+    is_begun = is_manifest(folder / UNFINISHED_MANIFEST) or _names_holder(folder / HOLDER)
+    return not entries or is_begun or holds_conversion(folder)
 
 
 def _names_holder(path: Path) -> bool:

@@ -78,9 +78,9 @@ def _copied(model: ov.Model, joined: ov.Node, window: int | None) -> ov.Node:
     past = ops.read_value(read.input_value(0), variable)
     past = ops.gather(past, ordered.input_value(1), ordered.input_value(2))
     copy = ops.concat([past, joined.input_value(1)], _LENGTH)
-    kept = copy if window is None else _last(copy, _number(max(window - 1, 1)), _LENGTH)
+    state = copy if window is None else _last(copy, _number(max(window - 1, 1)), _LENGTH)
     model.add_variables([variable])
-    model.add_sinks([ops.assign(kept, variable)])
+    model.add_sinks([ops.assign(state, variable)])
     return copy
 
 

@@ -22,8 +22,8 @@ def side_by_side(rows: Iterable[Tensor]) -> Tensor:
 def apart(rows: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Return by name what `side_by_side` joined, in the order of `shapes`, which rows have."""
     pieces = torch.split(rows, [math.prod(shape) for shape in shapes.values()], dim=-1)
-    named = zip(shapes.items(), pieces, strict=True)
-    return {name: piece.reshape(*rows.shape[:-1], *shape) for (name, shape), piece in named}
+    pairs = zip(shapes.items(), pieces, strict=True)
+    return {name: piece.reshape(*rows.shape[:-1], *shape) for (name, shape), piece in pairs}
 
 
 def row_shapes(

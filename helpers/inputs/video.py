@@ -66,10 +66,10 @@ class Video:
             return self
         numbers = choose(len(self), self.rate)
         frames = self.frames
-        picked = (
+        chosen_frames = (
             frames.pick(numbers) if isinstance(frames, Frames) else [frames[i] for i in numbers]
         )
-        return Video(picked, [self.times[number] for number in numbers], sampled=True)
+        return Video(chosen_frames, [self.times[number] for number in numbers], sampled=True)
 
 
 def open_video(source: str | Path, choose: Choose) -> Video:

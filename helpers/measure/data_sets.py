@@ -179,7 +179,7 @@ def read_data_set(path: Path, pictures: Path | None = None) -> Questions:
     except (ValueError, RecursionError, csv.Error):
         rows, first = [], {}
     columns = set(first) if isinstance(first, dict) else set()
-    data_set = next((known for known in DATA_SETS if known.columns <= columns), None)
+    data_set = next((candidate for candidate in DATA_SETS if candidate.columns <= columns), None)
     if data_set is None:
         raise SettingsError(
             f"{path} has the columns of none of {NAMES}; write lines of JSON with image, question "

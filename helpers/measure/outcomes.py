@@ -63,7 +63,7 @@ def outcomes_of(
     outcomes: list[Outcome] = []
     left_out = list(questions.left_out)
     samples, started = questions.samples, time.monotonic()
-    named = {str(place): model for place, model in enumerate(models)}
+    places = {str(place): model for place, model in enumerate(models)}
     for start in range(0, len(samples), CHUNK):
         chunk = samples[start : start + CHUNK]
         pairs: list[tuple[Sample, PictureQuestion]] = []
@@ -76,7 +76,7 @@ def outcomes_of(
                 left_out.append(f"{sample.name}: {error}")
         if pairs:
             picture_questions = [pair for _, pair in pairs]
-            answers = compare(named, picture_questions, max_new_tokens=max_new_tokens, batch=BATCH)
+            answers = compare(places, picture_questions, max_new_tokens=max_new_tokens, batch=BATCH)
             outcomes += _joined([sample for sample, _ in pairs], list(answers.values()))
         done = start + len(chunk)
         left = (time.monotonic() - started) / done * (len(samples) - done)
@@ -104,10 +104,10 @@ def _check(model: Model, pair: PictureQuestion, max_new_tokens: int) -> None:
 
 def _joined(samples: Sequence[Sample], answers: Sequence[Answers]) -> list[Outcome]:
     first, last = answers[0], answers[-1]
-    moved = divergences(first, last).tolist()
+    distances = divergences(first, last).tolist()
     likenesses = map(similarity, first.texts, last.texts)
     texts = zip(*(model_answers.texts for model_answers in answers), strict=True)
-    return [Outcome(*row) for row in zip(samples, texts, moved, likenesses, strict=True)]
+    return [Outcome(*row) for row in zip(samples, texts, distances, likenesses, strict=True)]
 
 
 # Scores
@@ -143,11 +143,11 @@ def scores(
 
     Questions without a right answer do not count; {} where there are no others.
     """
-    counted = [outcome for outcome in outcomes if outcome.sample.right]
-    kinds = {kind for outcome in counted if (kind := outcome.sample.kind)}
-    groups = {"all": counted}
+    with_answer = [outcome for outcome in outcomes if outcome.sample.right]
+    kinds = {kind for outcome in with_answer if (kind := outcome.sample.kind)}
+    groups = {"all": with_answer}
     for kind in sorted(kinds):
-        groups[kind] = [outcome for outcome in counted if outcome.sample.kind == kind]
+        groups[kind] = [outcome for outcome in with_answer if outcome.sample.kind == kind]
     return {
         kind: {name: Score.of([_value(name, row, place) for row in rows]) for name in metrics}
         for kind, rows in groups.items()
@@ -180,11 +180,11 @@ def agreement_scores(outcomes: Sequence[Outcome]) -> dict[str, Score]:
     `equal answers` and `similarity of texts` are shares, `KL of the first token` is in nats: the
     Kullback-Leibler divergence of the last model's distribution from the first one's.
     """
-    moved = torch.tensor([outcome.divergence for outcome in outcomes], dtype=torch.float64)
+    distances = torch.tensor([outcome.divergence for outcome in outcomes], dtype=torch.float64)
     return {
         "equal answers": Score.of([float(len(set(outcome.texts)) == 1) for outcome in outcomes]),
         "similarity of texts": Score.of([outcome.likeness for outcome in outcomes]),
-        KL: Score(moved.mean().item(), *interval_of_mean(moved), len(outcomes)),
+        KL: Score(distances.mean().item(), *interval_of_mean(distances), len(outcomes)),
     }
 
 

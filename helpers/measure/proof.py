@@ -141,10 +141,10 @@ class Proof:
         names = [comparison.name for comparison in self.comparisons if not comparison.holds]
         if names:
             return f"{' and '.join(names)} differ from {OURS} by more than rounding."
-        judged = [c.name for c in self.comparisons if c.tolerance is not None]
-        if not judged:
+        names = [c.name for c in self.comparisons if c.tolerance is not None]
+        if not names:
             return f"Weights in fewer bits alone were compared with {OURS}; they may differ."
-        return f"But for rounding, the same as {OURS}: {' and '.join(judged)}."
+        return f"But for rounding, the same as {OURS}: {' and '.join(names)}."
 
     @property
     def about_reference(self) -> str:

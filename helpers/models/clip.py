@@ -81,8 +81,8 @@ class ClipProcessor(Processor):
         config = CLIPVisionConfig(**{name: tower[name] for name in _VISION_FIELDS if name in tower})
         layers, select = config.num_hidden_layers, self.config["mm_vision_select_layer"]
         # Hidden state 0 is what goes into the first layer, so there is one more than layers.
-        used = select if select >= 0 else layers + 1 + select
-        if not 0 <= used <= layers:
+        number = select if select >= 0 else layers + 1 + select
+        if not 0 <= number <= layers:
             raise CheckpointError(
                 f"mm_vision_select_layer in config.json is {select}, but the image encoder has "
                 f"{layers} layers; use the tower that the checkpoint was trained with."
@@ -93,7 +93,7 @@ class ClipProcessor(Processor):
                 f"mm_vision_select_feature in config.json is {feature!r}, and only 'patch' can be "
                 "read here; use a checkpoint that has it."
             )
-        config.num_hidden_layers = used
+        config.num_hidden_layers = number
         return config
 
     @property
@@ -300,8 +300,8 @@ def vision_tensors(tensors: Mapping[str, Tensor], *, layers: int) -> dict[str, T
         if VISION_NAMES in name
     }
     plain = plain or tensors  # a file of the image encoder alone may go without the prefix
-    used = {name: tensor for name, tensor in plain.items() if _is_used(name, layers)}
-    return {VISION_NAMES + name: tensor for name, tensor in used.items()}
+    of_encoder = {name: tensor for name, tensor in plain.items() if _is_used(name, layers)}
+    return {VISION_NAMES + name: tensor for name, tensor in of_encoder.items()}
 
 
 def _is_used(name: str, layers: int) -> bool:

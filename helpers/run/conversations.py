@@ -335,7 +335,7 @@ class Conversation:
 
     def _append(self, request: Request, answer: Answer, tokens: list[int]) -> None:
         """Append a turn, with no tokens where it was stopped before its turn; the cache stays."""
-        kept = request.prompt_ids[: request.kept_tokens]
-        self.ids = kept + tokens + request.processor.end_of_answer_ids
+        prompt = request.prompt_ids[: request.kept_tokens]
+        self.ids = prompt + tokens + request.processor.end_of_answer_ids
         self.turns.append(request)
         self.messages += [request.message, answer_message(answer.text)]

@@ -160,8 +160,8 @@ def read_tuning(folder: Path) -> Tuning | None:
     """Return what was chosen for a folder on this computer; None where nothing readable is kept."""
     key = key_of(folder)
     try:
-        kept = read_json(_path(key))
-        tuning = Tuning(kept["key"], kept["properties"], kept["reasons"], kept["unclear"])
+        data = read_json(_path(key))
+        tuning = Tuning(data["key"], data["properties"], data["reasons"], data["unclear"])
     except (CheckpointError, OutputError, KeyError, TypeError):
         return None
     return tuning if tuning.key == key and _is_sound(tuning) else None

@@ -173,9 +173,9 @@ class Worker:
 
     def submit(self, *tasks: Task) -> None:
         """Put tasks at the end of the queue, where nothing comes between them."""
-        held: list[Task] | None = getattr(self._held, "tasks", None)
-        if held is not None:
-            held += tasks
+        thread_tasks: list[Task] | None = getattr(self._held, "tasks", None)
+        if thread_tasks is not None:
+            thread_tasks += tasks
             return
         with self._changed:
             if self._closed:

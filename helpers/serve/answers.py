@@ -107,10 +107,10 @@ class Responder:
         question: ChatRequest,
         reply: Reply,
         writer: Writer,
-        held: contextlib.ExitStack,
+        place: contextlib.ExitStack,
     ) -> AsyncIterator[str]:
         """Yield the events of a streamed answer; it is stopped where they are read no more."""
-        with held:
+        with place:
             try:
                 for text in writer.beginning():
                     yield text

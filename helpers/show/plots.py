@@ -196,11 +196,11 @@ def bars(
     that they are the same in other plots too, where one is missing.
     """
     names = list(dict.fromkeys([*variants, *(name for v in groups.values() for name in v)]))
-    looks = [
+    fills = [
         {"facecolor": colour, "hatch": hatch}
         for colour, hatch in zip(PALETTE, HATCHES, strict=True)
     ]
-    styles = dict(zip(names, cycle(looks), strict=False))
+    styles = dict(zip(names, cycle(fills), strict=False))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             1, len(groups), figsize=(2.6 * len(groups), 2.6), squeeze=False, sharey=common_scale

@@ -46,8 +46,8 @@ def tokens_until_less(series: dict[str, dict[int, float]]) -> int:
 
     `series` says how much each keeps after 100 and after 1000 tokens; both grow evenly.
     """
-    slopes = [(kept[1000] - kept[100]) / 900 for kept in series.values()]
-    fixed = [kept[100] - 100 * slope for kept, slope in zip(series.values(), slopes, strict=True)]
+    slopes = [(sizes[1000] - sizes[100]) / 900 for sizes in series.values()]
+    fixed = [sizes[100] - 100 * slope for sizes, slope in zip(series.values(), slopes, strict=True)]
     equal = (fixed[0] - fixed[1]) / (slopes[1] - slopes[0])
     return math.floor(equal + 1e-6) + 1
 

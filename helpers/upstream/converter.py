@@ -98,19 +98,19 @@ def late_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # signals do not reach others
         yield
         return
-    received: list[tuple[Any, ...]] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ends.SIGNALS)}
-    held = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in held:
-        signal.signal(number, lambda *details: received.append(details))
+    signals: list[tuple[Any, ...]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ends.SIGNALS)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda *details: signals.append(details))
     try:
         yield
     finally:
-        for number, handler in held.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        if received:
-            number, frame = received[0]
-            held[number](number, frame)
+        if signals:
+            number, frame = signals[0]
+            handlers[number](number, frame)
 
 
 @contextlib.contextmanager

@@ -39,9 +39,9 @@ def logits_of_rows(
     `embeddings` are (batch, length, hidden), `position_ids` (batch, length) or with a dimension in
     front, `blocks` (batch, length).
     """
-    everything = torch.arange(len(blocks), device=blocks.device)
+    all_samples = torch.arange(len(blocks), device=blocks.device)
     # Padding in front leaves a state untouched; behind, it would not.
-    beginnings = _Rows.of(everything, blocks == 0, padding_in_front=True)
+    beginnings = _Rows.of(all_samples, blocks == 0, padding_in_front=True)
     states = DifferentiableCache(config=model.language_model.config)
     output = model(
         **beginnings.inputs(embeddings, position_ids),

@@ -126,13 +126,13 @@ def exact_shares(model: Model, number: int) -> dict[str, float]:
             for inputs, (_, question) in zip(images, part, strict=True)
         ]
         best, labels = _best_tokens(model, samples, images)
-        for tokens, wanted, (_, question) in zip(best, labels, part, strict=True):
-            is_answer = wanted != IGNORED
+        for tokens, targets, (_, question) in zip(best, labels, part, strict=True):
+            is_answer = targets != IGNORED
             if question.kind in BOX_KINDS:
                 text = model.processor.tokenizer.decode(tokens[is_answer])
                 right[question.kind].append(same_boxes(text, question.answer))
             else:
-                exact = (tokens == wanted) | ~is_answer
+                exact = (tokens == targets) | ~is_answer
                 right[question.kind].append(bool(exact.all()))
     shares = {kind: sum(values) / max(1, len(values)) for kind, values in right.items()}
     if recipe.clips:

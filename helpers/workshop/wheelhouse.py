@@ -44,8 +44,8 @@ def pip_commands(wheels: Path, torch_index: str | None) -> list[list[str]]:
     pip = [sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--no-input"]
     pip += ["--wheel-dir", str(wheels), "--find-links", str(wheels)]
     requirements, constraints = ROOT / "requirements.txt", ROOT / "constraints.txt"
-    everything = ["-r", str(requirements), "-c", str(constraints), *_build_requirements()]
-    commands = [[*pip, *everything]]
+    requests = ["-r", str(requirements), "-c", str(constraints), *_build_requirements()]
+    commands = [[*pip, *requests]]
     if torch_index:
         lines = requirements.read_text(encoding="utf-8").splitlines()
         (torch,) = [line.split()[0] for line in lines if line.startswith("torch==")]

@@ -90,8 +90,8 @@ class Qwen3VLDecoder(DecoderWithCache):
         """Run the decoder on the new positions."""
         is_picture = visual_pos_masks.flatten()
         places = (is_picture.long().cumsum(0) - 1).clamp(min=0)
-        picked = deepstack_visual_embeds.index_select(1, places)
-        rows = picked * is_picture.to(picked.dtype)[:, None]
+        features = deepstack_visual_embeds.index_select(1, places)
+        rows = features * is_picture.to(features.dtype)[:, None]
         language_model = cast(Qwen3VLLanguageModel, self.decoder)
         output = language_model.model(
             inputs_embeds=inputs_embeds,
