@@ -315,20 +315,26 @@ def small_model(cache_shape=(-1, 2, -1, 8), *, names=("past", "present")) -> ov.
 
 
 @pytest.mark.parametrize(
-    ("cache", "batch_input", "message"),
+    ("cache", "message"),
     [
-        ({"pest": "present"}, "inputs_embeds", "no input pest; check"),
-        ({"past": "prescient"}, "inputs_embeds", "no output prescient; check"),
-        ({"past": "present"}, "input_ids", "no input input_ids; check"),
-        ({"pest": "prescient"}, "inputs_embeds", "no input pest, no output prescient; check"),
-        ({}, "inputs_embeds", "no KV cache"),
+        ({"pest": "present"}, "no input pest; check"),
+        ({"past": "prescient"}, "no output prescient; check"),
+        ({"pest": "prescient"}, "no input pest, no output prescient; check"),
+        ({}, "no KV cache"),
     ],
 )
-def test_wrong_names_are_named(cache, batch_input, message):
+def test_wrong_names_are_named(cache, message):
     model = small_model()
     with pytest.raises(SettingsError, match=message):
-        make_stateful(model, cache, batch_input=batch_input)
+        make_stateful(model, cache)
     assert names(model.inputs) == ["inputs_embeds", "past"]
+
+
+def test_the_input_with_the_batch_is_named():
+    model = small_model()
+    model.input("inputs_embeds").get_tensor().set_names({"embeddings"})
+    with pytest.raises(SettingsError, match="no input inputs_embeds; check"):
+        make_stateful(model, {"past": "present"})
 
 
 def test_a_stateful_model_is_refused():

@@ -36,20 +36,18 @@ def is_fixed_size(name: str) -> bool:
     return name.endswith(FIXED_SIZE)
 
 
-def make_stateful(
-    model: ov.Model, cache: Mapping[str, str], *, batch_input: str = EMBEDDINGS
-) -> None:
+def make_stateful(model: ov.Model, cache: Mapping[str, str]) -> None:
     """Turn the `cache` inputs, each given with the output that replaces it, into state, in place.
 
     Adds the input `beam_idx` (batch,) of int32: row i of the batch continues from row beam_idx[i]
-    of the cache. `batch_input` is the input whose first size is the batch, which is the size that
-    an empty cache starts with. Cache inputs need four dimensions, heads and head size fixed; those
-    called `..._state`, as their outputs, need all sizes fixed but the batch.
+    of the cache. An empty cache starts with the batch of `inputs_embeds`. Cache inputs need four
+    dimensions, heads and head size fixed; those called `..._state`, as their outputs, need all
+    sizes fixed but the batch.
 
     Raises `SettingsError` for a model that is stateful already, for an empty `cache`, for a name
     that the model does not have, and for a cache of another form.
     """
-    _check(model, cache, batch_input)
+    _check(model, cache)
     rows = ops.parameter([-1], ov.Type.i32, name=BEAM_INPUT)
     rows.output(0).get_tensor().add_names({BEAM_INPUT})
     model.add_parameters([rows])
@@ -62,7 +60,7 @@ def make_stateful(
             consumer.replace_source_output(ordered.output(0))
     model.validate_nodes_and_infer_types()
     apply_make_stateful_transformation(model, dict(cache))
-    _start_empty(model, cache, shapes, batch_input)
+    _start_empty(model, cache, shapes)
     model.validate_nodes_and_infer_types()
 
 
@@ -78,7 +76,7 @@ def keep_inputs(model: ov.Model, names: Sequence[str]) -> None:
         info = VariableInfo()
         info.data_shape, info.data_type, info.variable_id = shape, port.get_element_type(), name
         variable = Variable(info)
-        read = ops.read_value(_empty(model, shape, port.get_element_type(), EMBEDDINGS), variable)
+        read = ops.read_value(_empty(model, shape, port.get_element_type()), variable)
         for consumer in port.get_target_inputs():
             consumer.replace_source_output(read.output(0))
         model.remove_parameter(port.get_node())
@@ -87,14 +85,14 @@ def keep_inputs(model: ov.Model, names: Sequence[str]) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _check(model: ov.Model, cache: Mapping[str, str], batch_input: str) -> None:
+def _check(model: ov.Model, cache: Mapping[str, str]) -> None:
     if is_stateful(model):
         raise SettingsError("The model is stateful already; convert it from PyTorch again.")
     if not cache:
         raise SettingsError("The model has no KV cache to keep; name its inputs and outputs.")
     inputs = {name for port in model.inputs for name in port.get_names()}
     outputs = {name for port in model.outputs for name in port.get_names()}
-    missing = [f"input {name}" for name in (*cache, batch_input) if name not in inputs]
+    missing = [f"input {name}" for name in (*cache, EMBEDDINGS) if name not in inputs]
     missing += [f"output {name}" for name in cache.values() if name not in outputs]
     if missing:
         raise SettingsError(f"The model has no {', no '.join(missing)}; check the names.")
@@ -111,23 +109,20 @@ def _check(model: ov.Model, cache: Mapping[str, str], batch_input: str) -> None:
 
 
 def _start_empty(
-    model: ov.Model,
-    cache: Mapping[str, str],
-    shapes: Mapping[str, ov.PartialShape],
-    batch_input: str,
+    model: ov.Model, cache: Mapping[str, str], shapes: Mapping[str, ov.PartialShape]
 ) -> None:
     """Give every state its first value: no positions or zeros, for as many rows as the batch."""
     reads = {node.get_variable_id(): node for node in model.get_ops() if _is_read(node)}
     for variable, node in reads.items():
         name = next(name for name in cache if variable == name + cache[name])
-        start = _empty(model, shapes[name], node.get_output_element_type(0), batch_input)
+        start = _empty(model, shapes[name], node.get_output_element_type(0))
         node.set_arguments([start.output(0)])
 
 
-def _empty(model: ov.Model, shape: ov.PartialShape, element: ov.Type, batch_input: str) -> ov.Node:
+def _empty(model: ov.Model, shape: ov.PartialShape, element: ov.Type) -> ov.Node:
     """Return keys or values of no positions, or zeros, for as many rows as the batch has."""
     batch = ops.gather(
-        ops.shape_of(model.input(batch_input), ov.Type.i64),
+        ops.shape_of(model.input(EMBEDDINGS), ov.Type.i64),
         ops.constant([0], ov.Type.i64),
         ops.constant(0, ov.Type.i64),
     )
