@@ -47,7 +47,7 @@ def test_words_of_the_world_are_single_tokens(prepared):
     tokenizer = processor.tokenizer
     assert "unk" not in tokenizer.decode(tokenizer(" ".join(world.LETTERS))["input_ids"])
     for word in (*world.COLOURS, *world.SHAPES, "top", "left", "right"):
-        assert len(naming.tokens_after(processor, "the", word)) == 1
+        assert len(naming.tokens_in_sentence(processor, word)) == 1
 
 
 def sorts_of(recipe: Recipe) -> set[str]:

@@ -21,7 +21,7 @@ from typing import Any
 from helpers.convert.folders import Report
 from helpers.errors import OutputError, SettingsError, UserError, reason_of
 from helpers.resources import freeze_objects
-from helpers.serve.local import BATCH, Local
+from helpers.serve.local import Local
 from helpers.serve.results import Answers, fingerprint_of
 from helpers.serve.rows import Row
 
@@ -95,8 +95,8 @@ class Cluster:
         options: Mapping[str, Any],
         report: Report,
         *,
-        tuned: bool = True,
-        rows_together: int = BATCH,
+        tuned: bool,
+        rows_together: int,
     ) -> None:
         self.rows_together = rows_together
         self.address, self.options, self.report = address, dict(options), report

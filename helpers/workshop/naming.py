@@ -31,7 +31,7 @@ def shown_words(processor: Processor, scenes: Sequence[world.Scene], side: int =
                 continue
             row, column = divmod(number, scene.grid[0])
             place = world.PLACES[scene.grid][number] if len(scene.items) > 1 else ""
-            tokens = tokens_after(processor, "the", f"{item} {place}".strip())
+            tokens = tokens_in_sentence(processor, f"{item} {place}".strip())
             _name(ids[index], (column, row, column + 1, row + 1), scene.grid, tokens)
         boxes = world.letter_boxes(scene)
         letters = processor.tokenizer(scene.word or "", add_special_tokens=False)["input_ids"]
@@ -58,10 +58,10 @@ def _name(ids: Tensor, box: Sequence[float], size: tuple[int, int], tokens: list
     ids[rows, columns, : len(tokens)] = torch.tensor(tokens)
 
 
-def tokens_after(processor: Processor, before: str, words: str) -> list[int]:
+def tokens_in_sentence(processor: Processor, words: str) -> list[int]:
     """Return the tokens of `words` as they are in a sentence; a sentence's first may differ."""
-    first = len(processor.tokenizer(before, add_special_tokens=False)["input_ids"])
-    encoding = processor.tokenizer(f"{before} {words}", add_special_tokens=False)
+    first = len(processor.tokenizer("the", add_special_tokens=False)["input_ids"])
+    encoding = processor.tokenizer(f"the {words}", add_special_tokens=False)
     ids: list[int] = encoding["input_ids"]
     return ids[first:]
 
