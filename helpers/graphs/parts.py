@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from helpers.graphs.part_names import LANGUAGE_MODEL
+from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL
 from helpers.upstream.transformers import cache_argument
 
 SENSITIVE = "sensitive_layers"  # of a traced model's information, which its file keeps
@@ -50,6 +50,17 @@ class Traceable(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Call the function."""
         return self.function(*inputs)
+
+
+def part_of_one_size(image_encoder: nn.Module, side: int) -> Part:
+    """Return the part of an image encoder of any number of squares, (number, 3, side, side)."""
+    return Part(
+        IMAGE_ENCODER,
+        image_encoder,
+        {"pixel_values": torch.zeros(2, 3, side, side)},
+        outputs=("last_hidden_state",),
+        fixed={"pixel_values": (1, 2, 3)},
+    )
 
 
 class DecoderWithCache(nn.Module):

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlavaImageProcessorPil
 
 from helpers.errors import CheckpointError
-from helpers.graphs.part_names import IMAGE_ENCODER
-from helpers.graphs.parts import Part, Traceable
+from helpers.graphs.parts import Part, Traceable, part_of_one_size
 from helpers.models.base import VisionLanguageModel, WeightFiles
 from helpers.models.budgets import PicturePieces
 from helpers.models.exported import Features, ImageInputs
@@ -235,13 +234,8 @@ class ClipLanguageModel(VisionLanguageModel[P]):
     def image_encoder_part(self) -> Part:
         """Return CLIP with the projector: any number of pictures of one fixed size."""
         side = self.processor.side
-        return Part(
-            IMAGE_ENCODER,
-            Traceable(self.encode_images, self.image_encoder, self.projector),
-            {"pixel_values": torch.zeros(2, 3, side, side)},
-            outputs=("last_hidden_state",),
-            fixed={"pixel_values": (1, 2, 3)},
-        )
+        module = Traceable(self.encode_images, self.image_encoder, self.projector)
+        return part_of_one_size(module, side)
 
 
 # Finding and reading the tower

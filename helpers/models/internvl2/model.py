@@ -21,8 +21,7 @@ from transformers import (
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 
 from helpers.errors import CheckpointError
-from helpers.graphs.part_names import IMAGE_ENCODER
-from helpers.graphs.parts import Part, Traceable
+from helpers.graphs.parts import Part, Traceable, part_of_one_size
 from helpers.inputs.chat_templates import template_of
 from helpers.inputs.images import open_picture
 from helpers.inputs.prompts import Template
@@ -283,13 +282,8 @@ class InternVL2(VisionLanguageModel[InternVL2Processor]):
     def image_encoder_part(self) -> Part:
         """Return InternViT, pixel shuffle and MLP: any number of tiles of one fixed size."""
         side = cast(tuple[int, int], self.image_encoder.config.image_size)[0]
-        return Part(
-            IMAGE_ENCODER,
-            Traceable(self.encode_images, self.image_encoder, self.projector),
-            {"pixel_values": torch.zeros(2, 3, side, side)},
-            outputs=("last_hidden_state",),
-            fixed={"pixel_values": (1, 2, 3)},
-        )
+        module = Traceable(self.encode_images, self.image_encoder, self.projector)
+        return part_of_one_size(module, side)
 
 
 def pixel_shuffle(patches: Tensor, ratio: float) -> Tensor:

@@ -18,18 +18,14 @@ from helpers.show.exercises import (
 )
 
 EXERCISES = {
-    name: exercise
-    for notebook in (
-        notebook_01,
-        notebook_02,
-        notebook_03,
-        notebook_04,
-        notebook_05,
-        notebook_06,
-        notebook_07,
-        notebook_08,
-    )
-    for name, exercise in notebook.EXERCISES.items()
+    **notebook_01.EXERCISES,
+    **notebook_02.EXERCISES,
+    **notebook_03.EXERCISES,
+    **notebook_04.EXERCISES,
+    **notebook_05.EXERCISES,
+    **notebook_06.EXERCISES,
+    **notebook_07.EXERCISES,
+    **notebook_08.EXERCISES,
 }
 
 
