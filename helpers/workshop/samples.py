@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -227,6 +228,7 @@ def make_batch(
         processor = processor.within(page if sort == "page" else generator.choice(recipe.budgets))
     while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
+        cell *= scale
         if sort in OF_WORDS:
             questions = [word(scene, generator)]
         else:
@@ -236,17 +238,10 @@ def make_batch(
         questions = [
             with_instruction(question, recipe.instruction, generator) for question in questions
         ]
-        picture = world.draw(scene, cell=cell * scale)
-        if sort == "page":
-            picture = world.on_page(picture, PAGE, generator)
-        if sort not in NO_SQUARES:
-            # A square, so that it is known where on the image encoder's canvas everything is.
-            # All of a batch are of one size, since their picture tokens are compared together.
-            picture = picture.resize((cell * scale * scene.grid[0],) * 2)
-        images.append(processor.image_inputs([picture]))
+        images.append(processor.image_inputs([_picture(scene, cell, sort, generator)]))
         scenes.append(scene)
         if recipe.gives_boxes:
-            boxes = list(world.item_boxes(scene, cell=cell * scale).values())
+            boxes = list(world.item_boxes(scene, cell=cell).values())
             sides.append(sides_of_boxes(boxes, *processor.token_grid(images[-1])))
         if questions:
             turns = generator.random() < CONVERSATIONS
@@ -256,6 +251,18 @@ def make_batch(
     if sort not in NO_SQUARES:
         batch["shown"] = shown_words(processor, scenes, recipe.points)
     return batch | ({"sides": torch.cat(sides)} if sides else {})
+
+
+def _picture(scene: world.Scene, cell: int, sort: str, generator: random.Random) -> Image.Image:
+    """Draw a scene for a batch of a sort, `cell` pixels for each of its places."""
+    picture = world.draw(scene, cell=cell)
+    if sort == "page":
+        return world.on_page(picture, PAGE, generator)
+    if sort in NO_SQUARES:
+        return picture
+    # A square, so that it is known where on the image encoder's canvas everything is.
+    # All of a batch are of one size, since their picture tokens are compared together.
+    return picture.resize((cell * scene.grid[0],) * 2)
 
 
 def _clip_batch(processor: Processor, generator: random.Random, number: int) -> Batch:
