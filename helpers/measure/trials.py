@@ -94,27 +94,27 @@ def part_reason(part: str, trials: Sequence[Trial], gain: float, untried: int) -
 
     For so many candidates that were `untried` there was no time.
     """
+    is_second = part == NEXT_TOKENS
+    others = "two" if is_second else "others"
     verdicts = [trial.verdict for trial in trials]
     unclear = [words for words in verdicts if NOISY in words or NOT_ALWAYS in words]
     too_far = [words for words in verdicts if TOO_FAR in words]
     number = sum(trial.seconds is not None for trial in trials)
-    is_second = part == NEXT_TOKENS
-    default = "one language model" if is_second else "the defaults"
+    reason = "keeps one language model" if is_second else "keeps the defaults"
     if gain < 1:
         reason = f"takes {gain:.2f} of {'one model' if is_second else 'the default'}'s time"
     elif unclear:
-        reason = f"keeps {default}: {unclear[0]}; try again while nothing else computes"
+        reason += f": {unclear[0]}; try again while nothing else computes"
     elif too_far:
-        reason = f"keeps {default}: {too_far[0]}"
+        reason += f": {too_far[0]}"
     elif number:
-        reason = f"keeps {default}, of {number + 1} settings the fastest"
+        reason += f", of {number + 1} settings the fastest"
     elif NO_ROOM in verdicts:
-        reason = f"keeps {default}: {NO_ROOM}"
+        reason += f": {NO_ROOM}"
     elif trials:
-        reason = f"keeps {default}: {'two' if is_second else 'others'} cannot be computed here"
+        reason += f": {others} cannot be computed here"
     elif untried:
-        others = "two" if is_second else "others"
-        return f"keeps {default}: there was no time to try {others}; `--seconds` gives more"
+        return f"{reason}: there was no time to try {others}; `--seconds` gives more"
     else:
-        reason = f"keeps {default}: no other setting computes otherwise on this processor"
+        reason += ": no other setting computes otherwise on this processor"
     return reason + (f"; there was no time for {untried} more" if untried else "")
