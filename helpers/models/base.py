@@ -211,7 +211,7 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
         return {TEXT_EMBEDDINGS: self.token_embeddings}
 
     def prepare(self, input_ids: Tensor, features: Features | None = None) -> dict[str, Tensor]:
-        """Return all that `forward` takes for a prompt with these picture features."""
+        """Return all that `forward` takes for prompts (batch, length) with these features."""
         return self.processor.prepare(input_ids, self.embed_tokens, features)
 
     def parts(self) -> Iterator[Part | Table]:

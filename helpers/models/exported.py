@@ -32,7 +32,7 @@ MOST_AT_ONCE = 16
 
 
 def in_calls(encode: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
-    """Return what `encode` gives for rows of one size, at most so many in a call."""
+    """Return what `encode` gives for rows (number, ...) of one size, at most so many in a call."""
     return torch.cat([encode(rows) for rows in torch.split(pixel_values, MOST_AT_ONCE)])
 
 

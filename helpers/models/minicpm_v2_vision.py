@@ -54,7 +54,7 @@ class ImageEncoder(nn.Module):
         return cast(Tensor, output.last_hidden_state)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the resampler's rows for each slice."""
+        """Return the resampler's rows for each slice, (number, queries, hidden)."""
         rows, columns = pixel_values.shape[2] // self.patch, pixel_values.shape[3] // self.patch
         return cast(Tensor, self.resampler(self.patches(pixel_values), rows, columns))
 

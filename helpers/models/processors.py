@@ -303,7 +303,7 @@ class Processor(ABC):
         embed_tokens: Callable[[Tensor], Tensor],
         features: Features | None = None,
     ) -> dict[str, Tensor]:
-        """Return all that a language model takes for a prompt with these picture features."""
+        """Return all that a language model takes for prompts (batch, length) with pictures."""
         embeddings = self.embed(input_ids, embed_tokens, features)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
         return {
@@ -323,9 +323,10 @@ class Processor(ABC):
         return embeddings if features is None else self.merge(input_ids, embeddings, features)
 
     def merge(self, input_ids: Tensor, embeddings: Tensor, features: Features) -> Tensor:
-        """Put the rows of `features` in order at the picture positions of `embeddings`.
+        """Put the rows of `features` at the picture positions of `embeddings` (batch, length, ...).
 
-        What a token's row has behind its embedding stays.
+        What a token's row has behind its embedding stays. Raises `CheckpointError` where there are
+        more or fewer rows than positions.
         """
         positions = self.picture_positions(input_ids)
         rows = torch.cat(list(features))

@@ -131,7 +131,10 @@ def normalised(
 
 
 def by_size(encode: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> list[Tensor]:
-    """Return what `encode` gives for each row of `pieces`; rows of one size go together."""
+    """Return what `encode` gives for each row of `pieces`, which are (rows, 3, height, width).
+
+    Rows of one size go together.
+    """
     rows = [row for piece in pieces for row in piece]
     encoded: list[Tensor] = [torch.empty(0)] * len(rows)
     for size in dict.fromkeys(row.shape for row in rows):

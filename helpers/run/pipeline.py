@@ -292,7 +292,7 @@ class VisionLanguagePipeline:
     def prepare(
         self, input_ids: Tensor, features: Features | None = None, *, past: int = 0
     ) -> dict[str, Any]:
-        """Return all that `language_model` takes for a prompt with these picture features.
+        """Return all that `language_model` takes for a prompt (1, length) with these features.
 
         The first `past` positions are in its cache already.
         """

@@ -71,7 +71,7 @@ def naming_loss(model: VisionLanguageModel[Any], features: Features, word_ids: T
 
     The unit is the variance of those sums. Letters count once more among themselves, and so do
     shapes: beside what all words have in common, their differences are hardly learned. `features`
-    are those of pictures whose tokens lie on a square.
+    are those of pictures whose tokens lie on a square, `word_ids` what `shown_words` returns.
     """
     tokens = model.squares(features).float()
     side, points = math.isqrt(tokens.shape[1]), word_ids.shape[1]

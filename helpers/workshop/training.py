@@ -97,7 +97,7 @@ def loss_of(model: Model, batch: Batch, locator: nn.Linear) -> Tensor:
 
 
 def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Return the cross-entropy of the answers' tokens, weighed as the batch says."""
+    """Return the cross-entropy of answers by logits (batch, length, vocabulary), as weighed."""
     losses = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
         batch["labels"][:, 1:].flatten(),

@@ -43,7 +43,7 @@ class Gemma4Exported(ExportedParts):
         )
 
     def token_counts(self, image_position_ids: Tensor) -> list[int]:
-        """Return how many tokens each picture has."""
+        """Return how many tokens each picture has, of positions (pictures, patches, 2)."""
         patches = (image_position_ids != -1).all(-1).sum(-1)
         counts: list[int] = (patches // self.processor.vision.pooling_kernel_size**2).tolist()
         return counts

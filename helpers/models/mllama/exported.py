@@ -155,7 +155,7 @@ def cross_layers(config: MllamaTextConfig) -> list[int]:
 
 
 def keys_values(attention: MllamaTextCrossAttention, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a cross-attention layer's keys and values of the pictures' states."""
+    """Return keys and values (1, heads, patches, head size) of `states` (1, patches, hidden)."""
     shape = (attention.num_key_value_heads, attention.head_dim)
     keys = attention.k_norm(attention.k_proj(states).unflatten(-1, shape))
     values = attention.v_proj(states).unflatten(-1, shape)
@@ -267,7 +267,7 @@ class PictureAttention:
     def run_layer(
         self, layer: MllamaCrossAttentionDecoderLayer, hidden: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """Return a cross-attention layer's output."""
+        """Return a cross-attention layer's output, (batch, new, hidden)."""
         attended = self.attend(layer.cross_attn, layer.input_layernorm(hidden), keys, values)
         hidden = hidden + self._with_picture(layer.cross_attn_attn_gate.tanh() * attended)
         transformed = self.has_visible_tile * layer.mlp(layer.post_attention_layernorm(hidden))
