@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoTokenizer,
     Gemma4ImageProcessorPil,
     MiniCPMV4_6ImageProcessorPil,
     MllamaConfig,
@@ -67,6 +68,21 @@ def test_a_last_layer_that_was_trained_apart_counts(family, tmp_path):
     ids = model.processor.input_ids([user_message("What is it?")])
     expected = reference(**model.processor.transformers_inputs(ids, {})).logits
     assert relative_error(model(**model.prepare(ids)).logits, expected) < PYTORCH
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers does not know this model type's config
+@pytest.mark.parametrize("is_alone", [False, True], ids=["beside tokenizer.model", "alone"])
+def test_minicpms_tokenizer_that_was_saved_again_has_the_same_ids(is_alone, tmp_path):
+    """`AutoTokenizer` puts no space in front of a text for this model type, and Llama's does."""
+    source = BUNDLED / "minicpm_v2"
+    ignored = shutil.ignore_patterns("*.safetensors", *(["tokenizer.model"] if is_alone else []))
+    folder = shutil.copytree(source, tmp_path / "model", ignore=ignored)
+    saved = AutoTokenizer.from_pretrained(source)
+    saved.save_pretrained(folder)
+    assert saved.tokenize("What is it?")[:2] == ["Wh", "at"]
+    messages = [user_message("What is it? And  now?\n 模型")]
+    ids, expected = (load_processor(place).input_ids(messages) for place in (folder, source))
+    assert ids.tolist() == expected.tolist()
 
 
 # Rotations of InternVL's language model

@@ -31,6 +31,7 @@ from helpers.models.budgets import PicturePieces
 from helpers.models.embeddings import ScaledEmbedding
 from helpers.models.exported import ExportedParts, ImageInputs, RunPart
 from helpers.models.families import Family, Original, SmallTokenizer
+from helpers.models.internlm2_tokenizer import SPACE
 from helpers.models.minicpm_v2_vision import (
     RESAMPLER_RULES,
     VISION_RULES,
@@ -93,10 +94,15 @@ class MiniCPMV2Processor(Processor):
             )
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast | LlamaTokenizer:
-        """Return that in `tokenizer.json` or `tokenizer.model`, made to put BOS in front."""
-        fast = (self.folder / "tokenizer.json").exists()
-        loader = PreTrainedTokenizerFast if fast else LlamaTokenizer
-        tokenizer: PreTrainedTokenizerFast | LlamaTokenizer = loader.from_pretrained(self.folder)
+        """Return Llama's tokenizer, as the authors have it, made to put BOS in front.
+
+        Also where `tokenizer.json` has sentencepiece's tokens: what `AutoTokenizer` saves there for
+        this model type begins no text with a space. Text after a mark gets one, too (`legacy`).
+        """
+        tokenizer: PreTrainedTokenizerFast | LlamaTokenizer
+        tokenizer = LlamaTokenizer.from_pretrained(self.folder, legacy=True)
+        if SPACE not in tokenizer.get_vocab() and (self.folder / "tokenizer.json").exists():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
         for token in MARKS:
             actual, expected = tokenizer.convert_tokens_to_ids(token), self.mark_id(token)
             if actual != expected:
