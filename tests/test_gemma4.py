@@ -1,5 +1,7 @@
 """Gemma 4 at random dimensions, beside transformers' own model of the same checkpoint."""
 
+import json
+import shutil
 from functools import partial
 
 import pytest
@@ -9,16 +11,17 @@ from transformers import Gemma4ForConditionalGeneration
 
 from helpers.errors import CheckpointError, QuestionError, SettingsError
 from helpers.graphs.part_names import LANGUAGE_MODEL
-from helpers.inputs.messages import user_message
+from helpers.inputs.chat_templates import jinja_of
+from helpers.inputs.messages import answer_message, user_message
 from helpers.inputs.video import Video
 from helpers.models import load_model, load_processor
 from helpers.models.checks import check_processor
 from helpers.models.families import family_of, find_original
 from helpers.models.gemma4.exported import FULL
 from helpers.models.gemma4.originals import TOKENIZER
-from helpers.models.gemma4.processor import PICTURE_MARKS
+from helpers.models.gemma4.processor import PICTURE_MARKS, TEMPLATE
 from helpers.run.pipeline import VisionLanguagePipeline
-from helpers.sources.checkpoints import read_json, write_json
+from helpers.sources.checkpoints import BUNDLED, read_json, write_json
 from tests.random_gemma4 import write_random
 from tests.random_models import (
     PICTURES,
@@ -246,3 +249,34 @@ def test_the_chat_template_writes_the_prompt_of_the_processor(models):
     prompt = processor.tokenizer.decode(processor.input_ids([user_message(text, 1)], inputs)[0])
     (count,) = processor.exported.token_counts(inputs["image_position_ids"])
     assert prompt == written.replace(token, begin + count * token + end)
+
+
+WRITTEN = jinja_of(TEMPLATE, PICTURE_MARKS[1])
+CHANGED = {
+    "a line end": WRITTEN.replace("<|think|>", "<|think|>\\n"),
+    "a role": WRITTEN.replace("model", "helper"),
+    "a text of the system": WRITTEN.replace("model", "helper").replace(
+        "content(message) + " + json.dumps("<turn|>\n"), 'message.content | trim + "<turn|>\\n"', 1
+    ),
+    "an empty thought": WRITTEN.replace(
+        ' + "" -}}', ' + ("" if thinks else "<|channel>thought\\n<channel|>") -}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("has_system", [False, True])
+@pytest.mark.parametrize("on", [None, True, False])
+@pytest.mark.parametrize("text", CHANGED.values(), ids=CHANGED)
+def test_a_chat_template_with_other_words_is_read(text, on, has_system, tmp_path):
+    ignored = shutil.ignore_patterns("*.safetensors")
+    folder = shutil.copytree(BUNDLED / "gemma4", tmp_path / "model", ignore=ignored)
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    processor = load_processor(folder)
+    system = [{"role": "system", "content": " Be short. "}] * has_system
+    messages = [*system, user_message(" Why? "), answer_message("So."), user_message("And?")]
+    switch = {} if on is None else {"enable_thinking": on}
+    written = processor.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, **switch
+    )
+    ids = processor.thinking(on).input_ids(messages)
+    assert processor.tokenizer.decode(ids[0]) == written

@@ -134,7 +134,7 @@ TEXT_ONLY = {  # templates of texts alone, which fine-tunes keep
 
 
 @pytest.mark.parametrize("text", TEXT_ONLY.values(), ids=TEXT_ONLY)
-@pytest.mark.parametrize("family", ["qwen3_vl", "minicpm_v4_6"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "minicpm_v4_6", "gemma4"])
 def test_a_chat_template_without_pictures_is_told(family, text, tmp_path):
     FAMILIES[family](tmp_path, 0)
     (tmp_path / "chat_template.jinja").write_text(text, encoding="utf-8")

@@ -92,14 +92,17 @@ def _system_form(
     tokenizer: PreTrainedTokenizerBase, image_token: str, user: str, switch: dict[str, bool]
 ) -> str | None:
     """Return what stands for a system message before `user`, or None for a template without."""
-    system = _message("system", {"type": "text", "text": _SYSTEM})
     question = _message("user", {"type": "image"}, {"type": "text", "text": _QUESTION})
-    try:
-        beginning, _ = _split(_render(tokenizer, [system, question], **switch), image_token)
-    except TemplateError:  # how templates refuse a role
-        return None
-    before, mark, after = beginning.removesuffix(user).partition(_SYSTEM)
-    return f"{before}{SYSTEM_WORDS}{after}" if mark else None
+    for content in ([{"type": "text", "text": _SYSTEM}], _SYSTEM):  # some take a text only
+        system = {"role": "system", "content": content}
+        try:
+            beginning, _ = _split(_render(tokenizer, [system, question], **switch), image_token)
+        except (TemplateError, TypeError):  # how templates refuse a role, and a list
+            continue
+        before, mark, after = beginning.removesuffix(user).partition(_SYSTEM)
+        if mark:
+            return f"{before}{SYSTEM_WORDS}{after}"
+    return None
 
 
 def jinja_of(template: Template, image_text: str) -> str:

@@ -79,6 +79,19 @@ class Template:
         """Return whether a conversation begins with the same words as with `other`."""
         return (self.system, self.system_form) == (other.system, other.system_form)
 
+    def writes_as(self, other: "Template") -> bool:
+        """Return whether prompts are those of `other`, with a switch of both in either way."""
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}
+        talk = [question, {"role": "assistant", "content": "A"}, question]
+        talks = talk, [{"role": SYSTEM_ROLE, "content": "S"}, *talk]
+        pairs = (self, other), (self.otherwise, other.otherwise)
+        return all(
+            words.render(talk) == others.render(talk)
+            for words, others in pairs
+            if words is not None and others is not None
+            for talk in talks
+        )
+
     def pieces(self, messages: Sequence[Message], *, first: bool = True) -> list[PromptPiece]:
         """Return the prompt of `messages`, whose last one is the user's.
 

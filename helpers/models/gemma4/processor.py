@@ -11,6 +11,7 @@ from transformers import Gemma4Config, Gemma4TextConfig, PreTrainedTokenizerBase
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 from helpers.errors import CheckpointError
+from helpers.inputs.chat_templates import template_of
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.budgets import PicturePieces
 from helpers.models.exported import ImageInputs
@@ -56,7 +57,6 @@ class Gemma4Processor(Processor):
     counts_places = True  # in its windows
     exported: Gemma4Exported
     most_pictures = None
-    template = TEMPLATE
 
     @cached_property
     def settings(self) -> Gemma4Config:
@@ -107,6 +107,17 @@ class Gemma4Processor(Processor):
         tokenizer = super().load_tokenizer()
         set_bos(tokenizer, added=False)
         return tokenizer
+
+    @cached_property
+    def template(self) -> Template:
+        """The words of the tokenizer's chat template where they are others than the published."""
+        tokenizer = self.with_chat_template(self.tokenizer)
+        if tokenizer.chat_template is None:
+            return TEMPLATE
+        words = template_of(tokenizer, PICTURE_MARKS[1], frame=None, thought=TEMPLATE.thought)
+        other = words.otherwise and replace(words.otherwise, trimmed=True)
+        words = replace(words, trimmed=True, otherwise=other)
+        return TEMPLATE if words.writes_as(TEMPLATE) else words
 
     @property
     def image_token_id(self) -> int:
