@@ -62,6 +62,20 @@ def test_shards(tmp_path, kind):
     assert_same(open_tensors(tmp_path), TENSORS)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."]
+)
+def test_names_of_wrappers_are_taken_off(tmp_path, kind, prefix):
+    WRITERS[kind]({prefix + name: tensor for name, tensor in TENSORS.items()}, tmp_path / kind)
+    assert_same(open_tensors(tmp_path), TENSORS)
+
+
+def test_a_prefix_of_some_names_stays(tmp_path, kind):
+    tensors = {"module.a": TENSORS["a"], "b": TENSORS["b"]}
+    WRITERS[kind](tensors, tmp_path / kind)
+    assert_same(open_tensors(tmp_path), tensors)
+
+
 def test_safetensors_come_first(tmp_path):
     save_file(TENSORS, tmp_path / "model.safetensors")
     torch.save({}, tmp_path / "pytorch_model.bin")

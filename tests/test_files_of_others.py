@@ -70,6 +70,19 @@ def test_a_last_layer_that_was_trained_apart_counts(family, tmp_path):
     assert relative_error(model(**model.prepare(ids)).logits, expected) < PYTORCH
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_of_a_model_that_was_saved_without_its_head(family, tmp_path):
+    """transformers reads them, too: names of all tensors lack `model.`."""
+    FAMILIES[family](tmp_path, TIED)
+    before = load_model(tmp_path).state_dict()
+    tensors = load_file(tmp_path / WEIGHTS)
+    shorter = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    assert shorter.keys().isdisjoint(tensors)
+    save_file(shorter, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    after = load_model(tmp_path).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before | after)
+
+
 @pytest.mark.filterwarnings("ignore")  # transformers does not know this model type's config
 @pytest.mark.parametrize("is_alone", [False, True], ids=["beside tokenizer.model", "alone"])
 def test_minicpms_tokenizer_that_was_saved_again_has_the_same_ids(is_alone, tmp_path):

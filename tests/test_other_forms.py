@@ -77,6 +77,46 @@ def test_a_later_model_of_the_same_model_type(tmp_path):
             load(tmp_path)
 
 
+QUANTISED = {"quantization_config": {"quant_method": "awq"}}
+NOT_READ = {
+    "MiniCPM-V 2.6": (
+        {"model_type": "minicpmv", "version": 2.6, "slice_config": {}},
+        "V 2.6, whose",
+    ),
+    "MiniCPM-V 1": ({"model_type": "minicpmv", "query_num": 64}, "a model before MiniCPM-V 2"),
+    "Qwen2.5-VL": ({"model_type": "qwen2_5_vl"}, "holds a 'qwen2_5_vl' model; this reads"),
+    "Gemma 4 31B": (
+        {"model_type": "gemma4", "text_config": {"use_bidirectional_attention": "vision"}}
+        | {"vision_config": {}},
+        "use_bidirectional_attention .*larger Gemma 4 models",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "reason"), NOT_READ.values(), ids=NOT_READ)
+@pytest.mark.parametrize("load", [load_model, load_processor])
+def test_what_is_not_read_otherwise_either_is_told_first(load, config, reason, tmp_path):
+    """Or one would fetch the original of quantised weights in vain."""
+    (tmp_path / "config.json").write_text(json.dumps(config | QUANTISED), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=reason):
+        load(tmp_path)
+
+
+def test_a_field_of_a_quantiser_that_is_empty_says_nothing(folder):
+    set_in_config(folder, quantization_config={})
+    load_model(folder)
+
+
+def test_a_language_model_without_a_name(folder):
+    llm = json.loads((folder / "config.json").read_text("utf-8"))["llm_config"]
+    del llm["architectures"]
+    set_in_config(folder, llm_config=llm)
+    with pytest.raises(
+        CheckpointError, match="language model None in config.json is none of Qwen2"
+    ):
+        load_model(folder)
+
+
 def test_gguf(tmp_path):
     file = tmp_path / "model-q4_0.gguf"
     file.write_bytes(b"GGUF")

@@ -69,12 +69,14 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     A family builds its modules in `build` (on the meta device, so that no memory is used) and
     names its tensors in `rules`; those named in `left_out` are not loaded. `P` is its processor's
     class. Layers of the language model whose names end with one of `sensitive_layers` keep 8 bits
-    where others get 4.
+    where others get 4. Where a model was saved without its head, transformers leaves out the
+    `prefix` of all names.
     """
 
     processor_class: type[Processor]
     left_out: tuple[str, ...] = ("{x}rotary_emb.inv_freq",)
     sensitive_layers: tuple[str, ...] = ()
+    prefix = ""
     language_model: PreTrainedModel
 
     def __init__(self, config: Config, processor: P) -> None:
@@ -155,7 +157,13 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
 
     def original_tensors(self, folder: Path) -> dict[str, Tensor]:
         """Return the checkpoint's tensors by their original names."""
-        return open_tensors(folder)
+        tensors = open_tensors(folder)
+        if any(name.startswith(self.prefix) for name in tensors):
+            return tensors
+        return {
+            name if name.startswith("lm_head.") else self.prefix + name: tensor
+            for name, tensor in tensors.items()
+        }
 
     def layout(self) -> list[WeightFiles]:
         """Return this model's tensors under their original names, as the authors' files hold them.

@@ -23,7 +23,7 @@ from helpers.models.processors import Processor
 from helpers.resources import path_of
 from helpers.sources.checkpoints import BUNDLED, CARD, Config, read_config, read_json
 from helpers.sources.hub import download
-from helpers.sources.other_forms import refuse_files
+from helpers.sources.other_forms import refuse_files, refuse_quantised, without_quantisation
 
 GROUP = "vlm.families"  # of entry points
 # Modules of this package that hold an entry, in the order of their notebooks.
@@ -184,14 +184,29 @@ def find_family_by_name(name: str) -> Family:
 
 
 def family_of(folder: str | Path) -> Family:
-    """Return the family of the checkpoint in `folder`; `CheckpointError` if it has none."""
-    model_type, folder = read_config(folder).get("model_type"), Path(folder)
+    """Return the family of the checkpoint in `folder`; `CheckpointError` if it has none.
+
+    Of quantised weights the error says to take the original only if that can be read.
+    """
+    config, folder = read_config(folder, quantised=True), Path(folder)
+    model_type = config.get("model_type")
     family = find_family(model_type)
     if family is None:
         supported = ", ".join(name for family in families() for name in family.model_types)
         sentence = f"{folder} holds a {model_type!r} model; this reads {supported}."
         raise CheckpointError(" ".join([sentence, *broken_entry_points()]))
+    try:
+        refuse_quantised(folder, config)
+    except CheckpointError:
+        _build(family, folder, without_quantisation(config))
+        raise
     return family
+
+
+def _build(family: Family, folder: Path, config: Config) -> VisionLanguageModel[Any]:
+    model = family.model
+    with describing_a_model(folder), torch.device("meta"):
+        return model(config, model.processor_class(folder, config))
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel[Any]:
@@ -210,7 +225,7 @@ def load_processor(folder: str | Path) -> Processor:
 
     Raises `CheckpointError` for a folder that cannot be read here.
     """
-    config, processor_class = read_config(folder), family_of(folder).model.processor_class
+    processor_class, config = family_of(folder).model.processor_class, read_config(folder)
     with describing_a_model(Path(folder)):
         return processor_class(folder, config)
 
@@ -220,9 +235,7 @@ def on_meta_device(folder: str | Path) -> VisionLanguageModel[Any]:
 
     Raises `CheckpointError` for a folder that cannot be read here.
     """
-    model, config = family_of(folder).model, read_config(folder)
-    with describing_a_model(Path(folder)), torch.device("meta"):
-        return model(config, model.processor_class(folder, config))
+    return _build(family_of(folder), Path(folder), read_config(folder))
 
 
 def without_weights(config: Config) -> VisionLanguageModel[Any]:

@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 _OF_LATER_MODELS = "slice_config"  # in configs of 2.5, 2.6, 4.0 and 4.5, of the same model type
+_SINCE_2 = "patch_size"  # and what else says how pictures are cut into slices
 # The token of each mark around pictures, the field that holds its id, and the id if none does:
 # the defaults of the authors' MiniCPMVConfig.
 MARKS = {
@@ -91,6 +92,11 @@ class MiniCPMV2Processor(Processor):
             raise CheckpointError(
                 f"{folder} holds MiniCPM-V {config.get('version', 'later than 2')}, whose parts "
                 "are others; take openbmb/MiniCPM-V-2 or openbmb/MiniCPM-V-4.6."
+            )
+        if _SINCE_2 not in config:
+            raise CheckpointError(
+                f"{folder} holds a model before MiniCPM-V 2 ({_SINCE_2} is missing in config.json),"
+                " which is not read here; take openbmb/MiniCPM-V-2."
             )
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast | LlamaTokenizer:

@@ -48,10 +48,11 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_config(folder: str | Path) -> Config:
+def read_config(folder: str | Path, *, quantised: bool = False) -> Config:
     """Read a checkpoint's `config.json`, and check the numbers that size a model.
 
-    Raises `CheckpointError` for what is no folder of a checkpoint, or of one that is not read here.
+    Raises `CheckpointError` for what is no folder of a checkpoint, or of one that is not read here:
+    of `quantised` weights, unless they are asked for.
     """
     if not isinstance(folder, str | os.PathLike):
         raise CheckpointError(f"{folder!r} is no folder; give the path of a checkpoint's.")
@@ -63,7 +64,8 @@ def read_config(folder: str | Path) -> Config:
         raise CheckpointError(f"{folder} has no config.json; give a checkpoint's folder.")
     config = read_json(folder / "config.json")
     refuse_experts(folder, config)  # first, since their originals are not read either
-    refuse_quantised(folder, config)
+    if not quantised:
+        refuse_quantised(folder, config)
     check_sizes(config, folder / "config.json")
     return config
 

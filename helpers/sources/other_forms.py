@@ -53,12 +53,21 @@ def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     """Raise a `CheckpointError` where a config says that the weights are quantised already."""
     sections = [config, *(value for value in config.values() if isinstance(value, dict))]
     for section, field in itertools.product(sections, _FIELDS):
-        if (settings := section.get(field)) is not None:
+        if settings := section.get(field):  # an empty one says nothing
             method = settings.get("quant_method") if isinstance(settings, dict) else None
             raise CheckpointError(
                 f"{folder} holds weights that are quantised already ({method or 'unnamed'}); "
                 f"{_ORIGINAL}."
             )
+
+
+def without_quantisation(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config as that of the original, which says nothing of quantised weights."""
+    return {
+        name: without_quantisation(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in _FIELDS
+    }
 
 
 def refuse_quantised_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:

@@ -14,6 +14,9 @@ from helpers.errors import CheckpointError, check_resources, reason_of
 from helpers.sources.checkpoints import read_json
 from helpers.sources.other_forms import refuse_parts_of_adapters, refuse_quantised_tensors
 
+# How DistributedDataParallel, torch.compile and PEFT name the model that they hold.
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
     """Map all tensors of a checkpoint into memory, in the type that the files have.
@@ -29,6 +32,15 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
         refuse_parts_of_adapters(path, content)
         refuse_quantised_tensors(path, content)
         tensors.update(content)
+    return _unwrapped(tensors)
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without what wrappers put before the names of all of them."""
+    for prefix in _WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            shorter = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+            return _unwrapped(shorter)  # one may be within another
     return tensors
 
 

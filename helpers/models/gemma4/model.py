@@ -35,6 +35,7 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
     """Gemma 4's image encoder, and a language model with embeddings for every layer."""
 
     processor_class = Gemma4Processor
+    prefix = "model."
     image_encoder: Gemma4VisionModel
     projector: Gemma4MultimodalEmbedder
     language_model: Gemma4LanguageModel

@@ -92,7 +92,7 @@ class InternVL2Processor(Processor):
     @property
     def architecture(self) -> Architecture:
         """What belongs to the language model that `config.json` names."""
-        name = self.config["llm_config"]["architectures"][0]
+        name = (self.config["llm_config"].get("architectures") or [None])[0]
         check_choice("language model", name, ARCHITECTURES)
         return ARCHITECTURES[name]
 

@@ -30,6 +30,7 @@ class MiniCPMV4_6(VisionLanguageModel[MiniCPMV4_6Processor]):
     """An image encoder that merges its tokens on the way, and Qwen3.5's language model."""
 
     processor_class = MiniCPMV4_6Processor
+    prefix = "model."
     left_out = Qwen3_5.left_out
     image_encoder: MiniCPMV4_6VisionModel
     projector: MiniCPMV4_6Merger

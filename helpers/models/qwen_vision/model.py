@@ -27,6 +27,7 @@ P = TypeVar("P", bound=QwenVisionProcessor)
 class QwenVisionLanguageModel(VisionLanguageModel[P]):
     """An image encoder for pictures of any size, and the language model that a family names."""
 
+    prefix = "model."
     image_encoder: ImageEncoder
 
     @abstractmethod
