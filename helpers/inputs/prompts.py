@@ -81,8 +81,9 @@ class Template:
 
     def writes_as(self, other: "Template") -> bool:
         """Return whether prompts are those of `other`, with a switch of both in either way."""
-        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}
-        talk = [question, {"role": "assistant", "content": "A"}, question]
+        parts = [{"type": "image"}, {"type": "text", "text": "Q"}]
+        question: Message = {"role": "user", "content": parts}
+        talk: list[Message] = [question, {"role": "assistant", "content": "A"}, question]
         talks = talk, [{"role": SYSTEM_ROLE, "content": "S"}, *talk]
         pairs = (self, other), (self.otherwise, other.otherwise)
         return all(

@@ -198,15 +198,11 @@ def family_of(folder: str | Path) -> Family:
     try:
         refuse_quantised(folder, config)
     except CheckpointError:
-        _build(family, folder, without_quantisation(config))
+        with describing_a_model(folder):
+            # A processor refuses what its family does not read, some when the config is looked at.
+            _ = family.model.processor_class(folder, without_quantisation(config)).context_length
         raise
     return family
-
-
-def _build(family: Family, folder: Path, config: Config) -> VisionLanguageModel[Any]:
-    model = family.model
-    with describing_a_model(folder), torch.device("meta"):
-        return model(config, model.processor_class(folder, config))
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel[Any]:
@@ -235,7 +231,9 @@ def on_meta_device(folder: str | Path) -> VisionLanguageModel[Any]:
 
     Raises `CheckpointError` for a folder that cannot be read here.
     """
-    return _build(family_of(folder), Path(folder), read_config(folder))
+    model, config = family_of(folder).model, read_config(folder)
+    with describing_a_model(Path(folder)), torch.device("meta"):
+        return model(config, model.processor_class(folder, config))
 
 
 def without_weights(config: Config) -> VisionLanguageModel[Any]:
