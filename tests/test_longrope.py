@@ -45,7 +45,7 @@ def write_long(write_random):
 @pytest.fixture(scope="module", params=FAMILIES)
 def models(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    return random_models(folder, write_long(FAMILIES[request.param]), 0)
+    return random_models(folder, write_long(FAMILIES[request.param]), 0, answers_at_once=2)
 
 
 @torch.inference_mode()
@@ -70,6 +70,33 @@ def test_a_conversation_that_outgrows_the_first_length(models, pictures, tokens)
         ids = torch.tensor([reply.prompt_ids])
         lengths.append(int(models.model.processor.position_ids(ids, images)[-3:].max()) + 1)
     assert lengths[0] < LIMIT < lengths[-1]
+
+
+def test_a_prompt_beyond_the_first_length_is_not_computed_in_pieces(models, monkeypatch):
+    monkeypatch.setattr(models.pipeline.language_model, "pieces", equal_pieces(16))
+    reply = models.pipeline.ask("What is it? " * 20, max_new_tokens=4)
+    assert reply.token_ids == tokens_without_cache(models, reply, [])
+    assert len(reply.prompt_ids) > LIMIT
+
+
+def test_answers_at_once_outgrow_it_each_at_its_time(models):
+    texts = ("What is it? " * 14, "What is it? " * 12)
+    replies = [models.pipeline.ask(text, max_new_tokens=40) for text in texts]
+    for reply in replies:
+        assert reply.token_ids == tokens_without_cache(models, reply, [])
+        assert len(reply.prompt_ids) < LIMIT < len(reply.prompt_ids) + len(reply.token_ids)
+
+
+@torch.inference_mode()
+def test_beams_that_outgrow_it(models):
+    options = {"num_beams": 3, "max_new_tokens": 30}
+    reply = models.pipeline.ask("What is it? " * 14, **options)
+    prompt = models.with_ids(torch.tensor([reply.prompt_ids]), {})
+    stop = models.pipeline.processor.stop_token_ids
+    options |= {"do_sample": False, "pad_token_id": 0, "eos_token_id": stop, "use_cache": False}
+    expected = models.reference.generate(**prompt.reference, **options)
+    assert reply.token_ids == expected[0, len(reply.prompt_ids) :].tolist()
+    assert len(reply.prompt_ids) < LIMIT < expected.shape[1]
 
 
 def test_a_conversation_that_was_stopped_within_a_prompt(models, monkeypatch):

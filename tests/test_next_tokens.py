@@ -138,7 +138,10 @@ def test_a_cache_that_is_computed_anew_goes_back_and_forth():
         language_model = language_model_of(
             {"inputs_embeds": embeddings}, prompts, model.processor.exported, second
         )
-        tokens.append(language_model.generate(ids, **options).tolist())
+        cache = language_model.new_cache()
+        tokens.append(language_model.generate(ids, past_key_values=cache, **options).tolist())
+        assert language_model.next_tokens is second
+        assert (cache.steps, cache.is_crossing) == ([], False)  # beyond the length
     assert tokens[0] == tokens[1] and len(tokens[0][0]) == 45
 
 
