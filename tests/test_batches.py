@@ -3,7 +3,10 @@
 import threading
 
 import pytest
+import torch
 
+from helpers.inputs.messages import user_message
+from helpers.run.batches import Batch, BatchRow
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
 from tests.bundled import BUNDLED_NAMES
@@ -66,3 +69,43 @@ def test_they_take_fewer_steps_than_one_after_another(pipelines):
     assert [len(reply.token_ids) for reply in replies] == list(lengths)
     assert max(sizes) == 4 and sum(sizes) == sum(lengths) - len(lengths)
     together.worker._compute = compute
+
+
+@torch.inference_mode()
+def test_logits_are_those_of_each_alone(pipelines):
+    """Of prompts of several lengths, while one leaves, another comes and one has drafts."""
+    pipeline = pipelines[1]
+    model, batch = pipeline.language_model, Batch(pipeline.language_model)
+
+    def prompt(number: int) -> tuple:
+        """Return the cache and the picture inputs of a prompt; every other one has a picture."""
+        picture, question = PAIRS[number]
+        inputs = pipeline.image_inputs([picture]) if number % 2 else None
+        features = pipeline.encode_images(**inputs) if inputs else None
+        messages = [user_message(question.text * (number + 1), number % 2)]
+        prepared = pipeline.prepare(pipeline.processor.input_ids(messages, inputs), features)
+        cache = model.new_cache()
+        model(**prepared, past_key_values=cache)
+        return cache, prepared.get("pictures")
+
+    together, alone = ([prompt(number) for number in range(4)] for _ in range(2))
+    results, expected = [], []
+    steps = [(0,), (0, 1, 2), (2, 0), (2, 0, 3, 1), (2, 3, 1), (1,), (0,), (2,)]
+    for step, numbers in enumerate(steps):
+        for number in {0, 1, 2, 3}.difference(numbers):
+            batch.leave(together[number][0])
+        draft = (21, 22)  # of one that is never joined
+        rows = [
+            BatchRow(*together[number], 20 + step + number, draft if number == 3 else None)
+            for number in numbers
+        ]
+        results += batch.compute(rows)
+        for row, number in zip(rows, numbers, strict=True):
+            tokens = torch.tensor([[row.token, *(row.draft or ())]])
+            cache, pictures = alone[number]
+            options = {"pictures": pictures, "logits_to_keep": tokens.shape[1]}
+            expected.append(model(tokens, past_key_values=cache, **options).logits[0])
+    assert [cache.length for cache, _ in together] == [cache.length for cache, _ in alone]
+    for logits, reference in zip(results, expected, strict=True):
+        assert logits.shape == reference.shape
+        assert (logits - reference).abs().max() < 1e-4 * reference.abs().max()

@@ -81,8 +81,6 @@ class Batch:
         for state in cache.request.query_state():
             state.state = ov.Tensor(np.ascontiguousarray(states[state.name]))
         self.members[self.members.index(cache)] = None
-        if not any(self.members):
-            self.members = []
 
     def _compute_alone(self, row: BatchRow) -> Tensor:
         tokens = [row.token, *(row.draft or ())]
@@ -120,7 +118,7 @@ class Batch:
         for cache in (self.common, *caches):
             cache.length += 1
         logits = torch.from_numpy(self.common.request.get_tensor("logits").data.copy())
-        return [row[-1:] for row in logits]
+        return list(logits)
 
     @staticmethod
     def _picture_inputs(rows: Sequence[BatchRow]) -> PictureInputs | None:
@@ -139,7 +137,6 @@ class Batch:
         states = [self._states(cache) for cache in caches]
         if self.common is None:
             self.common = self.language_model.new_cache()
-        self.common.clear()
         for state in self.common.request.query_state():
             rows = [of_cache[state.name] for of_cache in states]
             if not is_fixed_size(state.name):
@@ -152,7 +149,7 @@ class Batch:
     def _states(self, cache: StateCache) -> States:
         """Return a cache's states, from the common request or from its own."""
         if cache not in self.members:
-            return {s.name: s.state.data.copy() for s in cache.request.query_state()}
+            return {s.name: s.state.data for s in cache.request.query_state()}
         assert self.common is not None
         number, states = self.members.index(cache), self.common.request.query_state()
         return {
@@ -166,6 +163,5 @@ def _padded(state: NDArray[np.float32], length: int) -> NDArray[np.float32]:
 
 
 def _last(name: str, state: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """Return a copy of the last `length` positions of a state, or of all where it keeps fewer."""
-    start = 0 if is_fixed_size(name) else max(state.shape[2] - length, 0)
-    return state[:, :, start:].copy()
+    """Return the last `length` positions of a state, or all of one of a fixed size."""
+    return state if is_fixed_size(name) else state[:, :, state.shape[2] - length :]
