@@ -209,6 +209,25 @@ def test_a_large_matrix_takes_little_memory():
     assert growth.bytes <= 2 * number * width  # of NNCF 8.7 times
 
 
+def test_of_a_large_matrix_rows_are_rounded_or_columns(monkeypatch):
+    """Whichever give a number of the output each; and a graph's weights may have 32 bits."""
+    matrix = np.random.default_rng(0).standard_normal((32, 32), np.float32)
+    matrix *= np.logspace(-2, 2, 32, dtype=np.float32)  # each column has numbers of its own size
+    words = ops.parameter([-1, 32], ov.Type.f32)
+    results = [
+        ops.matmul(words, ops.constant(values), False, is_by_rows)
+        for values, is_by_rows in ((matrix, False), (matrix.T.copy(), True))
+    ]
+    graph = ov.Model(results, [words])
+    monkeypatch.setattr(compression, "LARGE", 32 * 32)
+    compressed = compress(graph.clone(), Weights("int8"))
+    assert layers(bit_widths(compressed)) == {"u8": 2}
+    rounded = core.compile_model(compressed, "CPU", EXECUTION_MODE_HINT="ACCURACY")
+    for actual in rounded(np.eye(32, dtype=np.float32)).values():
+        steps = (matrix.max(axis=0) - matrix.min(axis=0)) / 255
+        assert (np.abs(actual - matrix) < 0.8 * steps).all()  # each rounded to the next
+
+
 def test_fp16_leaves_a_model_as_it_is(language_model):
     assert compress(language_model, Weights("fp16")) is language_model
     assert layers(bit_widths(language_model)) == {"f16": DECODER + HEAD}
@@ -249,12 +268,37 @@ def test_weights_that_look_at_samples(language_model, inputs, name):
     assert weight_bytes(aware) != weight_bytes(plain)
 
 
-def test_no_more_samples_are_looked_at_than_said(language_model, inputs):
-    single, several = (
-        weight_bytes(compress(language_model.clone(), weights, inputs[LANGUAGE_MODEL]))
-        for weights in (replace(AWARE["gptq"], samples=1), AWARE["gptq"])
-    )
-    assert single != several
+ENCODED = Quantization(samples=3)
+SENSITIVE = Weights("int4-asym", ratio=0.5, sensitivity="mean_activation_variance", samples=3)
+
+
+@pytest.mark.parametrize(
+    ("part", "weights", "changes"),
+    [
+        (LANGUAGE_MODEL, AWARE["awq"], {"samples": 1}),
+        (LANGUAGE_MODEL, AWARE["gptq"], {"samples": 1}),
+        (LANGUAGE_MODEL, SENSITIVE, {"sensitivity": "mean_activation_magnitude"}),
+        (IMAGE_ENCODER, ENCODED, {"samples": 1, "smooth_quant": 0.3}),
+    ],
+    ids=["awq", "gptq", "sensitivity", "activations"],
+)
+def test_settings_reach_nncf(converted, inputs, part, weights, changes):
+    """As how many samples are looked at: each that is changed gives other weights."""
+    model = ov.Core().read_model(converted / FILES[part])
+    settings = [weights, *(replace(weights, **{name: changes[name]}) for name in changes)]
+    results = {weight_bytes(compress(model.clone(), each, inputs[part])) for each in settings}
+    assert len(results) == len(settings)
+
+
+@pytest.mark.parametrize("weights", [AWARE["gptq"], ENCODED], ids=str)
+def test_what_nncf_refuses_is_told(language_model, inputs, monkeypatch, weights):
+    def refuse(*_, **__):
+        raise nncf.UnsupportedModelError("of no kind")
+
+    monkeypatch.setattr(nncf, "compress_weights", refuse)
+    monkeypatch.setattr(nncf, "quantize", refuse)
+    with pytest.raises(SettingsError, match=r"NNCF cannot .* \(of no kind\); choose other"):
+        compress(language_model, weights, inputs[LANGUAGE_MODEL])
 
 
 def test_looking_at_samples_brings_their_logits_closer(language_model, inputs):
@@ -285,14 +329,22 @@ def test_the_state_is_reset_between_samples(language_model, inputs):
     assert len(set(weights)) == 1
 
 
-def test_activations_of_the_image_encoder_in_8_bits(converted, inputs):
+@pytest.mark.parametrize("dtype", [ov.Type.f16, ov.Type.bf16])
+def test_activations_of_the_image_encoder_in_8_bits(converted, inputs, dtype):
     model = ov.Core().read_model(converted / FILES[IMAGE_ENCODER])
+    for constant in model.get_ops():
+        if constant.get_output_element_type(0) == ov.Type.f16:
+            values = ops.constant(constant.get_data(dtype=np.float32), dtype)
+            for reader in constant.output(0).get_target_inputs():
+                reader.replace_source_output(values.output(0))
     samples = inputs[IMAGE_ENCODER]
-    quantized = compress(model.clone(), Quantization(samples=3), samples)
+    quantized = compress(model.clone(), ENCODED, samples)
     assert layers(bit_widths(quantized))["i8"] >= ENCODER - 1
     assert stored_bytes(quantized) < 0.75 * stored_bytes(model)
     kinds = Counter(node.get_type_name() for node in quantized.get_ops())
-    assert kinds["FakeQuantize"] > ENCODER // 2
+    assert kinds["FakeQuantize"] == ENCODER  # in front of each layer, and of nothing else
+    types = {node.get_output_element_type(0) for node in quantized.get_ops()}
+    assert not types & {ov.Type.f16, ov.Type.bf16}
     exact, rounded = (core.compile_model(part, "CPU") for part in (model, quantized))
     for feed in samples:
         expected, actual = exact(feed)[0], rounded(feed)[0]

@@ -121,9 +121,8 @@ def _round_large(model: ov.Model, weights: Weights) -> bool:
 
 
 def _is_by_rows(layer: ov.Node) -> bool:
-    """Return whether a layer looks rows of its matrix up, or each gives a number of its output."""
-    kind = layer.get_type_name()
-    return bool(kind == "Gather" or (kind == "MatMul" and layer.get_attributes()["transpose_b"]))
+    """Return whether each row of a layer's matrix gives a number of its output."""
+    return bool(layer.get_type_name() == "MatMul" and layer.get_attributes()["transpose_b"])
 
 
 def _sensitive_layers(model: ov.Model) -> list[str]:
