@@ -147,6 +147,9 @@ def test_weights_of_32_bits_are_counted_and_told(checkpoint, tmp_path):
     assert 0.95 < actual / expected < 1.2
     (line,) = (line for line in lines if "32 bits" in line)
     assert "fp16 stores weights as they are; save it in 16 bits" in line
+    lines.clear()
+    convert(folder, tmp_path / "smaller", find_preset("int8"), report=lines.append)
+    assert not any("32 bits" in line for line in lines)
 
 
 def test_the_memory_that_looking_at_samples_takes(checkpoint):
@@ -543,7 +546,12 @@ def interrupted_output(checkpoint, tmp_path, quick_parts, monkeypatch):
     return output
 
 
-def test_finished_parts_are_used_again(interrupted_output, quick_parts, converted, checkpoint):
+def test_finished_parts_are_used_again(
+    interrupted_output, quick_parts, converted, checkpoint, monkeypatch
+):
+    expected, done = expected_bytes(load_model(checkpoint), FP16), folder_bytes(converted)
+    free = expected - done[IMAGE_ENCODER] - done[TEXT_EMBEDDINGS]  # as much as is missing
+    monkeypatch.setattr(estimates, "free_disk", lambda folder: free)
     assert not interrupted_output.exists()
     with pytest.raises(
         OutputError, match="was interrupted and lacks language model; run .* again to go on"

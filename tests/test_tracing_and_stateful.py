@@ -122,8 +122,9 @@ def test_the_image_encoder_computes_as_in_pytorch(traced, torch_model, tiles):
     assert_near(compiled(pixels.numpy())[0], expected)
 
 
-def test_tracing_leaves_nothing_behind_and_says_nothing(checkpoint, capfd, recwarn):
-    model = load_model(checkpoint)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tracing_leaves_nothing_behind_and_says_nothing(checkpoint, capfd, recwarn, dtype):
+    model = load_model(checkpoint, dtype)
     head = weakref.ref(model.language_model.lm_head)
     converted = trace(model.language_model_part())
     assert capfd.readouterr() == ("", "")

@@ -233,10 +233,9 @@ def _name_by_order(model: ov.Model, name: str) -> None:
     """
     model.set_friendly_name(name)
     for number, node in enumerate(model.get_ordered_ops()):
-        unnamed = re.match(rf"{node.get_type_name()}_\d+", node.get_friendly_name())
-        if unnamed:
-            rest = node.get_friendly_name()[unnamed.end() :]
-            node.set_friendly_name(f"{node.get_type_name()}_{number}{rest}")
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{number}")
 
 
 def _write_small_files(checkpoint: Path, folder: Path) -> None:
