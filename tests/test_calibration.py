@@ -115,6 +115,12 @@ def test_a_data_set_by_name(monkeypatch):
     assert find_samples("owner/name", 2) == [(picture, PROMPT) for picture in pictures[:2]]
 
 
+def test_rows_of_a_data_set_without_a_picture_are_left_out(monkeypatch):
+    picture = Image.new("RGB", (8, 8))
+    data_set(monkeypatch, [{"caption": "a", "image": image} for image in (None, picture, None)])
+    assert find_samples("owner/name", 3) == [(picture, PROMPT)]
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [

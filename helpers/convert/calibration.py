@@ -41,8 +41,10 @@ def find_samples(source: str, number: int) -> list[Sample]:
     `source` is a folder of pictures, or the name of a data set on the Hugging Face hub as
     owner/name, for which the package `datasets` has to be installed.
 
-    Raises `SettingsError` for any other source and for a data set that cannot be read, and
-    `PictureError` for a folder without pictures or one that is closed.
+    Rows of a data set without a picture are left out.
+
+    Raises `SettingsError` for any other source and for a data set that cannot be read or has no
+    pictures, and `PictureError` for a folder without pictures or one that is closed.
     """
     place = path_of(source)
     try:
@@ -87,15 +89,15 @@ def _pictures_of(name: str, number: int) -> list[Image.Image]:
         ) from None
     try:
         rows = datasets.load_dataset(name, split=_TRAINING, streaming=True).take(number)
-        pictures = [_picture_in(row) for row in rows]
+        pictures = [picture for row in rows if (picture := _picture_in(row)) is not None]
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"The data set {name} cannot be read ({reason_of(error)}); give another one, or a "
             "folder of pictures."
         ) from None
-    if None in pictures or not pictures:
+    if not pictures:
         raise SettingsError(f"The data set {name} has no column of pictures; give another one.")
-    return [picture for picture in pictures if picture is not None]
+    return pictures
 
 
 def _picture_in(row: Mapping[str, object]) -> Image.Image | None:
