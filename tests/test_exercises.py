@@ -165,6 +165,9 @@ class TestTrials:
     ("scene", "line"),
     [
         (Scene((2, 2), (STAR, STAR)), "4 places and the scene 2 items; put None where nothing is."),
+        (Scene((2, 2), 5), "The items of the scene are 5; give one for each place, in brackets"),
+        (Scene((1, 1), STAR), "give one for each place, in brackets"),
+        (Scene([1, 1], (STAR,)), "The grid [1, 1] does not exist; use (1, 1), (2, 1)"),
         (Scene((3, 3), 9 * (STAR,)), "The grid (3, 3) does not exist; use (1, 1), (2, 1)"),
         (Scene((1, 1), (Item("star", "pink"),)), "no 'pink' here; use red, green"),
         (Scene((1, 1), (Item("heart", "red"),)), "no 'heart' here; use circle, square"),
@@ -218,6 +221,12 @@ class Listing(torch.nn.Module):
 @pytest.mark.parametrize("name", ["04-3", "07-2", "07-4", "08-2"])
 def test_a_function_without_a_return_is_told_so(name):
     assert "returns None" in EXERCISES[name].response(lambda *_: None)
+
+
+@pytest.mark.parametrize("output", [2, True, [1, 2], torch.zeros(3)])
+def test_a_function_that_returns_another_shape_is_told_which_shape_is_right(output):
+    assert "a row and a column for each token" in EXERCISES["08-2"].response(lambda near: output)
+    assert "Return the embeddings (2, longest" in EXERCISES["07-4"].response(lambda prompts: output)
 
 
 @pytest.mark.parametrize("kind", [list, np.asarray, torch.as_tensor, tuple])
@@ -286,6 +295,8 @@ def test_keys_and_values_of_other_layers_and_heads_are_known_mistakes():
     truth = exercise.truth(original)
     assert "all layers" in exercise.response(layers * truth, original)
     assert "those of queries" in exercise.response(heads * truth, original)
+    for digits in range(7):
+        assert "megabytes" in exercise.response(round(truth / 1e6, digits), original)
 
 
 def test_check_prints(capsys):

@@ -11,7 +11,13 @@ from pathlib import Path
 from helpers.convert.estimates import memory_to_convert
 from helpers.errors import SettingsError
 from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
-from helpers.models.families import Family, families, find_checkpoint, find_family_by_name
+from helpers.models.families import (
+    Family,
+    families,
+    family_of,
+    find_checkpoint,
+    find_family_by_name,
+)
 from helpers.resources import path_of
 from helpers.run.devices import (
     OTHER_NAMES,
@@ -21,7 +27,6 @@ from helpers.run.devices import (
     list_devices,
 )
 from helpers.show.widgets import Choice, Option
-from helpers.sources.checkpoints import read_config
 from helpers.sources.hub import checkpoint_bytes
 
 FOLDER = "folder"
@@ -60,14 +65,22 @@ def _bundled_option(family: Family) -> Option:
     )
 
 
-def chosen_folder(choice: Choice) -> Path:
-    """Return the folder of the checkpoint that is chosen, downloading it where needed."""
+def chosen_folder(choice: Choice, name: str) -> Path:
+    """Return the folder of the checkpoint that is chosen, downloading it where needed.
+
+    Raises `SettingsError` for a folder of another family than the one called `name`.
+    """
     if choice.value != FOLDER:
         return find_checkpoint(choice.value)
     path = os.environ.get("VLM_FOLDER", "")
     if not path:
         raise SettingsError("Set the environment variable VLM_FOLDER to a checkpoint's folder.")
-    read_config(path_of(path))
+    family = family_of(path_of(path))
+    if family != find_family_by_name(name):
+        raise SettingsError(
+            f"The checkpoint in {path} is one of {family.name}, and this notebook is about {name}: "
+            f"set VLM_FOLDER to a checkpoint of {name}."
+        )
     return path_of(path)
 
 

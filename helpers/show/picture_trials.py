@@ -22,9 +22,14 @@ LETTERS = 3  # of a word that is read
 
 def checked(scene: Scene) -> Scene:
     """Return a scene that can be drawn; raise `SettingsError` where it cannot."""
-    if scene.grid not in PLACES:
+    if scene.grid not in list(PLACES):  # a grid that is a list has no hash
         raise SettingsError(f"The grid {scene.grid} does not exist; use {listed(PLACES)}.")
     places = len(PLACES[scene.grid])
+    if not isinstance(scene.items, tuple | list):
+        raise SettingsError(
+            f"The items of the scene are {scene.items!r}; give one for each place, in brackets, as "
+            'in world.Scene((2, 1), (world.Item("star", "red"), None)).'
+        )
     if len(scene.items) != places:
         raise SettingsError(
             f"The grid has {places} places and the scene {len(scene.items)} items; put None where "

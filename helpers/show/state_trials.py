@@ -115,8 +115,10 @@ def padded(pad: Callable[[list[Array]], tuple[Array, NDArray[np.int64]]]) -> str
     """
     generator = np.random.default_rng(0)
     prompts = [generator.normal(size=(length, 4)) for length in (3, 5)]
-    embeddings, mask = result_of(pad([prompt.copy() for prompt in prompts]))
-    embeddings, mask = np.asarray(embeddings), np.asarray(mask)
+    output = result_of(pad([prompt.copy() for prompt in prompts]))
+    if not isinstance(output, tuple | list) or len(output) != 2:
+        return "another shape"
+    embeddings, mask = map(np.asarray, output)
     if embeddings.shape != (2, 5, 4) or mask.shape != (2, 5):
         print("embeddings", embeddings.shape, "mask", mask.shape)
         return "another shape"

@@ -252,6 +252,9 @@ def heard_through_windows(hear: Callable[[Tensor], Tensor]) -> str:
     causal = distance >= 0
     near = causal & (distance < window)
     heard = torch.as_tensor(result_of(hear(near.clone()))) > 0
+    if heard.shape != near.shape:
+        print("near", tuple(near.shape), "and what was returned", tuple(heard.shape))
+        return "another shape"
     print("the last token hears of", int(heard[-1].sum()) - 1, "tokens before it")
     outcomes = {
         "two layers": distance <= 2 * (window - 1),

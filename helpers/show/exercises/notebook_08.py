@@ -26,6 +26,7 @@ EXERCISES = {
         mistakes={
             "one layer": "That is what it sees in one layer; there is one below.",
             "twice the window": "A window counts the token itself, in both layers.",
+            "another shape": "Return a row and a column for each token, as near has.",
             "everything": "Through two windows the first tokens of a long text are not heard.",
         },
         trial=trials.heard_through_windows,
