@@ -19,6 +19,11 @@ def test_grids_are_drawn_as_they_are_each_with_a_scale():
     assert scale.get_ylim() == (0.0, 5.0)
 
 
+def test_grids_of_true_and_false_have_no_scale():
+    grids = {"near": torch.eye(2).bool(), "everything": torch.ones(2, 2).tril().bool()}
+    assert [axis.get_title() for axis in plots.show_grids(grids).axes] == list(grids)
+
+
 def test_pictures_to_scale_have_pixels_of_one_size():
     pictures = [Image.new("RGB", (8, 4)), Image.new("RGB", (4, 8))]
     for to_scale, heights in ((False, [4, 8]), (True, [8, 8])):

@@ -109,8 +109,9 @@ def pictures_of(pixel_values: Tensor, image_processor: ImageProcessor) -> list[I
 def show_grids(grids: Mapping[str, Tensor | Image.Image], *, common_scale: bool = False) -> Figure:
     """Show grids of numbers (rows, columns) as shades under their titles.
 
-    Each has a scale of its own, or all have a common one. A picture among them is shown at the same
-    size, with lines where the grids' places begin. Rows and columns count from 0.
+    Each has a scale of its own, or all have a common one; True and False need none. A picture among
+    them is shown at the same size, with lines where the grids' places begin. Rows and columns count
+    from 0.
     """
     numbers = [grid for grid in grids.values() if isinstance(grid, Tensor)]
     limits = {}
@@ -124,7 +125,8 @@ def show_grids(grids: Mapping[str, Tensor | Image.Image], *, common_scale: bool 
         for axis, (title, grid) in zip(axes[0], grids.items(), strict=True):
             if isinstance(grid, Tensor):
                 shades = axis.imshow(grid.float().numpy(), cmap="cividis", **limits)
-                if not common_scale or grid is numbers[-1]:  # one bar says what shades mean
+                has_scale = grid.dtype != torch.bool
+                if has_scale and (not common_scale or grid is numbers[-1]):  # one bar for all
                     of = axes[0] if common_scale else axis
                     figure.colorbar(shades, ax=of, fraction=0.046).ax.tick_params(labelsize=8)
             else:
