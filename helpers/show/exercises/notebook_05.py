@@ -31,13 +31,13 @@ EXERCISES = {
             5 * truth: "Those are all layers; only the layers with cross-attention keep them.",
             4 * truth: "Count the heads of keys and values, which are fewer than those of queries, "
             "and of the layers only those with cross-attention.",
+            **dict.fromkeys(
+                (round(truth / 1e6, digits) for digits in range(7)),
+                "Those are megabytes, of a million bytes each.",
+            ),
             2 * truth: "16 bits are 2 bytes, not 4.",
             8 * truth: "Those are bits; a byte has 8 of them.",
-        }
-        | dict.fromkeys(
-            (round(truth / 1e6, digits) for digits in range(7)),
-            "Those are megabytes, of a million bytes each.",
-        ),
+        },
     ),
     "05-3": Exercise(
         function("language"),
