@@ -64,3 +64,6 @@ def test_choices_by_environment(stem, choice, tmp_path):
     assert f"Precision: {choice['VLM_PRECISION']}" in text
     assert f"Device: {choice['VLM_DEVICE']}" in text
     assert ("Checkpoint: folder" in text) == ("VLM_FOLDER" in environment)
+    if "VLM_FOLDER" in environment:  # what is proved of the bundled checkpoint is true of it, too
+        stored_text = text_of(FOLDER / f"{stem}.ipynb")
+        assert text.count(": False") <= stored_text.count(": False")
