@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -255,6 +256,18 @@ def test_an_output_that_holds_something_else(run, checkpoint, photo):
 )
 def test_questions_that_cannot_be_asked(run, converted, options, sentence):
     assert_refused(run("ask", converted, *options), sentence)
+
+
+@pytest.mark.parametrize("command", ["ask", "batch"])
+def test_a_locale_that_lacks_a_question_s_characters(
+    run, converted, photo, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    output = tmp_path / "answers.jsonl"
+    options = ["--input", photo.parent, "--output", output] if command == "batch" else []
+    result = run(command, converted, "--question", "W\udcc3\udca9ll?", *options)
+    assert_refused(result, "this locale's encoding, ascii, lacks; set PYTHONUTF8=1")
+    assert not output.exists()
 
 
 def test_a_schema_that_is_not_there_is_told_before_a_model_is_loaded(run, tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 from helpers.convert.folders import Report
 from helpers.errors import SettingsError, system_reason
 from helpers.inputs.images import SUFFIXES, UNREADABLE_SUFFIXES, is_picture_file
+from helpers.inputs.messages import check_characters
 
 Columns = dict[str, Any]
 
@@ -57,6 +58,8 @@ def read_rows(
     if not all(map(str.strip, questions)):
         raise SettingsError("A --question has no words; leave it out, or ask one.")
     try:
+        for question in questions:
+            check_characters(question)
         lines, base = _lines(source, questions)
     except OSError as error:
         reason = system_reason(error)
