@@ -7,7 +7,9 @@ import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from transformers import AutoConfig
@@ -485,6 +487,17 @@ def test_a_disk_that_is_too_small_for_random_weights(tmp_path, capsys, monkeypat
         "error: The checkpoint of internvl2-1b takes 1.9 GB of disk, and 1.0 MB are free at "
         f"{tmp_path / 'checkpoint'}; give a folder on a larger disk.\n"
     )
+
+
+def test_a_memory_that_is_too_small_for_random_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(random_checkpoint, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=0))
+    assert main(["benchmark", "internvl2-1b", "--full-size", "--folder", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        "error: Writing the checkpoint of internvl2-1b takes 1.9 GB of memory, and 1.0 GB are "
+        "free; close other programs, or take a smaller original.\n"
+    )
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_folder_for_measuring_that_cannot_be_written(tmp_path, capsys):

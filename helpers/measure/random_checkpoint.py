@@ -12,14 +12,15 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from helpers.convert.folders import Report
-from helpers.errors import CheckpointError, OutputError, writing
+from helpers.errors import CheckpointError, OutputError, SettingsError, writing
 from helpers.models.base import VisionLanguageModel
 from helpers.models.families import Original, on_meta_device, without_weights
-from helpers.resources import free_disk, in_words
+from helpers.resources import available_memory, free_disk, in_words
 from helpers.shapes import tokenizers
 from helpers.sources.checkpoints import Config, read_json, write_json
 from helpers.sources.key_mapping import Rule, load_tensors
@@ -38,7 +39,7 @@ def write_random(original: Original, folder: Path, *, report: Report = lambda li
 
     A folder that is complete already is kept, since the weights are the same each time, and one
     of other random weights is replaced. Raises `OutputError` for a folder that holds something
-    else or cannot be written, and for a disk that is too small.
+    else or cannot be written, and for a disk that is too small; `SettingsError` for such a memory.
     """
     mark = {"original": original.name, "seed": SEED, "config": original.config}
     with writing(folder, "folder"):
@@ -71,16 +72,10 @@ def _write(original: Original, folder: Path, report: Report) -> None:
     trainer = tokenizers.TRAINERS[original.tokenizer.kind]
     config |= original.token_ids(trainer(texts, folder, original.tokenizer.marks))
     layout, block = without_weights(config).layout(), _block()
-    numbers = sum(tensor.numel() for files in layout for tensor in files.tensors.values())
-    size, free = numbers * DTYPE.itemsize, free_disk(folder)
-    if size > free:
-        raise OutputError(
-            f"The checkpoint of {original.name} takes {in_words(size)} of disk, and "
-            f"{in_words(free)} are free at {folder}; give a folder on a larger disk."
-        )
-    for files in layout:
+    shards_of = [by_size(files.tensors, SHARD, DTYPE) for files in layout]
+    _check_room(original.name, folder, [shard for shards in shards_of for shard in shards])
+    for files, shards in zip(layout, shards_of, strict=True):
         place = folder / files.folder
-        shards = by_size(files.tensors, SHARD, DTYPE)
         for path, size in save_tensors(
             shards,
             place,
@@ -92,6 +87,24 @@ def _write(original: Original, folder: Path, report: Report) -> None:
             report(f"{path.name} of {place.name}: {in_words(size)}")
         if files.config is not None:
             write_json(place / "config.json", files.config)
+
+
+def _check_room(name: str, folder: Path, shards: list[dict[str, Tensor]]) -> None:
+    """Raise `OutputError` for a disk, and `SettingsError` for a memory, that is too small."""
+    sizes = [DTYPE.itemsize * sum(map(torch.numel, shard.values())) for shard in shards]
+    size, free = sum(sizes), free_disk(folder)
+    if size > free:
+        raise OutputError(
+            f"The checkpoint of {name} takes {in_words(size)} of disk, and "
+            f"{in_words(free)} are free at {folder}; give a folder on a larger disk."
+        )
+    memory = max(sizes) + BLOCK * DTYPE.itemsize  # a file is in memory whole before it is written
+    free = available_memory() + psutil.swap_memory().free
+    if memory > free:
+        raise SettingsError(
+            f"Writing the checkpoint of {name} takes {in_words(memory)} of memory, and "
+            f"{in_words(free)} are free; close other programs, or take a smaller original."
+        )
 
 
 def random_model(folder: Path, dtype: torch.dtype) -> VisionLanguageModel[Any]:
