@@ -92,6 +92,8 @@ def is_whole(value: Any) -> bool:
 
 def system_reason(error: Exception) -> str:
     """Return what the system says of an error, without the path that a sentence names anyway."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "larger than `ulimit -f` or the format of the disk allows"
     return getattr(error, "strerror", None) or str(error)
 
 

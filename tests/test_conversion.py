@@ -404,6 +404,17 @@ def test_an_error_of_openvino_about_a_full_disk_is_told(parts, checkpoint, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits no file")
+def test_a_limit_on_files_is_told(fork, checkpoint, tmp_path):
+    words = ["convert", str(checkpoint), "--output", str(tmp_path / "made")]
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        f"from helpers.__main__ import main; main({words})"
+    )
+    result = fork.run("-c", program)
+    assert "could not be written (larger than `ulimit -f` or the format" in result.stderr
+
+
 def outputs_in_the_way(folder: Path) -> dict[str, Path]:
     (folder / "file").write_text("mine", encoding="utf-8")
     (folder / "folder").mkdir()

@@ -37,6 +37,7 @@ from helpers.errors import (
     UserError,
     check_resources,
     reason_of,
+    system_reason,
 )
 from helpers.graphs.bit_widths import BitWidth, bit_widths
 from helpers.graphs.compression import compress
@@ -222,8 +223,19 @@ def save_part(model: ov.Model, folder: Path, name: str, *, file: str = "") -> Pa
         with plain_numbers():
             ov.save_model(model, path, compress_to_fp16=False)
     except RuntimeError:  # it says no more than "iostream error"
-        raise OutputError(f"{path.name} could not be written; is the disk full?") from None
+        raise OutputError(_why_unwritten(path)) from None
     return path
+
+
+def _why_unwritten(path: Path) -> str:
+    """Return a sentence on why a part cannot be written, by writing more to its files."""
+    try:
+        for file in (path, path.with_suffix(".bin")):
+            with file.open("ab") as stream:
+                stream.write(bytes(2**16))
+    except OSError as error:
+        return f"{file.name} could not be written ({system_reason(error)}); give another folder."
+    return f"{path.name} could not be written; is the disk full?"
 
 
 def _name_by_order(model: ov.Model, name: str) -> None:
