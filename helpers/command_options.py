@@ -262,6 +262,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
+        type=lambda text: text.removeprefix("[").removesuffix("]"),  # as addresses have IPv6
         help="another address to serve than this computer's own, which needs a key",
     )
     add_key(parser, "the key that clients send")

@@ -16,9 +16,10 @@ from fastapi import FastAPI
 from gradio.routes import App
 from gradio_client import Client, handle_file
 
-from helpers.__main__ import main
+from helpers.__main__ import main, parse
 from helpers.errors import SettingsError
 from helpers.serve import controls, reach
+from helpers.serve.access import folders_by_name
 from helpers.serve.demo import build_page, open_page
 from helpers.serve.pages import mount_pages
 from helpers.serve.ports import free_port
@@ -206,10 +207,24 @@ def test_a_port_that_is_taken(pipeline):
             open_page(build_page(pipeline, title="x"), port=port)
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "1:2:3"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "1:2:3", "fe80::1"])
 def test_a_host_that_is_not_this_computer(host):
     with pytest.raises(SettingsError, match=f"^{host} is no address of this computer; give --host"):
         free_port(8000, host)
+
+
+def test_an_empty_host_is_not_every_address():
+    with pytest.raises(SettingsError, match="An empty text is no address of this computer"):
+        free_port(8000, "")
+
+
+def test_a_host_in_the_brackets_of_an_address():
+    assert parse(["serve", "folder", "--host", "[::1]"]).host == "::1"
+
+
+def test_a_model_s_name_that_no_client_can_send(converted):
+    with pytest.raises(SettingsError, match="has halves of characters; give each folder a --name"):
+        folders_by_name([converted], ["W\udcc3\udca9ll"])
 
 
 def test_a_server_s_port_that_is_taken(converted, capsys):

@@ -20,6 +20,7 @@ from helpers.errors import (
     SettingsError,
     UserError,
 )
+from helpers.inputs.messages import has_halves
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.serve.completions import model_body
 from helpers.serve.protocol import Json, Refusal
@@ -85,11 +86,16 @@ class Models:
 def folders_by_name(folders: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
     """Return converted folders by what clients call them: by these names, or by their own.
 
-    Raises `SettingsError` for names that are not one for each, `OutputError` for another folder.
+    Raises `SettingsError` for names that are not one for each or that no client can send, and
+    `OutputError` for another folder.
     """
     names = names or [folder.resolve().name for folder in folders]
     if len(set(names)) != len(folders) or len(names) != len(folders):
         raise SettingsError("Give each folder a --name of its own, in their order.")
+    if any(map(has_halves, names)):
+        raise SettingsError(
+            "A model's name has halves of characters; give each folder a --name in ASCII."
+        )
     for folder in folders:
         read_manifest(folder)  # or it is an error before the server begins
     return dict(zip(names, folders, strict=True))

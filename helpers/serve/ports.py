@@ -10,6 +10,7 @@ import socket
 from helpers.errors import SettingsError
 
 FIRST_PORT = 7860
+OF_ANOTHER = (errno.EADDRNOTAVAIL, errno.EINVAL)  # the second for a link's without its `%eth0`
 ANOTHER = "give another, or none for a free one"
 
 
@@ -21,6 +22,8 @@ def free_port(port: int | None, host: str = "127.0.0.1", *, advice: str = ANOTHE
     """
     if port is not None and not 1 <= port <= 65535:
         raise SettingsError(f"The port is {port}; it should be a number from 1 to 65535.")
+    if not host:  # to the system that is every address
+        raise no_address("An empty text")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in [port] if port else [*range(FIRST_PORT, FIRST_PORT + 100), 0]:
         with socket.socket(family) as free_socket:
@@ -31,7 +34,7 @@ def free_port(port: int | None, host: str = "127.0.0.1", *, advice: str = ANOTHE
             except socket.gaierror:
                 raise no_address(host) from None
             except OSError as error:
-                if error.errno == errno.EADDRNOTAVAIL:
+                if error.errno in OF_ANOTHER:
                     raise no_address(host) from None
                 if port or not candidate:
                     raise not_free(candidate, error.errno, advice) from None
