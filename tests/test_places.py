@@ -336,3 +336,17 @@ def test_a_folder_that_never_was_a_conversion(tmp_path, monkeypatch, folder):
     with pytest.raises(OutputError, match="convert CHECKPOINT --output .* makes one"):
         read_manifest(Path(folder))
     assert Place.beside(Path("/")).folder == Path("/.unfinished")
+
+
+def test_a_lock_is_let_go_of_where_ctrl_c_comes_while_it_is(tmp_path, monkeypatch):
+    """A notebook's kernel goes on, and converts into the same folder again."""
+    place = Place.made(tmp_path / "models")
+
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), place.held():
+        patch.setattr(type(place.lock), "unlink", interrupted)
+    with place.held():
+        assert place.lock.exists()
+    assert not place.lock.exists()

@@ -140,12 +140,11 @@ def written_aside(
     """
     output = output.resolve()  # also where it is "." or a link
     complete(output)
-    with writing(output, "folder"):
-        check_free(output)
-        place = Place.made(output)
-        lock = contextlib.ExitStack()
-        lock.enter_context(place.held())
-    with lock:
+    with contextlib.ExitStack() as lock:
+        with writing(output, "folder"):
+            check_free(output)
+            place = Place.made(output)
+            lock.enter_context(place.held())
         work = Unfinished(place.folder, made_of)
         try:
             work.start(resume=resume)

@@ -100,6 +100,19 @@ class Place:
         """Keep other processes from writing; the system lets go of it if this one dies."""
         lock = FileLock(self.lock)
         try:
+            self._acquire(lock)
+            yield
+        finally:  # which Ctrl-C may interrupt, too
+            try:
+                with contextlib.suppress(OSError):  # Windows removes it when it is released
+                    if lock.is_locked:
+                        self.lock.unlink()
+            finally:
+                lock.release()
+
+    def _acquire(self, lock: FileLock) -> None:
+        """Take the lock, or raise `OutputError` with who has it."""
+        try:
             lock.acquire(blocking=False)
         except Timeout:
             holder = "another process"
@@ -111,12 +124,6 @@ class Place:
                 f"{self.output} is being written by {holder}; wait until it is done, or give "
                 "another folder."
             ) from None
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows removes it when it is released
-                self.lock.unlink()
-            lock.release()
 
     def put_in_place(self) -> None:
         """Let the finished folder be the output.
