@@ -24,7 +24,6 @@ def test_the_first_release_answers_beside_this_one(bundled_folder, monkeypatch, 
     folder = tmp_path / "before"
     options = ("--precision", "int4", "--output", folder)
     earlier.run(code, "convert", BUNDLED / "internvl2", *options)
-    now = {"folder": bundled_folder("internvl2", "int4"), "pipeline": {"tuned": False}}
     settings = {
         earlier.BEFORE: {"code": code, "folder": folder, "pipeline": {}, "ask": {}},
         "now": {
@@ -51,8 +50,6 @@ def test_the_first_release_answers_beside_this_one(bundled_folder, monkeypatch, 
         for of_picture in figures.values():
             steps = (of_picture["image_encoder"], of_picture["prompt"], of_picture["next_token"])
             assert min(steps) > 0 and sum(steps) < of_picture["whole"] < 60
-    first, *_ = earlier.rows_of(rounds)
-    assert all(cell.endswith(", 1.00") for name, cell in first.items() if name)
 
 
 def test_what_an_earlier_release_cannot_do_is_told(tmp_path):

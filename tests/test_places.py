@@ -345,8 +345,9 @@ def test_a_lock_is_let_go_of_where_ctrl_c_comes_while_it_is(tmp_path, monkeypatc
     def interrupted(path):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), place.held():
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as error, place.held():
         patch.setattr(type(place.lock), "unlink", interrupted)
     with place.held():
         assert place.lock.exists()
+    assert error.tb is not None  # as a notebook keeps it, and with it what its frames hold
     assert not place.lock.exists()

@@ -43,7 +43,7 @@ def expected_bytes(model: VisionLanguageModel[Any], preset: Preset) -> int:
 
 
 def expected_memory(model: VisionLanguageModel[Any], preset: Preset) -> int:
-    """Return about how many bytes of memory a conversion takes, sizes at samples included."""
+    """Return about how many bytes of memory a conversion takes, looking at samples included."""
     sizes = [
         _memory_of_looking(modules, preset.weights_of(part))
         for part, modules in _modules_by_part(model).items()

@@ -109,7 +109,7 @@ def measure(settings: Mapping[str, Settings], picture: tuple[int, int]) -> dict[
 
 
 def rows_of(rounds: Mapping[str, Sequence[Any]]) -> list[dict[str, str]]:
-    """Return a row for each run: medians, least and most, and in brackets times what was before."""
+    """Return a row for each run: medians, (least to most), and how many times what was before."""
     rows = []
     for name in rounds:
         row = {"": name}
