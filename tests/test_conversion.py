@@ -86,6 +86,7 @@ def test_files_that_say_of_weights_what_was_are_left_out(checkpoint, parts, tmp_
     source = shutil.copytree(checkpoint, tmp_path / "source")
     for name in ("model.safetensors.index.json", "adapter_config.json", "notes.txt"):
         (source / name).write_text("{}", encoding="utf-8")
+    (source / "folder.txt").mkdir()
     conversion.write(parts(), tmp_path / "made", checkpoint=source, preset=FP16, compressed=True)
     added = {path.name for path in source.iterdir()} - {path.name for path in checkpoint.iterdir()}
     assert {path.name for path in (tmp_path / "made").iterdir()} & added == {"notes.txt"}

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.__main__ import main
+from helpers.errors import CheckpointError
 from helpers.measure import proof
 from helpers.measure.evaluation import Share
 from helpers.measure.proof import Comparison, proof_questions
@@ -107,6 +109,16 @@ def test_what_is_refused(tmp_path, capsys):
         assert main(arguments) == 1
         assert sentence in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "page").exists()
+
+
+def test_names_that_transformers_does_not_know_are_told(qwen3_vl, tmp_path):
+    """It would begin them at random, and say so on the way only."""
+    folder = shutil.copytree(qwen3_vl, tmp_path / "wrapped")
+    (path,) = folder.glob("*.safetensors")
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    load_model(folder)
+    with pytest.raises(CheckpointError, match="Transformers does not know the tensor _orig_mod."):
+        load_reference(folder, torch.float32)
 
 
 @torch.inference_mode()

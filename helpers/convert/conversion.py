@@ -253,7 +253,7 @@ def _name_by_order(model: ov.Model, name: str) -> None:
 def _write_small_files(checkpoint: Path, folder: Path) -> None:
     """Copy configs, tokenizer and the like beside the parts, and write what other runtimes read."""
     for path in sorted(Path(checkpoint).iterdir()):
-        if path.suffix in COPIED and not path.name.endswith(LEFT_OUT):
+        if path.suffix in COPIED and not path.name.endswith(LEFT_OUT) and path.is_file():
             shutil.copyfile(path, folder / path.name)
     # As the processor completed it: what it read from elsewhere is not beside the parts.
     processor = load_processor(checkpoint)

@@ -80,7 +80,7 @@ class Template:
         return (self.system, self.system_form) == (other.system, other.system_form)
 
     def writes_as(self, other: "Template") -> bool:
-        """Return whether prompts are those of `other`, with a switch of both in either way."""
+        """Return whether prompts are those of `other`, a switch of both in either way."""
         parts = [{"type": "image"}, {"type": "text", "text": "Q"}]
         question: Message = {"role": "user", "content": parts}
         talk: list[Message] = [question, {"role": "assistant", "content": "A"}, question]

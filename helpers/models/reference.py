@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from helpers.errors import CheckpointError
 from helpers.models.exported import Features
 from helpers.models.families import family_of
 from helpers.sources.checkpoints import read_config
@@ -29,16 +30,24 @@ def reference_class(folder: Path) -> str:
 def load_reference(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     """Return transformers' own model of a checkpoint that has a `reference_class`.
 
-    `dtype` None is the files' own. No code of the checkpoint is run.
+    `dtype` None is the files' own. No code of the checkpoint is run. Raises `CheckpointError` where
+    that class knows the tensors by other names, as those of a wrapper that are read here.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForImageTextToText.from_pretrained(
+    model, loading = cast(Any, AutoModelForImageTextToText).from_pretrained(
         folder,
         config=family_of(folder).model.reference_config(config),
         dtype=dtype or "auto",
         trust_remote_code=False,
         local_files_only=True,
+        output_loading_info=True,
     )
+    if loading["missing_keys"] and loading["unexpected_keys"]:
+        name = min(loading["unexpected_keys"])
+        raise CheckpointError(
+            f"Transformers does not know the tensor {name} of {folder}, so there is nothing to "
+            "compare with; save the model again with the names of its original."
+        )
     return cast(PreTrainedModel, model.eval())
 
 

@@ -163,5 +163,5 @@ def _padded(state: NDArray[np.float32], length: int) -> NDArray[np.float32]:
 
 
 def _last(name: str, state: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """Return the last `length` positions of a state, or all of one of a fixed size."""
-    return state if is_fixed_size(name) else state[:, :, state.shape[2] - length :]
+    """Return the last `length` positions of a state, or all of one that keeps fewer or always."""
+    return state if is_fixed_size(name) else state[:, :, max(state.shape[2] - length, 0) :]

@@ -53,13 +53,13 @@ def read_rows(
 
     `questions` are asked about each picture; a line may have its own instead. `report` is told
     where looking at the pictures takes long. Raises `SettingsError` for an input that is not there,
-    cannot be read or asks nothing.
+    cannot be read or asks nothing, and `QuestionError` for `questions` with halves of characters.
     """
     if not all(map(str.strip, questions)):
         raise SettingsError("A --question has no words; leave it out, or ask one.")
+    for question in questions:
+        check_characters(question)
     try:
-        for question in questions:
-            check_characters(question)
         lines, base = _lines(source, questions)
     except OSError as error:
         reason = system_reason(error)

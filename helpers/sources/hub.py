@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, UserError
 from helpers.resources import free_disk, in_words
 from helpers.upstream.proxies import proxy_for, without_password
 
@@ -38,7 +38,7 @@ def download(
     hub_id: str,
     *,
     files: Sequence[str] = _FILES,
-    check: Callable[[Path], object] = lambda folder: None,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Download a checkpoint's `files`, given as patterns, and return their folder.
 
@@ -56,7 +56,8 @@ def download(
             listing = [file for file in listing if not fnmatch(file.filename, _BIN)]
         size = sum(file.file_size or 0 for file in listing if file.will_download)
         if size:
-            _check_small_files(hub_id, listing, check)
+            if check and any(file.filename == "config.json" for file in listing):
+                check(_small_files(hub_id))
             free = free_disk(Path(huggingface_hub.constants.HF_HUB_CACHE))
             sizes = f"{hub_id} is {in_words(size)} to download; {in_words(free)} of disk are free"
             if size > free:
@@ -64,25 +65,21 @@ def download(
             # Where the bar is too; standard output may be read as JSON.
             print(f"{sizes}.", file=sys.stderr, flush=True)
         return Path(huggingface_hub.snapshot_download(hub_id, **patterns))
-    except CheckpointError:
+    except UserError:
         raise
     except Exception as error:  # the client's, and those of the libraries that it connects with
         raise CheckpointError(_what_to_do(hub_id, error)) from None
 
 
-def _check_small_files(
-    hub_id: str, listing: Sequence[Any], check: Callable[[Path], object]
-) -> None:
-    """Let `check` look at what a checkpoint's small files say, if a config is among them."""
-    if not any(file.filename == "config.json" for file in listing):
-        return
+def _small_files(hub_id: str) -> Path:
+    """Return a folder with a checkpoint's small files, which are downloaded."""
     folder = huggingface_hub.snapshot_download(
         hub_id,
         allow_patterns=list(_SMALL),
         ignore_patterns=[*_UNNEEDED, *_OF_WEIGHTS],
         tqdm_class=_SilentBar,
     )
-    check(Path(folder))
+    return Path(folder)
 
 
 class _SilentBar(tqdm):

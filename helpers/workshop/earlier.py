@@ -71,7 +71,7 @@ def run(code: Path, *arguments: object) -> None:
 
 
 def runs(original: Original, place: Path, commit: str, picture_tokens: int) -> dict[str, Settings]:
-    """Make all folders that are not there yet; return by name what is run, and with what."""
+    """Make all folders; return by name what is run, and with what. All run at once, in memory."""
     earlier = write_code(commit, place / commit)
     checkpoint = write_random(original, place / "checkpoint", report=print)
     convert = ("convert", checkpoint, "--output")

@@ -3,8 +3,10 @@
 What this module does not know: how a release computes; it asks as a program does.
 """
 
+import itertools
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -30,25 +32,24 @@ def start(settings: Settings) -> tuple[str, Measure]:
     except ImportError:  # in 0.1.0
         module = import_module("helpers.pipeline")
     pipeline = module.VisionLanguagePipeline(settings["folder"], **settings["pipeline"])
-    return settings["code"], partial(measure, pipeline, settings, [0])
+    return settings["code"], partial(measure, pipeline, settings, itertools.count(1))
 
 
-def measure(pipeline: Any, settings: Settings, rounds: list[int]) -> dict[str, Any]:
+def measure(pipeline: Any, settings: Settings, rounds: Iterator[int]) -> dict[str, Any]:
     """Return by picture the seconds of a whole answer and of its steps, and the tokens of both."""
-    rounds[0] += 1
+    number = next(rounds)
     figures = {}
     for name, size in settings["pictures"].items():
         # Another picture in each round: features of the last pictures are kept.
-        colours = np.random.default_rng(rounds[0]).integers(256, size=(SQUARES, SQUARES, 3))
+        colours = np.random.default_rng(number).integers(256, size=(SQUARES, SQUARES, 3))
         picture = Image.fromarray(colours.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
         started = time.perf_counter()
         reply = pipeline.ask(
             settings["question"], [picture], max_new_tokens=settings["tokens"], **settings["ask"]
         )
-        text = reply.text  # waits
+        _ = reply.text  # waits
         whole = time.perf_counter() - started
         times, counts = reply.times, reply.counts
-        assert isinstance(text, str)
         figures[name] = {
             "whole": whole,
             "image_encoder": times.image_encoder,

@@ -110,7 +110,10 @@ class Gemma4Processor(Processor):
 
     @cached_property
     def template(self) -> Template:
-        """The words of the tokenizer's chat template where they are others than the published."""
+        """The words of the tokenizer's chat template where they are others than the published.
+
+        A template with the published words but without their switch gets it: the model has it.
+        """
         tokenizer = self.with_chat_template(self.tokenizer)
         if tokenizer.chat_template is None:
             return TEMPLATE
