@@ -65,14 +65,13 @@ def serve(options: argparse.Namespace) -> int:
     from helpers.serve.access import Access, folders_by_name, key_for
     from helpers.serve.ports import free_port
 
-    port = free_port(options.port, options.host, advice="give another with --port")
     access = Access(
         key_for(options.host, options.key_file), options.allow_origin, options.allow_picture_host
     )
     folders = folders_by_name(options.folders, options.name)
     settings = server.Settings(
         options.host,
-        port,
+        free_port(options.port, options.host, advice="give another with --port"),
         options.queue,
         options.device,
         options.picture_tokens,

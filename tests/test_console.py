@@ -19,7 +19,7 @@ from helpers.__main__ import main
 from helpers.command_output import Result, check_output, report, write_output
 from helpers.errors import OutputError, ResourcesError, SettingsError, ran_out
 from helpers.graphs.presets import find_preset
-from helpers.models.families import find_checkpoint
+from helpers.models.families import find_checkpoint, on_meta_device
 from helpers.run.pipeline import VisionLanguagePipeline
 from tests.hub_server import Hub
 
@@ -266,10 +266,12 @@ def test_settings_of_4_bits_where_there_are_none(name, changes):
 
 
 def test_an_original_s_name_is_a_download_of_it(monkeypatch):
-    names = []
-    monkeypatch.setattr("helpers.models.families.download", names.append)
+    calls = []
+    monkeypatch.setattr(
+        "helpers.models.families.download", lambda *names, check: calls.append((*names, check))
+    )
     find_checkpoint("internvl2_1b")
-    assert names == ["OpenGVLab/InternVL2-1B"]
+    assert calls == [("OpenGVLab/InternVL2-1B", on_meta_device)]
 
 
 @pytest.mark.slow

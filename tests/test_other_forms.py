@@ -178,7 +178,10 @@ TEXT_ONLY = {  # templates of texts alone, which fine-tunes keep
 def test_a_chat_template_without_pictures_is_told(family, text, tmp_path):
     FAMILIES[family](tmp_path, 0)
     (tmp_path / "chat_template.jinja").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"does not write a picture and .*; take that of the"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"which should write a picture and each text once, cannot be used .*; take that",
+    ):
         check_processor(load_processor(tmp_path))
 
 

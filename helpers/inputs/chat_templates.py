@@ -41,8 +41,9 @@ def template_of(
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"The chat template of {tokenizer.name_or_path} does not write a picture and each text "
-            f"once ({reason_of(error)}); take that of the model which this was trained from."
+            f"The chat template of {tokenizer.name_or_path}, which should write a picture and each "
+            f"text once, cannot be used ({reason_of(error)}); take that of the model which this "
+            "was trained from."
         ) from None
     if on == off:
         return usual

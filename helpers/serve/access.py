@@ -173,7 +173,7 @@ def key_for(host: str, path: Path | None) -> str | None:
     computers would need none.
     """
     key = read_key(path)
-    if host not in LOOPBACK and key is None:
+    if host and host not in LOOPBACK and key is None:
         raise SettingsError(
             f"Serving {host} needs a key, which everybody who asks has to send; give a file with "
             "--key-file."
