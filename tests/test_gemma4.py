@@ -238,7 +238,7 @@ def test_the_chat_template_writes_the_prompt_of_the_processor(models):
     processor = models.pipeline.processor
     text = "What is it?"
     parts = [{"type": "image"}, {"type": "text", "text": text}]
-    written = processor.tokenizer.apply_chat_template(
+    expected = processor.tokenizer.apply_chat_template(
         [{"role": "user", "content": parts}],
         chat_template=TOKENIZER.chat_template,
         tokenize=False,
@@ -248,7 +248,7 @@ def test_the_chat_template_writes_the_prompt_of_the_processor(models):
     inputs = processor.image_inputs([noise(40, 40)])
     prompt = processor.tokenizer.decode(processor.input_ids([user_message(text, 1)], inputs)[0])
     (count,) = processor.exported.token_counts(inputs["image_position_ids"])
-    assert prompt == written.replace(token, begin + count * token + end)
+    assert prompt == expected.replace(token, begin + count * token + end)
 
 
 WRITTEN = jinja_of(TEMPLATE, PICTURE_MARKS[1])
@@ -275,8 +275,8 @@ def test_a_chat_template_with_other_words_is_read(text, on, has_system, tmp_path
     system = [{"role": "system", "content": " Be short. "}] * has_system
     messages = [*system, user_message(" Why? "), answer_message("So."), user_message("And?")]
     switch = {} if on is None else {"enable_thinking": on}
-    written = processor.tokenizer.apply_chat_template(
+    expected = processor.tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, **switch
     )
     ids = processor.thinking(on).input_ids(messages)
-    assert processor.tokenizer.decode(ids[0]) == written
+    assert processor.tokenizer.decode(ids[0]) == expected

@@ -48,10 +48,10 @@ def measure(pipeline: Any, settings: Settings, rounds: Iterator[int]) -> dict[st
             settings["question"], [picture], max_new_tokens=settings["tokens"], **settings["ask"]
         )
         _ = reply.text  # waits
-        whole = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         times, counts = reply.times, reply.counts
         figures[name] = {
-            "whole": whole,
+            "whole": seconds,
             "image_encoder": times.image_encoder,
             "prompt": times.first_token - times.image_encoder,
             "next_token": times.per_token,
