@@ -175,11 +175,8 @@ from helpers.graphs.presets import Weights
 from helpers.run.pipeline import VisionLanguagePipeline
 
 folder = sys.argv[1]
-for mode in ("int8", "int4-asym"):
-    compress(ov.Core().read_model(f"{folder}/{FILES[LANGUAGE_MODEL]}"), Weights(mode, 32))
-first = VisionLanguagePipeline(folder)
-second = VisionLanguagePipeline(folder)
-del first, second
+file = f"{folder}/{FILES[LANGUAGE_MODEL]}"
+WORK
 gc.collect()
 try:
     os.kill(os.getpid(), signal.SIGINT)
@@ -187,11 +184,26 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
+WORK = {
+    "two pipelines, after compression": """
+for mode in ("int8", "int4-asym"):
+    compress(ov.Core().read_model(file), Weights(mode, 32))
+first, second = VisionLanguagePipeline(folder), VisionLanguagePipeline(folder)
+del first, second
+""",
+    "openvino's compile_model": """
+models = [ov.compile_model(file, "CPU") for _ in range(3)]
+while models:
+    del models[0]
+""",
+}
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_after_models_are_gone(converted):
-    command = [sys.executable, "-c", INTERRUPTED, str(converted)]
+@pytest.mark.parametrize("work", WORK)
+def test_an_interrupt_after_models_are_gone(converted, work):
+    program = INTERRUPTED.replace("WORK", WORK[work])
+    command = [sys.executable, "-c", program, str(converted)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (process.returncode, process.stdout) == (0, "interrupted\n"), process.stderr
 

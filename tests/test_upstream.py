@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import nncf
+import numpy as np
 import openvino as ov
 import pytest
 import torch
@@ -16,7 +17,7 @@ from openvino.frontend.pytorch import patch_model
 from torch import nn
 from transformers import MllamaTextConfig, MllamaVisionConfig, MllamaVisionModel
 
-from helpers.graphs.core import core, safe_options
+from helpers.graphs.core import core
 from helpers.sources.checkpoints import BUNDLED
 from helpers.upstream import converter, telemetry, transformers
 from helpers.upstream import nncf as nncf_patches
@@ -88,6 +89,22 @@ def test_telemetry_writes_nothing_into_the_home_folder(tmp_path):
     assert not (tmp_path / "intel").exists() and not (tmp_path / "Intel Corporation").exists()
 
 
+def test_openvino_still_makes_a_core_for_each_call():
+    assert "Core()" in inspect.getsource(inspect.unwrap(ov.compile_model))
+
+
+def test_openvino_s_compile_model_takes_what_it_took(tmp_path):
+    layer = nn.Linear(2, 3)
+    graph = ov.convert_model(layer, example_input=torch.zeros(1, 2))
+    ov.save_model(graph, tmp_path / "layer.xml", compress_to_fp16=False)
+    expected = layer(torch.ones(1, 2)).detach().numpy()
+    exact = {"EXECUTION_MODE_HINT": "ACCURACY"}
+    for model in (graph, tmp_path / "layer.xml", str(tmp_path / "layer.xml")):
+        for arguments in ((), ("CPU",), ("CPU", exact)):
+            compiled = ov.compile_model(model, *arguments)
+            np.testing.assert_allclose(compiled(np.ones((1, 2), "f"))[0], expected, atol=0.02)
+
+
 def test_nncf_still_makes_a_core_for_each_model():
     engine = importlib.import_module("nncf.openvino.engine")
     assert "ov.Core()" in inspect.getsource(engine)
@@ -106,7 +123,7 @@ def test_without_nncf_s_functions_its_own_are_used(monkeypatch):
     monkeypatch.delattr(importlib.import_module(NNCF_MODELS), "_infer_ov_model")
     with (
         nncf_patches.compiled_once(),
-        nncf_patches.one_core(core(), safe_options),
+        nncf_patches.one_core(core()),
         nncf_patches.quiet(),
     ):
         assert ov.Core() is core()

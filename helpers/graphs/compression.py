@@ -23,7 +23,7 @@ from openvino import opset13 as ops
 
 from helpers.errors import SettingsError
 from helpers.graphs.bit_widths import module_of, stored_layers
-from helpers.graphs.core import core, safe_options
+from helpers.graphs.core import core
 from helpers.graphs.parts import SENSITIVE
 from helpers.graphs.presets import Quantization, Weights
 from helpers.graphs.rounding import rounded
@@ -137,7 +137,7 @@ def _sensitive_layers(model: ov.Model) -> list[str]:
 @contextlib.contextmanager
 def repaired_nncf() -> Iterator[None]:
     """Call NNCF without its progress bars, and with the options that some processors need."""
-    with upstream.quiet(), upstream.one_core(core(), safe_options):
+    with upstream.quiet(), upstream.one_core(core()):
         yield
 
 

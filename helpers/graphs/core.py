@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from helpers.errors import DeviceError, ResourcesError, SettingsError, is_whole, ran_out
 from helpers.graphs.bit_widths import bit_widths
 from helpers.resources import instruction_sets, processors
+from helpers.upstream.openvino import share_core
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,12 +21,7 @@ ACCURACY = {"EXECUTION_MODE_HINT": "ACCURACY"}  # computes as PyTorch does, and 
 
 @functools.cache
 def core() -> ov.Core:
-    """Return the one `Core` that a process should have.
-
-    The CPU plugin of OpenVINO 2026.4 gives the thread that loads it a stack for signals, which goes
-    with the `Core`. Where several go in another order than the last one first, the thread keeps a
-    stack that is gone, and the next Ctrl-C, or Jupyter's button for it, ends the process.
-    """
+    """Return the one `Core` that a process should have: `helpers.upstream.openvino` says why."""
     return ov.Core()
 
 
@@ -48,6 +44,9 @@ def _threads(number: object) -> int:
     if is_whole(number) or (isinstance(number, str) and number.isdecimal()):
         return int(cast(int, number))
     raise SettingsError(f"INFERENCE_NUM_THREADS is {number!r}; it should be a whole number.")
+
+
+share_core(core, safe_options)
 
 
 def compile_model(model: ov.Model, device: str, **options: Any) -> ov.CompiledModel:

@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import nncf
@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from helpers.resources import return_freed_memory
 from helpers.upstream.patching import replaced
-
-Options = Callable[[ov.Model, Mapping[str, Any]], dict[str, Any]]
 
 LARGE = 2**26  # bytes of a result which are not worth a second copy
 # Bytes of results after which memory freed between them is given back. To do so for every layer
@@ -42,17 +40,12 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_core(core: ov.Core, options_for: Options) -> Iterator[None]:
-    """Let NNCF use this process's `Core`, where it would make one for each model that it runs.
+def one_core(core: ov.Core) -> Iterator[None]:
+    """Let NNCF use this process's `Core`, where it would make one for each model that reads data.
 
-    `options_for` returns the options with which a model is compiled, from those that NNCF has. Why
-    both are needed: see `helpers.graphs.core`.
+    Why that is needed: see `helpers.upstream.openvino`, by which it compiles other models.
     """
-
-    def compile_model(model: ov.Model, device_name: str, config: Any = None) -> ov.CompiledModel:
-        return core.compile_model(model, device_name, options_for(model, config or {}))
-
-    with replaced(ov, Core=lambda: core, compile_model=compile_model):
+    with replaced(ov, Core=lambda: core):
         yield
 
 
