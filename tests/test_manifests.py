@@ -1,13 +1,17 @@
 """Manifests that were damaged or made up: a folder is read, or one sentence says why not."""
 
 import json
+import os
 import random
 import shutil
+from stat import S_IMODE
 
 import pytest
 
 from helpers.__main__ import main
+from helpers.convert.folders import clean, read_manifest
 from helpers.convert.manifests import MANIFEST
+from helpers.errors import OutputError
 from tests.mutations import changed, changed_json
 
 SENTENCES = ("is damaged; run", "is missing or damaged; run", "another version", "changed since")
@@ -80,3 +84,37 @@ def test_a_part_that_the_manifest_does_not_have(output, capsys):
     (output / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     assert main(["info", str(output)]) == 1
     assert "is damaged" in capsys.readouterr().err
+
+
+# Folders of another user
+
+
+@pytest.fixture
+def become_ordinary(tmp_path):
+    """Return a function that lets the test be an ordinary user, who can enter `tmp_path`."""
+    if not hasattr(os, "seteuid"):
+        pytest.skip("this system has no such rights")
+    user = os.geteuid()
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        if folder.stat().st_uid == user:  # one may be everybody's: rights are only added
+            folder.chmod(S_IMODE(folder.stat().st_mode) | 0o055)
+    yield lambda: os.seteuid(user or 65534)
+    os.seteuid(user)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "config.json", "openvino_language_model.bin"])
+def test_a_file_that_may_not_be_read(name, converted, tmp_path, become_ordinary):
+    folder = shutil.copytree(converted, tmp_path / "folder")
+    (folder / name).chmod(0)
+    become_ordinary()
+    with pytest.raises(OutputError, match=f"{name} may not be read by this user; ask its owner"):
+        read_manifest(folder)
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path, become_ordinary):
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0)
+    become_ordinary()
+    for read in (read_manifest, clean):
+        with pytest.raises(OutputError, match="may not be read by this user; ask its owner"):
+            read(folder)

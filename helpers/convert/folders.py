@@ -22,6 +22,7 @@ from helpers.convert.manifests import (
     UNFINISHED_MANIFEST,
     altered,
     bit_widths_of,
+    check_readable,
     describe_files,
     exists,
     is_sound,
@@ -196,10 +197,11 @@ def read_manifest(folder: Path) -> Config:
     """Return the manifest of a finished conversion after checking that every file is there.
 
     Raises `OutputError` for a folder without one, of another format, or with a file missing or of
-    another size; `verify` also looks into the files.
+    another size or not readable by this user; `verify` also looks into the files.
     """
     absolute(folder)  # or it is told
     folder = Path(folder)
+    check_readable(folder / MANIFEST)
     if not is_conversion(folder):
         raise OutputError(_what_it_is(folder))
     damaged = OutputError(f"The manifest of {folder} is damaged; {_AGAIN}.")
@@ -214,6 +216,7 @@ def read_manifest(folder: Path) -> Config:
     missing = resized(folder, manifest["files"])
     if missing:
         raise OutputError(f"{missing[0]} in {folder} is missing or damaged; {_AGAIN}.")
+    check_readable(*(folder / name for name in manifest["files"]))
     return manifest
 
 
@@ -267,6 +270,7 @@ def clean(folder: Path) -> list[Path]:
     the folder nor what a conversion to it left.
     """
     folder = absolute(folder)
+    check_readable(folder)
     names = {
         path.name[1:].rpartition(".")[0]
         for ending in ("unfinished", "replaced", "lock")

@@ -5,10 +5,11 @@ A manifest may have been damaged or made up by anyone, so nothing in it is taken
 """
 
 import hashlib
+import os
 from dataclasses import fields
 from pathlib import Path
 
-from helpers.errors import CheckpointError, is_number
+from helpers.errors import CheckpointError, OutputError, is_number
 from helpers.graphs.bit_widths import BitWidth
 from helpers.sources.checkpoints import Config, read_json
 
@@ -115,6 +116,22 @@ def resized(folder: Path, files: dict[str, Config]) -> list[str]:
         for name, file in files.items()
         if not exists(folder / name) or (folder / name).stat().st_size != file["bytes"]
     ]
+
+
+def check_readable(*paths: Path) -> None:
+    """Raise an `OutputError` that names the first of `paths` that this user may not read."""
+    for path in paths:
+        try:
+            if path.is_dir():
+                os.scandir(path).close()
+            else:
+                path.open("rb").close()
+        except PermissionError:
+            raise OutputError(
+                f"{path} may not be read by this user; ask its owner for the right to."
+            ) from None
+        except OSError:  # what is not there is told by those who look for it
+            continue
 
 
 def altered(folder: Path, files: dict[str, Config]) -> list[str]:
