@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from stat import S_IMODE
 
 import pytest
 
@@ -254,6 +255,7 @@ def test_files_that_a_manifest_names_elsewhere_are_left_alone(converted, tmp_pat
 IN_ANOTHER_S_FOLDER = """
 import os, sys
 from pathlib import Path
+from stat import S_IMODE
 from helpers.convert.folders import written_aside
 output = Path(sys.argv[1])
 made_of = {"source": {"name": "x"}, "preset": {}, "versions": {}}
@@ -274,7 +276,7 @@ def test_my_empty_folder_in_a_folder_that_is_not_mine(tmp_path):
     output.mkdir()
     os.chown(output, 65534, 65534)
     for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(0o755)
+        folder.chmod(S_IMODE(folder.stat().st_mode) | 0o055)  # /tmp is everybody's and stays so
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
     result = subprocess.run(
         [*command, "-c", IN_ANOTHER_S_FOLDER, output], capture_output=True, text=True, check=False
