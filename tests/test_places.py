@@ -255,7 +255,6 @@ def test_files_that_a_manifest_names_elsewhere_are_left_alone(converted, tmp_pat
 IN_ANOTHER_S_FOLDER = """
 import os, sys
 from pathlib import Path
-from stat import S_IMODE
 from helpers.convert.folders import written_aside
 output = Path(sys.argv[1])
 made_of = {"source": {"name": "x"}, "preset": {}, "versions": {}}
