@@ -256,7 +256,7 @@ def test_progress_is_told_now_and_then_and_at_the_end(monkeypatch):
 def test_next_tokens_are_apart_where_one_row_is_computed_at_a_time(monkeypatch, folder, size):
     calls: list[dict] = []
     monkeypatch.setattr(
-        "helpers.run.pipeline.VisionLanguagePipeline", lambda *_, **options: calls.append(options)
+        "helpers.serve.local.VisionLanguagePipeline", lambda *_, **options: calls.append(options)
     )
     monkeypatch.setattr(answerers, "Local", lambda *_: None)
     answerer_for({}, print, folder=folder, batch_size=size)
@@ -283,7 +283,7 @@ def test_a_cluster_has_what_was_tuned_unless_that_is_left_out(folder):
 @pytest.mark.slow
 def test_another_device_or_budget_is_another_job(monkeypatch, folder):
     """A file that was begun so does not go on otherwise, here or on a cluster."""
-    monkeypatch.setattr("helpers.run.pipeline.VisionLanguagePipeline", lambda *_, **__: None)
+    monkeypatch.setattr("helpers.serve.local.VisionLanguagePipeline", lambda *_, **__: None)
     monkeypatch.setattr(answerers, "Local", lambda _, name, *__: SimpleNamespace(fingerprint=name))
     here, there = (
         [

@@ -10,12 +10,11 @@ from typing import Any
 
 from helpers.convert.folders import Report
 from helpers.errors import SettingsError
-from helpers.resources import freeze_objects
 from helpers.run.sampling import Sampling
 from helpers.serve.access import read_key
 from helpers.serve.batch import Answerer
-from helpers.serve.local import BATCH, Local
-from helpers.serve.results import check_place, fingerprint_of, kept_size
+from helpers.serve.local import BATCH, Local, Model
+from helpers.serve.results import check_place, kept_size
 
 
 def answerer_for(
@@ -54,25 +53,19 @@ def answerer_for(
     if folder is None:
         raise SettingsError("Give the folder of a model, or a --server that has it.")
     _refuse({"--model": model, "--key-file": key_file}, "which only a --server needs")
-    device = (device or "CPU").upper()
+    local_model = Model(folder, (device or "CPU").upper(), picture_tokens, tuned=not untuned)
     size = BATCH if batch_size is None else batch_size
-    if ray:
-        if not size:
-            raise SettingsError("--batch-size auto measures this computer; give --ray a number.")
-        from helpers.serve.cluster import Cluster
+    if not ray:
+        return _local(local_model, size, output, options, report)
+    if not size:
+        raise SettingsError("--batch-size auto measures this computer; give --ray a number.")
+    from helpers.serve.cluster import Cluster
 
-        tuned = not untuned
-        return Cluster(
-            ray, folder, device, picture_tokens, options, report, tuned=tuned, rows_together=size
-        )
-    return _local(folder, device, picture_tokens, untuned, size, output, options, report)
+    return Cluster(ray, local_model, options, report, size)
 
 
 def _local(
-    folder: Path,
-    device: str,
-    picture_tokens: int | None,
-    untuned: bool,
+    model: Model,
     size: int,
     output: Path | None,
     options: Mapping[str, Any],
@@ -80,21 +73,12 @@ def _local(
 ) -> Answerer:
     """Return the model in a folder, loaded here; a batch `size` of 0 is measured."""
     from helpers.measure.batch_size import SIZES, fastest_batch_size
-    from helpers.run.pipeline import VisionLanguagePipeline
 
-    pipeline = VisionLanguagePipeline(
-        folder,
-        device,
-        picture_tokens=picture_tokens,
-        tuned=not untuned,
-        answers_at_once=size or SIZES[-1],
-        next_tokens_apart=size == 1,
-    )
-    freeze_objects()
+    pipeline = model.open(size or SIZES[-1])
     if not size:
         measure = partial(fastest_batch_size, pipeline, report=report)
         size = kept_size(output, measure) if output else measure()
-    return Local(pipeline, fingerprint_of(folder, device, picture_tokens), options, size)
+    return Local(pipeline, model.fingerprint(), options, size)
 
 
 def _refuse(settings: Mapping[str, Any], why: str) -> None:

@@ -14,68 +14,48 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from helpers.convert.folders import Report
 from helpers.errors import OutputError, SettingsError, UserError, reason_of
-from helpers.resources import freeze_objects
-from helpers.serve.local import Local
-from helpers.serve.results import Answers, fingerprint_of
+from helpers.serve.local import Local, Model
+from helpers.serve.results import Answers
 from helpers.serve.rows import Row
 
 QUIET = 120.0  # seconds without a row after which it is said
 ROWS, ANSWERS = "rows", "answers"  # columns of Ray's tables
 
 
-@dataclass(frozen=True)
-class Model:
-    """A folder, how it is run, and the fingerprint that it has where the job was started.
-
-    What `vlm tune` chose on a computer counts there if it is `tuned`, but for threads.
-    """
-
-    folder: Path
-    device: str
-    picture_tokens: int | None
-    fingerprint: str
-    tuned: bool
-
-    def difference(self) -> str:
-        """Return how the folder differs on this computer, as the end of a sentence, or nothing."""
-        try:
-            fingerprint = fingerprint_of(self.folder, self.device, self.picture_tokens)
-        except UserError as error:
-            return f"{platform.node()}: {error}"
-        if fingerprint != self.fingerprint:
-            return f"{platform.node()}: {self.folder} holds another model than here; copy it there."
-        return ""
+def difference(model: Model, fingerprint: str) -> str:
+    """Return how a folder differs on this computer, as the end of a sentence, or nothing."""
+    try:
+        is_same = model.fingerprint() == fingerprint
+    except UserError as error:
+        return f"{platform.node()}: {error}"
+    if not is_same:
+        return f"{platform.node()}: {model.folder} holds another model than here; copy it there."
+    return ""
 
 
 class Actor:
     """A process of the cluster: its model is loaded once, and answers one batch after another."""
 
     def __init__(
-        self, model: Model, options: Mapping[str, Any], threads: int, rows_together: int
+        self,
+        model: Model,
+        fingerprint: str,
+        options: Mapping[str, Any],
+        threads: int,
+        rows_together: int,
     ) -> None:
-        from helpers.run.pipeline import VisionLanguagePipeline
-
-        if difference := model.difference():  # a computer that has joined the cluster since
-            raise OutputError(difference)
+        if reason := difference(model, fingerprint):  # a computer that has joined since
+            raise OutputError(reason)
         # Pinned, the processes of a computer would sit on the same cores (openvino#32444).
         properties = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
-        pipeline = VisionLanguagePipeline(
-            model.folder,
-            model.device,
-            picture_tokens=model.picture_tokens,
-            tuned=model.tuned,
-            properties=properties if model.device == "CPU" else {},
-            answers_at_once=rows_together,
-            next_tokens_apart=rows_together == 1,
-        )
-        freeze_objects()
-        self.local = Local(pipeline, model.fingerprint, options, rows_together)
+        pipeline = model.open(rows_together, properties if model.device == "CPU" else {})
+        self.local = Local(pipeline, fingerprint, options, rows_together)
 
     def __call__(self, table: Mapping[str, Any]) -> dict[str, list[bytes]]:
         """Answer the batches in a table."""
@@ -84,24 +64,23 @@ class Actor:
 
 
 class Cluster:
-    """Answers rows by the computers of a cluster; `options` are those of `Conversation.ask`."""
+    """Answers rows by the computers of a cluster; `options` are those of `Conversation.ask`.
+
+    What `vlm tune` chose on a computer counts there, but for threads.
+    """
 
     def __init__(
         self,
         address: str,
-        folder: Path,
-        device: str,
-        picture_tokens: int | None,
+        model: Model,
         options: Mapping[str, Any],
         report: Report,
-        *,
-        tuned: bool,
         rows_together: int,
     ) -> None:
         self.rows_together = rows_together
         self.address, self.options, self.report = address, dict(options), report
-        self.fingerprint = fingerprint_of(folder, device, picture_tokens)
-        self.model = Model(folder.resolve(), device, picture_tokens, self.fingerprint, tuned)
+        self.fingerprint = model.fingerprint()
+        self.model = replace(model, folder=model.folder.resolve())
 
     def answers(self, batches: Sequence[Sequence[Row]]) -> Iterator[Answers]:
         """Yield the answers to batches as they come back.
@@ -137,7 +116,13 @@ class Cluster:
             tables = [{ROWS: pickle.dumps([_absolute(row) for row in batch])} for batch in batches]
             answers = ray.data.from_items(tables, override_num_blocks=len(tables)).map_batches(
                 Actor,
-                fn_constructor_args=(self.model, self.options, threads, self.rows_together),
+                fn_constructor_args=(
+                    self.model,
+                    self.fingerprint,
+                    self.options,
+                    threads,
+                    self.rows_together,
+                ),
                 batch_size=1,
                 num_cpus=threads,
                 compute=ray.data.ActorPoolStrategy(size=min(actors, len(batches))),
@@ -163,10 +148,10 @@ class Cluster:
     def _compare(self, ray: Any) -> None:
         """Raise an `OutputError` that names the computers whose folder differs."""
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        difference = ray.remote(num_cpus=0)(Model.difference)
+        compare = ray.remote(num_cpus=0)(difference)
         tasks = [
-            difference.options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote(
-                self.model
+            compare.options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote(
+                self.model, self.fingerprint
             )
             for node in ray.nodes()
             if node["Alive"] and _processors(node)

@@ -6,11 +6,12 @@ What this module does not know: which rows there are, and where answers go.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from helpers.errors import SettingsError, UserError, reason_of
 from helpers.inputs.messages import message_of
-from helpers.resources import return_freed_memory
+from helpers.resources import freeze_objects, return_freed_memory
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.run.replies import Reply
 from helpers.run.worker import Task
@@ -18,13 +19,46 @@ from helpers.serve.addresses import Pictures
 from helpers.serve.columns import RowAnswer, columns_of, key_of, sentence_of
 from helpers.serve.completions import finish_of
 from helpers.serve.protocol import Refusal, parse_request
-from helpers.serve.results import Answers
+from helpers.serve.results import Answers, fingerprint_of
 from helpers.serve.rows import Row
 from helpers.serve.service import ask_within_context, budget_of
 
 # Rows that are answered together, each with a cache of its own: 24 pictures took 34.9 and 37.8 s in
 # batches of 8, 37.5 s of 4, 33.7 s of 16 (InternVL2-1B in INT4 on 2 cores).
 BATCH = 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder, and how it is run.
+
+    What `vlm tune` chose on a computer counts there if it is `tuned`.
+    """
+
+    folder: Path
+    device: str
+    picture_tokens: int | None
+    tuned: bool
+
+    def fingerprint(self) -> str:
+        """Return what tells the model apart; an `OutputError` where it is no folder of ours."""
+        return fingerprint_of(self.folder, self.device, self.picture_tokens)
+
+    def open(
+        self, rows_together: int, properties: Mapping[str, Any] | None = None
+    ) -> VisionLanguagePipeline:
+        """Load the model for at most so many rows at once."""
+        pipeline = VisionLanguagePipeline(
+            self.folder,
+            self.device,
+            picture_tokens=self.picture_tokens,
+            tuned=self.tuned,
+            properties=properties,
+            answers_at_once=rows_together,
+            next_tokens_apart=rows_together == 1,
+        )
+        freeze_objects()
+        return pipeline
 
 
 @dataclass
