@@ -1,10 +1,16 @@
-"""Disks of a test's own: small ones, full ones, and folders that are mounted."""
+"""Disks of a test's own: small ones, full ones, folders that are mounted, and what they hold."""
 
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files below a folder, by their paths in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def mount(place: Path, *arguments: str | Path) -> None:

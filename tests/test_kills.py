@@ -10,17 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.disks import tree
 from tests.hub_server import Hub
 from tests.programs import Program
 
 pytestmark = [pytest.mark.slow, pytest.mark.independent]
 
 DOWNLOAD = "import sys; from helpers.sources.hub import download; print(download(sys.argv[1]))"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def finish(program: Program) -> str:
@@ -55,13 +51,13 @@ def test_a_conversion(checkpoint, tmp_path, repetitions, fork, precision):
 
     number = repetitions(f"kills -9 while {task}", 1, 14)
     delays = moments(lambda: begin(tmp_path / "undisturbed"), number)
-    expected = contents(tmp_path / "undisturbed")
+    expected = tree(tmp_path / "undisturbed")
     for index, seconds in enumerate(delays):
         output = tmp_path / f"made {index}"
         kill_within(begin(output), seconds)
-        assert not output.exists() or contents(output) == expected
+        assert not output.exists() or tree(output) == expected
         finish(begin(output))
-        assert contents(output) == expected
+        assert tree(output) == expected
         assert not list(tmp_path.glob(".*"))
 
 
@@ -81,4 +77,4 @@ def test_a_download(checkpoint, tmp_path, repetitions, fork_without_hub):
             home = tmp_path / f"home {index}"
             kill_within(begin(home), seconds)
             folder = Path(finish(begin(home)))
-            assert contents(folder) == contents(checkpoint)
+            assert tree(folder) == tree(checkpoint)

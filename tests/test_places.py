@@ -18,15 +18,10 @@ from helpers.convert.manifests import MANIFEST, UNFINISHED_MANIFEST
 from helpers.convert.places import HOLDER, HOLDS, Place
 from helpers.errors import CheckpointError, OutputError
 from helpers.graphs.presets import find_preset
-from tests.disks import mount, mount_memory, unmount
+from tests.disks import mount, mount_memory, tree, unmount
 from tests.test_conversion import contents, parts, quick_parts  # noqa: F401
 
 FP16, INT8 = find_preset("fp16"), find_preset("int8")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def write(path: Path, text: str = "mine") -> Path:
