@@ -98,14 +98,23 @@ def _check(model: ov.Model, cache: Mapping[str, str]) -> None:
         raise SettingsError(f"The model has no {', no '.join(missing)}; check the names.")
     for name, output in cache.items():
         shape, fixed = model.input(name).get_partial_shape(), is_fixed_size(name)
-        grows = not fixed and shape.rank.is_static and len(shape) == 4 and shape[2].is_dynamic
-        sizes = [shape[1], shape[3]] if grows else list(shape)[1:] if fixed else []
-        if not sizes or any(size.is_dynamic for size in sizes) or fixed != is_fixed_size(output):
+        if fixed != is_fixed_size(output) or not _can_be_state(shape, fixed=fixed):
             raise SettingsError(
                 f"The cache input {name} has the shape {shape}; it should be (batch, heads, "
                 "length, head size) with heads and head size fixed, or fixed but for the batch "
                 f"and be called, as its output {output}, something that ends in {FIXED_SIZE}."
             )
+
+
+def _can_be_state(shape: ov.PartialShape, *, fixed: bool) -> bool:
+    """Return whether the batch alone may vary in a `fixed` state, and the length too in another."""
+    if fixed:
+        sizes = list(shape)[1:]
+    elif shape.rank.is_static and len(shape) == 4 and shape[2].is_dynamic:
+        sizes = [shape[1], shape[3]]
+    else:
+        return False
+    return bool(sizes) and not any(size.is_dynamic for size in sizes)
 
 
 def _start_empty(

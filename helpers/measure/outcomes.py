@@ -144,14 +144,17 @@ def scores(
     Questions without a right answer do not count; {} where there are no others.
     """
     with_answer = [outcome for outcome in outcomes if outcome.sample.right]
-    kinds = {kind for outcome in with_answer if (kind := outcome.sample.kind)}
+    if not with_answer:
+        return {}
     groups = {"all": with_answer}
-    for kind in sorted(kinds):
+    for kind in sorted({outcome.sample.kind for outcome in with_answer if outcome.sample.kind}):
         groups[kind] = [outcome for outcome in with_answer if outcome.sample.kind == kind]
+    return {kind: _scores_of(group, metrics, place) for kind, group in groups.items()}
+
+
+def _scores_of(outcomes: Sequence[Outcome], metrics: Sequence[str], place: int) -> dict[str, Score]:
     return {
-        kind: {name: Score.of([_value(name, row, place) for row in rows]) for name in metrics}
-        for kind, rows in groups.items()
-        if rows
+        name: Score.of([_value(name, outcome, place) for outcome in outcomes]) for name in metrics
     }
 
 
@@ -163,12 +166,12 @@ def _value(name: str, outcome: Outcome, place: int) -> float:
 def score_rows(tables: Mapping[str, Mapping[str, Mapping[str, Score]]]) -> list[dict[str, str]]:
     """Return a row for each kind and metric of `scores`, with a column for each model by name."""
     first = next(iter(tables.values()))
-    return [
-        {"kind": kind, "metric": metric, "questions": str(score.questions)}
-        | {name: str(table[kind][metric]) for name, table in tables.items()}
-        for kind, row in first.items()
-        for metric, score in row.items()
-    ]
+    rows = []
+    for kind, metrics in first.items():
+        for metric, score in metrics.items():
+            row = {"kind": kind, "metric": metric, "questions": str(score.questions)}
+            rows.append(row | {name: str(table[kind][metric]) for name, table in tables.items()})
+    return rows
 
 
 # Agreement

@@ -86,7 +86,11 @@ def measured(trials: Sequence[Trial], part: str) -> list[Trial]:
 def is_unclear(trials: Sequence[Trial]) -> bool:
     """Return whether trials leave open what is fastest: for noise, or with none measured."""
     verdicts = [trial.verdict for trial in trials if trial.seconds is not None]
-    return any(NOISY in words or NOT_ALWAYS in words for words in verdicts) or not verdicts
+    return not verdicts or any(map(_leaves_open, verdicts))
+
+
+def _leaves_open(verdict: str) -> bool:
+    return NOISY in verdict or NOT_ALWAYS in verdict
 
 
 def part_reason(part: str, trials: Sequence[Trial], gain: float, untried: int) -> str:
@@ -94,27 +98,32 @@ def part_reason(part: str, trials: Sequence[Trial], gain: float, untried: int) -
 
     For so many candidates that were `untried` there was no time.
     """
-    is_second = part == NEXT_TOKENS
-    others = "two" if is_second else "others"
-    verdicts = [trial.verdict for trial in trials]
-    unclear = [words for words in verdicts if NOISY in words or NOT_ALWAYS in words]
-    too_far = [words for words in verdicts if TOO_FAR in words]
-    number = sum(trial.seconds is not None for trial in trials)
-    reason = "keeps one language model" if is_second else "keeps the defaults"
-    if gain < 1:
-        reason = f"takes {gain:.2f} of {'one model' if is_second else 'the default'}'s time"
-    elif unclear:
-        reason += f": {unclear[0]}; try again while nothing else computes"
-    elif too_far:
-        reason += f": {too_far[0]}"
-    elif number:
-        reason += f", of {number + 1} settings the fastest"
-    elif NO_ROOM in verdicts:
-        reason += f": {NO_ROOM}"
-    elif trials:
-        reason += f": {others} cannot be computed here"
-    elif untried:
-        return f"{reason}: there was no time to try {others}; `--seconds` gives more"
+    if part == NEXT_TOKENS:  # whose trial is a second language model beside the first one
+        default, unchanged, others = "one model", "keeps one language model", "two"
     else:
-        reason += ": no other setting computes otherwise on this processor"
-    return reason + (f"; there was no time for {untried} more" if untried else "")
+        default, unchanged, others = "the default", "keeps the defaults", "others"
+    no_time = f"; there was no time for {untried} more" if untried else ""
+    if gain < 1:
+        return f"takes {gain:.2f} of {default}'s time{no_time}"
+    if untried and not trials:
+        return f"{unchanged}: there was no time to try {others}; `--seconds` gives more"
+    return unchanged + _why_unchanged(trials, others) + no_time
+
+
+def _why_unchanged(trials: Sequence[Trial], others: str) -> str:
+    """Return, as the end of a sentence, why none of a part's trials was taken."""
+    verdicts = [trial.verdict for trial in trials]
+    unclear = [verdict for verdict in verdicts if _leaves_open(verdict)]
+    too_far = [verdict for verdict in verdicts if TOO_FAR in verdict]
+    number = sum(trial.seconds is not None for trial in trials)
+    if unclear:
+        return f": {unclear[0]}; try again while nothing else computes"
+    if too_far:
+        return f": {too_far[0]}"
+    if number:
+        return f", of {number + 1} settings the fastest"
+    if NO_ROOM in verdicts:
+        return f": {NO_ROOM}"
+    if trials:
+        return f": {others} cannot be computed here"
+    return ": no other setting computes otherwise on this processor"

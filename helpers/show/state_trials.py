@@ -90,11 +90,13 @@ def memory_of(change: Callable[[Any], object], model: Any, pairs: Sequence[Visua
         return "as before"
     if not {name.rpartition(".")[2] for name in changed} <= {"A_log", "dt_bias"}:
         return "other weights"
-    if all(float(share.min()) > 0.99 for share in shares):
+    remembers = [float(share.min()) > 0.99 for share in shares]  # by layer
+    forgets = [float(share.max()) < 0.01 for share in shares]
+    if all(remembers):
         return "for ever"
-    if all(float(share.max()) < 0.01 for share in shares):
+    if all(forgets):
         return "not at all"
-    return "some layers" if any(float(share.min()) > 0.99 for share in shares) else "shorter"
+    return "some layers" if any(remembers) else "shorter"
 
 
 def _left_over(weights: Mapping[str, Tensor], name: str) -> Tensor:

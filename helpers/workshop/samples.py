@@ -229,15 +229,9 @@ def make_batch(
     while len(images) < recipe.batches[sort]:
         scene, cell = sample_scene(generator, "train", sort, recipe.word_grids)
         cell *= scale
-        if sort in OF_WORDS:
-            questions = [word(scene, generator)]
-        else:
-            questions = questions_about(scene, generator, 10, kinds) if kinds else []
+        questions = _questions_about(scene, recipe, generator, sort, kinds)
         if kinds and not questions:
             continue
-        questions = [
-            with_instruction(question, recipe.instruction, generator) for question in questions
-        ]
         images.append(processor.image_inputs([_picture(scene, cell, sort, generator)]))
         scenes.append(scene)
         if recipe.gives_boxes:
@@ -251,6 +245,23 @@ def make_batch(
     if sort not in NO_SQUARES:
         batch["shown"] = shown_words(processor, scenes, recipe.points)
     return batch | ({"sides": torch.cat(sides)} if sides else {})
+
+
+def _questions_about(
+    scene: world.Scene,
+    recipe: Recipe,
+    generator: random.Random,
+    sort: str,
+    kinds: Mapping[str, float],
+) -> list[Question]:
+    """Return the questions about a scene of a batch of a sort; none where its stage asks none."""
+    if sort in OF_WORDS:
+        questions = [word(scene, generator)]
+    elif kinds:
+        questions = questions_about(scene, generator, 10, kinds)
+    else:
+        questions = []
+    return [with_instruction(question, recipe.instruction, generator) for question in questions]
 
 
 def _picture(scene: world.Scene, cell: int, sort: str, generator: random.Random) -> Image.Image:

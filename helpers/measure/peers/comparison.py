@@ -284,8 +284,11 @@ def rows_of(comparison: PeerComparison) -> list[dict[str, str]]:
 
 def medians(engines: Mapping[str, EngineFigures], step: str) -> dict[str, float | None]:
     """Return the seconds of one of `STEPS` by engine; None for what an engine does not have."""
-    seconds = {name: [getattr(r, step) for r in engines[name].rounds] for name in engines}
-    return {name: None if None in s else median(s) for name, s in seconds.items()}
+    result: dict[str, float | None] = {}
+    for name, figures in engines.items():
+        seconds = [getattr(figures_of_round, step) for figures_of_round in figures.rounds]
+        result[name] = None if None in seconds else median(seconds)
+    return result
 
 
 def _cells(values: Mapping[str, float | None], words: Any) -> dict[str, str]:

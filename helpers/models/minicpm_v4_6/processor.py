@@ -169,9 +169,10 @@ class MiniCPMV4_6Processor(Processor):
         for a picture that is not cut. `downsample_mode` is how they are merged.
         """
         plans = [self.plan(*picture.size) for picture in pictures]
-        pairs = zip(pictures, plans, strict=True)
-        colours = [self.picture_settings[name] for name in ("image_mean", "image_std")]
-        pieces = [normalised(piece, *colours) for pair in pairs for piece in cut(*pair)]
+        mean, deviation = (self.picture_settings[name] for name in ("image_mean", "image_std"))
+        pieces = []
+        for picture, plan in zip(pictures, plans, strict=True):
+            pieces += [normalised(piece, mean, deviation) for piece in cut(picture, plan)]
         side = self.settings.patch_size
         sizes = [[piece.shape[2] // side, piece.shape[3] // side] for piece in pieces]
         return {

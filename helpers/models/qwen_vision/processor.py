@@ -1,5 +1,6 @@
 """Pictures, videos and prompts of models with this image encoder."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -261,21 +262,19 @@ class QwenVisionProcessor(Processor):
         """Return the inputs of pictures and videos; with a video, the `times` of its steps too."""
         if not any(isinstance(picture, Video) for picture in pictures):
             return super().image_inputs(pictures)
-        parts = [
-            self._video_inputs(picture)
-            if isinstance(picture, Video)
-            else super(QwenVisionProcessor, self).image_inputs([picture]) | {"times": [[]]}
-            for picture in pictures
-        ]
-        inputs: ImageInputs = {
-            name: torch.cat([part[name] for part in parts])
-            for name in ("pixel_values", "image_grid_thw")
+        parts = [self._timed_inputs(picture) for picture in pictures]
+        return {
+            "pixel_values": torch.cat([part["pixel_values"] for part in parts]),
+            "image_grid_thw": torch.cat([part["image_grid_thw"] for part in parts]),
+            "times": list(itertools.chain.from_iterable(part["times"] for part in parts)),
         }
-        return inputs | {"times": [times for part in parts for times in part["times"]]}
 
-    def _video_inputs(self, video: Video) -> ImageInputs:
-        _check_shape(open_picture(video.frames[0]))
-        return video_inputs(self.image_processor, self.video_settings, video)
+    def _timed_inputs(self, picture: Image.Image | str | Path | Video) -> ImageInputs:
+        """Return the inputs of one picture or video and `times`, of which a picture has none."""
+        if not isinstance(picture, Video):
+            return super().image_inputs([picture]) | {"times": [[]]}
+        _check_shape(open_picture(picture.frames[0]))
+        return video_inputs(self.image_processor, self.video_settings, picture)
 
 
 def _check_shape(picture: Image.Image) -> None:
