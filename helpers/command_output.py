@@ -90,7 +90,8 @@ def check_output(path: Path) -> None:
         with writing(path):
             is_new = not path.exists()
             with path.open("a", encoding="utf-8") as file:
-                file.write("\n" * is_new)  # an empty file is made also on a full disk
+                if is_new:
+                    file.write("\n")  # an empty file is made also on a full disk
     finally:
         if is_new:
             with contextlib.suppress(OSError):  # it was never made

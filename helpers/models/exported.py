@@ -69,13 +69,10 @@ class PictureInputs:
 
         A fixed input without a batch, which has one dimension, is the same for all prompts.
         """
-        first = prompts[0]
-        fixed = {
-            name: torch.cat([prompt.fixed[name] for prompt in prompts])
-            if value.dim() > 1
-            else value
-            for name, value in first.fixed.items()
-        }
+        fixed = dict(prompts[0].fixed)
+        for name, value in fixed.items():
+            if value.dim() > 1:
+                fixed[name] = torch.cat([prompt.fixed[name] for prompt in prompts])
         return cls(fixed, cls.joined_along(prompts, length))
 
     @staticmethod

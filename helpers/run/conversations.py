@@ -139,10 +139,11 @@ class Conversation:
     def _request(self, processor: Processor, message: Message, sampling: Sampling) -> Request:
         """Return what a question is computed from; it is told here if it does not fit."""
         started = time.perf_counter()
-        choose = processor.choose_frames
-        # What comes from elsewhere is not computed yet.
-        earlier = [] if self.ids else [with_open_videos(m, choose) for m in self.messages]
-        pictures = [picture for part in (*earlier, message) for picture in pictures_of(part)]
+        earlier: list[Message] = []
+        if not self.ids:  # messages that come from elsewhere are not computed yet
+            choose = processor.choose_frames
+            earlier = [with_open_videos(turn, choose) for turn in self.messages]
+        pictures = [picture for turn in (*earlier, message) for picture in pictures_of(turn)]
         inputs = processor.image_inputs(pictures) if pictures else None
         if earlier:
             ids = processor.input_ids([*earlier, message], inputs)[0].tolist()

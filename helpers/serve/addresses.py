@@ -103,7 +103,8 @@ def _host_name(host: str) -> str:
 def _path(parts: SplitResult) -> str:
     """Return the path and the query of an address, percent-encoded as a browser sends them."""
     path = quote(parts.path or "/", safe=f"/{SAFE}", errors="replace")
-    return path + (f"?{quote(parts.query, safe=f'/?{SAFE}', errors='replace')}" * bool(parts.query))
+    query = quote(parts.query, safe=f"/?{SAFE}", errors="replace")
+    return f"{path}?{query}" if query else path
 
 
 def _data(address: str) -> bytes:

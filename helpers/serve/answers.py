@@ -132,7 +132,8 @@ class Responder:
 def _in_words(names: Sequence[str]) -> str:
     """Return names that a client made up as a line of a log, not too long and without its end."""
     words = [ascii(name)[1:-1][:LONGEST_NAME] for name in names[:MOST_NAMES]]
-    return ", ".join(words) + f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(words) + more
 
 
 async def _remember(service: Service, question: ChatRequest, reply: Reply) -> None:

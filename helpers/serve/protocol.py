@@ -94,8 +94,8 @@ def parse_request(body: object, open_picture: OpenPicture) -> ChatRequest:
     `open_picture` is handed the address of each picture. Raises `Refusal` for what is missing, has
     another type, or would change the answer and is not supported.
     """
+    body = object_of(body)
     model = model_in(body)
-    body = cast(Json, body)
     _refuse_unsupported(body)
     for name in ("tools", "functions"):  # which may be there, and are not called
         value_of(body, name, list)
@@ -115,11 +115,16 @@ def parse_request(body: object, open_picture: OpenPicture) -> ChatRequest:
     )
 
 
-def model_in(body: object) -> str | None:
-    """Return the model that a body names, None where it names none."""
+def object_of(body: object) -> Json:
+    """Return the body of a request; raise a `Refusal` for what is no JSON object."""
     if not isinstance(body, dict):
         raise Refusal("The body should be a JSON object.")
-    return cast(str | None, value_of(body, "model", str))
+    return body
+
+
+def model_in(body: object) -> str | None:
+    """Return the model that a body names, None where it names none."""
+    return cast(str | None, value_of(object_of(body), "model", str))
 
 
 def _refuse_unsupported(body: Json) -> None:
@@ -277,10 +282,8 @@ def _in_turn(messages: list[Message]) -> list[Message]:
 
 def _content(value: object, name: str, open_picture: OpenPicture, details: list[str]) -> list[Json]:
     """Return the parts of a message; the detail of each picture is added to `details`."""
-    if value is None:
-        value = ""
-    if isinstance(value, str):
-        return [{"type": "text", "text": _characters(value, name)}]
+    if value is None or isinstance(value, str):
+        return [{"type": "text", "text": _characters(value or "", name)}]
     if not isinstance(value, list):
         raise _wrong(name, "a text or a list of parts")
     parts: list[Json] = []

@@ -24,7 +24,7 @@ from helpers.run.replies import Counts
 from helpers.serve.addresses import FORMATS, LARGEST
 from helpers.serve.columns import RowAnswer
 from helpers.serve.completions import THOUGHT
-from helpers.serve.protocol import Json, Refusal
+from helpers.serve.protocol import Json, Refusal, object_of
 from helpers.serve.rows import Row
 from helpers.upstream.proxies import proxy_for, without_password, without_proxies
 
@@ -196,9 +196,7 @@ def body_of(row: Row, options: Mapping[str, Any]) -> Json:
     if options.get("thinking") is not None:
         body["chat_template_kwargs"] = {"enable_thinking": options["thinking"]}
     if row.is_openai:
-        columns = row.columns["body"]
-        if not isinstance(columns, dict):
-            raise Refusal("The body should be a JSON object.")
+        columns = object_of(row.columns["body"])
         if columns.get("max_completion_tokens") is not None:
             del body["max_tokens"]
         return body | {name: value for name, value in columns.items() if value is not None}

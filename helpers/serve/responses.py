@@ -19,6 +19,7 @@ from helpers.serve.protocol import (
     OpenPicture,
     Refusal,
     limit_of,
+    object_of,
     parse_request,
     schema_of,
     value_of,
@@ -35,8 +36,7 @@ FIELDS = frozenset(
 
 def parse_response_request(body: object, open_picture: OpenPicture) -> ChatRequest:
     """Return what the body of a response asks for, as the chat completion that it amounts to."""
-    if not isinstance(body, dict):
-        raise Refusal("The body should be a JSON object.")
+    body = object_of(body)
     for name in UNSUPPORTED:
         if body.get(name):
             raise Refusal(

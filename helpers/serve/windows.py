@@ -177,8 +177,10 @@ def respond(
             yield chat(_small(f"waiting; questions before this one: {place}"))
         yield chat(placeholder)
         for piece in reply.pieces():
-            thought += piece.text * piece.is_thought
-            answer += piece.text * (not piece.is_thought)
+            if piece.is_thought:
+                thought += piece.text
+            else:
+                answer += piece.text
             yield chat(answer)
         times = _times(reply, beams)
         is_cut = thought and reply.finish == LENGTH

@@ -235,7 +235,8 @@ def _plan(scene: Scene, cell: int, moved: tuple[int, float, float] | None) -> _P
         if word is not None:
             plan.prints.append(_print(word, box, style))
         if item is not None:
-            shrink = _SMALL if scene.small else 1.0 if word is None else _ABOVE_A_WORD
+            above_a_word = 1.0 if word is None else _ABOVE_A_WORD
+            shrink = _SMALL if scene.small else above_a_word
             shift = moved[1:] if moved is not None and moved[0] == index else (0.0, 0.0)
             plan.outlines[index] = _outlined(item, box, style, shrink=shrink, shift=shift)
     return plan

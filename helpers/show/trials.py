@@ -40,14 +40,16 @@ def stored_size(weights: Weights, graph: ov.Model) -> int:
     return stored_bytes(compress(graph.clone(), weights))
 
 
-def size_between(weights: Weights, graph: ov.Model, smaller: Weights = PLAIN_INT4) -> str:
-    """Return whether a graph in `weights` is between that in `smaller` and that in 8 bits."""
+def size_between(weights: Weights, graph: ov.Model) -> str:
+    """Return whether a graph in `weights` is between that in plain INT4 and that in 8 bits."""
     sizes = []
-    for settings in (smaller, weights, INT8):
+    for settings in (PLAIN_INT4, weights, INT8):
         sizes.append(stored_size(settings, graph))
         print(f"{sizes[-1] / 1e6:8.2f} MB  {settings}")
     least, size, most = sizes
-    return "too small" if size <= least else "too large" if size >= most else "between"
+    if size <= least:
+        return "too small"
+    return "too large" if size >= most else "between"
 
 
 def size_by_groups(weights: Weights, graph: ov.Model) -> str:
@@ -59,10 +61,12 @@ def size_by_groups(weights: Weights, graph: ov.Model) -> str:
 
 def smaller_than(weights: Weights, graph: ov.Model, other: Weights) -> str:
     """Return whether a graph in `weights` is smaller than in `other` weights."""
-    sizes = [stored_size(settings, graph) for settings in (other, weights)]
-    for size, settings in zip(sizes, (other, weights), strict=True):
-        print(f"{size / 1e6:8.2f} MB  {settings}")
-    return "smaller" if sizes[1] < sizes[0] else "larger" if sizes[1] > sizes[0] else "the same"
+    usual, size = (stored_size(settings, graph) for settings in (other, weights))
+    print(f"{usual / 1e6:8.2f} MB  {other}")
+    print(f"{size / 1e6:8.2f} MB  {weights}")
+    if size == usual:
+        return "the same"
+    return "smaller" if size < usual else "larger"
 
 
 def share_in_4_bits(ratio: float, graph: ov.Model) -> str:
@@ -71,7 +75,9 @@ def share_in_4_bits(ratio: float, graph: ov.Model) -> str:
     share = sum(width.share for width in bit_widths(compressed) if width.type == "u4")
     print(f"{share:.0%} of the weights are in 4 bits")
     least, most = ABOUT_HALF
-    return "too few" if share < least else "too many" if share > most else "within"
+    if share < least:
+        return "too few"
+    return "too many" if share > most else "within"
 
 
 def smaller_with_16_bit_encoder(

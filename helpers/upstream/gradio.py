@@ -113,7 +113,8 @@ class BelowAnotherServer:
         headers = Headers(raw=scope["headers"])
         path = next((_first(headers[name]) for name in _PREFIXES if headers.get(name)), "")
         path = path.strip("/")
-        prefix, host = f"/{path}" * bool(path), _first(headers.get(_HOST, ""))
+        prefix = f"/{path}" if path else ""
+        host = _first(headers.get(_HOST, ""))
         # Where an application mounted the page. GRADIO_ROOT_PATH, another server's path, is no part
         # of a request's own path.
         mounted = scope.get("root_path", "")

@@ -233,12 +233,12 @@ def qwen2_as_llama(trained: Tensors, trained_config: Config, _new_config: Config
     text = trained_config["llm_config"]
     size = text["hidden_size"] // text["num_attention_heads"]
     repeats = text["num_attention_heads"] // text["num_key_value_heads"]
-    return {
-        name: torch.unflatten(tensor, 0, (-1, size)).repeat_interleave(repeats, 0).flatten(0, 1)
-        if name.endswith(("k_proj.weight", "v_proj.weight"))
-        else tensor
-        for name, tensor in qwen2(trained).items()
-    }
+    tensors = dict(qwen2(trained))
+    for name, tensor in tensors.items():
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            heads = torch.unflatten(tensor, 0, (-1, size))
+            tensors[name] = heads.repeat_interleave(repeats, 0).flatten(0, 1)
+    return tensors
 
 
 def internvl2_as_minicpm(trained: Tensors, trained_config: Config, new_config: Config) -> Tensors:
