@@ -25,6 +25,7 @@ from helpers.graphs.parts import Part, Traceable, language_model_part
 from helpers.graphs.tables import Table
 from helpers.inputs.video import Video
 from helpers.models.checks import check_pictures
+from helpers.models.embeddings import ScaledEmbedding
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.processors import Processor
 from helpers.sources.checkpoints import Config, read_config
@@ -230,7 +231,11 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
 
     def text_embeddings_part(self) -> Part:
         """Return `embed_tokens` as it is exported."""
-        module = Traceable(self.embed_tokens, self.token_embeddings)
+        table = self.token_embeddings
+        if isinstance(table, ScaledEmbedding):
+            module = table.traceable()
+        else:
+            module = Traceable(self.embed_tokens, table)
         example = {"input": torch.ones(2, 3, dtype=torch.int64)}
         return Part(TEXT_EMBEDDINGS, module, example, outputs=("inputs_embeds",))
 

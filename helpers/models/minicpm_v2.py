@@ -8,7 +8,6 @@ tensors.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -226,11 +225,6 @@ class MiniCPMV2(VisionLanguageModel[MiniCPMV2Processor]):
         """Return (queries, hidden) for each overview and slice; `grids` is for the prompt only."""
         pieces = [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values
         return by_size(self.image_encoder, pieces)
-
-    def text_embeddings_part(self) -> Part:
-        """Return `embed_tokens` as it is exported."""
-        scaled = cast(ScaledEmbedding, self.token_embeddings)
-        return replace(super().text_embeddings_part(), module=scaled.traceable())
 
     def image_encoder_part(self) -> Part:
         """Return SigLIP and the resampler: slices of any one size."""

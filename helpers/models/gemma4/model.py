@@ -1,7 +1,6 @@
 """Gemma 4's PyTorch modules: transformers' own, cut into the parts that are exported."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,11 +127,6 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
             outputs=("last_hidden_state",),
             fixed={"pixel_values": (2,), "image_position_ids": (2,)},
         )
-
-    def text_embeddings_part(self) -> Part:
-        """Return `embed_tokens` as it is exported."""
-        scaled = cast(ScaledEmbedding, self.token_embeddings)
-        return replace(super().text_embeddings_part(), module=scaled.traceable())
 
     def per_layer_embeddings_part(self) -> Table:
         """Return the table of per-layer embeddings."""
