@@ -66,7 +66,9 @@ def serve(options: argparse.Namespace) -> int:
     from helpers.serve.ports import free_port
 
     access = Access(
-        key_for(options.host, options.key_file), options.allow_origin, options.allow_picture_host
+        key_for(options.host, options.key_file, report),
+        options.allow_origin,
+        options.allow_picture_host,
     )
     folders = folders_by_name(options.folders, options.name)
     settings = server.Settings(

@@ -97,6 +97,11 @@ def system_reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def unreadable(path: object) -> str:
+    """Return the sentence for a file or folder that is there, but not for this user to read."""
+    return f"{path} may not be read by this user; ask its owner for the right to."
+
+
 def reason_of(error: Exception) -> str:
     """Return the type of an error from a library, and its first line, or OpenVINO's last."""
     lines = str(error).strip().splitlines() or [""]

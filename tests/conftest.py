@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from stat import S_IMODE
 from types import SimpleNamespace
 
 import pytest
@@ -152,3 +153,16 @@ def slowly(monkeypatch):
 
     monkeypatch.setattr(StatefulLanguageModel, "step", slow)
     return pace
+
+
+@pytest.fixture
+def become_ordinary(tmp_path):
+    """Return a function that lets the test be an ordinary user, who can enter `tmp_path`."""
+    if not hasattr(os, "seteuid"):
+        pytest.skip("this system has no such rights")
+    user = os.geteuid()
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        if folder.stat().st_uid == user:  # one may be everybody's: rights are only added
+            folder.chmod(S_IMODE(folder.stat().st_mode) | 0o055)
+    yield lambda: os.seteuid(user or 65534)
+    os.seteuid(user)

@@ -11,7 +11,8 @@ from torch import nn
 
 from helpers.errors import CheckpointError
 from helpers.models import load_model
-from helpers.sources.checkpoints import BUNDLED, read_config
+from helpers.models.internlm2_tokenizer import read_pieces
+from helpers.sources.checkpoints import BUNDLED, read_config, read_json
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
 from helpers.sources.tensors import open_tensors
 from tests.bundled import BUNDLED_NAMES
@@ -334,3 +335,20 @@ def test_shards_without_their_index_are_told(stem, tmp_path):
     message = r"model\.safetensors\.index\.json is missing, which tells what the shards hold"
     with pytest.raises(CheckpointError, match=f"/{message}"):
         open_tensors(tmp_path)
+
+
+def test_a_file_that_may_not_be_read(kind, tmp_path, become_ordinary):
+    WRITERS[kind](TENSORS, tmp_path / kind)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "tokenizer.model").touch()
+    readers = {
+        kind: lambda path: dict(open_tensors(path.parent)),
+        "config.json": read_json,
+        "tokenizer.model": read_pieces,
+    }
+    for name in readers:
+        (tmp_path / name).chmod(0)
+    become_ordinary()
+    for name, read in readers.items():
+        with pytest.raises(CheckpointError, match=f"{name} may not be read by this user; ask its"):
+            read(tmp_path / name)

@@ -4,9 +4,16 @@ import json
 
 import pytest
 
-from helpers.errors import CheckpointError, SettingsError
+from helpers.errors import CheckpointError, OutputError, SettingsError
 from helpers.models.families import find_checkpoint
 from helpers.show.choices import choose_checkpoint, chosen_folder
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Stand where a notebook can write, which the folder of the tests need not be."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
@@ -43,3 +50,13 @@ def test_without_a_folder_the_variable_is_named(folder_choice, monkeypatch):
     monkeypatch.delenv("VLM_FOLDER", raising=False)
     with pytest.raises(SettingsError, match="VLM_FOLDER"):
         chosen_folder(folder_choice, "internvl2")
+
+
+@pytest.mark.parametrize("name", ["", "models"])
+def test_where_nothing_can_be_written_is_told_before_a_download(name, place, become_ordinary):
+    (place / name).mkdir(exist_ok=True)
+    (place / name).chmod(0o555)
+    choice = choose_checkpoint("internvl2")
+    become_ordinary()
+    with pytest.raises(OutputError, match=r"models, which is not possible \(Permission denied\)"):
+        chosen_folder(choice, "internvl2")

@@ -1,10 +1,8 @@
 """Manifests that were damaged or made up: a folder is read, or one sentence says why not."""
 
 import json
-import os
 import random
 import shutil
-from stat import S_IMODE
 
 import pytest
 
@@ -87,19 +85,6 @@ def test_a_part_that_the_manifest_does_not_have(output, capsys):
 
 
 # Folders of another user
-
-
-@pytest.fixture
-def become_ordinary(tmp_path):
-    """Return a function that lets the test be an ordinary user, who can enter `tmp_path`."""
-    if not hasattr(os, "seteuid"):
-        pytest.skip("this system has no such rights")
-    user = os.geteuid()
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        if folder.stat().st_uid == user:  # one may be everybody's: rights are only added
-            folder.chmod(S_IMODE(folder.stat().st_mode) | 0o055)
-    yield lambda: os.seteuid(user or 65534)
-    os.seteuid(user)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "config.json", "openvino_language_model.bin"])

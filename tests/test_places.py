@@ -278,6 +278,38 @@ def test_my_empty_folder_in_a_folder_that_is_not_mine(tmp_path):
     assert result.stdout.splitlines() == ["mine/.unfinished", "[]"], result.stderr
 
 
+@pytest.fixture
+def everybodys(tmp_path):
+    """Return a folder in which anybody writes, and a conversion to `theirs` is another user's."""
+    folder = tmp_path / "shared"
+    write(folder / ".theirs.unfinished" / HOLDER, f"{HOLDS}1")
+    (folder / ".theirs.lock").touch(0)
+    folder.chmod(0o1777)
+    return folder
+
+
+def test_a_lock_of_another_user_leaves_nothing_of_mine(everybodys, become_ordinary):
+    (everybodys / ".other.lock").touch(0)
+    become_ordinary()
+    with (
+        pytest.raises(OutputError, match=r"other cannot be written \(Permission denied\); give an"),
+        written_aside(everybodys / "other", {"source": {}, "preset": {}, "versions": {}}),
+    ):
+        pass
+    assert not (everybodys / ".other.unfinished").exists()
+
+
+def test_what_is_left_of_another_user_does_not_keep_mine(everybodys, become_ordinary):
+    (everybodys / ".unreadable.unfinished").mkdir(0)
+    become_ordinary()
+    write(everybodys / ".yours.unfinished" / HOLDER, f"{HOLDS}1")
+    with pytest.raises(OutputError, match="theirs.unfinished cannot be removed .* as its owner"):
+        clean(everybodys)
+    assert not (everybodys / ".yours.unfinished").exists()
+    with pytest.raises(OutputError, match="unreadable.unfinished may not be read by this user"):
+        clean(everybodys / "unreadable")
+
+
 # What is a checkpoint, and what is not
 
 

@@ -789,6 +789,21 @@ def test_a_key_that_clients_cannot_send_is_told(key, monkeypatch, tmp_path):
         assert key not in str(error.value)
 
 
+def test_a_key_file_that_others_may_read_is_told(tmp_path, become_ordinary):
+    path = tmp_path / "key"
+    path.write_text("secret\n", encoding="utf-8")
+    notes = []
+    for mode in (0o600, 0o640, 0o604):
+        path.chmod(mode)
+        assert read_key(path, notes.append) == "secret"
+    note = f"note: other users of this computer may read {path}; `chmod 600 {path}` ends that"
+    assert notes == [note] * 2
+    path.chmod(0)
+    become_ordinary()
+    with pytest.raises(SettingsError, match=r"key cannot be read \(Permission denied\); give"):
+        read_key(path)
+
+
 @pytest.mark.parametrize(
     "host", [None, "", "evil.example", "127.0.0.1.evil.example:80", "192.168.0.7:8000", "[::2]:80"]
 )

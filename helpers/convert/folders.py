@@ -270,7 +270,7 @@ def clean(folder: Path) -> list[Path]:
     the folder nor what a conversion to it left.
     """
     folder = absolute(folder)
-    check_readable(folder)
+    check_readable(folder, Place.beside(folder).folder)
     names = {
         path.name[1:].rpartition(".")[0]
         for ending in ("unfinished", "replaced", "lock")
@@ -284,16 +284,15 @@ def clean(folder: Path) -> list[Path]:
             f"{folder} is no folder, and no conversion to it was interrupted; give what a "
             "conversion was to write, or a folder above it."
         )
-    removed = []
+    removed, problems = [], []
     for place in places:
         try:
             with contextlib.suppress(OutputError):  # another process writes there
                 removed += place.clean()
-        except OSError as error:
-            reason = system_reason(error)
-            raise OutputError(
-                f"{place.folder} cannot be removed ({reason}); remove it as its owner."
-            ) from None
+        except OSError as error:  # another user's, which does not keep ours from going
+            problems.append(f"{place.folder} cannot be removed ({system_reason(error)})")
+    if problems:
+        raise OutputError(f"{problems[0]}; remove it as its owner.")
     return removed
 
 

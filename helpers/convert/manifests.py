@@ -9,7 +9,7 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
-from helpers.errors import CheckpointError, OutputError, is_number
+from helpers.errors import CheckpointError, OutputError, is_number, unreadable
 from helpers.graphs.bit_widths import BitWidth
 from helpers.sources.checkpoints import Config, read_json
 
@@ -127,9 +127,7 @@ def check_readable(*paths: Path) -> None:
             else:
                 path.open("rb").close()
         except PermissionError:
-            raise OutputError(
-                f"{path} may not be read by this user; ask its owner for the right to."
-            ) from None
+            raise OutputError(unreadable(path)) from None
         except OSError:  # what is not there is told by those who look for it
             continue
 

@@ -124,6 +124,10 @@ class Place:
                 f"{self.output} is being written by {holder}; wait until it is done, or give "
                 "another folder."
             ) from None
+        except OSError:  # a lock of another user's, who alone can remove it
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+            raise
 
     def put_in_place(self) -> None:
         """Let the finished folder be the output.

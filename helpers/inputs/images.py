@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 
-from helpers.errors import PictureError, PictureSizeError, check_resources, reason_of
+from helpers.errors import PictureError, PictureSizeError, check_resources, reason_of, unreadable
 
 Picture = str | Path | IO[bytes] | Image.Image  # where it is, an open file, or the picture itself
 
@@ -98,6 +98,8 @@ def reading(name: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise PictureError(f"{name} does not exist; give the path of a picture.") from None
+    except PermissionError:
+        raise PictureError(unreadable(name)) from None
     except UnidentifiedImageError:
         raise PictureError(
             f"{name} is not a picture in a format that Pillow reads; save it as PNG or JPEG."

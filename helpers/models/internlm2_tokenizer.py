@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from helpers.errors import CheckpointError
+from helpers.errors import CheckpointError, unreadable
 from helpers.sources.checkpoints import read_json
 from helpers.upstream.locales import plain_numbers
 
@@ -95,6 +95,8 @@ def read_pieces(path: Path) -> Sequence[SentencePiece]:
     model = _FORMAT.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
+    except PermissionError:
+        raise CheckpointError(unreadable(path)) from None
     except (OSError, DecodeError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a sentencepiece model ({type(error).__name__}); download it "

@@ -3,7 +3,6 @@
 What this module does not know: what is asked.
 """
 
-import contextlib
 import hmac
 import os
 import re
@@ -12,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers.convert.folders import read_manifest
+from helpers.convert.folders import Report, read_manifest
 from helpers.errors import (
     ContextError,
     PictureError,
     QuestionError,
     SettingsError,
     UserError,
+    system_reason,
 )
 from helpers.inputs.messages import has_halves
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -143,8 +143,10 @@ def host_of(value: str) -> str:
     return value.partition(":")[0].lower()
 
 
-def read_key(path: Path | None) -> str | None:
+def read_key(path: Path | None, report: Report = lambda line: None) -> str | None:
     """Return the key in a file, else the environment's VLM_KEY, if there is one.
+
+    A file that others can read is reported where this user can change that.
 
     Raises `SettingsError` for a file without one, and for one that no header can hold: clients
     differ in the bytes that other characters become.
@@ -154,10 +156,19 @@ def read_key(path: Path | None) -> str | None:
         key, place = os.environ.get("VLM_KEY", "").strip(), "VLM_KEY"
     else:
         key, place = "", str(path)
-        with contextlib.suppress(OSError, UnicodeDecodeError):
+        try:
             key = path.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError:
+            pass  # what is no text holds no key
+        except OSError as error:
+            reason = system_reason(error)
+            raise SettingsError(f"{path} cannot be read ({reason}); give another file.") from None
         if not key:
             raise SettingsError(f"{path} holds no key; write one line of text into it.")
+        if os.name == "posix" and path.stat().st_mode & 0o044 and os.access(path, os.W_OK):
+            report(
+                f"note: other users of this computer may read {path}; `chmod 600 {path}` ends that"
+            )
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(
             f"The key of {place} has characters that no client can send; write one line of letters "
@@ -166,13 +177,13 @@ def read_key(path: Path | None) -> str | None:
     return key or None
 
 
-def key_for(host: str, path: Path | None) -> str | None:
+def key_for(host: str, path: Path | None, report: Report = lambda line: None) -> str | None:
     """Return the key that clients of a host send: of a file, else of the environment's VLM_KEY.
 
     Raises `SettingsError` for a file without one, for one that cannot be sent, and where other
     computers would need none.
     """
-    key = read_key(path)
+    key = read_key(path, report)
     if host and host not in LOOPBACK and key is None:
         raise SettingsError(
             f"Serving {host} needs a key, which everybody who asks has to send; give a file with "

@@ -49,7 +49,7 @@ def answerer_for(
         _refuse(own, "which a --server has of its own")
         from helpers.serve.remote import Servers
 
-        return Servers(server, read_key(key_file), model, options, report)
+        return Servers(server, read_key(key_file, report), model, options, report)
     if folder is None:
         raise SettingsError("Give the folder of a model, or a --server that has it.")
     _refuse({"--model": model, "--key-file": key_file}, "which only a --server needs")

@@ -5,11 +5,12 @@ choice.
 """
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from helpers.convert.estimates import memory_to_convert
-from helpers.errors import SettingsError
+from helpers.errors import OutputError, SettingsError, system_reason
 from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
 from helpers.models.families import (
     Family,
@@ -68,8 +69,10 @@ def _bundled_option(family: Family) -> Option:
 def chosen_folder(choice: Choice, name: str) -> Path:
     """Return the folder of the checkpoint that is chosen, downloading it where needed.
 
-    Raises `SettingsError` for a folder of another family than the one called `name`.
+    Raises `SettingsError` for a folder of another family than the one called `name`, and
+    `OutputError` where the notebook could not write what it converts.
     """
+    _check_place()  # before a download
     if choice.value != FOLDER:
         return find_checkpoint(choice.value)
     path = os.environ.get("VLM_FOLDER", "")
@@ -82,6 +85,18 @@ def chosen_folder(choice: Choice, name: str) -> Path:
             f"set VLM_FOLDER to a checkpoint of {name}."
         )
     return path_of(path)
+
+
+def _check_place() -> None:
+    """Raise an `OutputError` where a notebook cannot write what it converts."""
+    place = Path("models").absolute()
+    try:
+        tempfile.TemporaryFile(dir=place if place.exists() else place.parent).close()
+    except OSError as error:
+        raise OutputError(
+            f"This notebook writes to {place}, which is not possible ({system_reason(error)}); "
+            "copy its folder to a place of yours, and open it there."
+        ) from None
 
 
 def smallest_original(name: str) -> str:

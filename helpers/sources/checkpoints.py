@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import CheckpointError, is_whole, system_reason
+from helpers.errors import CheckpointError, is_whole, system_reason, unreadable
 from helpers.sources.other_forms import refuse_experts, refuse_files, refuse_quantised
 
 Config = dict[str, Any]  # what a JSON file such as config.json holds
@@ -27,6 +27,8 @@ def read_json(path: Path, *, cure: str = "download it again") -> Config:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}; {cure}.") from None
+    except PermissionError:
+        raise CheckpointError(unreadable(path)) from None
     except (OSError, RecursionError, UnicodeDecodeError, ValueError) as error:
         reason = system_reason(error)
         raise CheckpointError(f"{path} cannot be read as JSON ({reason}); {cure}.") from None

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from helpers.errors import CheckpointError, check_resources, reason_of
+from helpers.errors import CheckpointError, check_resources, reason_of, unreadable
 from helpers.sources.checkpoints import read_json
 from helpers.sources.other_forms import refuse_parts_of_adapters, refuse_quantised_tensors
 
@@ -82,8 +82,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        path.open("rb").close()  # or it is told as one that is not there
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except PermissionError:
+        raise CheckpointError(unreadable(path)) from None
     except Exception as error:  # a header may ask for anything, and for types that torch lacks
         check_resources(error)
         raise CheckpointError(
@@ -95,6 +98,8 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 def _open_bin(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except PermissionError:
+        raise CheckpointError(unreadable(path)) from None
     except Exception as error:  # torch raises half a dozen types for a damaged or unsafe pickle
         check_resources(error)
         raise CheckpointError(
