@@ -1,6 +1,7 @@
 """Llama-3.2-Vision against the authors' own results."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from helpers.models.mllama import (
     corrected_vision_fields,
     text_config,
 )
-from helpers.sources.checkpoints import read_config
+from helpers.models.mllama.model import CHAT_TEMPLATE
+from helpers.sources.checkpoints import BUNDLED, read_config
 from helpers.upstream import transformers as upstream
 from tests.golden_checks import (
     GOLDEN,
@@ -331,10 +333,40 @@ QUESTION = conversations()["one_turn"][0]
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_prompts(name):
-    processor = load_processor(GOLDEN / FAMILY)
+    processor = load_processor(BUNDLED / FAMILY)
     [picture] = processor.image_strings({"aspect_ratio_ids": torch.ones(1, 1)})
     rendered = processor.template.render(conversations()[name])
     assert rendered.replace("<image>", picture) == PROMPTS[name]
+
+
+# The published template refuses words of the system beside a picture.
+REFUSING = """{%- if messages[0].role == "system" %}
+{{- raise_exception("Prompting with images is incompatible with system messages.") }}
+{%- endif %}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "system"),
+    [
+        (CHAT_TEMPLATE, "<|eot_id|>", "system<|end_header_id|>"),
+        (REFUSING + CHAT_TEMPLATE, "<|eot_id|>", "system<|end_header_id|>"),
+        (CHAT_TEMPLATE.replace("eot_id", "eom_id"), "<|eom_id|>", "system<|end_header_id|>"),
+        (CHAT_TEMPLATE.replace("+ message.role +", '+ "a " + message.role +'), "<|eot_id|>", "a s"),
+    ],
+    ids=["published", "refusing the system", "another end", "other roles"],
+)
+@pytest.mark.parametrize("name", ["chat_template.json", "chat_template.jinja"])
+def test_a_chat_template_with_other_words_is_read(text, end, system, name, tmp_path):
+    folder = shutil.copytree(BUNDLED / FAMILY, tmp_path / "trained")
+    (folder / "chat_template.jinja").unlink()
+    content = json.dumps({"chat_template": text}) if name.endswith("json") else text
+    (folder / name).write_text(content, encoding="utf-8")
+    template = load_processor(folder).template
+    assert template.assistant_end == end
+    assert template.system_form.startswith(f"<|begin_of_text|><|start_header_id|>{system}")
+    is_published = load_processor(BUNDLED / FAMILY).template == template
+    assert is_published == (text in (CHAT_TEMPLATE, REFUSING + CHAT_TEMPLATE))
 
 
 def test_stop_tokens(tmp_path):

@@ -252,7 +252,24 @@ def corrected_vision_fields(fields: Config) -> Config:
 
 # The families' register
 
-_TOKENIZER = SmallTokenizer("llama3", ("user\n\n", "assistant\n\n"), (IMAGE_TOKEN,))
+# The words of the published form.
+CHAT_TEMPLATE = """{{- bos_token }}
+{%- for message in messages %}
+{{- "<|start_header_id|>" + message.role + "<|end_header_id|>\\n\\n" }}
+{%- if message.content is string %}
+{{- message.content }}
+{%- else %}
+{%- for part in message.content %}
+{{- "<|image|>" if part.type == "image" else part.text }}
+{%- endfor %}
+{%- endif %}
+{{- "<|eot_id|>" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}
+{%- endif %}
+"""
+_TOKENIZER = SmallTokenizer("llama3", ("user\n\n", "assistant\n\n"), (IMAGE_TOKEN,), CHAT_TEMPLATE)
 FAMILY = Family(
     name="llama-3.2-vision",
     model_type="mllama",

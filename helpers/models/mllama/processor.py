@@ -1,6 +1,8 @@
 """Llama-3.2-Vision's pictures, prompts and token ids, and which tiles a token attends to."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,7 @@ from transformers.models.mllama.processing_mllama import (
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from helpers.errors import CheckpointError
+from helpers.inputs.chat_templates import template_of
 from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.budgets import PicturePieces
 from helpers.models.exported import Features, ImageInputs
@@ -33,6 +36,24 @@ from helpers.upstream.transformers import set_bos
 IMAGE_TOKEN = "<|image|>"
 # preprocessor_config.json of the published checkpoints, for a folder without it
 SHIPPED: Config = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+
+
+def _header(role: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
+# Llama 3's headers; a picture's token stands right before the text.
+_BEGIN, _END = "<|begin_of_text|>", "<|eot_id|>"
+TEMPLATE = Template(
+    _BEGIN,
+    _header("user"),
+    _END,
+    _header("assistant"),
+    _END,
+    image=IMAGE,
+    images=IMAGE,
+    system_form=f"{_BEGIN}{_header('system')}{SYSTEM_WORDS}{_END}",
+)
 
 
 class PictureStates(list[Tensor]):
@@ -100,20 +121,18 @@ class MllamaProcessor(Processor):
             )
         return tokenizer
 
-    @property
+    @cached_property
     def template(self) -> Template:
-        """Llama 3's headers; a picture's token stands right before the text."""
-        begin, end = "<|begin_of_text|>", "<|eot_id|>"
-        return Template(
-            begin,
-            _header("user"),
-            end,
-            _header("assistant"),
-            end,
-            image=IMAGE,
-            images=IMAGE,
-            system_form=f"{begin}{_header('system')}{SYSTEM_WORDS}{end}",
-        )
+        """The words of the files' chat template where they are others than the published.
+
+        The published one refuses a system message beside a picture; that has Llama 3's place here.
+        """
+        tokenizer = self.with_chat_template(self.load_tokenizer())
+        if tokenizer.chat_template is None:
+            return TEMPLATE
+        words = template_of(tokenizer, IMAGE_TOKEN)
+        published = TEMPLATE if words.system_form else replace(TEMPLATE, system_form=None)
+        return TEMPLATE if words.writes_as(published) else words
 
     @property
     def image_token_id(self) -> int:
@@ -248,7 +267,3 @@ class MllamaProcessor(Processor):
             length=input_ids.shape[1],
         )
         return torch.from_numpy(dense)
-
-
-def _header(role: str) -> str:
-    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
