@@ -150,6 +150,7 @@ def info(options: argparse.Namespace) -> int:
         f"made of {manifest['source']['name']} with {versions}",
         f"precision: {name_of(manifest['preset']) or 'one of its own, which --json shows'}",
         f"OpenVINO GenAI and Model Server: {reason}",
+        *(f"note: {note}" for note in manifest.get("notes", [])),
         *settings_in_words(options.folder, tuning),
     ]
     data = manifest | {"bytes": sizes, "loaded by GenAI": loads}

@@ -62,6 +62,8 @@ def test_mutated_manifests(output, repetitions, capsys):
         (("preset",), {}),
         (("preset", "language_model"), {"mode": []}),
         (("preset", "others"), "int8"),
+        (("notes",), "a note"),
+        (("notes",), [3]),
     ],
 )
 @pytest.mark.parametrize("command", ["info", "verify", "ask"])

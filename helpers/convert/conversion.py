@@ -26,6 +26,7 @@ from helpers.convert.folders import (
     written_aside,
 )
 from helpers.convert.manifests import bit_widths_of
+from helpers.convert.notes import notes_on
 from helpers.convert.origins import made_of
 from helpers.convert.places import COPIED, LEFT_OUT, holds_conversion
 from helpers.convert.quantizing import quantized_encoder
@@ -109,6 +110,10 @@ def convert(
     _refuse_samples(preset)
     model = family_of(checkpoint).model.load(checkpoint)
     check_processor(model.processor)
+    notes = notes_on(checkpoint)
+    for note in notes:
+        report(f"note: {note}")
+    origin |= {"notes": notes}
     with written_aside(output, origin, resume=True, report=report) as work:
         missing = expected_bytes(model, preset) - work.bytes
         check_room(missing, output, memory=expected_memory(model, preset), report=report)
@@ -190,7 +195,8 @@ def write(
     by part. Whatever stands at `output` is replaced, since nobody knows how parts that come from
     outside were made.
     """
-    with written_aside(Path(output), made_of(checkpoint, preset)) as work:
+    origin = made_of(checkpoint, preset) | {"notes": notes_on(checkpoint)}
+    with written_aside(Path(output), origin) as work:
         for name, model in parts:
             if compressed:
                 _save(work, name, model)

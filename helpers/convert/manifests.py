@@ -39,6 +39,7 @@ def is_sound(manifest: Config) -> bool:
     source, preset, versions, parts, widths, files = sections
     return (
         all(isinstance(text, str) for text in (source.get("name"), *versions.values()))
+        and _has_notes(manifest.get("notes", []))
         and all(_is_stored(preset.get(name)) for name in ("language_model", "others"))
         and all(isinstance(file, str) for file in parts.values())
         and widths.keys() <= parts.keys()
@@ -46,6 +47,10 @@ def is_sound(manifest: Config) -> bool:
         and all(_is_file(*file) for file in files.items())
         and all(name in files for part in widths for name in part_files(manifest, part))
     )
+
+
+def _has_notes(notes: object) -> bool:
+    return isinstance(notes, list) and all(isinstance(note, str) for note in notes)
 
 
 def _is_stored(weights: object) -> bool:

@@ -7,10 +7,11 @@ what is exported.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Self, TypeVar, cast
 
 import torch
@@ -68,14 +69,16 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     """A checkpoint's PyTorch modules behind the calls that all families share.
 
     A family builds its modules in `build` (on the meta device, so that no memory is used) and
-    names its tensors in `rules`; those named in `left_out` are not loaded. `P` is its processor's
-    class. Layers of the language model whose names end with one of `sensitive_layers` keep 8 bits
-    where others get 4. Where a model was saved without its head, transformers leaves out the
-    `prefix` of all names.
+    names its tensors in `rules`; those named in `left_out` are not loaded. What a checkpoint can do
+    and this cannot is in `unused_parts`, by its words, with how its tensors' names begin. `P` is
+    its processor's class. Layers of the language model whose names end with one of
+    `sensitive_layers` keep 8 bits where others get 4. Where a model was saved without its head,
+    transformers leaves out the `prefix` of all names.
     """
 
     processor_class: type[Processor]
     left_out: tuple[str, ...] = ("{x}rotary_emb.inv_freq",)
+    unused_parts: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     sensitive_layers: tuple[str, ...] = ()
     prefix = ""
     language_model: PreTrainedModel
@@ -157,12 +160,28 @@ class VisionLanguageModel(nn.Module, ABC, Generic[P]):
     # What all families share
 
     def original_tensors(self, folder: Path) -> dict[str, Tensor]:
-        """Return the checkpoint's tensors by their original names."""
+        """Return the checkpoint's tensors by their original names, without `unused_parts`."""
+        beginnings = tuple(name for names in self.unused_parts.values() for name in names)
+        tensors = self._all_tensors(folder).items()
+        return {name: tensor for name, tensor in tensors if not name.startswith(beginnings)}
+
+    @classmethod
+    def unused_parts_of(cls, folder: Path) -> list[str]:
+        """Return the words for those of `unused_parts` that a checkpoint has tensors of."""
+        names = cls._all_tensors(folder) if cls.unused_parts else ()
+        return [
+            words
+            for words, beginnings in cls.unused_parts.items()
+            if any(name.startswith(beginnings) for name in names)
+        ]
+
+    @classmethod
+    def _all_tensors(cls, folder: Path) -> dict[str, Tensor]:
         tensors = open_tensors(folder)
-        if any(name.startswith(self.prefix) for name in tensors):
+        if any(name.startswith(cls.prefix) for name in tensors):
             return tensors
         return {
-            name if name.startswith("lm_head.") else self.prefix + name: tensor
+            name if name.startswith("lm_head.") else cls.prefix + name: tensor
             for name, tensor in tensors.items()
         }
 

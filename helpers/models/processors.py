@@ -85,6 +85,10 @@ class Processor(ABC):
             tokenizer.chat_template = text
         return tokenizer
 
+    def has_chat_template(self) -> bool:
+        """Return whether the folder's files have a chat template."""
+        return self.with_chat_template(self.load_tokenizer()).chat_template is not None
+
     @property
     @abstractmethod
     def template(self) -> Template:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,6 @@ from helpers.models.gemma4.processor import Gemma4Processor
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
 
-_AUDIO = ("model.audio_tower.", "model.embed_audio.")
 _KEYS_AND_VALUES = ("k_proj", "v_proj", "k_norm", "v_norm")
 
 
@@ -34,6 +34,9 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
     """Gemma 4's image encoder, and a language model with embeddings for every layer."""
 
     processor_class = Gemma4Processor
+    unused_parts = MappingProxyType(
+        {"hearing (the audio tower)": ("model.audio_tower.", "model.embed_audio.")}
+    )
     prefix = "model."
     image_encoder: Gemma4VisionModel
     projector: Gemma4MultimodalEmbedder
@@ -57,9 +60,9 @@ class Gemma4(VisionLanguageModel[Gemma4Processor]):
         ]
 
     def original_tensors(self, folder: Path) -> dict[str, Tensor]:
-        """Return the tensors that are used: none for audio, no keys of layers that share them."""
+        """Return the tensors that are used: no keys of layers that share those of others."""
         layers = range(self.processor.first_sharing_layer, self.processor.text.num_hidden_layers)
-        unused = _AUDIO + tuple(
+        unused = tuple(
             f"model.language_model.layers.{layer}.self_attn.{name}."
             for layer in layers
             for name in _KEYS_AND_VALUES
