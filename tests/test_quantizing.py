@@ -13,16 +13,19 @@ from helpers.convert.calibration import HELD_OUT
 from helpers.convert.folders import read_manifest
 from helpers.errors import SettingsError
 from helpers.graphs.compression import compress
+from helpers.graphs.core import has_one_size
 from helpers.graphs.part_names import FILES, IMAGE_ENCODER
 from helpers.graphs.presets import INT8, Quantization, find_preset, name_of
+from helpers.graphs.tracing import input_shapes
 from helpers.measure import evaluation
 from helpers.models import load_model, load_processor
+from helpers.models.families import find_family_by_name, on_meta_device
 from helpers.run.pipeline import VisionLanguagePipeline
 from helpers.shapes.questions import draw_questions
 from helpers.sources.checkpoints import BUNDLED
 
 TILES = ("llava_mpt", "mobilevlm", "internvl2", "mllama")
-WHOLE_PICTURES = ("minicpm_v2", "qwen3_vl")
+WHOLE_PICTURES = ("minicpm_v2", "qwen3_vl", "qwen3_5", "gemma4")
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +66,36 @@ def test_the_error_is_told_beside_that_of_weights_alone(tmp_path):
         assert distance == pytest.approx(float(measured), abs=6e-4)
 
 
+@pytest.mark.parametrize("name", (*TILES, *WHOLE_PICTURES))
+def test_tiles_of_one_size_are_told_without_their_model(name):
+    part = load_model(BUNDLED / name).image_encoder_part()
+    shapes = [port.partial_shape for port in conversion.convert_part(part).inputs]
+    assert has_one_size(shapes) == has_one_size(input_shapes(part).values()) == (name in TILES)
+
+
 @pytest.mark.parametrize("name", TILES)
 def test_tiles_of_one_size_are_taken(name):
-    quantizing.check_one_size(
-        conversion.convert_part(load_model(BUNDLED / name).image_encoder_part())
-    )
+    quantizing.check_image_encoder(on_meta_device(BUNDLED / name), find_preset("int8-activations"))
+
+
+def words_of(command, name, place):
+    """Return a command line that would quantise activations; what it writes is in `place`."""
+    precision = ["--precision", "int8-activations"]
+    if command == "convert":
+        precision = ["--image-encoder", "int8-activations"]
+    if command == "benchmark":
+        name = find_family_by_name(name).originals[0].name
+        return ["benchmark", name, "--full-size", *precision, "--folder", str(place)]
+    return [command, name, *precision, "--output", str(place / "made")]
 
 
 @pytest.mark.parametrize("name", WHOLE_PICTURES)
-def test_pictures_of_any_size_are_refused_in_a_sentence(name, tmp_path, capsys):
-    checkpoint, output = BUNDLED / name, tmp_path / "made"
-    options = ["--precision", "int8-activations", "--output", str(output)]
-    assert main(["convert", str(checkpoint), *options]) == 1
-    assert "pictures of any size" in capsys.readouterr().err
-    assert not output.exists()
+@pytest.mark.parametrize("command", ["convert", "benchmark", "prove"])
+def test_pictures_of_any_size_are_refused_before_the_work(name, command, tmp_path, capsys):
+    assert main(words_of(command, name, tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: This model's image encoder takes pictures of any size")
+    assert error.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_pictures_of_a_reader_are_what_calibration_looks_at(tmp_path, capsys):
@@ -112,7 +131,6 @@ def test_the_error_is_measured_on_pictures_of_the_reader_that_calibration_does_n
 
 def test_calibration_has_the_first_pictures_and_the_error_is_that_of_others(monkeypatch):
     compressed, measured = [], []
-    monkeypatch.setattr(quantizing, "check_one_size", lambda part: None)
     monkeypatch.setattr(quantizing, "encoder_inputs", lambda part, processor, samples: samples)
     monkeypatch.setattr(quantizing, "compress", lambda *arguments: compressed.append(arguments))
     monkeypatch.setattr(

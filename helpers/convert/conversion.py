@@ -29,7 +29,7 @@ from helpers.convert.manifests import bit_widths_of
 from helpers.convert.notes import notes_on
 from helpers.convert.origins import made_of
 from helpers.convert.places import COPIED, LEFT_OUT, holds_conversion
-from helpers.convert.quantizing import quantized_encoder
+from helpers.convert.quantizing import check_image_encoder, quantized_encoder
 from helpers.convert.runtime_files import write_runtime_files
 from helpers.errors import (
     CheckpointError,
@@ -109,6 +109,7 @@ def convert(
             return bit_widths_of(manifest)
     _refuse_samples(preset)
     model = family_of(checkpoint).model.load(checkpoint)
+    check_image_encoder(model, preset)
     check_processor(model.processor)
     notes = notes_on(checkpoint)
     for note in notes:

@@ -6,6 +6,7 @@ of activations belong to a size.
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import openvino as ov
 import torch
@@ -18,8 +19,10 @@ from helpers.errors import SettingsError
 from helpers.graphs.compression import compress
 from helpers.graphs.core import ACCURACY, compile_model, has_one_size
 from helpers.graphs.part_names import IMAGE_ENCODER
-from helpers.graphs.presets import INT8, Quantization
+from helpers.graphs.presets import INT8, Preset, Quantization
+from helpers.graphs.tracing import input_shapes
 from helpers.inputs.questions import Sample
+from helpers.models.base import VisionLanguageModel
 from helpers.models.processors import Processor
 from helpers.shapes.charts import draw_chart, random_chart
 from helpers.shapes.world import draw, random_scene
@@ -73,9 +76,8 @@ def quantized_encoder(
 
     It is calibrated on `samples`, or on drawn pictures if there are none. `report` is told how far
     its features are from those in 16 bits, beside weights in 8 bits alone, on pictures that were
-    held out. Raises `SettingsError` for an image encoder that takes pictures of any size.
+    held out. The image encoder is one that `check_image_encoder` lets pass.
     """
-    check_one_size(part)
     samples, others = split(samples, setting.samples)
     report(f"{IMAGE_ENCODER}: looking at {len(samples)} pictures, to calibrate it")
     calibration = list(encoder_inputs(part, processor, samples))
@@ -104,13 +106,15 @@ def split(samples: Sequence[Sample], number: int) -> tuple[Sequence[Sample], Seq
     return samples[:calibrated], others or varied_pictures(HELD_OUT, seed=1)
 
 
-def check_one_size(part: ov.Model) -> None:
-    """Raise `SettingsError` unless the image encoder takes tiles of one size.
+def check_image_encoder(model: VisionLanguageModel[Any], preset: Preset) -> None:
+    """Raise `SettingsError` where activations are to be quantised for pictures of any size.
 
-    Calls of changing sizes with quantised activations have ended processes where the processor has
-    AMX (openvino#37577).
+    The model needs no weights, so that it is told before long work. Calls of changing sizes with
+    quantised activations have ended processes where the processor has AMX (openvino#37577).
     """
-    if not has_one_size(part):
+    if not isinstance(preset.weights_of(IMAGE_ENCODER), Quantization):
+        return
+    if not has_one_size(input_shapes(model.image_encoder_part()).values()):
         raise SettingsError(
             "This model's image encoder takes pictures of any size, and activations in 8 bits "
             "are for tiles of one size; choose int8 for it."

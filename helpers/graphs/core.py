@@ -1,7 +1,7 @@
 """The one OpenVINO `Core` of a process, and running what it compiled with tensors by name."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import openvino as ov
@@ -97,9 +97,9 @@ def feed_of(request: ov.InferRequest, inputs: Mapping[str, "Tensor"]) -> dict[st
     return {name: value.numpy() for name, value in inputs.items() if name in names}
 
 
-def has_one_size(encoder: ov.Model) -> bool:
-    """Return whether an image encoder takes tiles of one size, and not pictures of any."""
-    tiles = [port.partial_shape for port in encoder.inputs if len(port.partial_shape) >= 4]
+def has_one_size(inputs: Iterable[ov.PartialShape]) -> bool:
+    """Return whether an image encoder of these inputs takes tiles of one size, not of any."""
+    tiles = [shape for shape in inputs if len(shape) >= 4]
     sizes = [size for shape in tiles for size in list(shape)[-3:]]
     return bool(sizes) and not any(size.is_dynamic for size in sizes)
 

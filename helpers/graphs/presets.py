@@ -279,7 +279,8 @@ def faster_image_encoder(settings: Mapping[str, Any], encoder: ov.Model) -> str:
     tile; with AVX2 alone 0.95.
     """
     is_quantized = "smooth_quant" in settings.get("image_encoder", {})
-    gains = "VNNI" in instruction_sets() and has_one_size(encoder) and not is_quantized
+    shapes = (port.partial_shape for port in encoder.inputs)
+    gains = "VNNI" in instruction_sets() and has_one_size(shapes) and not is_quantized
     return "int8-activations" if gains else ""
 
 

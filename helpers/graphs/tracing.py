@@ -44,10 +44,15 @@ def trace(part: Part) -> ov.Model:
         port.get_node().set_friendly_name(name)
     for port, name in zip(model.outputs, part.outputs, strict=True):
         port.get_tensor().set_names({name})
-    model.reshape({name: _shape(part, name) for name in part.example_inputs})
+    model.reshape(input_shapes(part))
     if part.sensitive:
         model.set_rt_info(" ".join(part.sensitive), SENSITIVE)
     return model
+
+
+def input_shapes(part: Part) -> dict[str, ov.PartialShape]:
+    """Return the shapes of a part's inputs by name, as its model has them."""
+    return {name: _shape(part, name) for name in part.example_inputs}
 
 
 def _shape(part: Part, name: str) -> ov.PartialShape:

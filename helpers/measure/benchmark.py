@@ -18,6 +18,7 @@ import torch
 
 from helpers.convert.folders import Report
 from helpers.convert.places import check_free
+from helpers.convert.quantizing import check_image_encoder
 from helpers.errors import SettingsError, writing
 from helpers.graphs.part_names import LANGUAGE_MODEL
 from helpers.graphs.presets import find_preset
@@ -35,7 +36,7 @@ from helpers.measure.random_checkpoint import write_random
 from helpers.measure.tasks import measure
 from helpers.models import load_model
 from helpers.models.base import VisionLanguageModel
-from helpers.models.families import family_of_original, find_original
+from helpers.models.families import family_of_original, find_original, without_weights
 from helpers.resources import available_memory, in_words, instruction_sets, time_in_words
 from helpers.run.devices import processor_name
 
@@ -57,7 +58,7 @@ def benchmark(
     """
     original = find_original(name)
     for precision in precisions:
-        find_preset(precision)
+        check_image_encoder(without_weights(original.config), find_preset(precision))
     checkpoint = family_of_original(original).checkpoint
     if full_size:
         checkpoint = write_random(original, place / "checkpoint", report=report)

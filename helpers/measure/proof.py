@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from helpers.convert.conversion import convert
 from helpers.convert.folders import Report
 from helpers.convert.origins import describe_source
+from helpers.convert.quantizing import check_image_encoder
 from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.inputs.questions import PictureQuestion
@@ -33,6 +34,7 @@ from helpers.measure.shares import Share
 from helpers.models import load_model
 from helpers.models.base import VisionLanguageModel
 from helpers.models.exported import Features
+from helpers.models.families import on_meta_device
 from helpers.models.processors import Processor
 from helpers.models.reference import (
     feature_rows,
@@ -189,6 +191,8 @@ def prove(
     mode), so that its weights alone may differ. Raises `SettingsError` for an unknown precision.
     """
     presets = {name: find_preset(name) for name in precisions}
+    for preset in presets.values():
+        check_image_encoder(on_meta_device(checkpoint), preset)
     pairs = proof_questions(questions)
     model = pytorch_model(checkpoint, report=report)
     dtype, processor = model.dtype, model.processor
