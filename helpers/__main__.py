@@ -41,6 +41,7 @@ EXAMPLES = {
     "verify": "vlm verify models/internvl2",
     "clean": "vlm clean models",
 }
+TEXTS = ("question", "stop", "instruction", "name")  # options that hold words
 TORCH_FOLDER = "torchinductor_"  # begins the name of what PyTorch makes among temporary files
 START = """\
 to begin with:
@@ -251,7 +252,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             from helpers import commands
 
             commands.add_options(command, subparser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    _check_texts(options)
+    return options
+
+
+def _check_texts(options: argparse.Namespace) -> None:
+    """Raise a `SettingsError` for a text that the locale cannot write; names of files may be so."""
+    from helpers.resources import text_of
+
+    for name in TEXTS:
+        value = getattr(options, name, None) or []
+        for text in [value] if isinstance(value, str) else value:
+            text_of(text)
 
 
 if __name__ == "__main__":

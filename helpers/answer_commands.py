@@ -16,7 +16,7 @@ from helpers import ends
 from helpers.command_output import Result, report, show, thoughts
 from helpers.command_pipelines import open_pipeline
 from helpers.errors import SettingsError, UserError
-from helpers.resources import path_of
+from helpers.resources import path_of, text_of
 
 if TYPE_CHECKING:
     from helpers.run.replies import Reply
@@ -66,7 +66,7 @@ def _video(options: argparse.Namespace) -> Path | tuple[()]:
 def _read_question() -> str:
     if sys.stdin.isatty():
         report(f"Type the question, then {END_OF_INPUT}:")
-    return sys.stdin.read()
+    return text_of(sys.stdin.read())
 
 
 def _stream(reply: "Reply") -> None:
@@ -111,7 +111,9 @@ def chat(options: argparse.Namespace) -> int:
             elif _is_mistyped(command, argument):
                 raise SettingsError(f"There is no command {command}; {CHAT_HELP}.")
             else:
-                _answer(conversation.ask(line, pictures, video=video, **_sampling(options)))
+                _answer(
+                    conversation.ask(text_of(line), pictures, video=video, **_sampling(options))
+                )
                 pictures, video = [], ()
         except UserError as error:
             report(f"error: {error}")

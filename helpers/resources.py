@@ -9,12 +9,15 @@ import os
 import platform
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from helpers.errors import SettingsError
 
 EVERY = 0.02  # seconds between two looks
 
@@ -134,6 +137,23 @@ def path_of(text: str) -> Path:
     with suppress(RuntimeError):  # there is no such person, or no home
         return Path(text).expanduser()
     return Path(text)
+
+
+def text_of(text: str) -> str:
+    """Return a text of the command line or of standard input.
+
+    Raises `SettingsError` for bytes that the encoding of the locale lacks, which Python reads as
+    halves of characters.
+    """
+    if re.search("[\udc80-\udcff]", text):
+        encoding = sys.getfilesystemencoding()
+        raise SettingsError(
+            f"The text {text[:40]!r} has characters that this locale's encoding, {encoding}, "
+            "lacks; set PYTHONUTF8=1, or LC_ALL to a locale of UTF-8 such as C.UTF-8."
+            if encoding != "utf-8"
+            else f"The text {text[:40]!r} is not UTF-8; type it anew, or convert its file."
+        )
+    return text
 
 
 def this_computer() -> str:

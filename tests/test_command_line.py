@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from helpers.__main__ import main
 from helpers.convert.folders import MANIFEST, read_manifest
 from helpers.workshop.training import NOTICE
 from tests.golden_checks import change_tensors
+from tests.readme import ROOT
 from tests.tiny import picture
 
 
@@ -251,23 +253,53 @@ def test_an_output_that_holds_something_else(run, checkpoint, photo):
         (["--question", "What?", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--question", "What? " * 600], "the model's context holds"),
         (["--question", "x" * 100_000], "the model's context holds"),
-        (["--question", "What is \udcff?"], "The question has halves of characters"),
+        (["--question", "What is \udcff?"], "is not UTF-8; type it anew"),
+        (["--question", "What is \ud83d?"], "The question has halves of characters"),
     ],
 )
 def test_questions_that_cannot_be_asked(run, converted, options, sentence):
     assert_refused(run("ask", converted, *options), sentence)
 
 
-@pytest.mark.parametrize("command", ["ask", "batch"])
-def test_a_locale_that_lacks_a_question_s_characters(
-    run, converted, photo, tmp_path, monkeypatch, command
-):
+@pytest.mark.skipif(sys.platform != "linux", reason="others read a command line as UTF-8")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ask", "folder", "--question", "Wéll?"],
+        ["ask", "folder", "--question", "What?", "--stop", ".", "--stop", "é"],
+        ["ask", "folder"],  # of standard input
+        ["batch", "folder", "--input", "i", "--output", "o", "--question", "Wéll?"],
+        ["evaluate", "folder", "--instruction", "Wéll?"],
+        ["serve", "folder", "--name", "Wéll"],
+    ],
+    ids=" ".join,
+)
+def test_a_locale_that_lacks_a_text_s_characters(words, tmp_path):
+    """In a program of its own, since the encoding is that of a process from its start."""
+    python = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "helpers", *words]
+    result = subprocess.run(
+        [word.encode() for word in command],
+        env=os.environ | python,
+        cwd=tmp_path,
+        input="Wéll?".encode(),
+        capture_output=True,
+        timeout=100,
+    )
+    line = result.stderr.decode().splitlines()[-1]
+    assert result.returncode == 1 and line.startswith("error: The text ")
+    assert "this locale's encoding, ascii, lacks; set PYTHONUTF8=1" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_character_of_a_row_is_not_the_locale_s(converted, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
-    output = tmp_path / "answers.jsonl"
-    options = ["--input", photo.parent, "--output", output] if command == "batch" else []
-    result = run(command, converted, "--question", "W\udcc3\udca9ll?", *options)
-    assert_refused(result, "this locale's encoding, ascii, lacks; set PYTHONUTF8=1")
-    assert not output.exists()
+    row, output = {"question": "What is \udce9?"}, tmp_path / "answers.jsonl"
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    words = ["--input", str(tmp_path / "rows.jsonl"), "--output", str(output)]
+    assert main(["batch", str(converted), *words]) == 3
+    (answer,) = map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    assert answer["error"] == "The question has halves of characters; give it whole ones."
 
 
 def test_a_schema_that_is_not_there_is_told_before_a_model_is_loaded(run, tmp_path):

@@ -7,8 +7,6 @@ a list of its frames, or where it is.
 What this module does not know: prompts, and how a picture is opened.
 """
 
-import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -158,18 +156,9 @@ def message_of(
 
 
 def check_characters(question: str) -> None:
-    """Raise a `QuestionError` for a question with halves of characters.
-
-    Of a command line or standard input, they are the bytes that the encoding of the locale lacks.
-    """
-    encoding = sys.getfilesystemencoding()
-    if encoding != "utf-8" and re.search("[\udc80-\udcff]", question):
-        raise QuestionError(
-            f"The question has characters that this locale's encoding, {encoding}, lacks; set "
-            "PYTHONUTF8=1, or LC_ALL to a locale of UTF-8 such as C.UTF-8."
-        )
+    """Raise a `QuestionError` for a question with halves of characters."""
     if has_halves(question):
-        raise QuestionError("The question has halves of characters; paste its text again.")
+        raise QuestionError("The question has halves of characters; give it whole ones.")
 
 
 def has_halves(text: str) -> bool:
