@@ -145,15 +145,15 @@ def text_of(text: str) -> str:
     Raises `SettingsError` for bytes that the encoding of the locale lacks, which Python reads as
     halves of characters.
     """
-    if re.search("[\udc80-\udcff]", text):
-        encoding = sys.getfilesystemencoding()
-        raise SettingsError(
-            f"The text {text[:40]!r} has characters that this locale's encoding, {encoding}, "
-            "lacks; set PYTHONUTF8=1, or LC_ALL to a locale of UTF-8 such as C.UTF-8."
-            if encoding != "utf-8"
-            else f"The text {text[:40]!r} is not UTF-8; type it anew, or convert its file."
-        )
-    return text
+    if not re.search("[\udc80-\udcff]", text):
+        return text
+    words, encoding = f"The text {text[:40]!r}", sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        raise SettingsError(f"{words} is not UTF-8; type it anew, or convert its file.")
+    raise SettingsError(
+        f"{words} has characters that this locale's encoding, {encoding}, lacks; set "
+        "PYTHONUTF8=1, or LC_ALL to a locale of UTF-8 such as C.UTF-8."
+    )
 
 
 def this_computer() -> str:
