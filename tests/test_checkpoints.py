@@ -352,3 +352,10 @@ def test_a_file_that_may_not_be_read(kind, tmp_path, become_ordinary):
     for name, read in readers.items():
         with pytest.raises(CheckpointError, match=f"{name} may not be read by this user; ask its"):
             read(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path, become_ordinary):
+    (tmp_path / "checkpoint").mkdir(0)
+    become_ordinary()
+    with pytest.raises(CheckpointError, match="checkpoint may not be read by this user; ask its"):
+        read_config(tmp_path / "checkpoint")

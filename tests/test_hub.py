@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from helpers.errors import CheckpointError
 from helpers.models.families import find_checkpoint
-from helpers.sources.hub import checkpoint_bytes
+from helpers.sources.hub import checkpoint_bytes, download
 from tests.golden_checks import GOLDEN, change_config
 from tests.hub_server import Hub
 from tests.programs import Fork
@@ -287,3 +288,14 @@ def test_names_that_are_nothing(name):
 def test_a_folder_and_a_bundled_name(tmp_path):
     assert find_checkpoint(str(tmp_path)) == tmp_path
     assert (find_checkpoint("internvl2") / "config.json").exists()
+
+
+def test_downloads_of_another_user_that_may_not_be_read(tmp_path, monkeypatch, become_ordinary):
+    cache = tmp_path / "hub"
+    cache.mkdir(0)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    become_ordinary()
+    with pytest.raises(CheckpointError, match="hub may not be read by this user; ask its owner"):
+        download(INTERNVL2)

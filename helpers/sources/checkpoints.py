@@ -62,7 +62,11 @@ def read_config(folder: str | Path, *, quantised: bool = False) -> Config:
     refuse_files(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a checkpoint's folder.")
-    if not (folder / "config.json").exists():
+    try:
+        has_config = (folder / "config.json").exists()
+    except PermissionError:
+        raise CheckpointError(unreadable(folder)) from None
+    if not has_config:
         raise CheckpointError(f"{folder} has no config.json; give a checkpoint's folder.")
     config = read_json(folder / "config.json")
     refuse_experts(folder, config)  # first, since their originals are not read either

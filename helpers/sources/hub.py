@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
-from helpers.errors import CheckpointError, UserError
+from helpers.errors import CheckpointError, UserError, unreadable
 from helpers.resources import free_disk, in_words
 from helpers.upstream.proxies import proxy_for, without_password
 
@@ -135,6 +135,13 @@ def _what_to_do(hub_id: str, error: Exception) -> str:
             "checkpoint."
         )
     if isinstance(cause, LocalEntryNotFoundError):
+        cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+        try:
+            next(cache.iterdir(), None)
+        except PermissionError:  # the client takes what it may not read for what is not there
+            return unreadable(cache)
+        except OSError:
+            pass
         return (
             f"{hub_id} is not, or not wholly, on this computer and the hub cannot be reached; "
             "connect to the internet, unset HF_HUB_OFFLINE, or use a bundled checkpoint."
