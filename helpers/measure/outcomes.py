@@ -143,12 +143,12 @@ def scores(
 
     Questions without a right answer do not count; {} where there are no others.
     """
-    with_answer = [outcome for outcome in outcomes if outcome.sample.right]
-    if not with_answer:
+    answerable = [outcome for outcome in outcomes if outcome.sample.right]
+    if not answerable:
         return {}
-    groups = {"all": with_answer}
-    for kind in sorted({outcome.sample.kind for outcome in with_answer if outcome.sample.kind}):
-        groups[kind] = [outcome for outcome in with_answer if outcome.sample.kind == kind]
+    groups = {"all": answerable}
+    for kind in sorted({outcome.sample.kind for outcome in answerable if outcome.sample.kind}):
+        groups[kind] = [outcome for outcome in answerable if outcome.sample.kind == kind]
     return {kind: _scores_of(group, metrics, place) for kind, group in groups.items()}
 
 

@@ -294,8 +294,8 @@ def vision_tensors(tensors: Mapping[str, Tensor], *, layers: int) -> dict[str, T
         if VISION_NAMES in name
     }
     plain = plain or tensors  # a file of the image encoder alone may go without the prefix
-    of_encoder = {name: tensor for name, tensor in plain.items() if _is_used(name, layers)}
-    return {VISION_NAMES + name: tensor for name, tensor in of_encoder.items()}
+    encoder_tensors = {name: tensor for name, tensor in plain.items() if _is_used(name, layers)}
+    return {VISION_NAMES + name: tensor for name, tensor in encoder_tensors.items()}
 
 
 def _is_used(name: str, layers: int) -> bool:

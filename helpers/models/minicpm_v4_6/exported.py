@@ -15,9 +15,9 @@ from helpers.models.exported import ExportedParts, Features, ImageInputs, RunPar
 from helpers.models.longrope import length_of_short_frequencies
 from helpers.models.minicpm_v4_6.patches import (
     FEW,
-    in_order,
     levels_of,
     nested_order,
+    patches_in_order,
     table_places,
     unpack,
 )
@@ -52,7 +52,7 @@ class MiniCPMV4_6Exported(ExportedParts):
         rows, columns = pixels.shape[2] // side, pixels.shape[3] // side
         order = nested_order(rows, columns, levels_of(mode, settings.merger_times))
         inputs = {
-            "pixel_values": in_order(pixels, side, order),
+            "pixel_values": patches_in_order(pixels, side, order),
             "position_ids": table_places(rows, columns, vision.image_size // side, order),
         }
         hidden = run(EARLY_LAYERS, inputs)["hidden_states"]

@@ -50,7 +50,7 @@ def nested_order(rows: int, columns: int, levels: int) -> Tensor:
     return squares.flatten()
 
 
-def in_order(pieces: Tensor, side: int, order: Tensor) -> Tensor:
+def patches_in_order(pieces: Tensor, side: int, order: Tensor) -> Tensor:
     """Return pieces (number, 3, height, width) as rows of patches in another order."""
     patches = torch.unflatten(pack(pieces, side), 3, (-1, side))
     return patches[:, :, :, order].flatten(3)

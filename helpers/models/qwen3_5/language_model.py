@@ -139,9 +139,9 @@ class HybridDecoder(nn.Module):
             normed = layer.input_layernorm(hidden)
             if number in self.full:
                 attention = layer.self_attn
-                places = cache_argument(attention.forward, _CacheOfLayers(cache, self.full))
+                cache_keyword = cache_argument(attention.forward, _CacheOfLayers(cache, self.full))
                 change, _ = attention(
-                    normed, position_embeddings=rotation, attention_mask=mask, **places
+                    normed, position_embeddings=rotation, attention_mask=mask, **cache_keyword
                 )
             else:
                 change, *pairs[number] = self.linear[str(number)](normed, is_token, *pairs[number])

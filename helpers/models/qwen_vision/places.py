@@ -65,8 +65,8 @@ def token_positions(is_picture: Tensor, grids: Iterable[Grid], merge: int) -> Te
     of its sides has tokens, whatever their number, so the word after it is not at the place that
     counting would give. (Multimodal rotary positions, arXiv:2409.12191, section 2.)
     """
-    in_order = iter(grids)
-    rows = [_row_positions(row, in_order, merge) for row in is_picture]
+    remaining_grids = iter(grids)
+    rows = [_row_positions(row, remaining_grids, merge) for row in is_picture]
     return torch.stack(rows, dim=1)
 
 
