@@ -369,6 +369,18 @@ def pad_in_front(prompts, change):
     return embeddings, np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_prompts_may_be_padded_into_numbers_of_32_bits(kind):
+    def pad(prompts):
+        embeddings, mask = np.zeros((2, 5, 4), kind), np.zeros((2, 5), np.int64)
+        for row, prompt in enumerate(prompts):
+            embeddings[row, -len(prompt) :] = prompt
+            mask[row, -len(prompt) :] = 1
+        return embeddings, mask
+
+    assert EXERCISES["07-4"].response(pad) == "Right."
+
+
 def test_both_padded_prompts_keep_their_tokens():
     response = EXERCISES["07-4"].response
     assert response(lambda prompts: pad_in_front(prompts, np.copy)) == "Right."

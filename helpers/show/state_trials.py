@@ -116,7 +116,8 @@ def padded(pad: Callable[[list[Array]], tuple[Array, NDArray[np.int64]]]) -> str
     It returns embeddings (2, 5, size) and the mask (2, 5).
     """
     generator = np.random.default_rng(0)
-    prompts = [generator.normal(size=(length, 4)) for length in (3, 5)]
+    numbers = generator.normal(size=(8, 4)).astype(np.float32)  # as embeddings are
+    prompts = [numbers[:3], numbers[3:]]
     output = result_of(pad([prompt.copy() for prompt in prompts]))
     if not isinstance(output, tuple | list) or len(output) != 2:
         return "another shape"
