@@ -287,7 +287,6 @@ DAMAGES = {
         ("no file", "tokenizer.json in .*made is missing or damaged"),
         ("the manifest", "The manifest of .*made is damaged"),
         ("half a manifest", "The manifest of .*made is damaged"),
-        ("no manifest", "made holds no finished conversion"),
         ("the format", "made was made by another version"),
     ],
 )
@@ -296,6 +295,13 @@ def test_a_damaged_folder_is_told_when_it_is_opened(output, damage, message):
     with pytest.raises(OutputError, match=message) as caught:
         VisionLanguagePipeline(output)
     assert "convert` again" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_another_tool_is_told(output):
+    """As optimum-intel exports a model."""
+    DAMAGES["no manifest"](output)
+    with pytest.raises(OutputError, match=r"made holds no .* without .*\.json, as other tools"):
+        VisionLanguagePipeline(output)
 
 
 def test_a_part_damaged_in_place_is_told(output):

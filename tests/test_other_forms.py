@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.errors import CheckpointError
+from helpers.convert.folders import read_manifest
+from helpers.errors import CheckpointError, OutputError
 from helpers.models import load_model, load_processor
 from helpers.models.checks import check_processor
 from helpers.sources.checkpoints import BUNDLED
@@ -123,6 +124,30 @@ def test_gguf(tmp_path):
     for place in (tmp_path, file):
         with pytest.raises(CheckpointError, match=f"holds GGUF.* llama.cpp; {ORIGINAL}"):
             load_model(place)
+
+
+def test_metas_own_layout(tmp_path):
+    (tmp_path / "params.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "consolidated.00.pth").touch()
+    with pytest.raises(CheckpointError, match="in Meta's own layout .*; take config.json, model"):
+        load_model(tmp_path)
+
+
+FORMS = {
+    "GGUF": ("model.gguf", "holds GGUF"),
+    "an adapter": ("adapter_config.json", "an adapter without its base model"),
+    "Meta's layout": ("consolidated.00.pth", "Meta's own layout"),
+    "quantised": ("config.json", "quantised already .gptq."),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_cannot_be_converted_is_told_where_a_conversion_is_asked_for(form, tmp_path):
+    file, words = FORMS[form]
+    content = '{"quantization_config": {"quant_method": "gptq"}}'
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(OutputError, match=words):
+        read_manifest(tmp_path)
 
 
 def test_an_adapter_without_its_base(tmp_path):

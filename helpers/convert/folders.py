@@ -33,7 +33,8 @@ from helpers.convert.places import HOLDER, HOLDS, Place, check_free
 from helpers.errors import CheckpointError, OutputError, system_reason, writing
 from helpers.graphs.bit_widths import BitWidth
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
-from helpers.sources.checkpoints import Config, read_json
+from helpers.sources.checkpoints import Config, read_config, read_json
+from helpers.sources.other_forms import refuse_files
 
 _AGAIN = "run `vlm convert` again"
 
@@ -230,7 +231,18 @@ def _what_it_is(folder: Path) -> str:
                 f"The conversion to {folder} was interrupted and lacks {lacks}; {_AGAIN} to go on."
             )
     if exists(folder / FILES[LANGUAGE_MODEL]):
-        return f"{folder} holds no finished conversion; {_AGAIN}."
+        return (
+            f"{folder} holds no finished conversion but OpenVINO files without {MANIFEST}, as "
+            "other tools write them; run `vlm convert` on the original checkpoint."
+        )
+    # What `convert` does not read either is told at once; a name that is too long has no files.
+    with contextlib.suppress(OSError):
+        try:
+            refuse_files(folder)
+            if exists(folder / "config.json"):
+                read_config(folder)
+        except CheckpointError as error:
+            return str(error)
     checkpoint = folder if exists(folder / "config.json") else "CHECKPOINT"
     output = "OUTPUT" if exists(folder / "config.json") else folder
     return (

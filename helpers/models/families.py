@@ -193,7 +193,9 @@ def family_of(folder: str | Path) -> Family:
     family = find_family(model_type)
     if family is None:
         supported = ", ".join(name for family in families() for name in family.model_types)
-        sentence = f"{folder} holds a {model_type!r} model; this reads {supported}."
+        sentence = (
+            f"{folder} holds a {model_type!r} model; this reads {supported}, so take one of these."
+        )
         raise CheckpointError(" ".join([sentence, *broken_entry_points()]))
     try:
         refuse_quantised(folder, config)

@@ -32,6 +32,11 @@ def refuse_files(folder: Path) -> None:
         )
     weights = ("model*.safetensors", "pytorch_model*.bin")
     has_base = any(_has(folder, name) for name in weights)
+    if _has(folder, "consolidated.*.pth") and not has_base:
+        raise CheckpointError(
+            f"{folder} holds weights in Meta's own layout (consolidated.*.pth); take config.json, "
+            "model*.safetensors and the tokenizer's files of the same page instead."
+        )
     if _has(folder, "adapter_config.json") and not has_base:
         raise CheckpointError(
             f"{folder} holds an adapter without its base model; merge both first (PEFT's "
