@@ -58,6 +58,12 @@ def test_one_file(tmp_path, kind):
     assert_same(open_tensors(tmp_path), TENSORS)
 
 
+def test_a_file_of_torch_before_1_6(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    assert_same(open_tensors(tmp_path), TENSORS)
+
+
 def test_shards(tmp_path, kind):
     write_sharded(tmp_path, kind)
     assert_same(open_tensors(tmp_path), TENSORS)

@@ -235,6 +235,19 @@ def test_a_finished_folder_is_kept(output, checkpoint, quick_parts):
     assert set(widths) == set(FILES)
 
 
+def test_a_folder_with_a_file_that_may_not_be_read_is_kept(
+    output, checkpoint, tmp_path, quick_parts, become_ordinary
+):
+    """It is another user's, and nothing says that it is damaged."""
+    checkpoint = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    file = output / FILES[LANGUAGE_MODEL]
+    file.chmod(0)
+    become_ordinary()
+    with pytest.raises(OutputError, match=f"{file.name} may not be read by this user; ask its"):
+        convert(checkpoint, output, FP16)
+    assert quick_parts == [] and file.exists()
+
+
 def test_other_settings_replace_it(output, checkpoint, quick_parts):
     widths = convert(checkpoint, output, find_preset("int4"))
     assert quick_parts == list(FILES)

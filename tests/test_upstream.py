@@ -17,6 +17,7 @@ from openvino.frontend.pytorch import patch_model
 from torch import nn
 from transformers import MllamaTextConfig, MllamaVisionConfig, MllamaVisionModel
 
+from helpers.convert.runtime_files import TOKENIZER
 from helpers.graphs.core import core
 from helpers.sources.checkpoints import BUNDLED
 from helpers.upstream import converter, telemetry, transformers
@@ -103,6 +104,23 @@ def test_openvino_s_compile_model_takes_what_it_took(tmp_path):
         for arguments in ((), ("CPU",), ("CPU", exact)):
             compiled = ov.compile_model(model, *arguments)
             np.testing.assert_allclose(compiled(np.ones((1, 2), "f"))[0], expected, atol=0.02)
+
+
+EXTENSION = """
+import sys
+from helpers.convert.runtime_files import TOKENIZER
+from helpers.graphs.core import core
+core()
+import openvino as ov
+import openvino_tokenizers
+print(ov.compile_model(sys.argv[1], "CPU")(["a word"])["input_ids"].shape[0])
+"""
+
+
+def test_openvino_s_compile_model_knows_extensions_imported_since(converted):
+    command = [sys.executable, "-c", EXTENSION, str(converted / TOKENIZER)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
 
 
 def test_nncf_still_makes_a_core_for_each_model():

@@ -25,7 +25,7 @@ from helpers.convert.folders import (
     read_manifest,
     written_aside,
 )
-from helpers.convert.manifests import bit_widths_of
+from helpers.convert.manifests import bit_widths_of, check_readable
 from helpers.convert.notes import notes_on
 from helpers.convert.origins import made_of
 from helpers.convert.places import COPIED, LEFT_OUT, holds_conversion
@@ -101,6 +101,7 @@ def convert(
     absolute(output)  # or it is told
     refuse_conversion(checkpoint)
     origin = made_of(checkpoint, preset, samples)
+    check_readable(output, *output.glob("*"))  # or it would be taken for damaged, and made anew
     complete(output)
     with suppress(OutputError):  # nothing there, or it is damaged and made anew
         manifest = read_manifest(output)

@@ -129,7 +129,7 @@ def check_readable(*paths: Path) -> None:
         try:
             if path.is_dir():
                 os.scandir(path).close()
-            else:
+            elif path.is_file():  # a pipe would wait for a writer
                 path.open("rb").close()
         except PermissionError:
             raise OutputError(unreadable(path)) from None

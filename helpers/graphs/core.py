@@ -41,6 +41,7 @@ def safe_options(model: ov.Model, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _threads(number: object) -> int:
     """Return a number of threads, which may be a text; OpenVINO would take anything for one."""
+    number = getattr(number, "value", number)  # of `openvino.properties.inference_num_threads(2)`
     if is_whole(number) or (isinstance(number, str) and number.isdecimal()):
         return int(cast(int, number))
     raise SettingsError(f"INFERENCE_NUM_THREADS is {number!r}; it should be a whole number.")

@@ -59,13 +59,13 @@ def read_config(folder: str | Path, *, quantised: bool = False) -> Config:
     if not isinstance(folder, str | os.PathLike):
         raise CheckpointError(f"{folder!r} is no folder; give the path of a checkpoint's.")
     folder = Path(folder)
-    refuse_files(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give a checkpoint's folder.")
     try:
-        has_config = (folder / "config.json").exists()
+        refuse_files(folder)
+        is_folder, has_config = folder.is_dir(), (folder / "config.json").exists()
     except PermissionError:
         raise CheckpointError(unreadable(folder)) from None
+    if not is_folder:
+        raise CheckpointError(f"{folder} is not a folder; give a checkpoint's folder.")
     if not has_config:
         raise CheckpointError(f"{folder} has no config.json; give a checkpoint's folder.")
     config = read_json(folder / "config.json")

@@ -4,6 +4,7 @@ So loading 13 GB takes seconds and no memory of its own. What this module does n
 checkpoints, which are refused, and weights spread over several devices.
 """
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -97,7 +98,9 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _open_bin(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        # What torch wrote before 1.6 is no archive and cannot be mapped: it is read into memory.
+        is_mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", mmap=is_mapped, weights_only=True)
     except PermissionError:
         raise CheckpointError(unreadable(path)) from None
     except Exception as error:  # torch raises half a dozen types for a damaged or unsafe pickle

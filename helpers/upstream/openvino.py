@@ -28,8 +28,8 @@ def share_core(core: Callable[[], ov.Core], options_for: Options) -> None:
         model: Any, device_name: str = "AUTO", config: Mapping[str, Any] | None = None
     ) -> ov.CompiledModel:
         options = dict(config or {})
-        if isinstance(model, ov.Model):  # else the path of one
-            options = options_for(model, options)
-        return core().compile_model(model, device_name, options)
+        if not isinstance(model, ov.Model):  # a new `Core` knows extensions imported since
+            model = ov.Core().read_model(model, config=options)
+        return core().compile_model(model, device_name, options_for(model, options))
 
     ov.compile_model = compile_model

@@ -130,6 +130,7 @@ class MllamaProcessor(Processor):
         tokenizer = self.with_chat_template(self.load_tokenizer())
         if tokenizer.chat_template is None:
             return TEMPLATE
+        tokenizer.bos_token = tokenizer.bos_token or _BEGIN  # with which templates begin
         words = template_of(tokenizer, IMAGE_TOKEN)
         published = TEMPLATE if words.system_form else replace(TEMPLATE, system_form=None)
         return TEMPLATE if words.writes_as(published) else words
