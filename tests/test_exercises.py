@@ -3,6 +3,8 @@
 tests/nbval_exercises.py pastes the solutions, and wrong answers, into the running notebooks.
 """
 
+import ast
+import inspect
 import math
 import re
 from collections import Counter
@@ -426,6 +428,25 @@ def exercise_cells(path):
 def test_every_exercise_is_asked_once_and_answered_wrongly():
     names = Counter(name for path in NOTEBOOKS for name in exercise_cells(path)[0])
     assert names == Counter(EXERCISES.keys()) == Counter(WRONG_ANSWERS.keys())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_take_what_notebooks_hand_over(path):
+    code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    for source in filter(CALL.search, code):
+        (call,) = (
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check"
+        )
+        name, answer, *data = call.args
+        exercise = EXERCISES[ast.literal_eval(name)]
+        takers = {exercise.truth: data, exercise.trial: [answer, *data]}
+        for taker, handed_over in takers.items():
+            if callable(taker):
+                inspect.signature(taker).bind(*handed_over)
+        if callable(exercise.mistakes):
+            inspect.signature(exercise.mistakes).bind("truth", *data)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

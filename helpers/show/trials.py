@@ -40,10 +40,10 @@ def stored_size(weights: Weights, graph: ov.Model) -> int:
     return stored_bytes(compress(graph.clone(), weights))
 
 
-def size_between(weights: Weights, graph: ov.Model) -> str:
-    """Return whether a graph in `weights` is between that in plain INT4 and that in 8 bits."""
+def size_between(weights: Weights, graph: ov.Model, smaller: Weights = PLAIN_INT4) -> str:
+    """Return whether a graph in `weights` is between that in `smaller` and that in 8 bits."""
     sizes = []
-    for settings in (PLAIN_INT4, weights, INT8):
+    for settings in (smaller, weights, INT8):
         sizes.append(stored_size(settings, graph))
         print(f"{sizes[-1] / 1e6:8.2f} MB  {settings}")
     least, size, most = sizes
