@@ -266,9 +266,13 @@ def executed_in_order(notebook: Notebook) -> list[str]:
     nbval compares only cells that have a count, so that this check guards all comparisons.
     """
     counts = [cell.execution_count for cell in notebook.code]
-    if counts and counts == list(range(1, len(counts) + 1)):
-        return []
-    return [f"The cells' execution counts are {counts}; they should be 1, 2, 3 and so on."]
+    if not counts or counts != list(range(1, len(counts) + 1)):
+        return [f"The cells' execution counts are {counts}; they should be 1, 2, 3 and so on."]
+    return [
+        f"The value of code cell {number} has the count {count} of another run."
+        for number, _, output in notebook.outputs()
+        if (count := output.get("execution_count", number)) != number
+    ]
 
 
 def clean_outputs(notebook: Notebook) -> list[str]:
@@ -403,6 +407,16 @@ def one_meaning(notebook: Notebook) -> list[str]:
     return problems
 
 
+def own_picture_prepared(notebook: Notebook) -> list[str]:
+    """Check that a picture that a model cannot read is told where it is opened, not under Ask."""
+    return [
+        f"Code cell {number} opens the reader's picture and does not prepare it."
+        for number, cell in enumerate(notebook.code, start=1)
+        if "open_picture(picture_path)" in cell.source
+        and "image_inputs([picture])" not in cell.source
+    ]
+
+
 def believable_times(notebook: Notebook) -> list[str]:
     """Check that no stored time is many times another model's, as on a busy computer."""
     problems = []
@@ -438,6 +452,7 @@ CHECKS: tuple[Callable[[Notebook], list[str]], ...] = (
     standard_steps,
     plain_code,
     one_meaning,
+    own_picture_prepared,
     believable_times,
 )
 

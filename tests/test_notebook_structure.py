@@ -206,6 +206,12 @@ BAD = [
     (structure.executed_in_order, lambda cells: cells[FIRST].update(execution_count=None)),
     (structure.executed_in_order, lambda cells: cells[FIRST].update(execution_count=3)),
     (
+        structure.executed_in_order,
+        new_outputs(
+            FIRST, new_output("execute_result", data={"text/plain": "1"}, execution_count=9)
+        ),
+    ),
+    (
         structure.clean_outputs,
         new_outputs(FIRST, new_output("stream", name="stderr", text="Beware")),
     ),
@@ -252,6 +258,7 @@ BAD = [
     (structure.one_meaning, meanings("a = 1", "print(a)\na += 1")),
     (structure.one_meaning, meanings("a = 1", "print(a)\ndel a")),
     (structure.one_meaning, meanings("a = 1", "def add(b):\n    return a + b", "a = 2")),
+    (structure.own_picture_prepared, new_source(FIRST, "picture = open_picture(picture_path)")),
     (structure.believable_times, new_times(TIMES.replace("6.1 ms", "161.0 ms"))),
     (structure.believable_times, new_times("no table")),
 ]

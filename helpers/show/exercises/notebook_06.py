@@ -17,6 +17,7 @@ EXERCISES = {
             | dict.fromkeys(  # cut off, as it is, and rounded
                 (61, 700 * 90 / 32**2, 62), "Its sides are rounded to whole tokens first."
             )
+            | dict.fromkeys((42, 44), "Round to the nearest whole token; none is cut off.")
         ),
     ),
     "06-2": Exercise(
