@@ -17,6 +17,7 @@ MANIFEST = "manifest.json"
 UNFINISHED_MANIFEST = "unfinished.json"
 FORMAT = 2  # of the manifest; a folder of another format is not read
 MADE_OF = ("format", "source", "preset", "versions", "parts")
+_SECTIONS = ("source", "preset", "versions", "parts", "bit_widths", "files")  # each an object
 
 
 def is_manifest(path: Path) -> bool:
@@ -32,25 +33,35 @@ def is_sound(manifest: Config) -> bool:
 
     A part that it names has all its files.
     """
-    entries = [manifest.get(name) for name in (*MADE_OF[1:], "bit_widths", "files")]
-    sections = [entry for entry in entries if isinstance(entry, dict)]
-    if len(sections) < len(entries):
+    if not all(isinstance(manifest.get(section), dict) for section in _SECTIONS):
         return False
-    source, preset, versions, parts, widths, files = sections
-    return (
-        all(isinstance(text, str) for text in (source.get("name"), *versions.values()))
-        and _has_notes(manifest.get("notes", []))
-        and all(_is_stored(preset.get(name)) for name in ("language_model", "others"))
-        and all(isinstance(file, str) for file in parts.values())
-        and widths.keys() <= parts.keys()
-        and all(map(_has_widths, widths.values()))
-        and all(_is_file(*file) for file in files.items())
-        and all(name in files for part in widths for name in part_files(manifest, part))
-    )
+    return _says_what_it_was_made_of(manifest) and _has_all_files(manifest)
 
 
-def _has_notes(notes: object) -> bool:
-    return isinstance(notes, list) and all(isinstance(note, str) for note in notes)
+def _says_what_it_was_made_of(manifest: Config) -> bool:
+    source, preset, versions = (manifest[section] for section in ("source", "preset", "versions"))
+    if not is_list_of_texts([source.get("name"), *versions.values()]):
+        return False
+    if not is_list_of_texts(manifest.get("notes", [])):
+        return False
+    return _is_stored(preset.get("language_model")) and _is_stored(preset.get("others"))
+
+
+def _has_all_files(manifest: Config) -> bool:
+    """Return whether files and parts are described, and each part has its files."""
+    parts, widths, files = (manifest[section] for section in ("parts", "bit_widths", "files"))
+    if not all(_is_file(name, file) for name, file in files.items()):
+        return False
+    if not is_list_of_texts([*parts.values()]) or not widths.keys() <= parts.keys():
+        return False
+    if not all(map(_has_widths, widths.values())):
+        return False
+    return all(name in files for part in widths for name in part_files(manifest, part))
+
+
+def is_list_of_texts(value: object) -> bool:
+    """Return whether a value that was read from a file is a list of texts."""
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _is_stored(weights: object) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.convert.folders import read_manifest, weight_bytes
-from helpers.convert.manifests import part_files
+from helpers.convert.manifests import is_list_of_texts, part_files
 from helpers.errors import CheckpointError, OutputError, system_reason
 from helpers.files import write_whole
 from helpers.graphs.core import core
@@ -169,15 +169,11 @@ def read_tuning(folder: Path) -> Tuning | None:
 
 def _is_sound(tuning: Tuning) -> bool:
     """Return whether what was read has the types that readers of it expect."""
-    of_parts, reasons = tuning.properties, tuning.reasons
-    return (
-        isinstance(of_parts, dict)
-        and all(isinstance(properties, dict) for properties in of_parts.values())
-        and isinstance(reasons, dict)
-        and all(isinstance(reason, str) for reason in reasons.values())
-        and isinstance(tuning.unclear, list)
-        and all(isinstance(part, str) for part in tuning.unclear)
-    )
+    if not isinstance(tuning.properties, dict) or not isinstance(tuning.reasons, dict):
+        return False
+    if not all(isinstance(properties, dict) for properties in tuning.properties.values()):
+        return False
+    return is_list_of_texts([*tuning.reasons.values()]) and is_list_of_texts(tuning.unclear)
 
 
 def write_tuning(tuning: Tuning) -> Path:

@@ -9,9 +9,11 @@ What this module does not know: what a task computes.
 """
 
 import itertools
+import math
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,8 +25,8 @@ from helpers.errors import DeviceError, SettingsError
 # A caller's event calls nobody when it is set, so whoever waits for a task that has not begun
 # looks at it this often, in seconds.
 LOOK = 0.05
-# On Windows, Ctrl-C does not end a wait without a limit (CPython's bpo-35935), so it is cut.
-LONGEST_WAIT = 0.5 if sys.platform == "win32" else None
+# Seconds. On Windows, Ctrl-C does not end a wait (CPython's bpo-35935), so it is cut.
+LONGEST_WAIT = 0.5 if sys.platform == "win32" else 3600.0
 
 
 class Stop:
@@ -198,19 +200,15 @@ class Worker:
         """
         if not task.done.is_set():
             self.check_process()
+        end = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            while timeout is None or timeout > 0:
-                if not task.started.is_set():
-                    if task.stop.is_set():
-                        self.withdraw(task)
-                    step = LOOK if timeout is None else min(LOOK, timeout)
-                    task.started.wait(step)
-                else:
-                    limits = [limit for limit in (timeout, LONGEST_WAIT) if limit is not None]
-                    step = min(limits) if limits else 0.0
-                    if task.done.wait(step or None):
-                        return True
-                timeout = None if timeout is None else timeout - step
+            while not task.done.is_set() and (seconds := end - time.monotonic()) > 0:
+                if task.started.is_set():
+                    task.done.wait(min(seconds, LONGEST_WAIT))
+                    continue
+                if task.stop.is_set():
+                    self.withdraw(task)
+                task.started.wait(min(seconds, LOOK))
             return task.done.is_set()
         except BaseException:
             task.stop.set()

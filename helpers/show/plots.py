@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
@@ -118,30 +119,45 @@ def show_grids(grids: Mapping[str, Tensor | Image.Image], *, common_scale: bool 
     if common_scale:
         limits["vmin"] = min(grid.min().item() for grid in numbers)
         limits["vmax"] = max(grid.max().item() for grid in numbers)
+    rows, columns = numbers[0].shape
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             1, len(grids), figsize=(2.8 * len(grids), 2.6), squeeze=False, layout="constrained"
         )
         for axis, (title, grid) in zip(axes[0], grids.items(), strict=True):
+            axis.set_title(title, fontsize=9)
             if isinstance(grid, Tensor):
                 shades = axis.imshow(grid.float().numpy(), cmap="cividis", **limits)
-                has_scale = grid.dtype != torch.bool
-                if has_scale and (not common_scale or grid is numbers[-1]):  # one bar for all
-                    of = axes[0] if common_scale else axis
-                    figure.colorbar(shades, ax=of, fraction=0.046).ax.tick_params(labelsize=8)
+                if grid.dtype != torch.bool and not common_scale:
+                    _add_scale(figure, shades, axis)
             else:
-                rows, columns = numbers[0].shape
-                axis.imshow(grid, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
-                axis.set_xticks([place - 0.5 for place in range(columns + 1)], minor=True)
-                axis.set_yticks([place - 0.5 for place in range(rows + 1)], minor=True)
-                axis.grid(which="minor", color="white", linewidth=0.4, alpha=0.6)
-            for of_axis in (axis.xaxis, axis.yaxis):
-                of_axis.set_major_locator(MaxNLocator(6, integer=True))
-            axis.tick_params(labelsize=7, length=2)
-            axis.tick_params(which="minor", length=0)
-            axis.set_title(title, fontsize=9)
+                _show_in_places(axis, grid, rows, columns)
+            _number_places(axis)
+        if common_scale and numbers[-1].dtype != torch.bool:
+            _add_scale(figure, shades, axes[0])
     plt.close(figure)
     return figure
+
+
+def _add_scale(figure: Figure, shades: AxesImage, axes: Any) -> None:
+    """Say beside a grid, or beside a row of them, which shade is which number."""
+    figure.colorbar(shades, ax=axes, fraction=0.046).ax.tick_params(labelsize=8)
+
+
+def _show_in_places(axis: Axes, picture: Image.Image, rows: int, columns: int) -> None:
+    """Show a picture at the size of a grid, with lines where its places begin."""
+    axis.imshow(picture, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
+    axis.set_xticks([place - 0.5 for place in range(columns + 1)], minor=True)
+    axis.set_yticks([place - 0.5 for place in range(rows + 1)], minor=True)
+    axis.grid(which="minor", color="white", linewidth=0.4, alpha=0.6)
+
+
+def _number_places(axis: Axes) -> None:
+    """Write small whole numbers at the rows and columns, and none at the lines between them."""
+    for direction in (axis.xaxis, axis.yaxis):
+        direction.set_major_locator(MaxNLocator(6, integer=True))
+    axis.tick_params(labelsize=7, length=2)
+    axis.tick_params(which="minor", length=0)
 
 
 def lines(
