@@ -130,21 +130,13 @@ def info(options: argparse.Namespace) -> int:
     manifest = folders.read_manifest(options.folder)
     sizes = folders.folder_bytes(options.folder)
     versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
-    weights = {
-        part: ", ".join(f"{width['type']} {width['share']:.0%}" for width in widths)
-        for part, widths in manifest["bit_widths"].items()
-    }
-    rows = [
-        {"part": name, "MB": f"{size / 1e6:.1f}", "weights": weights[name]}
-        for name, size in sizes.items()
-    ]
-    loads, reason = has_runtime_files(manifest["files"]), "load this folder"
-    if not loads:
-        from helpers.convert.processors import read_processor  # which takes seconds to import
-
-        reason = (
-            read_processor(options.folder).runtime.why or "lack files; convert into a new folder"
-        )
+    rows = []
+    for part, size in sizes.items():
+        widths = manifest["bit_widths"][part]
+        weights = ", ".join(f"{width['type']} {width['share']:.0%}" for width in widths)
+        rows.append({"part": part, "MB": f"{size / 1e6:.1f}", "weights": weights})
+    loads = has_runtime_files(manifest["files"])
+    reason = "load this folder" if loads else _why_none_loads(options.folder)
     tuning = read_tuning(options.folder)
     lines = [
         f"made of {manifest['source']['name']} with {versions}",
@@ -156,6 +148,12 @@ def info(options: argparse.Namespace) -> int:
     data = manifest | {"bytes": sizes, "loaded by GenAI": loads}
     data["tuning"] = tuning and dataclasses.asdict(tuning)
     return show(Result(data, lines, rows), options)
+
+
+def _why_none_loads(folder: Path) -> str:
+    from helpers.convert.processors import read_processor  # which takes seconds to import
+
+    return read_processor(folder).runtime.why or "lack files; convert into a new folder"
 
 
 def verify(options: argparse.Namespace) -> int:

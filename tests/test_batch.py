@@ -285,7 +285,7 @@ def test_another_device_or_budget_is_another_job(monkeypatch, folder):
     """A file that was begun so does not go on otherwise, here or on a cluster."""
     monkeypatch.setattr("helpers.serve.local.VisionLanguagePipeline", lambda *_, **__: None)
     monkeypatch.setattr(answerers, "Local", lambda _, name, *__: SimpleNamespace(fingerprint=name))
-    here, there = (
+    local, on_cluster = (
         [
             answerer_for(
                 {}, print, folder=folder, device=device, picture_tokens=number, ray=ray
@@ -294,8 +294,8 @@ def test_another_device_or_budget_is_another_job(monkeypatch, folder):
         ]
         for ray in (None, "auto")
     )
-    assert len(set(here)) == 3 and here == there
-    assert fingerprint_of(folder, "cpu", None) == here[0]  # as a server may be told
+    assert len(set(local)) == 3 and local == on_cluster
+    assert fingerprint_of(folder, "cpu", None) == local[0]  # as a server may be told
 
 
 def test_files_as_other_programs_write_them(tmp_path):

@@ -171,9 +171,10 @@ def test_no_weights(tmp_path):
         (None, "has no config.json; give a checkpoint's folder"),
         ("{", r"config\.json cannot be read as JSON"),
         ("[1]", r"config\.json should hold a JSON object"),
-        ("{}", "holds a None model; this reads llava_mpt, mobilevlm, internvl_chat"),
+        ("{}", "has no model_type in its config.json .*; this reads llava_mpt, mobilevlm, int"),
+        ('{"model_type": ""}', "has no model_type in its config.json that names a model; this"),
         ('{"model_type": "bert"}', "holds a 'bert' model; this reads"),
-        ('{"model_type": ["bert"]}', "holds a .* model; this reads"),
+        ('{"model_type": ["bert"]}', "has no model_type in its config.json that names a"),
         (
             '{"model_type": "internvl_chat", "ps_version": "v2"}',
             "does not describe a model that can be built",

@@ -316,7 +316,7 @@ def test_a_damaged_tower(copy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mm_vision_select_feature": "cls_patch"}, "'cls_patch', and only 'patch' can be read"),
+        ({"mm_vision_select_feature": "cls_patch"}, '"cls_patch", and only "patch" is read'),
         ({"mm_vision_select_layer": "last"}, "config.json does not describe a model"),
     ],
 )

@@ -286,7 +286,7 @@ def test_settings_reach_nncf(converted, inputs, part, weights, changes):
     """As how many samples are looked at: each that is changed gives other weights."""
     model = ov.Core().read_model(converted / FILES[part])
     settings = [weights, *(replace(weights, **{name: changes[name]}) for name in changes)]
-    results = {weight_bytes(compress(model.clone(), each, inputs[part])) for each in settings}
+    results = {weight_bytes(compress(model.clone(), setting, inputs[part])) for setting in settings}
     assert len(results) == len(settings)
 
 
@@ -436,6 +436,8 @@ def test_a_preset_that_does_not_exist():
         find_preset("int5")
     with pytest.raises(SettingsError, match=f"'auto' does not exist; use {names}, or see "):
         find_preset("int4", image_encoder="auto")
+    with pytest.raises(SettingsError, match=r"precision \['int4'\] does not exist; use "):
+        find_preset(["int4"])
 
 
 def test_a_precision_that_is_the_fastest():

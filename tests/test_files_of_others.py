@@ -1,5 +1,6 @@
 """What other people's files say, and what is read of it: weights, rotations, pixels, ends."""
 
+import json
 import shutil
 
 import numpy as np
@@ -160,7 +161,9 @@ def test_other_states_of_the_image_encoder_are_refused(field, value, internvl_fo
     model = reference_model(internvl_folder, "qwen2", tied=False, vision={})
     setattr(model.config, field, value)
     write_transformers(model, internvl_folder, older_names=False)
-    with pytest.raises(CheckpointError, match=f"{field} in config.json is {value!r}, and only "):
+    with pytest.raises(
+        CheckpointError, match=f"{field} in config.json is {json.dumps(value)}, and only "
+    ):
         load_model(internvl_folder)
 
 

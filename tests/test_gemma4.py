@@ -204,9 +204,9 @@ LARGER = "{}.* take gemma-4-E2B-it or E4B-it"
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"use_bidirectional_attention": "vision"}, LARGER.format("_attention .* is 'vision'")),
+        ({"use_bidirectional_attention": "vision"}, LARGER.format('_attention .* is "vision"')),
         ({"hidden_size_per_layer_input": 0}, LARGER.format("hidden_size_per_layer_input .* is 0")),
-        ({"enable_moe_block": True}, LARGER.format("enable_moe_block .* is True")),
+        ({"enable_moe_block": True}, LARGER.format("enable_moe_block .* is true")),
         ({"sliding_window": 0}, "sliding_window .* is 0, and a window is at least one token"),
     ],
 )

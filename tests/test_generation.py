@@ -175,8 +175,8 @@ def test_a_piece_that_was_begun_is_finished_in_the_background(pipeline, monkeypa
         earlier, later = torch.randn(1, 8, 128), torch.randn(1, 6, 128)
     expected, cache = model.new_cache(), model.new_cache()
     start = cache.mark()
-    for kept in (expected, cache) if past else ():
-        model(inputs_embeds=earlier, past_key_values=kept)
+    for states in (expected, cache) if past else ():
+        model(inputs_embeds=earlier, past_key_values=states)
     mark, cache.stop = cache.mark(), SetAfter(1)
     with pytest.raises(Stopped):
         model(inputs_embeds=torch.zeros(1, positions, 128), past_key_values=cache)

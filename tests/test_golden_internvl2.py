@@ -120,7 +120,7 @@ def test_saving_gives_the_original_tensors(name, model):
 
 def test_a_language_model_that_is_not_known(tmp_path):
     llm = read_config(GOLDEN / NAMES[0])["llm_config"] | {"architectures": ["GemmaForCausalLM"]}
-    with pytest.raises(CheckpointError, match="'GemmaForCausalLM' in config.json is none of Qwen2"):
+    with pytest.raises(CheckpointError, match='"GemmaForCausalLM" in .* is none of Qwen2'):
         load_model(copy_of(NAMES[0], tmp_path, llm_config=llm))
 
 
@@ -262,7 +262,7 @@ def test_expansion(monkeypatch):
 
 def test_an_unknown_template(tmp_path):
     processor = load_processor(copy_of(NAMES[0], tmp_path, template="vicuna"))
-    with pytest.raises(CheckpointError, match="'vicuna' in config.json is none of Hermes-2"):
+    with pytest.raises(CheckpointError, match='"vicuna" in config.json is none of Hermes-2'):
         _ = processor.template
 
 
@@ -430,5 +430,5 @@ def test_a_conversation_that_crosses_the_first_length(tmp_path, room):
 def test_a_token_without_an_id(tmp_path):
     folder = copy_of(NAMES[0], tmp_path)
     (folder / "added_tokens.json").write_text('{"<img>": 95}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match="has <IMG_CONTEXT> at None, which is no row"):
+    with pytest.raises(CheckpointError, match="has no <IMG_CONTEXT> among the rows"):
         _ = load_processor(folder).image_token_id

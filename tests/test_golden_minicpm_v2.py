@@ -162,7 +162,7 @@ def test_the_named_image_encoder(dropped, layers):
 
 
 def test_an_unknown_image_encoder():
-    with pytest.raises(CheckpointError, match="encoder 'vit_huge' in config.json is none of"):
+    with pytest.raises(CheckpointError, match='encoder "vit_huge" in config.json is none of'):
         vision_config(FULL_SIZE | {"vision_encoder": "vit_huge.laion"})
 
 

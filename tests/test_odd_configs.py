@@ -178,7 +178,7 @@ def test_what_the_authors_config_leaves_to_its_class(internvl_folder):
     assert processor.config["max_dynamic_patch"] == 6
     del config["ps_version"]
     write_json(internvl_folder / "config.json", config)
-    with pytest.raises(CheckpointError, match="ps_version in config.json is 'v1', and only 'v2'"):
+    with pytest.raises(CheckpointError, match='ps_version in config.json is "v1", and only "v2"'):
         load_model(internvl_folder)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from helpers.convert.conversion import convert
+from helpers.convert.folders import read_manifest
 from helpers.errors import (
     CheckpointError,
     OutputError,
@@ -25,6 +26,7 @@ from helpers.graphs.core import run_model
 from helpers.graphs.presets import find_preset
 from helpers.inputs.messages import user_message
 from helpers.models import exported, load_model, load_processor
+from helpers.models.families import find_checkpoint
 from helpers.run import pipeline as pipeline_module
 from helpers.run.choosing import Chooser
 from helpers.run.pipeline import VisionLanguagePipeline
@@ -660,8 +662,12 @@ def test_errors_are_one_sentence(pipeline):
 def test_what_is_no_folder(folder):
     with pytest.raises(OutputError, match=f"{folder!r} is no folder; give the path of one"):
         VisionLanguagePipeline(folder)
+    with pytest.raises(OutputError, match=f"{folder!r} is no folder; give the path of one"):
+        read_manifest(folder)
     with pytest.raises(CheckpointError, match=f"{folder!r} is no folder; give the path of a"):
         load_processor(folder)
+    with pytest.raises(CheckpointError, match=f"{folder!r} is no folder and no name"):
+        find_checkpoint(folder)
 
 
 @pytest.mark.parametrize("properties", [[1], "x", {1: 2}, 5])

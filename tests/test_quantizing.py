@@ -1,7 +1,6 @@
 """An image encoder with activations in 8 bits: one preset, calibrated on pictures of the reader."""
 
 from collections import Counter
-from types import SimpleNamespace
 
 import openvino as ov
 import pytest
@@ -43,26 +42,31 @@ def test_the_image_encoder_multiplies_in_8_bits_and_its_answers_stay_right(folde
     assert right["all"].right >= 19
 
 
-def test_the_error_is_told_beside_that_of_weights_alone(tmp_path):
-    lines = []
-    checkpoint = BUNDLED / "mobilevlm"
-    preset = find_preset("int4", image_encoder="int8-activations")
-    conversion.convert(checkpoint, tmp_path / "made", preset, report=lines.append)
-    (line,) = [line for line in lines if "differ from those" in line]
-    shares = [float(word.strip("%,.")) / 100 for word in line.split() if "%" in word]
+def test_calibration_has_the_first_pictures_and_the_error_is_that_of_others():
+    checkpoint, lines = BUNDLED / "mobilevlm", []
+    setting = find_preset("int8-activations").image_encoder
     processor = load_processor(checkpoint)
     exact = conversion.convert_part(load_model(checkpoint).image_encoder_part())
-    pictures = quantizing.varied_pictures(HELD_OUT, seed=1)
-    calls = list(quantizing.encoder_inputs(exact, processor, pictures))
-    stored = ov.Core().read_model(tmp_path / "made" / FILES[IMAGE_ENCODER])
+    pictures = quantizing.varied_pictures(10, seed=3)
+    first, others = (
+        list(quantizing.encoder_inputs(exact, processor, samples))
+        for samples in (pictures[:8], pictures[8:])
+    )
+    encoder = quantizing.quantized_encoder(
+        exact.clone(), setting, processor, pictures, report=lines.append
+    )
 
     def features(graph):
         compiled = ov.Core().compile_model(graph, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
-        return torch.cat([torch.from_numpy(compiled(call)[0]).flatten() for call in calls])
+        return torch.cat([torch.from_numpy(compiled(call)[0]).flatten() for call in others])
 
-    expected = features(exact)
-    for graph, distance in ((stored, shares[0]), (compress(exact, INT8), shares[1])):
-        measured = (features(graph) - expected).norm() / expected.norm()
+    expected, calibrated = features(exact), features(encoder)
+    assert torch.equal(calibrated, features(compress(exact.clone(), setting, first)))
+    (line,) = [line for line in lines if "differ from those" in line]
+    shares = [float(word.strip("%,.")) / 100 for word in line.split() if "%" in word]
+    weights_only = features(compress(exact, INT8))
+    for values, distance in zip((calibrated, weights_only), shares, strict=True):
+        measured = (values - expected).norm() / expected.norm()
         assert distance == pytest.approx(float(measured), abs=6e-4)
 
 
@@ -127,21 +131,6 @@ def test_the_error_is_measured_on_pictures_of_the_reader_that_calibration_does_n
     assert samples == pictures[:3] and [picture.tobytes() for picture, _ in others] == drawings
     samples, others = quantizing.split([], 32)
     assert len(samples) == 32 and [picture.tobytes() for picture, _ in others] == drawings
-
-
-def test_calibration_has_the_first_pictures_and_the_error_is_that_of_others(monkeypatch):
-    compressed, measured = [], []
-    monkeypatch.setattr(quantizing, "encoder_inputs", lambda part, processor, samples: samples)
-    monkeypatch.setattr(quantizing, "compress", lambda *arguments: compressed.append(arguments))
-    monkeypatch.setattr(
-        quantizing, "_features", lambda part, calls: measured.append(calls) or torch.ones(1)
-    )
-    part = SimpleNamespace(clone=lambda: "a copy")
-    setting = find_preset("int8-activations").image_encoder
-    pictures = [(place, "?") for place in range(10)]
-    quantizing.quantized_encoder(part, setting, None, pictures, report=lambda line: None)
-    assert compressed == [("a copy", INT8), (part, setting, pictures[:8])]
-    assert measured == [pictures[8:]] * 3
 
 
 def test_samples_that_nothing_looks_at_are_refused(tmp_path, capsys):

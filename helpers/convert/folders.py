@@ -176,8 +176,10 @@ def complete(output: Path) -> None:
                     place.move_in()
 
 
-def absolute(folder: Path) -> Path:
+def absolute(folder: str | Path) -> Path:
     """Return a folder's whole path; what can be none, as a name too long, is an `OutputError`."""
+    if not isinstance(folder, str | os.PathLike):
+        raise OutputError(f"{folder!r} is no folder; give the path of one that was converted.")
     try:
         folder = Path(folder).resolve()
         folder.exists()
@@ -194,7 +196,7 @@ def is_conversion(folder: Path) -> bool:
     return exists(Path(folder) / MANIFEST)
 
 
-def read_manifest(folder: Path) -> Config:
+def read_manifest(folder: str | Path) -> Config:
     """Return the manifest of a finished conversion after checking that every file is there.
 
     Raises `OutputError` for a folder without one, of another format, or with a file missing or of

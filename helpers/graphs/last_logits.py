@@ -34,8 +34,8 @@ def return_last_logits(model: ov.Model, count: int) -> None:
     data, start, stop, step, axis = cut.input_values()
     if [_numbers(start), _numbers(axis)] != [[-1], [_POSITIONS]]:
         return
-    place, behind = _behind_last_attention(model, cut)
-    consumers = [port for port in place.get_target_inputs() if _name(port) in behind]
+    place, followers = _behind_last_attention(model, cut)
+    consumers = [port for port in place.get_target_inputs() if _name(port) in followers]
     first = ops.constant([-count], start.get_element_type())
     earlier = ops.slice(place, first, stop, step, axis).output(0)
     for port in consumers:
@@ -52,20 +52,27 @@ def _behind_last_attention(model: ov.Model, cut: ov.Node) -> tuple[ov.Output, se
     """
     order = {node.get_name(): number for number, node in enumerate(model.get_ordered_ops())}
     weights = _constants(model)
-    place, behind, passed = cut.input_value(0), set[str](), set[str]()
-    ahead = {_name(place): place.get_node()}
-    while ahead:
-        name = max(ahead, key=lambda name: order[name])
-        node = ahead.pop(name)
-        if not ahead and _is_hidden(node):
-            place, behind = node.output(0), set(passed)
-        users = {_name(port) for output in node.outputs() for port in output.get_target_inputs()}
-        if not users <= passed | {cut.get_name()} or not _looks_at_each_position(node, weights):
+    place, followers, names = cut.input_value(0), set[str](), set[str]()
+    candidates = {_name(place): place.get_node()}
+    while candidates:
+        name = max(candidates, key=lambda name: order[name])  # after all that it depends on
+        node = candidates.pop(name)
+        if not candidates and _is_hidden(node):  # all that is behind goes through it
+            place, followers = node.output(0), set(names)
+        if not _users(node) <= names | {cut.get_name()} or not _looks_at_each_position(
+            node, weights
+        ):
             break
-        passed.add(name)
-        inputs = {_name(value): value.get_node() for value in node.input_values()}
-        ahead |= {name: node for name, node in inputs.items() if name not in weights}
-    return place, behind
+        names.add(name)
+        for value in node.input_values():
+            if _name(value) not in weights:
+                candidates[_name(value)] = value.get_node()
+    return place, followers
+
+
+def _users(node: ov.Node) -> set[str]:
+    """Return the names of the nodes that take what a node gives."""
+    return {_name(port) for output in node.outputs() for port in output.get_target_inputs()}
 
 
 def _is_hidden(node: ov.Node) -> bool:

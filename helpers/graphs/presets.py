@@ -316,7 +316,7 @@ def find_preset(name: str, *, image_encoder: str | None = None, **changes: Any) 
 
 
 def _named(name: str, names: Collection[str]) -> Preset:
-    if name not in ALL_PRESETS:
+    if not isinstance(name, str) or name not in ALL_PRESETS:
         raise SettingsError(
             f"The precision {name!r} does not exist; use {', '.join(names)}, or see "
             "docs/next-steps.md for one of your own."

@@ -127,12 +127,12 @@ def _body() -> tuple[ov.Model, list[Any], list[Any], list[ov.Output]]:
     products = ops.multiply(corrected, ops.unsqueeze(query, _integer(-1)))
     answer = ops.reduce_sum(products, _integer(-2), True)
     place = ops.unsqueeze(step, _integer(0))
-    written = ops.scatter_update(answers, place, answer, _integer(2))
+    new_answers = ops.scatter_update(answers, place, answer, _integer(2))
     goes_on = ops.constant([True], dtype=bool)
     body = ov.Model(
-        [goes_on, corrected, written], [step, *tokens, matrix, answers], "gated delta rule"
+        [goes_on, corrected, new_answers], [step, *tokens, matrix, answers], "gated delta rule"
     )
-    return body, tokens, [matrix, answers], [corrected.output(0), written.output(0)]
+    return body, tokens, [matrix, answers], [corrected.output(0), new_answers.output(0)]
 
 
 def _integer(value: int | list[int]) -> ov.Node:

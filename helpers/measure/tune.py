@@ -102,7 +102,7 @@ def tune(
         [*candidates_of(sizes[LANGUAGE_MODEL], group), {"KV_CACHE_PRECISION": "f16"}]
     )
     tuner.tune_next_tokens()
-    return Tuning(key_of(folder), tuner.chosen, tuner.reasons, tuner.unclear), tuner.trials
+    return Tuning(key_of(folder), tuner.choices, tuner.reasons, tuner.unclear), tuner.trials
 
 
 class _Clocked:
@@ -149,7 +149,7 @@ class _Tuner:
         self.trials: list[Trial] = []
         self.reasons: dict[str, str] = {}
         self.unclear: list[str] = []
-        self.chosen: dict[str, Properties] = {}
+        self.choices: dict[str, Properties] = {}
         # Of the part that is being tuned: properties, and the time of each step by the default's.
         self.steps: list[tuple[Properties, list[float]]] = []
         self.bound: float | None = None
@@ -195,13 +195,13 @@ class _Tuner:
 
         Each is tried with what one model was fastest with in this step, and with what is chosen.
         """
-        single = self.chosen[LANGUAGE_MODEL]
+        single = self.choices[LANGUAGE_MODEL]
         pairs = product(*(self._fastest(single, step) for step in (0, 1)))
         candidates = [{LANGUAGE_MODEL: first, NEXT_TOKENS: second} for first, second in pairs]
         self._tune(NEXT_TOKENS, candidates, self._seconds_of_steps, NEXT_SHARES)
         of_prompts = self.pipeline.properties[LANGUAGE_MODEL]
         if of_prompts != single:
-            self.chosen[PROMPTS] = of_prompts
+            self.choices[PROMPTS] = of_prompts
             self.reasons[PROMPTS] = "where next tokens are apart"
 
     def _fastest(self, single: Properties, step: int) -> list[Properties]:
@@ -221,7 +221,7 @@ class _Tuner:
 
     def _begin(self, part: str) -> None:
         """Let a part have the defaults; how far a candidate may diverge is not known yet."""
-        self.pipeline, self.chosen[part] = self.pipeline.with_parts({part: {}}), {}
+        self.pipeline, self.choices[part] = self.pipeline.with_parts({part: {}}), {}
         self.bound, self.steps = None, []
 
     def _bound(self, part: str) -> float:
@@ -246,12 +246,12 @@ class _Tuner:
         shares: tuple[float, float],
     ) -> None:
         """Choose among candidates for a part: its properties, or for next tokens of both models."""
-        computations = [decisive(self.pipeline, [part])] if part in self.chosen else []
+        computations = [decisive(self.pipeline, [part])] if part in self.choices else []
         gain, untried, needed = 1.0, 0, float("inf")
         champion = _Clocked(self.pipeline, measure)
         for candidate in candidates:
             is_pair = part == NEXT_TOKENS
-            trial = candidate if is_pair else {part: self.chosen[part] | candidate}
+            trial = candidate if is_pair else {part: self.choices[part] | candidate}
             share = shares[any(measured(self.trials, part))]
             if not has_room(self.weights[LANGUAGE_MODEL if is_pair else part], models=len(trial)):
                 self._note(Trial(part, trial, None, None, None, NO_ROOM))
@@ -259,13 +259,13 @@ class _Tuner:
             if not champion.calls and self._left(share) > 0:
                 self.report(f"{part}: measuring it as it is")
                 needed = seconds_of_duel(champion, self._left(share))
-                self.steps.append((self.chosen.get(part, {}), champion.of_default))
+                self.steps.append((self.choices.get(part, {}), champion.of_default))
             if self._left(share) <= needed:
                 untried += 1
                 continue
             winner, ratio = self._challenge(part, trial, champion, computations)
             if winner is not champion:
-                self.pipeline, self.chosen[part], champion = winner.pipeline, trial[part], winner
+                self.pipeline, self.choices[part], champion = winner.pipeline, trial[part], winner
                 gain, needed = gain * ratio, needed * ratio
         trials = [trial for trial in self.trials if trial.part == part]
         self.reasons[part] = part_reason(part, trials, gain, untried)

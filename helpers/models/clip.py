@@ -30,6 +30,7 @@ from helpers.models.processors import Processor
 from helpers.models.squares import cropped_square, padded_square
 from helpers.sources.checkpoints import (
     Config,
+    as_json,
     pixel_settings,
     preparation,
     read_config,
@@ -89,8 +90,8 @@ class ClipProcessor(Processor):
         feature = self.config.get("mm_vision_select_feature", "patch")  # clip_encoder.py
         if feature != "patch":
             raise CheckpointError(
-                f"mm_vision_select_feature in config.json is {feature!r}, and only 'patch' can be "
-                "read here; use a checkpoint that has it."
+                f"mm_vision_select_feature in config.json is {as_json(feature)}, and only "
+                '"patch" is read here; use a checkpoint that has it.'
             )
         config.num_hidden_layers = number
         return config

@@ -8,6 +8,7 @@ What this module does not know: what is special to any family.
 """
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -193,9 +194,10 @@ def family_of(folder: str | Path) -> Family:
     family = find_family(model_type)
     if family is None:
         supported = ", ".join(name for family in families() for name in family.model_types)
-        sentence = (
-            f"{folder} holds a {model_type!r} model; this reads {supported}, so take one of these."
-        )
+        holds = f"holds a {model_type!r} model"
+        if not isinstance(model_type, str) or not model_type:
+            holds = "has no model_type in its config.json that names a model"
+        sentence = f"{folder} {holds}; this reads {supported}, so take one of these."
         raise CheckpointError(" ".join([sentence, *broken_entry_points()]))
     try:
         refuse_quantised(folder, config)
@@ -272,13 +274,16 @@ def family_of_original(original: Original) -> Family:
     return next(family for family in families() if original in family.originals)
 
 
-def find_checkpoint(name: str) -> Path:
+def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     """Return the folder of a checkpoint: a bundled name, a folder, or a hub id, downloaded.
 
     An original's own name, such as internvl2-1b, means its hub id. Raises `CheckpointError` for a
     name that is none of these, for a download that fails, and before the weights of a model are
     downloaded that is not read here.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise CheckpointError(f"{name!r} is no folder and no name; give one of a checkpoint.")
+    name = os.fspath(name)
     for family in families():
         if family.checkpoint is not None and family.is_called(name):
             return family.checkpoint

@@ -20,7 +20,7 @@ from helpers.inputs.prompts import IMAGE, SYSTEM_WORDS, Template
 from helpers.models.clip import ClipLanguageModel, ClipProcessor, tower_places
 from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.processors import Runtime
-from helpers.sources.checkpoints import Config
+from helpers.sources.checkpoints import Config, as_json
 from helpers.sources.key_mapping import Rule
 
 # `conv_mpt` in the authors' conversation.py: the later text is the default there and here; the
@@ -268,7 +268,8 @@ def _mpt_config(config: Config) -> MptConfig:
         for name, value in supported.items():
             if section.get(name, value) != value:
                 raise CheckpointError(
-                    f"{name} in config.json is {section[name]!r}; only {value!r} can be read here."
+                    f"{name} in config.json is {as_json(section[name])}, and only "
+                    f"{as_json(value)} is read here; use a checkpoint of the published kind."
                 )
     return MptConfig(
         **{name: config[name] for name in _TEXT_FIELDS if name in config},

@@ -96,7 +96,7 @@ class SchemaProcessor(LogitsProcessor):
     def __init__(self, matcher: llguidance.LLMatcher, grammars: Grammars) -> None:
         self.matcher = matcher
         self.stop_token_ids = grammars.stop_token_ids
-        self.taken = 0  # tokens of the answer that the matcher has been told
+        self.length = 0  # tokens of the answer that the matcher has been told
         self.mask = llguidance.numpy.allocate_token_bitmask(1, grammars.tokenizer.vocab_size)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class SchemaProcessor(LogitsProcessor):
         `input_ids` (1, length) are those of the answer alone, as `generate` has them for prompts
         that are given as embeddings.
         """
-        for token in input_ids[0, self.taken :].tolist():
+        for token in input_ids[0, self.length :].tolist():
             self.matcher.consume_token(token)
-        self.taken = input_ids.shape[1]
+        self.length = input_ids.shape[1]
         allowed = torch.zeros_like(scores, dtype=torch.bool)
         if self.matcher.is_stopped():
             allowed[:, self.stop_token_ids] = True

@@ -6,7 +6,6 @@ What this module does not know: audio, and calling tools.
 """
 
 import copy
-import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -71,10 +70,8 @@ def _closed() -> DeviceError:
     return DeviceError("This pipeline is closed; load the folder anew to ask.")
 
 
-def _check(folder: object, properties: object, answers_at_once: Any) -> None:
+def _check(properties: object, answers_at_once: Any) -> None:
     """Raise an error, before anything is read, for arguments that are none."""
-    if not isinstance(folder, str | os.PathLike):
-        raise OutputError(f"{folder!r} is no folder; give the path of one that was converted.")
     check_properties(properties)
     if not is_whole(answers_at_once) or answers_at_once < 1:
         raise SettingsError(f"answers_at_once is {answers_at_once!r}; give a whole number from 1.")
@@ -113,9 +110,9 @@ class VisionLanguagePipeline:
         answers_at_once: int = 1,
         next_tokens_apart: bool = True,
     ) -> None:
-        _check(folder, properties, answers_at_once)
-        folder = Path(folder)
+        _check(properties, answers_at_once)
         self.name = read_manifest(folder)["source"]["name"]
+        folder = Path(folder)
         self.folder, self.device = folder, check_device(device)
         processor = read_processor(folder)
         usual = processor.usual_picture_tokens
@@ -123,20 +120,24 @@ class VisionLanguagePipeline:
         self.notice = read_notice(folder)
         is_tuned = tuned and not accuracy and self.device == "CPU"
         self.tuning = read_tuning(folder) if is_tuned else None
-        of_parts = self.tuning.properties if self.tuning else {}
-        mode = ACCURACY if accuracy else {}
         self.answers_at_once = int(answers_at_once)
-        beside = []
-        if NEXT_TOKENS in of_parts and next_tokens_apart and fits_twice(folder):
-            beside = [NEXT_TOKENS]
-            # Next tokens of several answers are computed where prompts are.
-            if PROMPTS in of_parts and answers_at_once == 1:
-                of_parts = of_parts | {LANGUAGE_MODEL: of_parts[PROMPTS]}
+        mode, further = ACCURACY if accuracy else {}, dict(properties or {})
         self.properties = {
-            name: mode | of_parts.get(name, {}) | dict(properties or {})
-            for name in (*self.processor.exported.files, *beside)
+            name: mode | of_part | further
+            for name, of_part in self._tuned_properties(next_tokens_apart).items()
         }
         self._use({name: self._compile(name) for name in self.properties})
+
+    def _tuned_properties(self, next_tokens_apart: bool) -> dict[str, Properties]:
+        """Return what `vlm tune` chose for each part that is to be compiled, or nothing."""
+        choices = self.tuning.properties if self.tuning else {}
+        parts = {name: choices.get(name, {}) for name in self.processor.exported.files}
+        if NEXT_TOKENS in choices and next_tokens_apart and fits_twice(self.folder):
+            parts[NEXT_TOKENS] = choices[NEXT_TOKENS]
+            # Next tokens of several answers are computed where prompts are.
+            if PROMPTS in choices and self.answers_at_once == 1:
+                parts[LANGUAGE_MODEL] = choices[PROMPTS]
+        return parts
 
     def _use(self, parts: dict[str, ov.CompiledModel]) -> None:
         """Answer with these parts from now on."""

@@ -44,9 +44,9 @@ def answerer_for(
     if output:
         check_place(output, source)
     if server:
-        own = {"folder": folder, "--device": device, "--picture-tokens": picture_tokens}
-        own |= {"--untuned": untuned, "--batch-size": batch_size, "--ray": ray}
-        _refuse(own, "which a --server has of its own")
+        local_options = {"folder": folder, "--device": device, "--picture-tokens": picture_tokens}
+        local_options |= {"--untuned": untuned, "--batch-size": batch_size, "--ray": ray}
+        _refuse(local_options, "which a --server has of its own")
         from helpers.serve.remote import Servers
 
         return Servers(server, read_key(key_file, report), model, options, report)

@@ -28,7 +28,7 @@ from helpers.serve.windows import (
     Sessions,
     Window,
     respond,
-    told,
+    with_error,
     without_last_turn,
 )
 from helpers.upstream.gradio import BelowAnotherServer, new_folder, uploads_in
@@ -235,7 +235,7 @@ class Page:
             options = options_of(self.controls, values)
         except SettingsError as error:
             window.last_question = (text, pictures, None)  # so that it can be asked anew
-            yield told(history, text, error)
+            yield with_error(history, text, error)
         else:
             yield from respond(window, text, pictures, history, options)
 

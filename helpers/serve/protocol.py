@@ -6,6 +6,7 @@ its Python client expects of them.
 What this module does not know: the web, how a picture's address becomes a picture, and models.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -144,7 +145,7 @@ def _refuse_unsupported(body: Json) -> None:
     for name, is_there in unsupported.items():
         if is_there:
             raise Refusal(
-                f"{name} is {body[name]!r}, which is not supported; leave it out.",
+                f"{name} is {json.dumps(body[name])}, which is not supported; leave it out.",
                 parameter=name,
                 code="unsupported_parameter",
             )
@@ -298,7 +299,7 @@ def _content(value: object, name: str, open_picture: OpenPicture, details: list[
             parts.append({"type": "image", "image": open_picture(address)})
         else:
             raise Refusal(
-                f"{place} has the type {kind!r}; {OTHER_CONTENTS}.",
+                f"{place} is {kind or 'without a type'}; {OTHER_CONTENTS}.",
                 parameter=place,
                 code="unsupported_content",
             )

@@ -90,7 +90,8 @@ def _messages(body: Json) -> list[Any]:
         if kind == "reasoning":  # thoughts of an earlier answer are not read again
             continue
         if kind != "message":
-            raise Refusal(f"input has an item of type {kind!r}; only messages are understood.")
+            what = f"of type {kind}" if kind else "without a type"
+            raise Refusal(f"input has an item {what}; only messages are understood.")
         messages.append(item)
     return messages
 

@@ -114,18 +114,23 @@ def _lines_of_folder(folder: Path, questions: Sequence[str]) -> Iterator[Columns
 def _lines_of_file(path: Path, questions: Sequence[str]) -> Iterator[Columns]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for line in filter(str.strip, file):
-            try:
-                line.encode()  # or it is in another encoding, and would be asked with wrong letters
-                columns = json.loads(line)
-            except (ValueError, RecursionError):
-                columns = None
-            if not isinstance(columns, dict):
+            columns = _columns_of(line)
+            if columns is None:
                 yield {LINE: _readable(line.rstrip("\n")[:1000])}
             elif QUESTION in columns or CUSTOM_ID in columns or not questions:
                 yield columns
             else:
-                for question in questions:
-                    yield columns | {QUESTION: question}
+                yield from (columns | {QUESTION: question} for question in questions)
+
+
+def _columns_of(line: str) -> Columns | None:
+    """Return the columns of a line; None where it is no JSON object in UTF-8."""
+    try:
+        line.encode()  # or it is in another encoding, and would be asked with wrong letters
+        columns = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return columns if isinstance(columns, dict) else None
 
 
 def _readable(line: str) -> str:

@@ -189,13 +189,13 @@ def respond(
         drawing = window.draw_boxes(answer)
         yield chat(words if drawing is None else [words, {"path": str(drawing), "alt_text": BOXES}])
     except UserError as error:
-        yield told(history, text, error)
+        yield with_error(history, text, error)
     # The page may show what was sent to it before it was cleared after it was cleared.
     if window.cleared:
         yield []
 
 
-def told(history: Chat, text: str, error: UserError) -> Chat:
+def with_error(history: Chat, text: str, error: UserError) -> Chat:
     """Return the chat with a question and the sentence on why it has no answer."""
     return _with_turn(history, text, f"⚠️ {error}")
 

@@ -162,7 +162,7 @@ def check_sizes(config: Config, path: Path) -> None:
             check_sizes(value, path)
         if name in _CHANNELS and value not in (None, 3):
             raise CheckpointError(
-                f"{name} in {path} is {_shortened(value)}, and pictures have three colours here; "
+                f"{name} in {path} is {as_json(value)}, and pictures have three colours here; "
                 "use a checkpoint of the published kind."
             )
         limit = _LIMIT_OF.get(name)
@@ -171,7 +171,7 @@ def check_sizes(config: Config, path: Path) -> None:
         for number in value if isinstance(value, list) else [value]:
             if not is_whole(number) or not 1 <= number <= limit:
                 raise CheckpointError(
-                    f"{name} in {path} is {_shortened(value)}, which should be a whole number "
+                    f"{name} in {path} is {as_json(value)}, which should be a whole number "
                     f"from 1 to {limit:,}; download the checkpoint again."
                 )
 
@@ -179,13 +179,16 @@ def check_sizes(config: Config, path: Path) -> None:
 def check_choice(what: str, name: object, choices: Iterable[str]) -> None:
     """Raise a `CheckpointError` unless what `config.json` names is one of `choices`."""
     choices = list(choices)
-    if name not in choices:
-        raise CheckpointError(
-            f"The {what} {name!r} in config.json is none of {', '.join(choices)}; use a checkpoint "
-            "that has one of them."
-        )
+    if name in choices:
+        return
+    names = ", ".join(choices)
+    problem = f"The {what} {as_json(name)} in config.json is none of {names}"
+    if not name:
+        problem = f"config.json names no {what}, such as {names}"
+    raise CheckpointError(f"{problem}; use a checkpoint that has one of them.")
 
 
-def _shortened(value: object) -> str:
-    text = repr(value)
+def as_json(value: object) -> str:
+    """Return a value as its file has it, for a sentence: its beginning, where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else f"{text[:40]}..."

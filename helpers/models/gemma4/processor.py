@@ -17,7 +17,7 @@ from helpers.models.budgets import PicturePieces
 from helpers.models.exported import ImageInputs
 from helpers.models.gemma4.exported import Gemma4Exported
 from helpers.models.processors import Processor, Runtime
-from helpers.sources.checkpoints import Config, pixel_settings, preparation
+from helpers.sources.checkpoints import Config, as_json, pixel_settings, preparation
 from helpers.upstream.transformers import set_bos
 
 PICTURE_MARKS = ("<|image>", "<|image|>", "<image|>")
@@ -75,13 +75,15 @@ class Gemma4Processor(Processor):
         }
         for field in filter(unknown.get, unknown):
             raise CheckpointError(
-                f"{field} in {self.folder / 'config.json'} is {getattr(text, field)!r}, as in the "
-                "larger Gemma 4 models, which are not read here; take gemma-4-E2B-it or E4B-it."
+                f"{field} in {self.folder / 'config.json'} is {as_json(getattr(text, field))}, as "
+                "in the larger Gemma 4 models, which are not read here; take gemma-4-E2B-it or "
+                "E4B-it."
             )
         if not text.sliding_window:
             raise CheckpointError(
-                f"sliding_window in {self.folder / 'config.json'} is {text.sliding_window!r}, and "
-                "a window is at least one token; download the checkpoint again."
+                f"sliding_window in {self.folder / 'config.json'} is "
+                f"{as_json(text.sliding_window)}, and a window is at least one token; download the "
+                "checkpoint again."
             )
         return settings
 

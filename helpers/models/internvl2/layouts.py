@@ -8,7 +8,7 @@ from typing import Any
 
 from helpers.errors import CheckpointError
 from helpers.models.internvl2.architectures import ARCHITECTURES
-from helpers.sources.checkpoints import Config, check_choice, pixel_settings, preparation
+from helpers.sources.checkpoints import Config, as_json, check_choice, pixel_settings, preparation
 from helpers.sources.key_mapping import Rule
 
 HF_MODEL_TYPE = "internvl"  # of transformers' layout; the authors' is internvl_chat
@@ -134,8 +134,8 @@ def refuse_variants(config: Config) -> None:
     for field, value in _ONLY_READ.items():
         if config.get(field, value) != value:
             raise CheckpointError(
-                f"{field} in config.json is {config[field]!r}, and only {value!r} is read here; "
-                "use a checkpoint of the published kind."
+                f"{field} in config.json is {as_json(config[field])}, and only {as_json(value)} "
+                "is read here; use a checkpoint of the published kind."
             )
     if config["dynamic_image_size"] and not config["use_thumbnail"]:
         raise CheckpointError(

@@ -82,10 +82,10 @@ class InternVL2Processor(Processor):
         vocabulary, rows = tokenizer.get_vocab(), self.config["llm_config"]["vocab_size"]
         for token in (*IMAGE_MARKS, self.template.assistant_end.strip()):
             if vocabulary.get(token, rows) >= rows:
+                place = f"at {vocabulary[token]}" if token in vocabulary else "nowhere"
                 raise CheckpointError(
-                    f"The tokenizer in {self.folder} has {token} at {vocabulary.get(token)}, but "
-                    f"the model needs it below {rows}; take the tokenizer files of the same "
-                    "checkpoint."
+                    f"The tokenizer in {self.folder} has {token} {place}, but the model needs it "
+                    f"below {rows}; take the tokenizer files of the same checkpoint."
                 )
         return tokenizer
 
@@ -141,8 +141,8 @@ class InternVL2Processor(Processor):
         token = ids.get("<IMG_CONTEXT>")
         if not isinstance(token, int) or token >= self.config["llm_config"]["vocab_size"]:
             raise CheckpointError(
-                f"{self.folder} has <IMG_CONTEXT> at {token}, which is no row of the model's "
-                "vocabulary; take the tokenizer files of the same checkpoint."
+                f"The tokenizer in {self.folder} has no <IMG_CONTEXT> among the rows of the "
+                "model's vocabulary; take the tokenizer files of the same checkpoint."
             )
         return token
 

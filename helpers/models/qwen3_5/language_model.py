@@ -147,8 +147,8 @@ class HybridDecoder(nn.Module):
                 change, *pairs[number] = self.linear[str(number)](normed, is_token, *pairs[number])
             hidden = hidden + change
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        for number, kept in zip(self.full, cache.layers, strict=True):
-            pairs[number] = (cast(Any, kept).keys, cast(Any, kept).values)
+        for number, states in zip(self.full, cache.layers, strict=True):
+            pairs[number] = (cast(Any, states).keys, cast(Any, states).values)
         logits = self.decoder.lm_head(text.norm(hidden[:, -1:]))
         return logits, *(state for pair in pairs for state in pair)
 
