@@ -445,7 +445,7 @@ def test_activations_have_no_larger_groups_than_weights(
 
     class Tuner(SimpleNamespace):
         def __init__(self, *_) -> None:
-            super().__init__(chosen={}, reasons={}, unclear=[], trials=[])
+            super().__init__(choices={}, reasons={}, unclear=[], trials=[])
 
         def tune_encoder(self, offers) -> None:
             groups.append(offers)
