@@ -8,9 +8,10 @@ notebook. A file may say otherwise: `independent` tests go wherever there is roo
 `xdist_group` keeps together what it names.
 """
 
+import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import psutil
 import pytest
@@ -50,6 +51,20 @@ def keep_to_own_processors() -> None:
 
 
 keep_to_own_processors()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Look for no garbage meanwhile, and later not among packages and tests, which all stay.
+
+    That is a million objects, so that every such look takes a third of a second.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
