@@ -4,6 +4,7 @@ They import what they need, which takes long and which pytest-xdist's first proc
 test, does not need.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -166,3 +167,12 @@ def become_ordinary(tmp_path):
             folder.chmod(S_IMODE(folder.stat().st_mode) | 0o055)
     yield lambda: os.seteuid(user or 65534)
     os.seteuid(user)
+
+
+@pytest.fixture
+def unfrozen():
+    """Let looks for garbage begin with all objects, as in a notebook; see tests/workers.py."""
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+    gc.freeze()

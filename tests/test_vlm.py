@@ -175,14 +175,13 @@ def test_a_chat_ends_with_its_input(converted, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.usefixtures("unfrozen")
 def test_looks_for_garbage_pass_over_what_a_command_has_loaded(converted, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    gc.unfreeze()
     VisionLanguagePipeline(converted)
     assert not gc.get_freeze_count()  # a library shares its process with others
     assert main(["chat", str(converted)]) == 0
     assert gc.get_freeze_count() > 100_000
-    gc.unfreeze()
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path, capsys):
