@@ -19,10 +19,11 @@ QUESTIONS = 24  # drawn ones, that settings are compared on where there is time 
 
 def benchmark(options: argparse.Namespace) -> int:
     """Print what a model takes, or a folder beside what other engines take."""
-    from helpers.convert.manifests import MANIFEST, exists
+    from helpers.convert.manifests import MANIFEST, check_readable, exists
 
     if options.output:
         check_output(options.output)
+    check_readable(path_of(options.model))
     against = [name for name in (options.against or "").split(",") if name]
     if exists(path_of(options.model) / MANIFEST):
         result = _comparison(path_of(options.model), against)

@@ -105,3 +105,10 @@ def test_a_folder_that_may_not_be_looked_into(tmp_path, become_ordinary):
     for read in (read_manifest, clean):
         with pytest.raises(OutputError, match="may not be read by this user; ask its owner"):
             read(folder)
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "clean", "benchmark", "tune", "convert"])
+def test_a_path_below_a_folder_that_may_not_be_entered(command, closed_folder, capsys):
+    output = ["--output", "made"] if command == "convert" else []
+    assert main([command, str(closed_folder / "model"), *output]) == 1
+    assert "model may not be read by this user; ask its owner" in capsys.readouterr().err

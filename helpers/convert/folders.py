@@ -30,7 +30,7 @@ from helpers.convert.manifests import (
     resized,
 )
 from helpers.convert.places import HOLDER, HOLDS, Place, check_free
-from helpers.errors import CheckpointError, OutputError, system_reason, writing
+from helpers.errors import CheckpointError, OutputError, system_reason, unreadable, writing
 from helpers.graphs.bit_widths import BitWidth
 from helpers.graphs.part_names import FILES, LANGUAGE_MODEL
 from helpers.sources.checkpoints import Config, read_config, read_json
@@ -177,12 +177,17 @@ def complete(output: Path) -> None:
 
 
 def absolute(folder: str | Path) -> Path:
-    """Return a folder's whole path; what can be none, as a name too long, is an `OutputError`."""
+    """Return a folder's whole path; what can be none, as a name too long, is an `OutputError`.
+
+    So is what this user may not look for.
+    """
     if not isinstance(folder, str | os.PathLike):
         raise OutputError(f"{folder!r} is no folder; give the path of one that was converted.")
     try:
         folder = Path(folder).resolve()
         folder.exists()
+    except PermissionError:
+        raise OutputError(unreadable(folder)) from None
     except (OSError, ValueError) as error:
         reason = system_reason(error)
         raise OutputError(

@@ -10,7 +10,6 @@ What this module does not know: what is special to any family.
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from helpers.errors import CheckpointError, SettingsError
+from helpers.errors import CheckpointError, SettingsError, unreadable
 from helpers.models.base import VisionLanguageModel, describing_a_model
 from helpers.models.processors import Processor
 from helpers.resources import path_of
@@ -278,8 +277,8 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     """Return the folder of a checkpoint: a bundled name, a folder, or a hub id, downloaded.
 
     An original's own name, such as internvl2-1b, means its hub id. Raises `CheckpointError` for a
-    name that is none of these, for a download that fails, and before the weights of a model are
-    downloaded that is not read here.
+    name that is none of these, for a folder that this user may not enter, for a download that
+    fails, and before the weights of a model are downloaded that is not read here.
     """
     if not isinstance(name, str | os.PathLike):
         raise CheckpointError(f"{name!r} is no folder and no name; give one of a checkpoint.")
@@ -287,10 +286,15 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     for family in families():
         if family.checkpoint is not None and family.is_called(name):
             return family.checkpoint
-    with suppress(OSError, ValueError):  # of names that no folder can have
-        if (folder := path_of(name)).is_dir():
+    folder = path_of(name)
+    try:
+        if folder.is_dir():
             return folder
         refuse_files(folder)
+    except PermissionError:
+        raise CheckpointError(unreadable(folder)) from None
+    except (OSError, ValueError):  # of names that no folder can have
+        pass
     originals = [original for family in families() for original in family.originals]
     for original in originals:
         if _plain(name) == _plain(original.name):
