@@ -169,7 +169,13 @@ def clean(options: argparse.Namespace) -> int:
     """Remove what interrupted conversions left, and say what it was."""
     from helpers.convert import folders
 
-    removed = [str(path) for path in folders.clean(options.folder)]
+    removed: list[str] = []
+    try:
+        folders.clean(options.folder, report=removed.append)
+    except BaseException:  # what is gone is told all the same
+        if removed:
+            show(Result({"removed": removed}, removed), options)
+        raise
     return show(Result({"removed": removed}, removed or ["nothing to remove"]), options)
 
 

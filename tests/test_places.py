@@ -12,6 +12,7 @@ from stat import S_IMODE
 
 import pytest
 
+from helpers.__main__ import main
 from helpers.convert.conversion import convert
 from helpers.convert.folders import clean, read_manifest, written_aside
 from helpers.convert.manifests import MANIFEST, UNFINISHED_MANIFEST
@@ -104,8 +105,6 @@ def test_files_in_a_conversion_that_are_not_its_own(
 
 
 def test_a_benchmark_leaves_a_folder_that_is_not_its_own(tmp_path):
-    from helpers.__main__ import main
-
     write(tmp_path / "int4" / "diary.txt")
     assert main(["benchmark", "internvl2", "--folder", str(tmp_path)]) == 1
     assert tree(tmp_path) == {"int4/diary.txt": b"mine"}
@@ -299,13 +298,18 @@ def test_a_lock_of_another_user_leaves_nothing_of_mine(everybodys, become_ordina
     assert not (everybodys / ".other.unfinished").exists()
 
 
-def test_what_is_left_of_another_user_does_not_keep_mine(everybodys, become_ordinary):
+def test_what_is_left_of_another_user_does_not_keep_mine(everybodys, become_ordinary, capsys):
     (everybodys / ".unreadable.unfinished").mkdir(0)
     become_ordinary()
     write(everybodys / ".yours.unfinished" / HOLDER, f"{HOLDS}1")
     with pytest.raises(OutputError, match="theirs.unfinished cannot be removed .* as its owner"):
         clean(everybodys)
     assert not (everybodys / ".yours.unfinished").exists()
+    write(everybodys / ".yours.unfinished" / HOLDER, f"{HOLDS}1")
+    assert main(["clean", str(everybodys)]) == 1  # which tells what is gone, too
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [str(everybodys / ".yours.unfinished")]
+    assert "theirs.unfinished cannot be removed" in output.err
     with pytest.raises(OutputError, match="unreadable.unfinished may not be read by this user"):
         clean(everybodys / "unreadable")
 

@@ -281,12 +281,12 @@ def verify(folder: Path, *, report: Report = lambda line: None) -> list[str]:
     return list(files)
 
 
-def clean(folder: Path) -> list[Path]:
+def clean(folder: Path, *, report: Report = lambda line: None) -> list[Path]:
     """Remove what interrupted conversions to `folder` and to folders in it left behind.
 
-    Returns what was removed. What another process is still writing is left alone, and so is what
-    has not our mark. Raises `OutputError` for what may not be removed, and where there is neither
-    the folder nor what a conversion to it left.
+    Returns what was removed; `report` is told of each path as it is gone. What another process is
+    still writing is left alone, and so is what has not our mark. Raises `OutputError` for what may
+    not be removed, and where there is neither the folder nor what a conversion to it left.
     """
     folder = absolute(folder)
     check_readable(folder, Place.beside(folder).folder)
@@ -307,7 +307,9 @@ def clean(folder: Path) -> list[Path]:
     for place in places:
         try:
             with contextlib.suppress(OutputError):  # another process writes there
-                removed += place.clean()
+                for path in place.clean():
+                    removed.append(path)
+                    report(str(path))
         except OSError as error:  # another user's, which does not keep ours from going
             problems.append(f"{place.folder} cannot be removed ({system_reason(error)})")
     if problems:

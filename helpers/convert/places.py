@@ -193,19 +193,22 @@ class Place:
             return [self.lock]  # beside a folder it goes with that, without a word
         return paths
 
-    def clean(self) -> list[Path]:
-        """Remove what is ours here and return what it was; nothing while a process writes."""
+    def clean(self) -> Iterator[Path]:
+        """Remove what is ours here, and yield each as it is gone; nothing while a process writes.
+
+        Raises `OSError` for what may not be removed.
+        """
         leftovers = self.leftovers()
         if not leftovers:
-            return []
+            return
         with self.held():  # its own lock is removed as it ends
             if self.is_nearly_in_place():
                 self.move_in()
-                return []
+                return
             for path in leftovers:
                 if path.is_dir():
                     shutil.rmtree(path)
-        return leftovers
+                yield path
 
 
 def _files_of(manifest: Path) -> set[str]:
