@@ -160,6 +160,18 @@ def test_a_model_for_one_picture(pipeline, picture_files, monkeypatch):
         blocks.close()
 
 
+def test_a_page_takes_the_place_of_the_former_of_its_title(pipeline):
+    former, page, other = (build_page(pipeline, title=title) for title in ("A", "A", "B"))
+    try:
+        addresses = [open_page(blocks) for blocks in (former, other, page)]
+        assert (former.is_running, page.is_running, other.is_running) == (False, True, True)
+        assert addresses[2] == addresses[0] != addresses[1]
+        assert httpx.get(addresses[2]).status_code == 200
+    finally:
+        for blocks in (former, page, other):
+            blocks.close()
+
+
 def test_no_upload_outlives_the_page(pipeline, tmp_path):
     """Not even one whose window never said that it has it."""
     blocks = build_page(pipeline, title="Closed")

@@ -280,15 +280,22 @@ def _picture_budget(processor: Processor) -> list[Control]:
     return [Slider("picture_tokens", label, low, high, value=value, step=low)]
 
 
+_OPEN: dict[str, gr.Blocks] = {}  # pages that were opened last, by their titles
 ATTEMPTS = 5  # two pages that are opened at once may find the same port free
 
 
 def open_page(page: gr.Blocks, *, port: int | None = None, report: Report = print) -> str:
     """Serve the page on this computer, until it is closed, and return its address.
 
+    A page of the same title that this process opened before is closed, as where a notebook's cell
+    runs again.
     `report` is told how to reach it where the browser may be on another computer. Raises
     `SettingsError` for a `port` that is taken or that there cannot be.
     """
+    title = str(page.title)
+    former = _OPEN.pop(title, page)
+    if former is not page:
+        former.close(verbose=False)
     page.queue(default_concurrency_limit=None)  # the pipeline lets one answer at a time begin
     for attempt in range(ATTEMPTS):
         number = free_port(port)
@@ -299,6 +306,7 @@ def open_page(page: gr.Blocks, *, port: int | None = None, report: Report = prin
                 raise not_free(number, errno.EADDRINUSE) from None
         else:
             break
+    _OPEN[title] = page
     for line in ways(number):
         report(line)
     return address
