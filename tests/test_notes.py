@@ -13,6 +13,8 @@ from helpers.convert import conversion
 from helpers.convert.folders import read_manifest
 from helpers.convert.notes import notes_on
 from helpers.graphs.presets import find_preset
+from helpers.models import load_processor
+from helpers.models.processors import Processor
 from helpers.sources.checkpoints import BUNDLED, write_json
 from tests.bundled import BUNDLED_NAMES
 
@@ -34,6 +36,22 @@ def add_audio(folder, prefix="model."):
     save_file(tensors | {f"{prefix}{AUDIO}": torch.zeros(2, 2)}, path, {"format": "pt"})
 
 
+def notes_of(folder):
+    return notes_on(folder, load_processor(folder))
+
+
+def test_notes_and_small_files_read_no_further_tokenizer(tmp_path, monkeypatch):
+    reads, read = [], Processor.__init__
+
+    def counted(self, *arguments):
+        reads.append(arguments)
+        read(self, *arguments)
+
+    monkeypatch.setattr(Processor, "__init__", counted)
+    conversion.convert(BUNDLED / "qwen3_vl", tmp_path / "made", find_preset("fp16"))
+    assert len(reads) == 2  # for what is there already, then with the model
+
+
 def test_what_a_base_model_lacks_and_what_is_left_out_is_told_once_and_kept(tmp_path, capsys):
     folder, output = copy_of("gemma4", tmp_path), tmp_path / "made"
     (folder / "chat_template.jinja").unlink()
@@ -46,7 +64,7 @@ def test_what_a_base_model_lacks_and_what_is_left_out_is_told_once_and_kept(tmp_
     assert f"note: {NO_AUDIO}" in lines
     assert sum(line.startswith(f"note: {NO_TEMPLATE}") for line in lines) == 1
     assert main(["info", str(output), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["notes"] == notes_on(folder)
+    assert json.loads(capsys.readouterr().out)["notes"] == notes_of(folder)
 
 
 def test_parts_that_a_notebook_writes_keep_the_notes(bundled_folder, tmp_path):
@@ -63,7 +81,7 @@ def test_parts_that_a_notebook_writes_keep_the_notes(bundled_folder, tmp_path):
 
 @pytest.mark.parametrize("name", BUNDLED_NAMES)
 def test_nothing_is_said_of_a_whole_checkpoint(name):
-    assert notes_on(BUNDLED / name) == []
+    assert notes_of(BUNDLED / name) == []
 
 
 @pytest.mark.parametrize("name", WITH_TEMPLATE)
@@ -71,12 +89,12 @@ def test_a_template_in_any_file_counts(name, tmp_path):
     folder = copy_of(name, tmp_path)
     text = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     (folder / "chat_template.jinja").unlink()
-    (note,) = notes_on(folder)
+    (note,) = notes_of(folder)
     assert note.startswith(NO_TEMPLATE)
     config = json.loads((folder / "tokenizer_config.json").read_bytes())
     for file, content in (("tokenizer_config.json", config), ("chat_template.json", {})):
         write_json(folder / file, content | {"chat_template": text})
-        assert notes_on(folder) == []
+        assert notes_of(folder) == []
         write_json(folder / file, content)
 
 
@@ -84,4 +102,4 @@ def test_a_template_in_any_file_counts(name, tmp_path):
 def test_an_audio_tower_is_named_however_the_files_call_it(prefix, tmp_path):
     folder = copy_of("gemma4", tmp_path)
     add_audio(folder, prefix)
-    assert notes_on(folder) == [NO_AUDIO]
+    assert notes_of(folder) == [NO_AUDIO]

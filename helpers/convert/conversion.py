@@ -54,6 +54,7 @@ from helpers.models import load_processor
 from helpers.models.base import VisionLanguageModel
 from helpers.models.checks import check_processor
 from helpers.models.families import family_of
+from helpers.models.processors import Processor
 from helpers.resources import Growth, in_words
 from helpers.upstream.locales import plain_numbers
 
@@ -112,7 +113,7 @@ def convert(
     model = family_of(checkpoint).model.load(checkpoint)
     check_image_encoder(model, preset)
     check_processor(model.processor)
-    notes = notes_on(checkpoint)
+    notes = notes_on(checkpoint, model.processor)
     for note in notes:
         report(f"note: {note}")
     origin |= {"notes": notes}
@@ -126,7 +127,7 @@ def convert(
             )
         with Growth() as growth:
             _convert_parts(work, model, checkpoint, preset, samples, report)
-        _write_small_files(checkpoint, work.folder)
+        _write_small_files(checkpoint, model.processor, work.folder)
     report(f"{output} is complete; it took at most {in_words(growth.bytes)} of memory.")
     return work.bit_widths
 
@@ -197,14 +198,15 @@ def write(
     by part. Whatever stands at `output` is replaced, since nobody knows how parts that come from
     outside were made.
     """
-    origin = made_of(checkpoint, preset) | {"notes": notes_on(checkpoint)}
+    processor = load_processor(checkpoint)
+    origin = made_of(checkpoint, preset) | {"notes": notes_on(checkpoint, processor)}
     with written_aside(Path(output), origin) as work:
         for name, model in parts:
             if compressed:
                 _save(work, name, model)
             else:
                 _store(work, name, model, preset, report)
-        _write_small_files(checkpoint, work.folder)
+        _write_small_files(checkpoint, processor, work.folder)
     report(f"{output} is complete.")
     return work.bit_widths
 
@@ -258,13 +260,12 @@ def _name_by_order(model: ov.Model, name: str) -> None:
             node.set_friendly_name(f"{kind}_{number}")
 
 
-def _write_small_files(checkpoint: Path, folder: Path) -> None:
+def _write_small_files(checkpoint: Path, processor: Processor, folder: Path) -> None:
     """Copy configs, tokenizer and the like beside the parts, and write what other runtimes read."""
     for path in sorted(Path(checkpoint).iterdir()):
         if path.suffix in COPIED and not path.name.endswith(LEFT_OUT) and path.is_file():
             shutil.copyfile(path, folder / path.name)
     # As the processor completed it: what it read from elsewhere is not beside the parts.
-    processor = load_processor(checkpoint)
     config = json.dumps(processor.config, indent=1, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     write_runtime_files(processor, folder)
