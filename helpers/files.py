@@ -17,6 +17,20 @@ _ONLY_IN_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 _STREAMS = ("/dev", "/proc")  # what they name may be a shell's file, which others write to as well
 
 
+def check_writable(folder: Path) -> None:
+    """Write a file into a folder and remove it. Raises `OSError` where that is not possible.
+
+    `tempfile` tries for ever on Windows, where `os.access` says of any folder that it may be
+    written.
+    """
+    path = folder / f".vlm-{uuid.uuid4().hex}.part"
+    try:
+        path.write_bytes(b"\n")  # an empty file is made also on a full disk
+    finally:
+        with contextlib.suppress(OSError):  # it was never made
+            path.unlink()
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file beside `path` and let it take that name; text is UTF-8, with its line ends.
 

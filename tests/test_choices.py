@@ -60,3 +60,11 @@ def test_where_nothing_can_be_written_is_told_before_a_download(name, place, bec
     become_ordinary()
     with pytest.raises(OutputError, match=r"models, which is not possible \(Permission denied\)"):
         chosen_folder(choice, "internvl2")
+
+
+def test_a_full_disk_is_told_before_a_download(full_disk, monkeypatch):
+    message = r"models, which is not possible \(No space left"
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=message):
+        patch.chdir(full_disk)  # and back, before the disk is taken away
+        chosen_folder(choose_checkpoint("internvl2"), "internvl2")
+    assert [path.name for path in full_disk.iterdir()] == ["filling"]

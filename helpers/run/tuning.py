@@ -7,7 +7,6 @@ is fastest. What this module does not know: how the choice is made.
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from helpers import files
 from helpers.convert.folders import read_manifest, weight_bytes
 from helpers.convert.manifests import is_list_of_texts, part_files
 from helpers.errors import CheckpointError, OutputError, system_reason
-from helpers.files import write_whole
 from helpers.graphs.core import core
 from helpers.graphs.part_names import IMAGE_ENCODER, LANGUAGE_MODEL, NEXT_TOKENS, PROMPTS
 from helpers.resources import available_memory, in_words, instruction_sets, path_of, processors
@@ -180,15 +179,15 @@ def write_tuning(tuning: Tuning) -> Path:
     """Keep what was chosen, and return the file; an `OutputError` where that cannot be written."""
     path = _path(tuning.key)
     with _writing(path):
-        write_whole(path, json.dumps(asdict(tuning), indent=1) + "\n")
+        files.write_whole(path, json.dumps(asdict(tuning), indent=1) + "\n")
     return path
 
 
 def check_writable(folder: Path) -> None:
     """Raise an `OutputError` where nothing could be kept of a folder, before the long work."""
     path = _path(key_of(folder))
-    with _writing(path), tempfile.TemporaryFile(dir=path.parent) as file:
-        file.write(b"\n")  # an empty file is made also on a full disk
+    with _writing(path):
+        files.check_writable(path.parent)
 
 
 @contextmanager

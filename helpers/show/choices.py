@@ -5,12 +5,12 @@ choice.
 """
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from helpers.convert.estimates import memory_to_convert
 from helpers.errors import OutputError, SettingsError, system_reason
+from helpers.files import check_writable
 from helpers.graphs.presets import PRESETS, Preset, Quantization, Weights
 from helpers.models.families import (
     Family,
@@ -91,7 +91,7 @@ def _check_place() -> None:
     """Raise an `OutputError` where a notebook cannot write what it converts."""
     place = Path("models").absolute()
     try:
-        tempfile.TemporaryFile(dir=place if place.exists() else place.parent).close()
+        check_writable(place if place.exists() else place.parent)
     except OSError as error:
         raise OutputError(
             f"This notebook writes to {place}, which is not possible ({system_reason(error)}); "
