@@ -83,10 +83,17 @@ def test_an_incomplete_tower_inside_v2_is_told(tmp_path):
         load_model(folder)
 
 
-@pytest.mark.parametrize("projector", ["linear", "mlp2x_gelu", None])
-def test_an_unknown_projector(tmp_path, projector):
+@pytest.mark.parametrize(
+    ("projector", "problem"),
+    [
+        ("linear", 'The projector "linear" in config.json is none of ldpnet, ldpnetv2'),
+        ("mlp2x_gelu", 'The projector "mlp2x_gelu" in config.json is none of ldpnet, ldpnetv2'),
+        (None, "config.json names no projector, such as ldpnet, ldpnetv2"),
+    ],
+)
+def test_an_unknown_projector(tmp_path, projector, problem):
     folder = copy_of("mobilevlm", tmp_path, mm_projector_type=projector)
-    with pytest.raises(CheckpointError, match="none of ldpnet, ldpnetv2"):
+    with pytest.raises(CheckpointError, match=problem):
         load_model(folder)
 
 
