@@ -32,7 +32,7 @@ Batch = dict[str, Any]
 CONVERSATIONS = 0.25  # of the samples: several turns
 INSTRUCTIONS = 0.3  # of the questions that a word answers: the recipe's instruction behind them
 # Batches of pictures that are no square, or that image encoders may cut.
-NO_SQUARES = ("strip", "large", "wide", "page", "clip")
+NO_SQUARES = ("strip", "large", "largest", "wide", "page", "clip")
 OF_WORDS = ("word", "strip", "page")  # which ask for the word alone
 PAGE = 2  # times as wide and as high as its picture, which has the usual number of tokens there
 LONGEST_SHAPE = 8  # times as long as it is wide, a place of a `wide` picture
@@ -52,6 +52,8 @@ def sample_scene(
     """
     if batch == "large":
         return world.random_scene(generator, split), generator.randint(64, 144)
+    if batch == "largest":
+        return world.random_scene(generator, split), generator.randint(144, 340)
     if batch == "wide":
         ratio = math.exp(generator.uniform(-1.0, 1.0) * math.log(LONGEST_SHAPE) / 2)
         longer = max(ratio, 1 / ratio)

@@ -22,8 +22,8 @@ class Stage:
     """A part of training up to a share of the steps: how often each sort of batch and question.
 
     A batch is of pictures to `name`, of a `word` to read, of words on a `strip`, of `small`,
-    `large` or `wide` pictures, or of a `clip`. An image encoder that knows them already may be
-    `frozen` meanwhile. In small print, words are on a `page`.
+    `large`, `largest` or `wide` pictures, or of a `clip`. An image encoder that knows them already
+    may be `frozen` meanwhile. In small print, words are on a `page`.
     """
 
     until: float
@@ -66,7 +66,8 @@ FROM_PARTS = (
 
 # For an image encoder that takes pictures at their own size, whose model gives boxes and reads
 # clips too. Words come alone again; a box is a dozen digits, each of which has to be right, and
-# takes longest.
+# takes longest. Such an encoder reads no picture much larger than those it has learned: those come
+# last, since they are the dearest.
 AT_OWN_SIZE = (
     *FROM_NOTHING[:4],
     Stage(0.5, {"word": 0.75, "small": 0.15, "large": 0.1}, ALL_KINDS | {"box": 12}),
@@ -76,9 +77,22 @@ AT_OWN_SIZE = (
         ALL_KINDS | {"box": 14, "unusual": 5},
     ),
     Stage(
-        1.0,
+        0.88,
         {"word": 0.1, "strip": 0.13, "small": 0.1, "large": 0.35, "wide": 0.2, "clip": 0.12},
         ALL_KINDS | {"box": 12, "unusual": 7, "count": 4},
+    ),
+    Stage(
+        1.0,
+        {
+            "word": 0.08,
+            "strip": 0.1,
+            "small": 0.1,
+            "large": 0.24,
+            "largest": 0.29,
+            "wide": 0.11,
+            "clip": 0.08,
+        },
+        ALL_KINDS | {"box": 12, "unusual": 8, "count": 7, "word": 9},
     ),
 )
 
@@ -119,8 +133,13 @@ FROM_AN_ENCODER = (
     ),
     Stage(0.37, {"word": 0.75, "small": 0.1, "large": 0.15}, ALL_KINDS | {"count": 3}),
     Stage(
-        1.0,
+        0.9,
         {"word": 0.25, "strip": 0.25, "small": 0.1, "large": 0.4},
         {"describe": 2, "count": 3, "colour": 1, "shape": 1, "where": 2, "unusual": 8, "word": 4},
+    ),
+    Stage(
+        1.0,
+        {"word": 0.1, "strip": 0.14, "small": 0.05, "large": 0.28, "largest": 0.43},
+        {"describe": 3, "count": 3, "colour": 2, "shape": 2, "where": 2, "unusual": 6, "word": 7},
     ),
 )
