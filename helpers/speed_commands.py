@@ -23,9 +23,10 @@ def benchmark(options: argparse.Namespace) -> int:
 
     if options.output:
         check_output(options.output)
-    check_readable(path_of(options.model))
     against = [name for name in (options.against or "").split(",") if name]
-    if exists(path_of(options.model) / MANIFEST):
+    manifest = path_of(options.model) / MANIFEST
+    check_readable(manifest)  # where the folder may be entered, it need not be listed
+    if exists(manifest):
         result = _comparison(path_of(options.model), against)
     else:
         result = _figures(options, against)

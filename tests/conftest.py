@@ -175,4 +175,5 @@ def unfrozen():
     gc.unfreeze()
     yield
     gc.unfreeze()
+    gc.collect()  # or what the test left would stay for ever
     gc.freeze()

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.errors import CheckpointError
-from helpers.models import load_model
+from helpers.models import load_model, load_processor
+from helpers.models.families import find_checkpoint
 from helpers.models.internlm2_tokenizer import read_pieces
-from helpers.sources.checkpoints import BUNDLED, read_config, read_json
+from helpers.sources.checkpoints import BUNDLED, as_json, read_config, read_json
 from helpers.sources.key_mapping import Rule, load_tensors, original_tensors
 from helpers.sources.tensors import open_tensors
 from tests.bundled import BUNDLED_NAMES
@@ -366,3 +367,19 @@ def test_a_folder_that_may_not_be_looked_into(tmp_path, become_ordinary):
     become_ordinary()
     with pytest.raises(CheckpointError, match="checkpoint may not be read by this user; ask its"):
         read_config(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("name", BUNDLED_NAMES)
+def test_a_model_leaves_its_config_as_it_was_read(name):
+    folder = find_checkpoint(name)
+    assert load_model(folder).processor.config == load_processor(folder).config
+
+
+def test_a_value_in_a_sentence_is_as_its_file_has_it():
+    values = {
+        None: "null",
+        True: "true",
+        "été": '"été"',
+        "\ud800\x9b\u2028": '"\\ud800\\u009b\\u2028"',
+    }
+    assert [as_json(value) for value in values] == [*values.values()]

@@ -113,7 +113,7 @@ def test_neighbours_of_one_role_are_joined():
         ),
         ([{"role": "user", "content": 3}], "messages[0].content"),
         ([{"role": "user", "content": "\ud800"}], "messages[0].content"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
             "messages[0].content[0].image_url",

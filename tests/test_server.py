@@ -231,6 +231,9 @@ WRONG = {
         ]}]},
         "unsupported_content",
     ),
+    "messages[0].content[0].text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "invalid_value",
+    ),
     "messages": ({"messages": []}, "invalid_value"),
     "messages[0].role": ({"messages": [{"role": "tool", "content": "3"}]}, "invalid_value"),
 }  # fmt: skip

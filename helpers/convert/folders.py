@@ -311,7 +311,8 @@ def clean(folder: Path, *, report: Report = lambda line: None) -> list[Path]:
                     removed.append(path)
                     report(str(path))
         except OSError as error:  # another user's, which does not keep ours from going
-            problems.append(f"{place.folder} cannot be removed ({system_reason(error)})")
+            path = place.folder if place.folder.exists() else place.replaced
+            problems.append(f"{path} cannot be removed ({system_reason(error)})")
     if problems:
         raise OutputError(f"{problems[0]}; remove it as its owner.")
     return removed

@@ -42,7 +42,7 @@ from helpers.models.processors import Processor, Runtime
 from helpers.models.slices import Slicing, by_size, normalised, slice_picture
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
-from helpers.upstream.transformers import set_bos
+from helpers.upstream.transformers import new_config, set_bos
 
 __all__ = [
     "FAMILY",
@@ -247,7 +247,8 @@ def text_config(config: Config) -> GraniteConfig:
     The embeddings' scale is left to `ScaledEmbedding`, since picture features are not scaled.
     """
     head_size = config["hidden_size"] // config["num_attention_heads"]
-    return GraniteConfig(
+    return new_config(
+        GraniteConfig,
         **{name: config[name] for name in _TEXT_FIELDS if name in config},
         residual_multiplier=config["scale_depth"] / config["num_hidden_layers"] ** 0.5,
         logits_scaling=config["hidden_size"] / config["dim_model_base"],

@@ -17,6 +17,7 @@ from helpers.models.families import Family, Original, SmallTokenizer
 from helpers.models.processors import Runtime
 from helpers.sources.checkpoints import Config, check_choice
 from helpers.sources.key_mapping import Rule
+from helpers.upstream.transformers import new_config
 
 # `conv_vicuna_v1` in the authors' conversation.py, called "v1"
 TEMPLATE = Template(
@@ -88,7 +89,9 @@ class MobileVLM(ClipLanguageModel[MobileVLMProcessor]):
     def build(self, config: Config) -> None:
         """Create the image encoder, the projector and the language model."""
         super().build(config)
-        text_config = LlamaConfig(**{name: config[name] for name in _TEXT_FIELDS if name in config})
+        text_config = new_config(
+            LlamaConfig, **{name: config[name] for name in _TEXT_FIELDS if name in config}
+        )
         vision_width = self.processor.vision_config.hidden_size
         self.projector = self.processor.projector_class(vision_width, text_config.hidden_size)
         self.language_model = LlamaForCausalLM(text_config)

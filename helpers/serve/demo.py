@@ -293,9 +293,11 @@ def open_page(page: gr.Blocks, *, port: int | None = None, report: Report = prin
     `SettingsError` for a `port` that is taken or that there cannot be.
     """
     title = str(page.title)
-    former = _OPEN.pop(title, page)
+    former = _OPEN.get(title, page)
+    if port and (former is page or former.server_port != port):
+        free_port(port)  # or the former would be closed for nothing
     if former is not page:
-        former.close(verbose=False)
+        _OPEN.pop(title).close(verbose=False)
     page.queue(default_concurrency_limit=None)  # the pipeline lets one answer at a time begin
     for attempt in range(ATTEMPTS):
         number = free_port(port)

@@ -22,7 +22,6 @@ OpenPicture = Callable[[str], Image.Image]
 
 LOW, HIGH = "low", "high"  # how closely a picture is looked at; "auto" is as usual
 ROLES = {"system": SYSTEM_ROLE, "developer": SYSTEM_ROLE, "user": "user", "assistant": "assistant"}
-OTHER_CONTENTS = "texts and pictures are understood, as text and image_url"
 MOST_STOP_STRINGS = 16  # OpenAI allows 4
 # OpenAI's seeds have a sign, and 0 of a temperature or a top_p is the least that there is. vLLM's
 # top_k of -1 is what 0 is here: of all tokens.
@@ -291,15 +290,16 @@ def _content(value: object, name: str, open_picture: OpenPicture, details: list[
     for number, part in enumerate(value):
         place = f"{name}[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
-            parts.append({"type": "text", "text": _characters(part["text"], place)})
+        if kind in ("text", "input_text", "output_text"):
+            parts.append({"type": "text", "text": _characters(part.get("text"), f"{place}.text")})
         elif kind in ("image_url", "input_image"):
             address, detail = _address(part, place)
             details.append(detail)
             parts.append({"type": "image", "image": open_picture(address)})
         else:
             raise Refusal(
-                f"{place} is {kind or 'without a type'}; {OTHER_CONTENTS}.",
+                f"{place} is {json.dumps(kind) if kind else 'without a type'}; texts and pictures "
+                "are understood, as text and image_url.",
                 parameter=place,
                 code="unsupported_content",
             )
@@ -320,9 +320,9 @@ def _address(part: Json, place: str) -> tuple[str, str]:
     return value, detail or "auto"
 
 
-def _characters(text: str, name: str) -> str:
-    """Return a text; one that no tokenizer takes is refused."""
-    if has_halves(text):
+def _characters(text: object, name: str) -> str:
+    """Return a text; what is none is refused, and one that no tokenizer takes."""
+    if not isinstance(text, str) or has_halves(text):
         raise _wrong(name, "a text of whole characters")
     return text
 

@@ -6,6 +6,7 @@ earlier response cannot be named.
 What this module does not know: the web, and how an answer is computed.
 """
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def _messages(body: Json) -> list[Any]:
         if kind == "reasoning":  # thoughts of an earlier answer are not read again
             continue
         if kind != "message":
-            what = f"of type {kind}" if kind else "without a type"
+            what = f"of type {json.dumps(kind)}" if kind else "without a type"
             raise Refusal(f"input has an item {what}; only messages are understood.")
         messages.append(item)
     return messages

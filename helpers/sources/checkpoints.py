@@ -189,6 +189,10 @@ def check_choice(what: str, name: object, choices: Iterable[str]) -> None:
 
 
 def as_json(value: object) -> str:
-    """Return a value as its file has it, for a sentence: its beginning, where it is long."""
+    """Return a value as its file has it, for a sentence: its beginning, where it is long.
+
+    Letters stay, and what cannot be printed is escaped, as halves of characters.
+    """
     text = json.dumps(value, ensure_ascii=False, default=str)
+    text = "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
     return text if len(text) <= 40 else f"{text[:40]}..."

@@ -60,6 +60,7 @@ def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     for section, field in itertools.product(sections, _FIELDS):
         if settings := section.get(field):  # an empty one says nothing
             method = settings.get("quant_method") if isinstance(settings, dict) else None
+            method = method if isinstance(method, str) else None
             raise CheckpointError(
                 f"{folder} holds weights that are quantised already ({method or 'unnamed'}); "
                 f"{_ORIGINAL}."

@@ -1,14 +1,14 @@
-"""transformers 5.23: mllama's vision states, the cache's name and states, heads, and warnings."""
+"""transformers 5.23: configs, mllama's vision states, the cache, heads, and warnings."""
 
 import contextlib
 import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from torch import LongTensor, Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import LinearAttentionLayer
 from transformers.integrations import sdpa_attention
 
@@ -18,6 +18,14 @@ from helpers.upstream.patching import replaced
 # Meta's code, and in transformers when it first had this model. transformers 5.23 hands on the
 # layer's output, so each index is one too high. No issue of theirs is known here.
 MLLAMA_COLLECTS_OUTPUTS = True
+
+
+_Kind = TypeVar("_Kind", bound=PreTrainedConfig)
+
+
+def new_config(kind: type[_Kind], /, **fields: Any) -> _Kind:
+    """Return a config of these fields, in which transformers would complete the sections."""
+    return kind(**copy.deepcopy(fields))
 
 
 def cache_argument(function: Callable[..., Any], cache: object) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from helpers.models.exported import ImageInputs
 from helpers.models.gemma4.exported import Gemma4Exported
 from helpers.models.processors import Processor, Runtime
 from helpers.sources.checkpoints import Config, as_json, pixel_settings, preparation
-from helpers.upstream.transformers import set_bos
+from helpers.upstream.transformers import new_config, set_bos
 
 PICTURE_MARKS = ("<|image>", "<|image|>", "<image|>")
 VIDEO_MARK = "<|video|>"
@@ -61,7 +61,7 @@ class Gemma4Processor(Processor):
     @cached_property
     def settings(self) -> Gemma4Config:
         """The config as transformers reads it; a `CheckpointError` for a kind not read here."""
-        settings = Gemma4Config(**self.config)
+        settings = new_config(Gemma4Config, **self.config)
         if settings.vision_config is None:
             raise CheckpointError(
                 f"{self.folder} reads no pictures (vision_config is missing in config.json); take "

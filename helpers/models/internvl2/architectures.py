@@ -30,7 +30,7 @@ from helpers.models.internlm2_tokenizer import internlm2_tokenizer
 from helpers.models.longrope import LongPhi3
 from helpers.sources.checkpoints import Config
 from helpers.sources.key_mapping import Rule
-from helpers.upstream.transformers import no_rope_warnings, set_bos
+from helpers.upstream.transformers import new_config, no_rope_warnings, set_bos
 
 _NOT_FOR_TEXT = ("architectures", "auto_map", "model_type", "torch_dtype")  # read elsewhere
 
@@ -46,12 +46,12 @@ def _text_fields(llm: Config) -> Config:
 
 
 def _config_of(kind: type[PreTrainedConfig]) -> Callable[[Config], PreTrainedConfig]:
-    return lambda llm: kind(**_text_fields(llm))
+    return lambda llm: new_config(kind, **_text_fields(llm))
 
 
 def _internlm2_config(llm: Config) -> LlamaConfig:
     fields = {name: value for name, value in _text_fields(llm).items() if name != "bias"}
-    return LlamaConfig(**fields, attention_bias=llm.get("bias", False), mlp_bias=False)
+    return new_config(LlamaConfig, **fields, attention_bias=llm.get("bias", False), mlp_bias=False)
 
 
 def _phi3_config(llm: Config) -> Phi3Config:
@@ -62,7 +62,7 @@ def _phi3_config(llm: Config) -> Phi3Config:
         # LongRoPE was called "su" when the checkpoint was made.
         fields["rope_scaling"] = scaling | {"rope_type": "longrope"}
     with no_rope_warnings():  # `factor` may be missing, and is what the two lengths say
-        config = Phi3Config(**fields)
+        config = new_config(Phi3Config, **fields)
     if (config.sliding_window or 0) >= config.max_position_embeddings:
         config.sliding_window = None  # a window in which every prompt fits
     return config

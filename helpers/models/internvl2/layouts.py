@@ -139,15 +139,15 @@ def refuse_variants(config: Config) -> None:
             )
     if config["dynamic_image_size"] and not config["use_thumbnail"]:
         raise CheckpointError(
-            "use_thumbnail in config.json is false, and pictures in tiles without a thumbnail are "
-            "not read here; use a checkpoint of the published kind."
+            f"use_thumbnail in config.json is {as_json(config['use_thumbnail'])}, and pictures in "
+            "tiles without a thumbnail are not read here; use a checkpoint of the published kind."
         )
     side, learned = config.get("force_image_size"), config["vision_config"].get("image_size")
     if side and side != learned:
         raise CheckpointError(
-            f"Pictures are to be {side} pixels wide, but image_size in config.json is {learned}, "
-            "and positions of another size are not read here; use a checkpoint of the published "
-            "kind."
+            f"Pictures are to be {side} pixels wide, but image_size in config.json is "
+            f"{as_json(learned)}, and positions of another size are not read here; use a "
+            "checkpoint of the published kind."
         )
     fields = [name for name in _FLASH_FIELDS if name in config]
     if fields:

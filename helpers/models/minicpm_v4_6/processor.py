@@ -21,6 +21,7 @@ from helpers.models.processors import Processor
 from helpers.models.qwen_vision.processor import CHATML
 from helpers.models.slices import HALVES, Plan, Slicing, cut, normalised, plan_slices, refuse_long
 from helpers.sources.checkpoints import Config, preparation
+from helpers.upstream.transformers import new_config
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 MARKS = ("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>")
@@ -45,7 +46,7 @@ class MiniCPMV4_6Processor(Processor):
     @cached_property
     def settings(self) -> Any:
         """The config as transformers reads it; a `CheckpointError` for merges not read here."""
-        settings = MiniCPMV4_6Config(**self.config)
+        settings = new_config(MiniCPMV4_6Config, **self.config)
         vision: Any = settings.vision_config
         layers = range(vision.num_hidden_layers)
         readable: dict[str, tuple[Any, Sequence[object]]] = {

@@ -55,7 +55,9 @@ class Mllama(VisionLanguageModel[MllamaProcessor]):
     def build(self, config: Config) -> None:
         """Create the image encoder, the projector and the language model."""
         self.config = config = self.processor.config
-        vision = MllamaVisionConfig(**corrected_vision_fields(config["vision_config"]))
+        vision = upstream.new_config(
+            MllamaVisionConfig, **corrected_vision_fields(config["vision_config"])
+        )
         _check_shapes(vision)
         text = text_config(config["text_config"])
         if not text.cross_attention_layers:
@@ -212,7 +214,7 @@ class MllamaLanguageModel(MllamaForCausalLM):
 def text_config(fields: Config) -> MllamaTextConfig:
     """Return the language model's configuration."""
     with upstream.no_rope_warnings():
-        return MllamaTextConfig(**fields)
+        return upstream.new_config(MllamaTextConfig, **fields)
 
 
 def _join_tiles(tiles: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from helpers.models.budgets import PicturePieces
 from helpers.models.exported import Features, ImageInputs
 from helpers.models.mllama.exported import MllamaExported
 from helpers.models.processors import Processor
-from helpers.sources.checkpoints import Config, pixel_settings, preparation
+from helpers.sources.checkpoints import Config, as_json, pixel_settings, preparation
 from helpers.upstream.transformers import set_bos
 
 IMAGE_TOKEN = "<|image|>"
@@ -117,7 +117,7 @@ class MllamaProcessor(Processor):
         if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != self.image_token_id:
             raise CheckpointError(
                 f"The tokenizer in {self.folder} does not have {IMAGE_TOKEN} at "
-                f"{self.image_token_id}; take the tokenizer files of the same checkpoint."
+                f"{as_json(self.image_token_id)}; take the tokenizer files of the same checkpoint."
             )
         return tokenizer
 

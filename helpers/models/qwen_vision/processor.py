@@ -25,6 +25,7 @@ from helpers.models.qwen_vision.exported import PictureTokens, QwenVisionExporte
 from helpers.models.qwen_vision.places import Grid, single_frames, token_positions
 from helpers.models.qwen_vision.videos import VideoSettings, video_inputs
 from helpers.sources.checkpoints import Config, pixel_settings, preparation
+from helpers.upstream.transformers import new_config
 
 PICTURE_MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 VIDEO_MARK = "<|video_pad|>"
@@ -66,7 +67,7 @@ class QwenVisionProcessor(Processor):
     @cached_property
     def settings(self) -> Any:
         """The config as transformers reads it; a `CheckpointError` for steps of other lengths."""
-        settings: Any = self.settings_class(**self.config)
+        settings: Any = new_config(self.settings_class, **self.config)
         if (frames := settings.vision_config.temporal_patch_size) != FRAMES_OF_A_STEP:
             raise CheckpointError(
                 f"temporal_patch_size in {self.folder / 'config.json'} is {frames}, and only "
